@@ -1,0 +1,17 @@
+"""BaseModel: a torch module that prints its size."""
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
+
+
+class BaseModel(nn.Module, ABC):
+    """Base of the project's models; a subclass has to write `forward`."""
+
+    @abstractmethod
+    def forward(self, *inputs: Any) -> Any:
+        """The model's output for one batch of inputs."""
+
+    def __str__(self) -> str:
+        n_trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        return f'{super().__str__()}\nTrainable parameters: {n_trainable:,}'

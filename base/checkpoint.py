@@ -1,0 +1,318 @@
+"""Checkpoint files: the only `torch.save` and `torch.load`. A file is written whole or not at all, and verified before use.
+
+Beside NAME.pth stands NAME.pth.sha256 (as `sha256sum -c` reads it). Saving removes it, replaces the file, then writes the new
+one: whenever that stops, what is there fits together. A file without one, say after a copy, is checked by its own checksums.
+"""
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from base import old_checkpoint
+from utils.errors import CheckpointError
+
+FORMAT = 1
+LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
+CONTENT = {'format': int, 'arch': str, 'epoch': int, 'state_dict': dict, 'optimizer': dict, 'monitor_best': (int, float),
+           'config': dict, 'step': int, 'samples': int, 'seed': int, 'parts': dict, 'history': list, 'rng': dict, 'made_by': dict,
+           'run': dict}
+LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
+logger = logging.getLogger(__name__)
+
+
+# Writing
+
+def save(state: dict, path: Path, *also: Path) -> None:
+    """Write `state` (brought to plain data here) to `path`, and under the names `also` in the same folder, for one price.
+
+    The names share one file where the file system can: replace a checkpoint, do not write into it.
+    Raises CheckpointError when it cannot be written; what was there before is then still there, and nothing else.
+    """
+    buffer = io.BytesIO()
+    torch.save({'format': FORMAT, **to_plain(state)}, buffer)
+    if not old_checkpoint.Archive(buffer).is_plain():
+        raise CheckpointError(f'{path}: the state holds what could not be loaded again')
+    content = buffer.getbuffer()
+    digest = hashlib.sha256(content).hexdigest()
+    paths = [Path(each) for each in (path, *also)]
+    try:
+        _write_all(paths, content, digest)
+    except OSError as error:
+        raise CheckpointError(f'{path} could not be written: {error.strerror or error}. It needs {len(content):,} bytes; '
+                              f'{_free_bytes(paths[0].parent)} are free. What was there before is untouched.') from error
+
+
+def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
+    """Everything that takes space goes into temporary files first; then names are exchanged."""
+    folder, temporaries = paths[0].parent, []
+
+    def temporary(path: Path) -> Path:
+        for left_over in path.parent.glob(f'.{path.name}.*.tmp'):  # of a process that was killed
+            left_over.unlink(missing_ok=True)
+        temporaries.append(path.with_name(f'.{path.name}.{os.getpid()}.tmp'))
+        return temporaries[-1]
+
+    try:
+        files = [temporary(path) for path in paths]
+        _write(files[0], content)
+        for each in files[1:]:
+            try:
+                os.link(files[0], each)
+            except OSError:  # no hard links here
+                _write(each, content)
+        sidecars = [temporary(_sidecar(path)) for path in paths]
+        for each, path in zip(sidecars, paths):
+            _write(each, f'{digest}  {path.name}\n'.encode())
+        for path in paths:
+            _sidecar(path).unlink(missing_ok=True)
+        _sync_folder(folder)
+        for each, path in zip(files, paths):
+            os.replace(each, path)
+        _sync_folder(folder)
+        for each, path in zip(sidecars, paths):
+            os.replace(each, _sidecar(path))
+        _sync_folder(folder)
+    finally:
+        for each in temporaries:
+            try:
+                each.unlink(missing_ok=True)
+            except OSError:  # the folder is gone or became read-only: the first error says so
+                pass
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    with path.open('xb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == 'nt':  # has no such thing
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free_bytes(folder: Path) -> str:
+    try:
+        return f'{shutil.disk_usage(folder).free:,}'
+    except OSError:
+        return 'none'
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f'{path.name}.sha256')
+
+
+def to_plain(value: Any, where: str = '') -> Any:
+    """A copy of `value` in tensors, dicts, lists, tuples, sets, strings and numbers; CheckpointError names what is none of these.
+
+    numpy's numbers and arrays become numbers and tensors, a Path a string, an OrderedDict a dict, and an object with a dict
+    `config` (ConfigParser) that dict. A tensor that shows a part of a bigger one leaves the rest behind.
+    """
+    kind = type(value)
+    if kind in LEAVES:
+        return value
+    if kind in (torch.Tensor, torch.nn.Parameter) and value.layout in (torch.strided, torch.sparse_coo):
+        value = value.detach()
+        if value.layout == torch.strided and value.nbytes < value.untyped_storage().nbytes():
+            value = value.clone()
+        return value
+    if kind in (Counter, set, torch.Size):
+        return kind(value)
+    if where.count('.') > old_checkpoint.MAX_DEPTH:
+        raise CheckpointError(f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself')
+    if isinstance(value, dict):
+        return {to_plain(key, f'{where} (a key)'): to_plain(each, f'{where}.{key}'.lstrip('.')) for key, each in value.items()}
+    if kind in (list, tuple):
+        return kind(to_plain(each, f'{where}.{index}'.lstrip('.')) for index, each in enumerate(value))
+    if isinstance(value, np.generic):
+        return to_plain(value.item(), where)
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'fiubc':
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(getattr(value, 'config', None), dict):
+        return to_plain(value.config, where)
+    raise CheckpointError(f'the state cannot be saved: {where or "it"} is a {kind.__module__}.{kind.__qualname__}; '
+                          'keep numbers, strings, tensors, lists or dicts there')
+
+
+# Reading
+
+def load(path: Path) -> dict:
+    """The checkpoint in `path`, verified, on the CPU; one of the old template is read without running any code it holds.
+
+    Raises CheckpointError, whatever is wrong with the file.
+    """
+    path = Path(path)
+    for _ in range(3):  # a training that writes this very file meanwhile may exchange it between our looks at it
+        try:
+            with path.open('rb') as file:
+                verified = _matches_sidecar(file, path)
+                if verified is False and not _is_still(file, path):
+                    continue
+                if verified is False:
+                    raise ValueError(f'it has changed since {_sidecar(path).name} was written (remove that if it was you)')
+                return _checked(_read(file, verified))
+        except OSError as error:
+            raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
+        except Exception as error:  # malformed files raise nearly everything
+            reason = str(error) if isinstance(error, (ValueError, CheckpointError)) else f'{type(error).__name__}: {error}'
+            raise CheckpointError(f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
+                                  'Take another one; -r RUN_FOLDER takes the newest good one of a run.') from error
+    raise CheckpointError(f'{path} keeps changing while it is read; try again when its training has ended')
+
+
+def _matches_sidecar(file: Any, path: Path) -> bool | None:
+    """Whether the bytes are those that were written; None when nothing beside the file tells."""
+    try:
+        digest = _sidecar(path).read_bytes()[:64].decode('ascii', 'replace')
+    except FileNotFoundError:
+        return None
+    return hashlib.file_digest(file, 'sha256').hexdigest() == digest
+
+
+def _is_still(file: Any, path: Path) -> bool:
+    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+
+
+def _read(file: Any, verified: bool | None) -> Any:
+    if not old_checkpoint.is_zip(file):
+        return old_checkpoint.read(file)
+    archive = old_checkpoint.Archive(file)
+    if not verified:
+        broken = archive.zip.testzip()
+        if broken:
+            raise ValueError(f'its record {broken} is damaged')
+    if not archive.is_plain():
+        return old_checkpoint.read(file)
+    file.seek(0)
+    with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
+        warnings.filterwarnings('ignore', 'Validating sparse tensor invariants')  # as if checking were a fault
+        return old_checkpoint.as_checkpoint(torch.load(file, map_location='cpu', weights_only=True))
+
+
+def _checked(state: dict) -> dict:
+    """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
+    if 'state_dict' not in state:
+        raise ValueError("it has no 'state_dict'")
+    if state.get('format', FORMAT) != FORMAT:
+        raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMAT}')
+    for key, kind in CONTENT.items():
+        value = state.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f'its {key!r} is a {type(value).__name__}')
+    for name, value in state['state_dict'].items():
+        if type(name) is not str or not (isinstance(value, torch.Tensor) or name.endswith('_extra_state')):
+            raise ValueError(f"its 'state_dict' is none: {name!r} is a {type(value).__name__}")
+    return state
+
+
+def non_finite(tensors: dict[str, Any]) -> list[str]:
+    """Names of the entries that hold a nan or an infinity."""
+    return [name for name, value in tensors.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
+
+
+# Choosing and removing
+
+def find(text: str, root: Path = Path()) -> Path:
+    """The file that `-r text` means, looked for from the working directory, then from `root`.
+
+    A file means itself. A run folder, or RUN/last, means its newest good checkpoint: checkpoint-last.pth, else the highest epoch,
+    else model_best.pth; what is damaged is passed over with a warning. RUN/best means its model_best.pth.
+    """
+    for path in (Path(text), root / text):
+        if path.is_file():
+            return path
+        folder = path.parent if path.name in ('last', 'best') and not path.exists() else path
+        if not folder.is_dir():
+            continue
+        if folder != path and path.name == 'best':
+            if (folder / BEST).is_file():
+                return folder / BEST
+            raise CheckpointError(f'{folder} holds no {BEST}')
+        newest = newest_valid(folder)
+        if newest:
+            return newest
+        run = newest_run(folder)
+        raise CheckpointError(f'{folder} holds no checkpoint' + (f'; do you mean its newest run, {run}?' if run else ''))
+    raise CheckpointError(f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best')
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder that is whole; None when it holds none, CheckpointError when all are damaged."""
+    damaged = []
+    for path in [folder / LAST, *_numbered(folder), folder / BEST]:
+        if not path.is_file():
+            continue
+        problem = _problem(path)
+        if problem is None:
+            if damaged:
+                logger.warning(f'{" and ".join(map(str, damaged))} is damaged: falling back on {path}')
+            return path
+        damaged.append(path)
+    if damaged:
+        raise CheckpointError(f'every checkpoint in {folder} is damaged: {", ".join(path.name for path in damaged)}.\n{problem}')
+    return None
+
+
+def newest_run(folder: Path) -> Path | None:
+    """The run folder under saved/models/NAME that was begun last, whether or not it holds a checkpoint."""
+    runs = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return max(runs, key=_begun, default=None)
+
+
+def _begun(run: Path) -> tuple[float, int]:
+    """When a run was begun: as its id says, or, under an id of the user's own, as its config file does; and the id's counter."""
+    match = re.fullmatch(r'(\d{8}_\d{6})(?:_(\d+))?', run.name)
+    try:
+        return datetime.strptime(match[1], '%Y%m%d_%H%M%S').timestamp(), int(match[2] or 0)
+    except (TypeError, ValueError):
+        config = run / 'config.json'
+        return (config if config.is_file() else run).stat().st_mtime, 0
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove the numbered checkpoints but the newest `keep`, once one of those is verified. model_best.pth always stays."""
+    assert keep >= 1
+    numbered = _numbered(folder)
+    if len(numbered) <= keep or all(_problem(path) for path in numbered[:keep]):
+        return
+    try:
+        for path in reversed(numbered[keep:]):
+            _sidecar(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f'{path} could not be removed: {error.strerror or error}') from error
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """checkpoint-epoch{N}.pth, the highest N first."""
+    found = {path: re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name) for path in folder.glob('checkpoint-epoch*.pth')}
+    return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]), reverse=True)
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a file; its bytes are compared where a sidecar stands, else it is loaded."""
+    try:
+        with path.open('rb') as file:
+            if not _matches_sidecar(file, path):
+                load(path)
+    except (CheckpointError, OSError) as error:
+        return str(error)
+    return None

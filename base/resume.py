@@ -1,0 +1,101 @@
+"""How the parts of a checkpoint find back to their objects, also when the config has changed in between."""
+import logging
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from utils.errors import CheckpointError
+
+
+def parts_of(trainer: Any) -> dict[str, Any]:
+    """Every object with state that is an attribute of `trainer` (or an entry of a list, tuple or dict there), by its name.
+
+    The model and the optimizer are left out: checkpoints have keys of their own for them.
+    """
+    found, seen = {}, {id(trainer.model), id(getattr(trainer.model, 'module', None)), id(trainer.optimizer)}
+
+    def visit(name: str, value: Any) -> None:
+        if id(value) in seen:
+            return
+        if hasattr(value, 'state_dict') and hasattr(value, 'load_state_dict'):
+            seen.add(id(value))
+            found[name] = value
+        elif isinstance(value, dict):
+            for key, each in value.items():
+                visit(f'{name}.{key}', each)
+        elif isinstance(value, (list, tuple)):
+            for index, each in enumerate(value):
+                visit(f'{name}.{index}', each)
+
+    for name, value in vars(trainer).items():
+        visit(name, value)
+    return found
+
+
+def restore_parts(trainer: Any, saved: dict[str, Any], old_config: dict) -> None:
+    """Load each part; warn of one that only the checkpoint or only the trainer has."""
+    mine = parts_of(trainer)
+    for name, part in mine.items():
+        if name not in saved:
+            if part.state_dict():
+                trainer.logger.warning(f'The checkpoint holds no state for {name}: it starts fresh.')
+        elif isinstance(part, LRScheduler):
+            load_scheduler(part, name, saved[name], old_config, trainer.config, trainer.logger)
+        else:
+            try:
+                part.load_state_dict(saved[name])
+            except (ValueError, KeyError, RuntimeError, TypeError) as error:
+                raise CheckpointError(f'the state of {name} in the checkpoint does not fit: {error}') from error
+    for name in saved.keys() - mine.keys():
+        trainer.logger.warning(f'The checkpoint holds a state for {name}, which this trainer does not have.')
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, old_config: dict, config: Any, logger: logging.Logger) -> None:
+    """Load the optimizer's state; what the config says differently from when it was saved holds.
+
+    A changed learning rate keeps the schedule's shape: the present one is scaled by new / old.
+    """
+    if changed_type('optimizer', old_config, config):
+        logger.warning('The optimizer is another one than in the checkpoint: it starts fresh.')
+        return
+    changed = changed_args('optimizer', old_config, config)
+    try:
+        optimizer.load_state_dict(saved)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f'the optimizer state in the checkpoint does not fit: {error}') from error
+    for name, (before, now) in changed.items():
+        for group in optimizer.param_groups:
+            if name == 'lr':
+                group['initial_lr'] = group.get('initial_lr', before) * now / before
+                group['lr'] = group['lr'] * now / before
+            elif name in group:
+                group[name] = now
+        logger.info(f'optimizer.args.{name}: {before} in the checkpoint, {now} from here on')
+
+
+def load_scheduler(scheduler: LRScheduler, name: str, saved: dict, old_config: dict, config: Any, logger: logging.Logger) -> None:
+    """Load the scheduler's state; what the config says differently from when it was saved holds."""
+    if changed_type('lr_scheduler', old_config, config):
+        logger.warning(f'{name} is another one than in the checkpoint: the schedule starts fresh.')
+        return
+    changed = changed_args('lr_scheduler', old_config, config)
+    state = {key: value for key, value in saved.items() if key not in changed}
+    if hasattr(scheduler, 'base_lrs') and changed_args('optimizer', old_config, config).get('lr'):
+        state['base_lrs'] = [group['initial_lr'] for group in scheduler.optimizer.param_groups]
+    scheduler.load_state_dict(state)
+    for key, (before, now) in changed.items():
+        logger.info(f'lr_scheduler.args.{key}: {before} in the checkpoint, {now} from here on')
+
+
+def changed_type(section: str, old_config: dict, config: Any) -> bool:
+    """Whether the section names another type than the checkpoint's config; an unrecorded one counts as the same."""
+    before = (old_config.get(section) or {}).get('type')
+    return before is not None and before != (config.get(section) or {}).get('type')
+
+
+def changed_args(section: str, old_config: dict, config: Any) -> dict[str, tuple[Any, Any]]:
+    """{name: (before, now)} of the section's arguments that both configs have and that differ."""
+    before = (old_config.get(section) or {}).get('args') or {}
+    now = (config.get(section) or {}).get('args') or {}
+    return {name: (before[name], now[name]) for name in before.keys() & now.keys() if before[name] != now[name]}

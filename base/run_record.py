@@ -1,0 +1,69 @@
+"""What a run leaves in its folders beside checkpoints: what made it, its history as a table, and the lock of its trainer."""
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def made_by(seed: int, device: torch.device) -> dict:
+    """Versions, code, command and machine, as plain data."""
+    return {'torch': str(torch.__version__), 'python': platform.python_version(), 'git': _git('rev-parse', 'HEAD'),
+            'uncommitted_changes': bool(_git('status', '--porcelain')), 'command': list(sys.argv), 'seed': seed,
+            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+            'machine': platform.machine(), 'threads': torch.get_num_threads()}
+
+
+def differences(before: dict, now: dict) -> str:
+    """The parts of `made_by` that can change a result and did, in words; empty when none."""
+    kinds = ('torch', 'python', 'git', 'uncommitted_changes', 'device', 'machine', 'threads')
+    return ', '.join(f'{kind} {before[kind]} -> {now[kind]}' for kind in kinds if kind in before and before[kind] != now[kind])
+
+
+def write_history(history: list[dict], log_dir: Path) -> None:
+    """The finished epochs as metrics.csv, one row each."""
+    import pandas
+    unfinished = log_dir / '.metrics.csv'
+    pandas.DataFrame(history).to_csv(unfinished, index=False)
+    unfinished.replace(log_dir / 'metrics.csv')
+
+
+class RunLock:
+    """Inside, this process is the only trainer of the run folder; the kernel lets go when the process dies."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / '.lock'
+        self._handle = None
+
+    def __enter__(self) -> None:
+        if fcntl is None:
+            return
+        self._handle = open(self.path, 'a')
+        try:
+            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf, not flock: loader workers must not inherit it
+        except OSError:
+            self._handle.close()
+            raise UserError(f'{self.path.parent} is being trained by another process. Wait for it, stop it, or start a new '
+                            'run with -c config.json') from None
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle.close()
+
+
+def _git(*arguments: str) -> str:
+    """What git says about the project; empty without git or outside a repository."""
+    try:
+        return subprocess.run(['git', *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ''

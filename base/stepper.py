@@ -1,0 +1,113 @@
+"""Stepper: from losses to optimizer steps; precision, micro-batches and clipping live here, not in the loop."""
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from base.schedule import Schedule
+from utils.batch import length, split
+from utils.errors import ConfigError
+
+DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class Stepper:
+    """One optimizer step for each batch, whatever the number of micro-batches.
+
+    microbatch_size: samples that go through the model at once (None: the whole batch). The loss has to be a mean over samples,
+    since that of each part is weighted by the part's share of the batch.
+    max_grad_norm: 2-norm of all gradients above which they are scaled down to it.
+    loss_of(*micro_batch): the loss; only optimizers that evaluate it several times a step (LBFGS) call it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None = None, *,
+                 device: torch.device | str = 'cpu', precision: str = 'fp32', microbatch_size: int | None = None,
+                 max_grad_norm: float | None = None, loss_of: Callable[..., torch.Tensor] | None = None):
+        if precision not in DTYPES:
+            raise ConfigError(f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}')
+        self.optimizer = optimizer
+        self.schedule = schedule or Schedule(None)
+        self.microbatch_size = microbatch_size
+        self.max_grad_norm = max_grad_norm
+        self.loss_of = loss_of
+        self.device_type = torch.device(device).type
+        self.dtype = DTYPES[precision]
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == 'fp16')
+        closure = inspect.signature(optimizer.step).parameters.get('closure')
+        self.needs_closure = closure is not None and closure.default is closure.empty
+        if self.needs_closure and (max_grad_norm is not None or precision == 'fp16'):
+            raise ConfigError(f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be combined '
+                              'with trainer.max_grad_norm or trainer.precision "fp16"')
+        self._micro_batches = []  # of the current batch, with their shares of it
+        self._share = 1.0
+        self._loss = 0.0          # of the current batch; kept for a closure only
+
+    def micro_batches(self, batch: Any) -> Iterator[Any]:
+        """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
+        self._micro_batches, self._loss, self._share = [], 0.0, 1.0
+        if self.microbatch_size is None or length(batch) <= self.microbatch_size:
+            self._remember(batch)
+            yield batch
+            return
+        for micro_batch in split(batch, self.microbatch_size):
+            self._share = length(micro_batch) / length(batch)
+            self._remember(micro_batch)
+            yield micro_batch
+
+    def _remember(self, micro_batch: Any) -> None:
+        if self.needs_closure:
+            self._micro_batches.append((micro_batch, self._share))
+
+    def autocast(self):
+        """The context of the forward pass: lower precision where it is safe, when asked for."""
+        return torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of the current micro-batch's loss."""
+        loss = loss if self._share == 1 else loss * self._share
+        if self.needs_closure:
+            self._loss = self._loss + loss.detach()
+        self.scaler.scale(loss).backward()
+
+    def step(self) -> None:
+        """One optimizer step with the gradients so far; afterwards there are none."""
+        if self.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
+        if self.needs_closure:
+            self.optimizer.step(self._closure())
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
+
+    def _closure(self) -> Callable[[], torch.Tensor]:
+        """What torch.optim.LBFGS calls: the first time the gradients are there already, then they are computed again."""
+        first = [self._loss]
+
+        def closure():
+            if first:
+                return first.pop()
+            self.optimizer.zero_grad()
+            total = 0.0
+            with torch.enable_grad():
+                for micro_batch, share in self._micro_batches:
+                    with self.autocast():
+                        loss = self.loss_of(*micro_batch) * share
+                    loss.backward()
+                    total = total + loss.detach()
+            return total
+        return closure
+
+    def state_dict(self) -> dict:
+        return {'scaler': self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state['scaler'] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state['scaler'])

@@ -1,0 +1,32 @@
+"""A model's weights under their own names: what wrappers put in front of them is left out."""
+from torch import nn
+
+from utils.errors import CheckpointError
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, '_orig_mod', None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def load_weights(model: nn.Module, weights: dict, source: object) -> None:
+    """Load all of `weights`; a CheckpointError lists what is missing, what is too much and what has another shape."""
+    mine = bare(model).state_dict()
+    problems = {
+        'missing': [name for name in mine if name not in weights],
+        'not in the model': [name for name in weights if name not in mine],
+        'of another shape': [f'{name} {tuple(weights[name].shape)} instead of {tuple(mine[name].shape)}' for name in mine
+                             if name in weights and hasattr(mine[name], 'shape') and weights[name].shape != mine[name].shape],
+    }
+    if any(problems.values()):
+        found = '; '.join(f'{kind}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
+                          for kind, names in problems.items() if names)
+        raise CheckpointError(f'{source} does not fit {type(bare(model)).__name__}: {found}. '
+                              'Was it made with another "arch"?')
+    bare(model).load_state_dict(weights)

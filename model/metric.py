@@ -1,0 +1,21 @@
+"""Your metrics: functions (output, target) -> mean over the samples; `metrics` in a config names them.
+
+They run on every batch, so they return tensors and leave it to the trainer to read them.
+"""
+import torch
+
+
+def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Share of samples whose highest score is the target's.
+
+    output: (batch, classes) scores; target: (batch,) class indices. Returns a 0-dim tensor in [0, 1].
+    """
+    return (output.argmax(dim=1) == target).float().mean()
+
+
+def top_k_acc(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> torch.Tensor:
+    """Share of samples whose target is among the k highest scores.
+
+    output: (batch, classes) scores; target: (batch,) class indices. Returns a 0-dim tensor in [0, 1].
+    """
+    return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1).float().mean()

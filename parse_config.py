@@ -1,0 +1,237 @@
+"""ConfigParser: from a command line and a JSON file to a checked config, the objects it describes and the run's folder."""
+import argparse
+import functools
+import logging
+import os
+import sys
+from collections import namedtuple
+from datetime import datetime
+from pathlib import Path
+
+from utils import config_types
+from utils.config_check import check, describe
+from utils.config_file import Document, did_you_mean, read_config, set_value, show
+from utils.config_schema import FOLDER_NAME, STRING, is_known, violation, without_nulls
+from utils.errors import ConfigError, UserError
+
+ROOT = Path(__file__).resolve().parent
+CustomArgs = namedtuple('CustomArgs', 'flags type target')
+
+
+class ConfigParser:
+    """The config of one run. Building one touches no disk: `save_dir` and `log_dir` claim the run's folders when first asked for.
+
+    config: the config as a dict. resume: the checkpoint to go on from. modification: {'optimizer;args;lr': value} laid over it.
+    run_id: name of the run's folder; the time of day when not given.
+    """
+
+    def __init__(self, config: dict, resume=None, modification: dict | None = None, run_id: str | None = None):
+        if isinstance(config, argparse.ArgumentParser):  # how projects of early 2019 call it: (parser, options)
+            other = type(self).from_args(config, resume or '')
+            self.__dict__.update(other.__dict__)
+            return
+        self._document = config if isinstance(config, Document) else Document(dict(config))
+        for target, value in (modification or {}).items():
+            if value is not None:
+                put_option(self._document, target, value, 'modification')
+        self.resume = None if resume is None else Path(resume)
+        self.run_id = None if run_id is None else plain_name('run_id', run_id)
+        self.name = plain_name('name', self.config.get('name'))
+        self._continues = None                            # the run folder that a resumed run goes on in
+        self._save_dir = self._log_dir = None
+
+    @classmethod
+    def from_args(cls, args: argparse.ArgumentParser, options='', *_):
+        """Parse the command line, read and check the config. What the user can mend is printed, one line a problem, with exit code 2."""
+        try:
+            return cls._from_args(args, options)
+        except UserError as error:
+            sys.stderr.write(f'{error}\n')
+            sys.exit(2)
+
+    @classmethod
+    def _from_args(cls, parser, options):
+        flags = {}
+        if isinstance(parser, argparse.ArgumentParser):
+            flags = {parser.add_argument(*option.flags, default=None, type=option.type).dest: option for option in options}
+            add_if_absent(parser, '--set', action='append', default=[], metavar='KEY=VALUE', help='change one value of the config')
+            add_if_absent(parser, '--print-config', action='store_true', help='show every value and where it comes from, and leave')
+        given = parser.parse_args() if flags or isinstance(parser, argparse.ArgumentParser) else parser
+        device, resume, config = (getattr(given, key, None) for key in ('device', 'resume', 'config'))
+        if device is not None:
+            from utils.util import select_devices  # before anything asks torch for CUDA
+            select_devices(device)
+        resume = find_checkpoint(resume) if resume is not None else None
+        if config is not None:
+            document = read_config(find_file(config), config)
+        elif resume is not None:
+            document = read_checkpoint_config(resume)
+        else:
+            raise ConfigError('which config? Give one with -c config.json, or a checkpoint with -r')
+        for assignment in getattr(given, 'set', None) or []:
+            set_value(document, assignment, is_known)
+        for dest, option in flags.items():
+            if (value := getattr(given, dest)) is not None:
+                put_option(document, option.target, value, option.flags[-1])
+        document.values = without_nulls(document.values)
+        for note in check(document):
+            sys.stderr.write(f'note: {note}\n')
+        if getattr(given, 'print_config', False):
+            sys.stdout.write(describe(document))
+            sys.exit(0)
+        os.chdir(ROOT)  # paths in a config are relative to the project, wherever the command was typed
+        parsed = cls(document, resume)
+        if resume is not None and config is None:
+            parsed._continues = resume.parent
+        return parsed
+
+    # Building what the config describes
+
+    def init_obj(self, name: str, module, *args, **kwargs):
+        """`config['name']` says {"type", "args"}: return type(*args, **kwargs, **args), looked up in `module` first."""
+        return config_types.make(self.init_ftn(name, module, *args, **kwargs), (name,), self._document)
+
+    def init_ftn(self, name: str, module, *args, **kwargs):
+        """Like init_obj, but return the call still to be made: a functools.partial."""
+        if name not in self.config:
+            raise ConfigError(f'{name}: the config has no such section{did_you_mean(name, self.config)}')
+        return config_types.prepare(self.config[name], name, module, args, kwargs, self._document)
+
+    initialize = init_obj
+    initialize_ftn = init_ftn
+
+    def init_loss(self, module):
+        """The loss as a callable (output, target) -> loss: a function, or an nn.Module."""
+        return config_types.build_callable(self.config['loss'], 'loss', ('loss',), module, self._document)
+
+    def init_metrics(self, module) -> list:
+        """The metrics as callables (output, target) with a `__name__`; torchmetrics ones are objects with update() and compute()."""
+        return [config_types.build_callable(entry, 'metrics', ('metrics', index), module, self._document)
+                for index, entry in enumerate(self.config.get('metrics') or [])]
+
+    # Reading it like a dict
+
+    @property
+    def config(self) -> dict:
+        return self._document.values
+
+    _config = config
+
+    def __getitem__(self, name):
+        return self.config[name]
+
+    def __setitem__(self, name, value):
+        self.config[name] = value
+
+    def __contains__(self, name):
+        return name in self.config
+
+    def get(self, name, default=None):
+        return self.config.get(name, default)
+
+    def update(self, *args, **kwargs):
+        self.config.update(*args, **kwargs)
+
+    # The run's folders and its log
+
+    @property
+    def save_dir(self) -> Path:
+        """Where checkpoints go: <trainer.save_dir>/models/<name>/<run>/. It exists."""
+        if self._save_dir is None:
+            self._claim_folders()
+        return self._save_dir
+
+    @property
+    def log_dir(self) -> Path:
+        """Where logs go: <trainer.save_dir>/log/<name>/<run>/. It exists."""
+        if self._log_dir is None:
+            self._claim_folders()
+        return self._log_dir
+
+    def _claim_folders(self) -> None:
+        from logger import setup_logging
+        from utils.util import write_json
+        saved = ROOT / self.config.get('trainer', {}).get('save_dir', 'saved/')
+        models = saved / 'models' / self.name
+        if self._continues is not None and self._continues.parent == models and (self._continues / 'config.json').is_file() \
+                and os.access(self._continues, os.W_OK):
+            self._save_dir = self._continues
+        else:
+            self._save_dir = claim(models, self.run_id)
+        self.run_id = self._save_dir.name
+        self._log_dir = saved / 'log' / self.name / self.run_id
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.config, self._save_dir / 'config.json')
+        setup_logging(self._log_dir)
+
+    def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
+        """A logger that shows warnings (0), information (1) or everything (2)."""
+        levels = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+        if verbosity not in levels:
+            raise ConfigError(f'trainer.verbosity is {show(verbosity)}: expected 0, 1 or 2')
+        if not logging.root.handlers:
+            logging.basicConfig(format='%(message)s', stream=sys.stdout)
+        logger = logging.getLogger(name)
+        logger.setLevel(levels[verbosity])
+        return logger
+
+
+def claim(parent: Path, run_id: str | None) -> Path:
+    """Make a run's folder that nobody else has: mkdir decides, so simultaneous starts get different ones."""
+    parent.mkdir(parents=True, exist_ok=True)
+    if run_id is not None:
+        (parent / run_id).mkdir()
+        return parent / run_id
+    now, count = datetime.now().strftime('%Y%m%d_%H%M%S'), 0
+    while True:
+        folder = parent / (f'{now}_{count}' if count else now)
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            count += 1
+
+
+def plain_name(key: str, value) -> str:
+    """`value` when it can name a folder and stay inside its parent; a ConfigError otherwise."""
+    expected = violation(value, {**STRING, 'pattern': FOLDER_NAME})
+    if expected is not None:
+        raise ConfigError(f'{key} is {show(value)}: expected {expected}')
+    return value
+
+
+def find_file(text: str) -> Path:
+    """A file named on the command line: relative to the working directory, else to the project."""
+    return Path(text).resolve() if Path(text).exists() else ROOT / text
+
+
+def find_checkpoint(text: str) -> Path:
+    from base import checkpoint
+    if hasattr(checkpoint, 'find'):
+        return Path(checkpoint.find(text, ROOT)).resolve()
+    return find_file(text)
+
+
+def read_checkpoint_config(path: Path) -> Document:
+    from base import checkpoint
+    config = checkpoint.load(path).get('config')
+    if not isinstance(config, dict):
+        raise ConfigError(f'{path}: this checkpoint holds no config: give one with -c config.json')
+    document = Document(config)
+    document.mark((), config, f'checkpoint {path}')
+    return document
+
+
+def add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> None:
+    try:
+        parser.add_argument(flag, **settings)
+    except argparse.ArgumentError:
+        pass  # the project's own train.py has it
+
+
+def put_option(document: Document, target, value, origin: str) -> None:
+    """Lay a value from the command line over the config. target: 'optimizer;args;lr', or a sequence of keys."""
+    path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
+    if path[0] not in document.values:
+        raise ConfigError(f'{origin}: {".".join(path)}: the config has no section {path[0]!r}')
+    document.put(path, value, origin)

@@ -1,0 +1,48 @@
+"""Measure a checkpoint on the test data: python test.py -r saved/models/NAME/RUN/model_best.pth"""
+import argparse
+
+import torch
+
+import data_loader.data_loaders as module_data
+import model.loss as module_loss
+import model.metric as module_metric
+import model.model as module_arch
+from base import checkpoint
+from base.weights import load_weights
+from parse_config import ConfigParser
+from trainer.trainer import evaluate
+from utils import MetricTracker, prepare_device
+from utils.batch import to_device
+from utils.errors import exit_on_user_error
+
+
+def main(config):
+    logger = config.get_logger('test')
+    device, _ = prepare_device(config.get('n_gpu', 1))
+    logger.info(f'Testing {config.resume} on {device}')
+    torch.manual_seed(config.get('seed', 123))
+
+    if 'test_data_loader' in config:
+        data_loader = config.init_obj('test_data_loader', module_data)
+    else:  # the training's loader, on its test data
+        settings = config['data_loader']
+        config['test_data_loader'] = settings | {'args': settings['args'] | {'shuffle': False, 'validation_split': 0.0, 'training': False}}
+    data_loader = config.init_obj('test_data_loader', module_data)
+
+    model = config.init_obj('arch', module_arch).to(device)
+    load_weights(model, checkpoint.load(config.resume)['state_dict'], config.resume)
+    criterion = config.init_loss(module_loss)
+    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric))
+
+    batches = (to_device(batch, device) for batch in data_loader)
+    for name, value in evaluate(model, batches, criterion, metrics).items():
+        logger.info(f'    {name:15s}: {value}')
+
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description='Measure a checkpoint on the test data.')
+    parser.add_argument('-r', '--resume', metavar='CHECKPOINT', required=True, help='the checkpoint, or a run folder')
+    parser.add_argument('-c', '--config', metavar='FILE', help='another config than the one in the checkpoint')
+    parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
+    with exit_on_user_error():
+        main(ConfigParser.from_args(parser))

@@ -1,0 +1,535 @@
+"""Fault campaigns with counts: python -m tests.faults [--flips 2000] [--truncations 500] [--fuzz 2000] ...
+
+Each campaign damages files or ends processes many times and counts how often the promise held. Without flags all run in full;
+with flags, those named. Trials run in processes forked from one that has torch loaded. Exit code 1 unless all are n/n.
+"""
+import argparse
+import ctypes
+import io
+import logging
+import os
+import pickle
+import pickletools
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from base import checkpoint, old_checkpoint
+from utils.errors import CheckpointError
+
+TRIAL_S = 60
+MEMORY_BYTES = 256 * 2**20  # more than any file of these campaigns may cost
+
+
+class Result(NamedTuple):
+    """held of tried trials went as promised; `failures` describes the others; `note` says how the good ones went."""
+
+    tried: int
+    held: int
+    failures: list[str]
+    note: str = ''
+
+
+def tally(outcomes: dict[str, str], good: set[str]) -> Result:
+    """From {trial: outcome} to a Result."""
+    failures = [f'{trial}: {outcome}' for trial, outcome in outcomes.items() if outcome.partition(':')[0] not in good]
+    counts = Counter(outcome.partition(':')[0] for outcome in outcomes.values())
+    return Result(len(outcomes), len(outcomes) - len(failures), failures, ', '.join(f'{n} {name}' for name, n in counts.items()))
+
+
+def forked(trial: Callable[[], str]) -> str:
+    """What `trial` returns in a process of its own; 'traceback: ...', 'crash: signal' or 'memory: bytes' when it goes wrong."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(TRIAL_S)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            outcome = trial()
+        except BaseException as error:
+            outcome = f'traceback: {type(error).__name__}: {error}'
+        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        os.write(writer, (f'memory: {grown:,} bytes' if grown > MEMORY_BYTES else outcome)[:1000].encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, 'rb') as pipe:
+        outcome = pipe.read().decode()
+    status = os.waitpid(pid, 0)[1]
+    return f'crash: {signal.Signals(os.WTERMSIG(status)).name}' if os.WIFSIGNALED(status) else outcome
+
+
+def loading(path: Path, expected: dict | None = None) -> str:
+    """'refused', or when it loads 'equal' or 'loaded' (another content than expected)."""
+    logging.disable()
+    try:
+        state = checkpoint.load(path)
+    except CheckpointError:
+        return 'refused'
+    return 'equal' if expected is not None and same(state, expected) else 'loaded'
+
+
+def same(a, b) -> bool:
+    """Whether two states are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return type(a) is type(b) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def small_state(epoch: int = 1) -> dict:
+    """A state with something of everything, as a trainer writes it."""
+    torch.manual_seed(epoch)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(5, 4)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
+    return checkpoint.to_plain({
+        'format': 1, 'arch': 'Sequential', 'epoch': epoch, 'state_dict': model.state_dict(), 'optimizer': optimizer.state_dict(),
+        'monitor_best': 0.25, 'config': {'name': 'small', 'arch': {'type': 'Sequential', 'args': {}}}, 'step': 10 * epoch,
+        'samples': 0, 'seed': 123, 'parts': {'lr_scheduler': scheduler.state_dict()}, 'history': [{'epoch': 1, 'loss': 0.5}],
+        'rng': {'torch': torch.get_rng_state()[:64], 'python': random.Random(0).getstate()[1][:8]}, 'made_by': {'torch': '2.15'}})
+
+
+# Damaged files
+
+def flips(n: int, folder: Path) -> Result:
+    """One flipped bit in a file with its sha256 beside it is noticed."""
+    return _flips(n, folder, sidecar=True, good={'refused'})
+
+
+def copied_flips(n: int, folder: Path) -> Result:
+    """One flipped bit in a file that was copied without its sha256 is noticed, unless the content is the same all the same."""
+    return _flips(n, folder, sidecar=False, good={'refused', 'equal'})
+
+
+def _flips(n: int, folder: Path, sidecar: bool, good: set[str]) -> Result:
+    state, path = small_state(), folder / 'checkpoint-last.pth'
+    checkpoint.save(state, path)
+    if not sidecar:
+        path.with_name(f'{path.name}.sha256').unlink()
+    whole, rng, outcomes = path.read_bytes(), random.Random(0), {}
+    for bit in (rng.randrange(8 * len(whole)) for _ in range(n)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        outcomes[f'flip {len(outcomes)}: bit {bit}'] = forked(lambda: loading(path, state))
+    return tally(outcomes, good)
+
+
+def truncations(n: int, folder: Path) -> Result:
+    """A file cut off anywhere is noticed: ours with and without sha256, and the old formats."""
+    rng, outcomes, state = random.Random(1), {}, small_state()
+    kinds = sample_files(state)
+    for index in range(n):
+        kind = sorted(kinds)[index % len(kinds)]
+        path = folder / f'{kind}-{index}.pth'
+        whole = kinds[kind]
+        if kind == 'ours':
+            checkpoint.save(state, path)
+            whole = path.read_bytes()
+        length = rng.randrange(len(whole))
+        path.write_bytes(whole[:length])
+        outcomes[f'{kind} cut to {length} of {len(whole)}'] = forked(lambda path=path: loading(path))
+    return tally(outcomes, {'refused'})
+
+
+def sample_files(state: dict) -> dict[str, bytes]:
+    """Good files of every form, without a sha256."""
+    old = {key: state[key] for key in ('arch', 'epoch', 'state_dict', 'optimizer')}
+    old |= {'monitor_best': Number(), 'config': Config()}
+    return {'ours': in_zip(state), 'copied': in_zip(state), 'old zip': in_zip(old), 'old legacy': in_legacy(old)}
+
+
+class Config:
+    """Pickles as the old template's ConfigParser did: an object of a class in a module of the project."""
+
+    def __reduce__(self):
+        return Stranger('parse_config.ConfigParser'), (), {'_config': {'name': 'old'}, '_save_dir': Path('saved/models')}
+
+
+class Number:
+    """Pickles as numpy's float64 did before it had another module name."""
+
+    def __reduce__(self):
+        return Stranger('numpy.core.multiarray.scalar'), (Type(), struct.pack('<d', 0.25))
+
+
+class Type:
+    def __reduce__(self):
+        return Stranger('numpy.dtype'), ('f8', 0, 1), (3, '<', None, None, None, -1, -1, 0)
+
+
+class Stranger:
+    """Pickles as a reference to a function or class that need not exist here."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self):  # pickle wants to see a callable
+        raise AssertionError
+
+
+class Forger:
+    """Stands in for the pickle module in torch.save: writes a `Stranger` as the name it carries."""
+
+    dump, HIGHEST_PROTOCOL = staticmethod(pickle.dump), pickle.HIGHEST_PROTOCOL
+
+    class Pickler(pickle._Pickler):
+        def save(self, thing, save_persistent_id=True):
+            if isinstance(thing, Stranger):
+                self.write(pickle.GLOBAL + '{}\n{}\n'.format(*thing.name.rsplit('.', 1)).encode())
+            else:
+                super().save(thing, save_persistent_id)
+
+
+def in_zip(state) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer, pickle_module=Forger)
+    return buffer.getvalue()
+
+
+def in_legacy(state) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer, pickle_module=Forger, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def rezipped(content: bytes, data_pkl: bytes) -> bytes:
+    """The zip file `content` with another pickle in it, checksums and all in order."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(buffer, 'w') as after:
+        for info in before.infolist():
+            after.writestr(zipfile.ZipInfo(info.filename), data_pkl if info.filename.endswith('/data.pkl') else before.read(info))
+    return buffer.getvalue()
+
+
+def pickle_of(content: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.read('archive/data.pkl')
+
+
+def fuzz(n: int, folder: Path) -> Result:
+    """A file with random changes loads or is refused: never another error, a crash of the interpreter or a flood of memory."""
+    rng, outcomes, kinds = random.Random(2), {}, sample_files(small_state())
+    for index in range(n):
+        kind = sorted(kinds)[index % len(kinds)]
+        content = kinds[kind]
+        if 'legacy' not in kind and rng.random() < 0.7:  # past the checksums, into the pickle
+            content = rezipped(content, fuzzed(pickle_of(content), rng))
+        else:
+            content = fuzzed(content, rng)
+        path = folder / f'{index}.pth'
+        path.write_bytes(content)
+        outcomes[f'{kind} {index}'] = forked(lambda path=path: loading(path))
+        path.unlink()
+    return tally(outcomes, {'refused', 'loaded'})
+
+
+def fuzzed(content: bytes, rng: random.Random) -> bytes:
+    """`content` with one to eight random edits, sparing no length field and no opcode."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 8)):
+        at, length = rng.randrange(len(content)), rng.choice((1, 1, 1, 2, 4, 8, 50))
+        edit = rng.randrange(5)
+        if edit == 0:
+            content[at] ^= 1 << rng.randrange(8)
+        elif edit == 1:
+            content[at:at + length] = rng.randbytes(length)
+        elif edit == 2:
+            content[at:at + length] = rng.choice((b'\xff', b'\0', b'\x7f')) * length
+        elif edit == 3:
+            del content[at:at + length]
+        else:
+            content[at:at] = rng.choice(OPCODES) if rng.random() < 0.5 else content[at:at + length]
+    return bytes(content) or b'\0'
+
+
+OPCODES = [opcode.code.encode('latin1') for opcode in pickletools.opcodes]
+
+
+# Hostile pickles
+
+def hostile(n: int, folder: Path) -> Result:
+    """A pickle that would run code is refused, in each of torch's formats, alone and inside a good checkpoint, and runs nothing.
+
+    n: at most so many of the files; 0 for all.
+    """
+    marker = folder / 'it-ran'
+    outcomes = {}
+    for name, (form, content) in list(hostile_files(marker).items())[:n or None]:
+        path = folder / 'hostile.pth'
+        path.write_bytes(content)
+        modules = set(sys.modules)
+        outcome = forked(lambda path=path, modules=modules: loading(path) + imported_since(modules))
+        outcomes[f'{name} in {form}'] = 'side effect' if marker.exists() else outcome
+        marker.unlink(missing_ok=True)
+    return tally(outcomes, {'refused'})
+
+
+def imported_since(modules: set[str]) -> str:
+    """Names of modules that came since; those that loading needs of itself are there before (see main)."""
+    new = set(sys.modules) - modules
+    return f' and imported {sorted(new)}' if new else ''
+
+
+def hostile_files(marker: Path) -> dict[str, tuple[str, bytes]]:
+    good = small_state()
+    files = {}
+    for name, payload in payloads(str(marker)).items():
+        alone = b'\x80\x02' + payload + b'.'
+        base = pickle_of(in_zip(good))
+        inside = base.replace(b'X\x04\x00\x00\x00arch', b'X\x05\x00\x00\x00extra' + payload + b'X\x04\x00\x00\x00arch', 1)
+        assert inside != base
+        for place, data in (('alone', alone), ('inside', inside)):
+            legacy = b''.join(pickle.dumps(each, 2) for each in
+                              (old_checkpoint.LEGACY_MAGIC, 1001, {'protocol_version': 1001, 'little_endian': True})) + data
+            files[f'{name}, {place}, zip'] = 'zip', rezipped(in_zip(good), data)
+            files[f'{name}, {place}, legacy'] = 'legacy', legacy + pickle.dumps([], 2)
+            files[f'{name}, {place}, tar'] = 'tar', in_tar(data)
+    return files
+
+
+def in_tar(data: bytes) -> bytes:
+    """The format of torch 0.1."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w') as archive:
+        for name, content in (('sys_info', data), ('pickle', data), ('storages', data), ('tensors', data)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def text(value: str) -> bytes:
+    return b'X' + struct.pack('<I', len(value)) + value.encode()
+
+
+def call(function: str, *arguments: bytes) -> bytes:
+    """GLOBAL, a tuple, REDUCE; arguments are pickled already."""
+    return named(function) + b'(' + b''.join(arguments) + b'tR'
+
+
+def named(function: str) -> bytes:
+    return 'c{}\n{}\n'.format(*function.rsplit('.', 1)).encode()
+
+
+def payloads(marker: str) -> dict[str, bytes]:
+    """Pickle fragments that leave one value on the stack; with pickle.load each would touch `marker` or do as badly."""
+    shell, code = f'touch {marker}', f'open({marker!r}, "w").close()'
+    one_call = {
+        'os.system': [text(shell)], 'posix.system': [text(shell)], 'nt.system': [text(shell)], 'os.popen': [text(shell)],
+        'os.execv': [text('/bin/sh'), b'](' + text('sh') + text('-c') + text(shell) + b'e'], 'os.mkdir': [text(marker)],
+        'os.unlink': [text(marker)], 'os.kill': [b'K\x00', b'K\x09'], 'os._exit': [b'K\x00'], 'os.abort': [],
+        'builtins.eval': [text(code)], 'builtins.exec': [text(code)], 'builtins.compile': [text(code), text('x'), text('exec')],
+        'builtins.open': [text(marker), text('w')], 'io.open': [text(marker), text('w')], '__builtin__.eval': [text(code)],
+        '__builtin__.execfile': [text(marker)], 'builtins.__import__': [text('antigravity')], 'builtins.breakpoint': [],
+        'builtins.input': [], 'importlib.import_module': [text('antigravity')], 'runpy.run_path': [text(marker)],
+        'subprocess.Popen': [text(shell), b'J\xff\xff\xff\xff', b'NNNNN\x89\x88'], 'subprocess.call': [b'](' + text('touch') + text(marker) + b'e'],
+        'subprocess.check_output': [b'](' + text('touch') + text(marker) + b'e'], 'commands.getoutput': [text(shell)],
+        'pty.spawn': [b'](' + text('touch') + text(marker) + b'e'], 'shutil.rmtree': [text(marker)],
+        'shutil.copyfile': [text('/etc/hostname'), text(marker)], 'pathlib.Path.touch': [text(marker)], 'ctypes.CDLL': [text('libc.so.6')],
+        'socket.create_connection': [text('localhost')], 'webbrowser.open': [text('http://localhost')],
+        'pickle.loads': [text('cos\nsystem\n.')], 'marshal.loads': [text('x')], 'code.interact': [], 'timeit.timeit': [text(code)],
+        'torch.load': [text(marker)], 'torch.hub.load': [text('a/b'), text('c')], 'torch.jit.load': [text(marker)],
+        'torch.utils.cpp_extension.load': [text('x'), text(marker)], 'numpy.load': [text(marker)], 'numpy.fromfile': [text(marker)],
+        'numpy.testing._private.utils.runstring': [text(code), b'}'], 'cProfile.run': [text(code)], 'pdb.run': [text(code)],
+        'asyncio.create_subprocess_shell': [text(shell)], 'logging.config.listen': [], 'functools.partial': [named('os.system'), text(shell)],
+        'builtins.map': [named('os.system'), b'](' + text(shell) + b'e'], 'operator.methodcaller': [text('system'), text(shell)],
+        'types.FunctionType': [b'N', b'}'], 'builtins.bytearray': [b'\x8a\x06\0\0\0\0\0\x01'], 'torch.FloatStorage': [b'J\0\0\0\x40'],
+    }
+    getattr_chain = call('builtins.getattr', call('builtins.__import__', text('os')), text('system'))
+    tricks = {
+        'a chain of getattr': getattr_chain + b'(' + text(shell) + b'tR',
+        'a function from memory': named('os.system') + b'q\xf0' + b'0h\xf0(' + text(shell) + b'tR',
+        'NEWOBJ': named('subprocess.Popen') + b'(' + text(shell) + b't\x81',
+        'NEWOBJ_EX': named('subprocess.Popen') + b'(' + text(shell) + b't}' + b'\x92',
+        'OBJ': b'(' + named('os.system') + text(shell) + b'o',
+        'INST': b'(' + text(shell) + b'ios\nsystem\n',
+        'STACK_GLOBAL': text('os') + text('system') + b'\x93(' + text(shell) + b'tR',
+        'STACK_GLOBAL with a dotted name': text('builtins') + text('eval.__call__') + b'\x93(' + text(code) + b'tR',
+        'EXT1': b'\x82\x01(' + text(shell) + b'tR', 'EXT2': b'\x83\x01\x01(' + text(shell) + b'tR',
+        'EXT4': b'\x84\x01\0\0\0(' + text(shell) + b'tR',
+        'BUILD with __setstate__': named('os.system') + b'}(' + text('__setstate__') + named('os.system') + b'ub' + text(shell) + b'b'
+                                   + b'(' + text(shell) + b'tR',
+        'BUILD of a library object': named('threading.Thread') + b')\x81}(' + text('_target') + named('os.system') + b'ub',
+        'a persistent id that is a call': call('os.system', text(shell)) + b'Q',
+        'a persistent id of a module': b'(' + text('module') + call('os.system', text(shell)) + text('a') + text('b') + b'tQ',
+        'a persistent id in text': f'P{shell}\n'.encode(),
+        'a persistent id with a class as its type': b'(' + text('storage') + named('os.system') + text('0') + text('cpu') + b'K\x01tQ',
+        'a storage that is a call': b'(' + text('storage') + call('os.system', text(shell)) + text('0') + text('cpu') + b'K\x01tQ',
+        'a hook of a tensor': call('collections.OrderedDict', b'](](' + text('x') + call('os.system', text(shell)) + b'ee'),
+        'a type that is a call': call('numpy.core.multiarray.scalar', call('os.system', text(shell)), text('x')),
+        'a number of type object': call('numpy.core.multiarray.scalar', call('numpy.dtype', text('O8')), text('x' * 8)),
+        'an extending object': call('collections.deque') + b'(' + call('os.system', text(shell)) + b'e',
+        'a defaultdict': call('collections.defaultdict', named('os.system')) + call('os.system', text(shell)) + b'0',
+        'a wild place in memory': b'Nr\xff\xff\xff\x7f' + call('os.system', text(shell)),
+        'a text of 4 GB': b'X\xff\xff\xff\xff', 'bytes of a petabyte': b'\x8e' + struct.pack('<Q', 2**50),
+        'a bytearray of a petabyte': b'\x96' + struct.pack('<Q', 2**50), 'a frame of a petabyte': b'\x95' + struct.pack('<Q', 2**50),
+        'a tensor of 10 TB': tensor(numel=10**13 // 4, size=10**13 // 4), 'a tensor of 10 TB in one number': tensor(numel=1, size=10**13, stride=0),
+        'a tensor beyond its storage': tensor(numel=32, size=33), 'a tensor before its storage': tensor(numel=32, size=2, stride=-1),
+        'a tensor with a wild offset': tensor(numel=32, size=1, offset=2**40),
+        'keys nested a million times': b'}' + b')' + b'\x85' * 10**6 + b'Ns',
+        'lists nested a million times': b']' * 10**6 + b'a' * (10**6 - 1),
+        'a list that contains itself': b']q\xf1h\xf1a', 'a billion laughs': b']' + b''.join(b'q\xf2](' + b'h\xf2' * 10 + b'e' for _ in range(30)),
+        'no object': b'0', 'a mark without end': b'(' * 1000,
+    }
+    return {name: call(name, *arguments) for name, arguments in one_call.items()} | tricks
+
+
+def tensor(numel: int, size: int, stride: int = 1, offset: int = 0) -> bytes:
+    def whole(number: int) -> bytes:
+        return b'\x8a\x08' + struct.pack('<q', number)
+    storage = b'(' + text('storage') + named('torch.FloatStorage') + text('0') + text('cpu') + whole(numel) + b'tQ'
+    return call('torch._utils._rebuild_tensor_v2', storage, whole(offset), whole(size) + b'\x85', whole(stride) + b'\x85', b'\x89',
+                call('collections.OrderedDict'))
+
+
+# Processes that die
+
+def save_crashes(n: int, folder: Path) -> Result:
+    """Killed at any system call of a save: every file loads, each an old or a new whole state, and the next save cleans up.
+
+    n: at most so many of the calls, spread evenly; 0 for all.
+    """
+    old, new, after = small_state(1), small_state(2), small_state(3)
+    names = ('checkpoint-last.pth', 'model_best.pth', 'checkpoint-epoch2.pth')
+
+    def prepare(run: Path) -> None:
+        checkpoint.save(old, *(run / name for name in (*names[:2], 'checkpoint-epoch1.pth')))
+
+    def check(run: Path) -> str:
+        found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
+        wrong = [name for name, state in found.items() if not same(state, old) and not same(state, new)]
+        newest = checkpoint.newest_valid(run)
+        checkpoint.save(after, *(run / name for name in names))
+        left = [path.name for path in run.iterdir() if path.suffix not in ('.pth', '.sha256')]
+        damaged = [path.name for path in run.glob('*.pth') if path.name in names and not same(checkpoint.load(path), after)]
+        if wrong or left or damaged or newest is None or not {*names[:2], 'checkpoint-epoch1.pth'} <= found.keys():
+            return f'broken: {wrong} {left} {damaged} {newest} {sorted(found)}'
+        return 'new' if same(found['checkpoint-last.pth'], new) else 'old'
+
+    return _crashes(n, folder, prepare, lambda run: checkpoint.save(new, *(run / name for name in names)), check)
+
+
+def prune_crashes(n: int, folder: Path) -> Result:
+    """Killed at any system call of a prune: what is to stay is there, what is there loads, and the next prune ends the work."""
+    states = {epoch: small_state(epoch) for epoch in range(1, 6)}
+
+    def prepare(run: Path) -> None:
+        for epoch, state in states.items():
+            checkpoint.save(state, run / f'checkpoint-epoch{epoch}.pth', *[run / 'model_best.pth'] * (epoch == 1))
+
+    def check(run: Path) -> str:
+        found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
+        kept = {'model_best.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'}
+        checkpoint.prune(run, keep=2)
+        left = {path.name for path in run.iterdir()}
+        if not kept <= found.keys() or left != kept | {f'{name}.sha256' for name in kept}:
+            return f'broken: {sorted(found)} {sorted(left)}'
+        return f'{len(found)} files'
+
+    return _crashes(n, folder, prepare, lambda run: checkpoint.prune(run, keep=2), check)
+
+
+def _crashes(n: int, folder: Path, prepare: Callable, act: Callable, check: Callable) -> Result:
+    warnings = []
+    checkpoint.logger.addHandler(handler := logging.Handler())
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    outcomes, stops = {}, _killed_at(None, prepare, act, folder / 'count')
+    every = max(1, stops // n) if n else 1
+    for stop in range(1, stops + 1, every):
+        run = folder / str(stop)
+        reached = _killed_at(stop, prepare, act, run)
+        outcome = check(run) if reached == stop else 'over before'
+        outcomes[f'stop {stop} of {stops}'] = f'warned: {warnings}' if warnings else outcome
+        shutil.rmtree(run)
+    checkpoint.logger.removeHandler(handler)
+    return tally(outcomes, {'old', 'new', *(f'{k} files' for k in range(3, 7)), 'over before'})
+
+
+def _killed_at(stop: int | None, prepare: Callable, act: Callable, run: Path) -> int:
+    """Run `act(run)` in a fork that is killed at its `stop`-th entry to or return from a system call; how many it came to."""
+    run.mkdir()
+    prepare(run)
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    trace_me, next_call = 0, 24
+    pid = os.fork()
+    if pid == 0:
+        ptrace(trace_me, 0, None, None)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        act(run)
+        os._exit(0)
+    status, n_stops = os.waitpid(pid, 0)[1], 0
+    while os.WIFSTOPPED(status):
+        if n_stops == stop:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
+        if ptrace(next_call, pid, None, None):
+            raise OSError(ctypes.get_errno(), 'no tracing of processes here')
+        status, n_stops = os.waitpid(pid, 0)[1], n_stops + 1
+    return n_stops
+
+
+CAMPAIGNS = {  # flag: (campaign, full count; 0 means all there are)
+    'flips': (flips, 2000),
+    'copied-flips': (copied_flips, 2000),
+    'truncations': (truncations, 500),
+    'hostile': (hostile, 0),
+    'fuzz': (fuzz, 2000),
+    'save-crashes': (save_crashes, 0),
+    'prune-crashes': (prune_crashes, 0),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    for flag, (campaign, full) in CAMPAIGNS.items():
+        parser.add_argument(f'--{flag}', type=int, metavar='N', help=f'{campaign.__doc__.partition(chr(10))[0]} ({full or "all"})')
+    chosen = {flag: getattr(parser.parse_args(), flag.replace('-', '_')) for flag in CAMPAIGNS}
+    if all(count is None for count in chosen.values()):
+        chosen = {flag: full for flag, (_, full) in CAMPAIGNS.items()}
+    torch.set_num_threads(1)  # before any operation: the threads of a pool do not survive a fork
+    failed = False
+    for flag, count in chosen.items():
+        if count is None:
+            continue
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            warm_up(Path(folder))
+            result = CAMPAIGNS[flag][0](count, Path(folder))
+        print(f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}', flush=True)
+        for failure in result.failures[:10]:
+            print(f'    {failure}')
+        failed |= result.held < result.tried
+    return int(failed)
+
+
+def warm_up(folder: Path) -> None:
+    """Load a file of each form once, so that forks have every module that loading imports."""
+    for content in sample_files(small_state()).values():
+        (folder / 'warm.pth').write_bytes(content)
+        checkpoint.load(folder / 'warm.pth')
+        (folder / 'warm.pth').unlink()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Your training: one epoch of training, one of validation. The run around the epochs is in base/base_trainer.py."""
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from base import BaseTrainer
+from base.schedule import Schedule
+from base.stepper import Stepper
+from utils import MetricTracker
+
+
+class Trainer(BaseTrainer):
+    """Trains with the loss and metrics of the config.
+
+    len_epoch: batches an epoch has; None takes one pass over the data.
+    """
+
+    def __init__(self, model, criterion, metric_ftns, optimizer, config, device, data_loader, valid_data_loader=None,
+                 lr_scheduler=None, len_epoch=None):
+        super().__init__(model, criterion, metric_ftns, optimizer, config, device)
+        settings = config['trainer']
+        self.data_loader = data_loader
+        self.valid_data_loader = valid_data_loader
+        self.do_validation = valid_data_loader is not None
+        self.lr_scheduler = lr_scheduler
+        self.len_epoch = len_epoch or settings.get('len_epoch') or len(data_loader)
+        self.log_step = settings.get('log_step') or max(1, self.len_epoch // 20)
+
+        interval = (config.get('lr_scheduler') or {}).get('interval', 'epoch')
+        self.schedule = Schedule(lr_scheduler, interval, self.mnt_metric)
+        self.stepper = Stepper(optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'),
+                               microbatch_size=settings.get('microbatch_size'), max_grad_norm=settings.get('max_grad_norm'),
+                               loss_of=lambda data, target: criterion(self.model(data), target))
+        self.train_metrics = MetricTracker('loss', metrics=metric_ftns)
+        self.valid_metrics = MetricTracker('loss', metrics=metric_ftns)
+        self._logged = (time.perf_counter(), self.step)  # when and at which step the last line was logged
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """Train on every batch once, then validate; returns the epoch's averages by name."""
+        self.model.train()
+        self.train_metrics.reset()
+        for step, batch in self.batches(epoch):                        # resumes where an interrupted epoch stopped
+            for data, target in self.stepper.micro_batches(batch):     # one, unless trainer.microbatch_size is set
+                with self.stepper.autocast():
+                    output = self.model(data)
+                    loss = self.criterion(output, target)
+                self.stepper.backward(loss)
+                self.train_metrics.measure(loss, output, target)
+            self.stepper.step()
+        log = self.train_metrics.result()
+
+        if self.do_validation:
+            log.update({f'val_{name}': value for name, value in self._valid_epoch(epoch).items()})
+        self.schedule.end_epoch(log)
+        return log
+
+    def _valid_epoch(self, epoch: int) -> dict[str, float]:
+        """Averages over the validation data by name."""
+        log = evaluate(self.model, self.watched(self.valid_data_loader), self.criterion, self.valid_metrics,
+                       self.stepper.autocast)
+        self.writer.set_step(self.step, 'valid')
+        for name, value in log.items():
+            self.writer.add_scalar(name, value)
+        if self.config['trainer'].get('log_images'):
+            self._log_images()
+        if self.config['trainer'].get('log_histograms'):
+            for name, parameter in self.model.named_parameters():
+                self.writer.add_histogram(name, parameter)
+        return log
+
+    def _log_step(self, bar: tqdm) -> None:
+        """Write the averages since the last line to TensorBoard and the log."""
+        now, (logged_at, logged_step) = time.perf_counter(), self._logged
+        self._logged = now, self.step
+        values = self.train_metrics.recent()
+        bar.set_postfix({name: f'{value:.4g}' for name, value in values.items()})
+        self.logger.debug(f'Train epoch {self.epochs_done + 1} {self._progress(self.position)} '
+                          + ' '.join(f'{name}: {value:.6g}' for name, value in values.items()))
+        values['learning_rate'] = self.optimizer.param_groups[0]['lr']
+        values['samples_per_second'] = (self.step - logged_step) * self._batch_size() / (now - logged_at)
+        for name, value in values.items():
+            self.writer.add_scalar(name, value)
+
+    def _log_images(self) -> None:
+        """One grid with the first validation batch."""
+        from torchvision.utils import make_grid
+        data, _ = next(iter(self.watched(self.valid_data_loader)))
+        self.writer.add_image('input', make_grid(data[:64].float().cpu(), nrow=8, normalize=True))
+
+    def _progress(self, n_batches: int) -> str:
+        return f'[{n_batches}/{self.len_epoch} ({100 * n_batches / self.len_epoch:.0f}%)]'
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Any], criterion: Callable, metrics: MetricTracker,
+             autocast: Callable = nullcontext) -> dict[str, float]:
+    """Averages of loss and metrics over (data, target) batches on the model's device; the model is left in eval mode."""
+    model.eval()
+    metrics.reset()
+    for data, target in batches:
+        with autocast():
+            output = model(data)
+            loss = criterion(output, target)
+        metrics.measure(loss, output, target)
+    return metrics.result()

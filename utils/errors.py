@@ -1,0 +1,37 @@
+"""What users can mend: the error classes, and how a script leaves on one (one message, an exit code, no traceback)."""
+import sys
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; the text is the whole message: what, where, what was expected, what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """Something in a config file or on the command line."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or not one."""
+
+
+class DataError(UserError):
+    """Data that is missing or cannot be read."""
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or weight that became nan or infinite."""
+
+    exit_code = 1
+
+
+@contextmanager
+def exit_on_user_error():
+    """Inside, a UserError ends the process with its message on stderr and its exit code."""
+    try:
+        yield
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(error.exit_code)

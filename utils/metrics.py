@@ -1,0 +1,139 @@
+"""MetricTracker: averages by name, weighted by samples, gathered without waiting for the device."""
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from utils.batch import length, map_tensors
+
+
+class MetricTracker:
+    """Weighted averages of the keys given at construction.
+
+    `update` only keeps the value (a tensor stays where it is); values are read when somebody asks: `recent`, `avg`, `result`.
+    Sums are taken in float64 in the order of the updates, so they do not depend on when they are read.
+
+    writer: old style; each update is written to it at once, under the key.
+    metrics: what `measure` computes: functions (output, target) -> mean over the samples, and objects with update, compute and
+    reset (torchmetrics), which are copied and give one value over all batches. Each has a `__name__`.
+    """
+
+    FOLD_AFTER = 1000  # values kept before they are read anyway, to bound the memory they hold
+
+    def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = ()):
+        self.writer = writer
+        self._functions = {metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')}
+        self._stateful = {metric.__name__: copy.deepcopy(metric) for metric in metrics if hasattr(metric, 'compute')}
+        for metric in self._stateful.values():
+            metric.persistent(True)  # torchmetrics keeps its sums out of state_dict unless told to
+        self._keys = [*keys, *self._functions]
+        self.reset()
+
+    def reset(self) -> None:
+        self._averages = {key: _Average() for key in self._keys}
+        self._n_pending = 0
+        for metric in self._stateful.values():
+            metric.reset()
+
+    def measure(self, loss: torch.Tensor, output: Any, target: Any) -> None:
+        """Update 'loss' and every one of `metrics` with a batch."""
+        n_samples = length(target)
+        output = map_tensors(torch.Tensor.detach, output)
+        self.update('loss', loss, n_samples)
+        for name, metric in self._functions.items():
+            self.update(name, metric(output, target), n_samples)
+        for metric in self._stateful.values():
+            metric.to(output.device).update(output, target)
+
+    def update(self, key: str, value: Any, n: Any = 1) -> None:
+        """Add `value`, the mean over `n` samples: a number, a numpy scalar or a tensor with one element."""
+        if self.writer is not None:
+            self.writer.add_scalar(key, value)
+        if key not in self._averages:
+            raise KeyError(f'no metric {key!r} here: this tracker was made for {", ".join(self._keys) or "no keys"}')
+        self._averages[key].pending.append((value.detach() if isinstance(value, torch.Tensor) else value, n))
+        self._n_pending += 1
+        if self._n_pending >= self.FOLD_AFTER:
+            self._fold()
+
+    def avg(self, key: str) -> float:
+        """Mean of `key` since the last reset; nan when it was never updated."""
+        self._fold()
+        return self._averages[key].mean()
+
+    def result(self) -> dict[str, float]:
+        """Mean of every key since the last reset, and the value of every stateful metric."""
+        self._fold()
+        means = {key: average.mean() for key, average in self._averages.items()}
+        return means | {name: float(metric.compute()) for name, metric in self._stateful.items()}
+
+    def recent(self) -> dict[str, float]:
+        """Mean of every key updated since the last call of `recent`."""
+        self._fold()
+        return {key: average.take_recent() for key, average in self._averages.items() if average.recent_count}
+
+    def state_dict(self) -> dict:
+        self._fold()
+        return {'averages': {key: average.sums() for key, average in self._averages.items()},
+                'stateful': {name: metric.state_dict() for name, metric in self._stateful.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over the sums of the keys that both have."""
+        self.reset()
+        for key in self._averages.keys() & state['averages'].keys():
+            self._averages[key].load(state['averages'][key])
+        for name, metric in self._stateful.items():
+            metric.load_state_dict(state['stateful'].get(name, {}), strict=False)
+
+    def _fold(self) -> None:
+        """Read the pending values in one transfer and add them to the sums."""
+        tensors = [value for average in self._averages.values() for value, _ in average.pending if isinstance(value, torch.Tensor)]
+        if tensors:
+            numbers = iter(torch.stack([tensor if tensor.dim() == 0 else tensor.reshape(()) for tensor in tensors]).tolist())
+        for average in self._averages.values():
+            average.add([(next(numbers) if isinstance(value, torch.Tensor) else float(value), int(n))
+                         for value, n in average.pending])
+        self._n_pending = 0
+
+    @property
+    def _data(self):
+        """Old style: the sums as a pandas table with the columns total, counts, average."""
+        import pandas
+        self._fold()
+        rows = {key: (average.total, average.count, average.mean()) for key, average in self._averages.items()}
+        return pandas.DataFrame.from_dict(rows, orient='index', columns=['total', 'counts', 'average'])
+
+
+class _Average:
+    """A weighted sum since the reset, another since it was last taken, and the values that nobody has read yet."""
+
+    def __init__(self):
+        self.pending = []
+        self.total = self.recent_total = 0.0
+        self.count = self.recent_count = 0
+
+    def add(self, weighted: list[tuple[float, int]]) -> None:
+        total, count, recent_total = self.total, self.count, self.recent_total
+        for value, n in weighted:
+            total += value * n
+            recent_total += value * n
+            count += n
+        self.recent_count += count - self.count
+        self.total, self.count, self.recent_total = total, count, recent_total
+        self.pending.clear()
+
+    def mean(self) -> float:
+        return self.total / self.count if self.count else math.nan
+
+    def take_recent(self) -> float:
+        mean = self.recent_total / self.recent_count
+        self.recent_total, self.recent_count = 0.0, 0
+        return mean
+
+    def sums(self) -> list[float]:
+        return [self.total, self.count, self.recent_total, self.recent_count]
+
+    def load(self, sums: list[float]) -> None:
+        self.total, self.count, self.recent_total, self.recent_count = sums

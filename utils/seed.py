@@ -1,0 +1,72 @@
+"""Randomness by key: every random number of a run is a function of the seed and of what it is drawn for.
+
+A key is a stable 63-bit hash of its parts, such as (seed, 'order', epoch) or (seed, 'sample', epoch, index), so nothing about
+the order of an epoch has to be saved, and it does not matter which worker draws a sample's augmentation.
+"""
+import hashlib
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def key(*parts: int | str) -> int:
+    """A number in [0, 2**63) that depends on all parts, the same in every process and version (unlike `hash`)."""
+    digest = hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') >> 1
+
+
+def seed_torch(number: int, device: torch.device | None = None) -> None:
+    """Start torch's generators (the CPU's and that of `device`) at `number`: 2 microseconds; torch.manual_seed takes 100."""
+    torch.default_generator.manual_seed(number)
+    if device is not None and device.type == 'cuda':
+        torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(number)
+    elif device is not None and device.type == 'mps':
+        torch.mps.manual_seed(number)
+
+
+def seed_sample(number: int) -> None:
+    """Start the CPU generators that a dataset may draw from: torch, random, numpy."""
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2 ** 32)
+
+
+def rng_state() -> dict:
+    """The state of every global generator, as plain data that a checkpoint can hold."""
+    state = {'torch': torch.get_rng_state(), 'python': random.getstate(), 'numpy': np.random.get_state(legacy=False)}
+    state['numpy']['state']['key'] = state['numpy']['state']['key'].tolist()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state['mps'] = torch.mps.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict) -> None:
+    """Put back what `rng_state` returned; the part of an accelerator that is not there now is left out."""
+    torch.set_rng_state(state['torch'])
+    version, internal, gauss_next = state['python']
+    random.setstate((version, tuple(internal), gauss_next))
+    numpy_state = {**state['numpy'], 'state': dict(state['numpy']['state'])}
+    numpy_state['state']['key'] = np.array(numpy_state['state']['key'], dtype=np.uint32)
+    np.random.set_state(numpy_state)
+    if 'cuda' in state and torch.cuda.is_available():
+        for index, device_state in enumerate(state['cuda'][:torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(device_state, index)
+    if 'mps' in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state['mps'])
+
+
+@contextmanager
+def own_randomness(number: int):
+    """Inside, the CPU generators start at `number`; outside, nobody notices."""
+    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
+    try:
+        seed_sample(number)
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

@@ -1,0 +1,109 @@
+"""Files and devices: small helpers that everything else may use."""
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import ConfigError
+
+_requested = []  # what -d named
+
+
+def ensure_dir(dirname: str | Path) -> None:
+    Path(dirname).mkdir(parents=True, exist_ok=True)
+
+
+def read_json(fname: str | Path) -> OrderedDict:
+    """The content of a JSON file, keys in the file's order."""
+    with open(fname, encoding='utf-8') as handle:
+        return json.load(handle, object_hook=OrderedDict)
+
+
+def write_json(content: Any, fname: str | Path) -> None:
+    with open(fname, 'w', encoding='utf-8') as handle:
+        json.dump(content, handle, indent=4, sort_keys=False)
+        handle.write('\n')
+
+
+class inf_loop:  # a class with a function's name: old code calls it as a function
+    """The batches of `data_loader` again and again, a new pass when one ends.
+
+    Its position is part of a checkpoint when it is an attribute of a trainer.
+    """
+
+    def __init__(self, data_loader: Iterable):
+        self.data_loader = data_loader
+        self.n_passes = self.n_batches = 0
+        self._iterator = None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._iterator is None:
+            self._start()
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            self.n_passes, self.n_batches = self.n_passes + 1, 0
+            self._start()
+            batch = next(self._iterator)
+        self.n_batches += 1
+        return batch
+
+    def _start(self) -> None:
+        if hasattr(self.data_loader, 'seek'):
+            self.data_loader.seek(self.n_passes, self.n_batches)
+        self._iterator = iter(self.data_loader)
+
+    def state_dict(self) -> dict:
+        return {'n_passes': self.n_passes, 'n_batches': self.n_batches}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.n_passes, self.n_batches = state['n_passes'], state['n_batches']
+        self._iterator = None
+
+
+def available_devices() -> list[str]:
+    """What `-d` can name on this machine."""
+    devices = [str(index) for index in range(torch.cuda.device_count())]
+    return devices + ['mps'] * torch.backends.mps.is_available() + ['cpu']
+
+
+def select_devices(request: str) -> None:
+    """Apply `-d`: 'cpu', 'mps', or CUDA indices such as '0' or '0,1'. To be called before anything touches CUDA.
+
+    Raises ConfigError when a device is not there; the message names those that are.
+    """
+    global _requested
+    names = [name.strip().removeprefix('cuda:') for name in request.split(',')]
+    there = available_devices()
+    on_cuda = all(name.isdigit() for name in names)
+    if not set(names) <= set(there) or len(set(names)) < len(names) or (len(names) > 1 and not on_cuda):
+        raise ConfigError(f'-d {request}: expected CUDA indices such as 0 or 0,1, or cpu, or mps; '
+                          f'this machine has {", ".join(there)}')
+    visible = [index for index in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if index] or there
+    os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(visible[int(name)] for name in names) if on_cuda else ''
+    _requested = names
+
+
+def prepare_device(n_gpu_use: int) -> tuple[torch.device, list[int]]:
+    """The device to train on and the CUDA indices for DataParallel (several only when `-d` or n_gpu_use asks for several).
+
+    CUDA, then MPS, then the CPU; `-d` and n_gpu_use = 0 (the CPU) decide otherwise.
+    """
+    if n_gpu_use == 0 or _requested == ['cpu']:
+        return torch.device('cpu'), []
+    n_gpu = torch.cuda.device_count()
+    n_wanted = len(_requested) or n_gpu_use
+    if n_wanted > max(n_gpu, 1):
+        logging.getLogger('device').warning(
+            f'n_gpu is {n_wanted}, but this machine has {n_gpu}: going on with what is there')
+    if n_gpu > 0:
+        return torch.device('cuda:0'), list(range(min(n_wanted, n_gpu)))
+    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu'), []
