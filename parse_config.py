@@ -1,7 +1,7 @@
 """ConfigParser: from a command line and a JSON file to a checked config, the objects it describes and the run's folder."""
 import argparse
-import functools
 import logging
+import math
 import os
 import sys
 from collections import namedtuple
@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utils import config_types
+from utils.compare import first_difference
 from utils.config_check import check, describe
 from utils.config_file import Document, did_you_mean, read_config, set_value, show
 from utils.config_schema import FOLDER_NAME, STRING, is_known, violation, without_nulls
@@ -42,7 +43,7 @@ class ConfigParser:
 
     @classmethod
     def from_args(cls, args: argparse.ArgumentParser, options='', *_):
-        """Parse the command line, read and check the config. What the user can mend is printed, one line a problem, with exit code 2."""
+        """Parse the command line, read and check the config. What the user can mend is printed, a line each, with exit code 2."""
         try:
             return cls._from_args(args, options)
         except UserError as error:
@@ -54,8 +55,8 @@ class ConfigParser:
         flags = {}
         if isinstance(parser, argparse.ArgumentParser):
             flags = {parser.add_argument(*option.flags, default=None, type=option.type).dest: option for option in options}
-            add_if_absent(parser, '--set', action='append', default=[], metavar='KEY=VALUE', help='change one value of the config')
-            add_if_absent(parser, '--print-config', action='store_true', help='show every value and where it comes from, and leave')
+            add_if_absent(parser, '--set', action='append', default=[], metavar='KEY=VALUE', help='change a value of the config')
+            add_if_absent(parser, '--print-config', action='store_true', help='show where each value comes from, and leave')
         given = parser.parse_args() if flags or isinstance(parser, argparse.ArgumentParser) else parser
         device, resume, config = (getattr(given, key, None) for key in ('device', 'resume', 'config'))
         if device is not None:
@@ -81,9 +82,25 @@ class ConfigParser:
             sys.exit(0)
         os.chdir(ROOT)  # paths in a config are relative to the project, wherever the command was typed
         parsed = cls(document, resume)
-        if resume is not None and config is None:
+        parsed.arguments = given
+        if getattr(given, 'resume_or_start', False):
+            resume = parsed.resume = parsed._unfinished()
+        if resume is not None and (config is None or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
         return parsed
+
+    def _unfinished(self) -> Path | None:
+        """The newest checkpoint of the newest run of this name; None when that run is finished or there is none."""
+        from base import checkpoint
+        run = checkpoint.newest_run(self._saved() / 'models' / self.name)
+        newest = checkpoint.newest_valid(run) if run is not None else None
+        state = checkpoint.load(newest) if newest is not None else {'finished': True}
+        if state.get('finished'):
+            return None
+        if different := first_difference(state['config'], self.config):
+            raise ConfigError(f'--resume-or-start: {different} is another than in the unfinished run {run}. Go on with that '
+                              f'run as it was: -r {run}. Or start a new one: leave --resume-or-start out, or change "name".')
+        return newest
 
     # Building what the config describes
 
@@ -105,7 +122,7 @@ class ConfigParser:
         return config_types.build_callable(self.config['loss'], 'loss', ('loss',), module, self._document)
 
     def init_metrics(self, module) -> list:
-        """The metrics as callables (output, target) with a `__name__`; torchmetrics ones are objects with update() and compute()."""
+        """The metrics as callables (output, target) with a `__name__`; torchmetrics ones have update() and compute()."""
         return [config_types.build_callable(entry, 'metrics', ('metrics', index), module, self._document)
                 for index, entry in enumerate(self.config.get('metrics') or [])]
 
@@ -151,11 +168,12 @@ class ConfigParser:
     def _claim_folders(self) -> None:
         from logger import setup_logging
         from utils.util import write_json
-        saved = ROOT / self.config.get('trainer', {}).get('save_dir', 'saved/')
+        saved = self._saved()
         models = saved / 'models' / self.name
-        if self._continues is not None and self._continues.parent == models and (self._continues / 'config.json').is_file() \
-                and os.access(self._continues, os.W_OK):
-            self._save_dir = self._continues
+        before = self._continues
+        is_ours = before is not None and before.parent == models.resolve() and (before / 'config.json').is_file()
+        if is_ours and os.access(before, os.W_OK):
+            self._save_dir = before
         else:
             self._save_dir = claim(models, self.run_id)
         self.run_id = self._save_dir.name
@@ -163,6 +181,9 @@ class ConfigParser:
         self._log_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.config, self._save_dir / 'config.json')
         setup_logging(self._log_dir)
+
+    def _saved(self) -> Path:
+        return ROOT / self.config.get('trainer', {}).get('save_dir', 'saved/')
 
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""
@@ -178,18 +199,20 @@ class ConfigParser:
 
 def claim(parent: Path, run_id: str | None) -> Path:
     """Make a run's folder that nobody else has: mkdir decides, so simultaneous starts get different ones."""
-    parent.mkdir(parents=True, exist_ok=True)
-    if run_id is not None:
-        (parent / run_id).mkdir()
-        return parent / run_id
-    now, count = datetime.now().strftime('%Y%m%d_%H%M%S'), 0
+    wanted, count = run_id or datetime.now().strftime('%Y%m%d_%H%M%S'), 0
     while True:
-        folder = parent / (f'{now}_{count}' if count else now)
+        folder = parent / (f'{wanted}_{count}' if count else wanted)
         try:
+            parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             return folder
         except FileExistsError:
+            if run_id is not None or not parent.is_dir():
+                taken = folder if parent.is_dir() else parent
+                raise ConfigError(f'the run folder {folder} cannot be made: {taken} is there') from None
             count += 1
+        except OSError as error:
+            raise ConfigError(f'the run folder {folder} cannot be made: {error.strerror} (trainer.save_dir says where)') from None
 
 
 def plain_name(key: str, value) -> str:
@@ -202,14 +225,12 @@ def plain_name(key: str, value) -> str:
 
 def find_file(text: str) -> Path:
     """A file named on the command line: relative to the working directory, else to the project."""
-    return Path(text).resolve() if Path(text).exists() else ROOT / text
+    return Path(text).resolve() if os.path.exists(text) else ROOT / text
 
 
 def find_checkpoint(text: str) -> Path:
     from base import checkpoint
-    if hasattr(checkpoint, 'find'):
-        return Path(checkpoint.find(text, ROOT)).resolve()
-    return find_file(text)
+    return checkpoint.find(text, ROOT).resolve()
 
 
 def read_checkpoint_config(path: Path) -> Document:
@@ -232,6 +253,8 @@ def add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> Non
 def put_option(document: Document, target, value, origin: str) -> None:
     """Lay a value from the command line over the config. target: 'optimizer;args;lr', or a sequence of keys."""
     path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
-    if path[0] not in document.values:
-        raise ConfigError(f'{origin}: {".".join(path)}: the config has no section {path[0]!r}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f'{origin}: {".".join(path)}: {value} is not a number that a config may hold')
+    if len(path) > 1 and not isinstance(document.values.get(path[0]), dict) or not document.can_hold(path):
+        raise ConfigError(f'{origin}: {".".join(path)}: the config has no section {path[0]!r} with such a key')
     document.put(path, value, origin)

@@ -1,8 +1,6 @@
 """Measure a checkpoint on the test data: python test.py -r saved/models/NAME/RUN/model_best.pth"""
 import argparse
 
-import torch
-
 import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
@@ -14,13 +12,14 @@ from trainer.trainer import evaluate
 from utils import MetricTracker, prepare_device
 from utils.batch import to_device
 from utils.errors import exit_on_user_error
+from utils.seed import seed_everything
 
 
 def main(config):
     logger = config.get_logger('test')
     device, _ = prepare_device(config.get('n_gpu', 1))
     logger.info(f'Testing {config.resume} on {device}')
-    torch.manual_seed(config.get('seed', 123))
+    seed_everything(config.get('seed', 123))
 
     if 'test_data_loader' in config:
         data_loader = config.init_obj('test_data_loader', module_data)

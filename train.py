@@ -1,5 +1,6 @@
 """Train what a config describes: python train.py -c config.json"""
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -7,10 +8,14 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
+from base import checkpoint
+from base.weights import load_weights
 from parse_config import ConfigParser, CustomArgs
+from tools.check_resume import check_resume
 from trainer import Trainer
 from utils import prepare_device
 from utils.errors import ConfigError, exit_on_user_error
+from utils.seed import seed_everything
 
 
 def main(config):
@@ -19,7 +24,7 @@ def main(config):
     if len(device_ids) > 1:
         raise ConfigError(f'{len(device_ids)} GPUs are asked for, and this version trains on one: say -d 0, or "n_gpu": 1')
     logger.info(f'Training on {device}')
-    torch.manual_seed(config.get('seed', 123))
+    seed_everything(config.get('seed', 123))
 
     data_loader = config.init_obj('data_loader', module_data)
     if 'valid_data_loader' in config:
@@ -29,6 +34,8 @@ def main(config):
 
     model = config.init_obj('arch', module_arch).to(device)
     logger.info(model)
+    if config.get('init_from') and config.resume is None:
+        load_weights(model, checkpoint.load(Path(config['init_from']))['state_dict'], config['init_from'])
     criterion = config.init_loss(module_loss)
     metrics = config.init_metrics(module_metric)
 
@@ -46,9 +53,15 @@ if __name__ == '__main__':
     parser.add_argument('-c', '--config', metavar='FILE', help='the experiment')
     parser.add_argument('-r', '--resume', metavar='CHECKPOINT', help='go on from a checkpoint or a run folder')
     parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
+    parser.add_argument('--resume-or-start', action='store_true', help='go on with the unfinished run of this name, if there is one')
+    parser.add_argument('--check-resume', action='store_true', help='try whether this experiment resumes exactly, and leave')
     options = [
         CustomArgs(['--lr', '--learning_rate'], type=float, target='optimizer;args;lr'),
         CustomArgs(['--bs', '--batch_size'], type=int, target='data_loader;args;batch_size'),
     ]
     with exit_on_user_error():
-        main(ConfigParser.from_args(parser, options))
+        config = ConfigParser.from_args(parser, options)
+        if config.arguments.check_resume:
+            check_resume(config.config)
+        else:
+            main(config)

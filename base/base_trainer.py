@@ -4,7 +4,6 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,13 @@ from torch import nn
 from tqdm import tqdm
 
 from base import checkpoint
+from base.checkpoint import BEST, LAST
+from base.finite import LossWatch, broken_weights
 from base.monitor import Monitor
+from base.position import batches_from, samples_of
 from base.resume import load_optimizer, parts_of, restore_parts
 from base.run_record import RunLock, differences, made_by, write_history
+from base.stepper import Stepper
 from base.stop import Stopped, StopRequest
 from base.weights import bare, load_weights
 from logger import TensorboardWriter
@@ -23,8 +26,6 @@ from utils.batch import to_device
 from utils.errors import CheckpointError, ConfigError, NonFiniteError
 from utils.seed import key, rng_state, seed_torch, set_rng_state
 from utils.util import prepare_device
-
-LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 
 
 class BaseTrainer(ABC):
@@ -60,10 +61,12 @@ class BaseTrainer(ABC):
         self.position = 0        # batches of the epoch in progress that are behind us
         self.history = []        # what each finished epoch reported
         self._resumed = {}       # of the checkpoint: what is put back when training starts
+        self._losses = LossWatch()
         self._saved_at = None    # the moment that checkpoint-last.pth holds
-        self._saved_time = time.monotonic()
-        self._save_every_steps = settings.get('save_every_steps', math.inf)
-        self._save_every_s = 60 * settings.get('save_every_minutes', math.inf)
+        self._max_steps = settings.get('max_steps') or math.inf
+        self._save_every_steps = settings.get('save_every_steps') or math.inf
+        self._save_every_s = 60 * (settings.get('save_every_minutes') or math.inf)
+        self._save_due = time.monotonic() + self._save_every_s
 
         self.checkpoint_dir = config.save_dir
         if config.resume is not None:
@@ -77,21 +80,21 @@ class BaseTrainer(ABC):
 
     def train(self) -> None:
         """Run the epochs that are left. A stop on request saves and leaves with the signal's exit code."""
-        if self.start_epoch > self.epochs:
-            self.logger.info(f'This run is finished: all {self.epochs} epochs are done. To train longer: '
-                             f'python train.py -r {self.checkpoint_dir} --set trainer.epochs={self.epochs + 10}')
-            return
         try:
             with RunLock(self.checkpoint_dir), self._stop.listening():
                 self._restore_parts()
+                if self._finished:
+                    self.logger.info(f'This run is finished: {self._finished}')
+                    return
                 for epoch in range(self.start_epoch, self.epochs + 1):
                     if hasattr(getattr(self, 'data_loader', None), 'seek'):
                         self.data_loader.seek(epoch - 1)
                     self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
-                    if self._monitor.out_of_patience:
-                        self.logger.info(f'{self.mnt_metric} has not improved for {self.early_stop:g} epochs: training stops.')
+                    if self._finished:
+                        self.logger.info(f'Training ends: {self._finished}')
                         break
-                    self._leave_if_asked()
+                    if self._stop.reason:
+                        self._leave()
         except Stopped:
             self.logger.info(f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
                              f'To go on: python train.py -r {self.checkpoint_dir}')
@@ -100,64 +103,70 @@ class BaseTrainer(ABC):
         finally:
             self.writer.close()
 
+    @property
+    def _finished(self) -> str:
+        """Why there is nothing left to train, and how to train on; empty while there is."""
+        again = f'To train longer: python train.py -r {self.checkpoint_dir} --set trainer'
+        if self.epochs_done >= self.epochs:
+            return f'all {self.epochs} epochs are done. {again}.epochs={self.epochs_done + 10}'
+        if self._monitor.out_of_patience:
+            return f'{self.mnt_metric} has not improved for {self.early_stop:g} epochs. {again}.early_stop={2 * self.early_stop:g}'
+        if self.step >= self._max_steps:
+            return f'{self.step} steps are done. {again}.max_steps={2 * self.step}'
+        return ''
+
     # One epoch
 
-    def batches(self, epoch: int) -> Iterator[tuple[int, Any]]:
-        """(step, batch on the device) for what is left of the epoch; the step counts from 1 over the whole run.
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """The batches that are left of the epoch, on the device.
 
-        Between two batches everything around a step happens: position, randomness, progress, logging, saving, stopping.
+        Around them happens what belongs to a step: position, randomness, progress, logging, saving, stopping.
         """
         if self.position:
             self._restore_parts()  # the sums of the interrupted epoch, which its beginning has just reset
+        steppers = [part for part in vars(self).values() if isinstance(part, Stepper)]
         with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
                   disable=not sys.stderr.isatty()) as bar:
-            for batch in self._stream(epoch):
+            stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
+            for batch in stream:
                 self.step += 1
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
-                yield self.step, to_device(batch, self.device)
+                yield to_device(batch, self.device)
                 self.position += 1
+                for stepper in steppers:
+                    self._losses.note(self.step, stepper.loss)
                 bar.update()
                 if self.position % self.log_step == 0 or self.position == self.len_epoch:
+                    self._check_losses()
                     self._log_step(bar)
-                self._save_if_due()
-                self._leave_if_asked()
+                if self.step % self._save_every_steps == 0 or time.monotonic() >= self._save_due:
+                    self._save_last()
+                if self.step == self._max_steps and self.position < self.len_epoch:
+                    self._stop.reason = f'trainer.max_steps ({self._max_steps})'
+                if self._stop.reason:
+                    self._leave()
 
     def watched(self, loader: Iterable) -> Iterator[Any]:
         """The batches of a pass without steps (validation), on the device; a request to stop is met between two of them."""
         if hasattr(loader, 'seek'):
             loader.seek(0)
         for batch in loader:
-            self._leave_if_asked()
+            if self._stop.reason:
+                self._leave()
             yield to_device(batch, self.device)
 
-    def _stream(self, epoch: int) -> Iterator[Any]:
-        """What is left of the epoch's `len_epoch` batches; epochs follow each other through the passes over the data."""
-        loader, n_batches = self.data_loader, self.len_epoch - self.position
-        per_pass = len(loader) if hasattr(loader, '__len__') else self.len_epoch
-        number, first = divmod((epoch - 1) * self.len_epoch + self.position, per_pass)
-        while n_batches > 0:
-            for batch in islice(self._pass(number, first), n_batches):
-                n_batches -= 1
-                yield batch
-            number, first = number + 1, 0
-
-    def _pass(self, number: int, first: int) -> Iterator[Any]:
-        """Pass `number` over the data from batch `first` on. A loader that cannot seek draws its order anew and is read up to there."""
-        if hasattr(self.data_loader, 'seek'):
-            self.data_loader.seek(number, first)
-            return iter(self.data_loader)
-        seed_torch(key(self.seed, 'order', number))
-        return islice(iter(self.data_loader), first, None)
-
-    def _log_step(self, bar: tqdm) -> None:
-        """Called every `log_step` batches and at the end of an epoch; a subclass that logs says what."""
+    def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
+        """Called every `log_step` batches and at the end of an epoch."""
 
     def _finish_epoch(self, epoch: int, averages: dict) -> None:
         """Report, judge and save an epoch that is trained and validated."""
-        self.epochs_done, self.position, self._resumed = epoch, 0, {}
+        self._check_losses()
+        if not math.isfinite(averages.get('loss', 0)) and self.config['trainer'].get('on_nan', 'stop') == 'stop':
+            raise NonFiniteError(f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}')
         log = {'epoch': epoch, **averages}
         self.history.append(log)
+        self.epochs_done, self.position, self._resumed = epoch, 0, {}
         for name, value in log.items():
             self.logger.info(f'    {name:15s}: {value}')
         write_history(self.history, self.config.log_dir)
@@ -182,14 +191,9 @@ class BaseTrainer(ABC):
 
     # Stopping and saving
 
-    def _leave_if_asked(self) -> None:
-        if self._stop.reason:
-            self._save_last()
-            raise Stopped
-
-    def _save_if_due(self) -> None:
-        if self.step % self._save_every_steps == 0 or time.monotonic() - self._saved_time >= self._save_every_s:
-            self._save_last()
+    def _leave(self) -> None:
+        self._save_last()
+        raise Stopped
 
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
         """Save the state after `epoch`: as the newest, by number every `save_period` epochs, and as the best when it is."""
@@ -206,7 +210,8 @@ class BaseTrainer(ABC):
 
     def _write(self, names: list[str]) -> None:
         """Write the present state under `names`; what is not finite is not written."""
-        self._check_finite()
+        self._check_losses()
+        self._check_weights()
         try:
             checkpoint.save(self._state(), *(self.checkpoint_dir / name for name in names))
         except CheckpointError as error:
@@ -214,32 +219,40 @@ class BaseTrainer(ABC):
                 raise
             self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
             return
-        self._saved_at, self._saved_time = (self.epochs_done, self.step), time.monotonic()
+        self._saved_at, self._save_due = (self.epochs_done, self.step), time.monotonic() + self._save_every_s
         self.logger.debug(f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps')
 
-    def _check_finite(self) -> None:
-        """Raise NonFiniteError when a weight is nan or infinite."""
-        broken = [name for name, value in bare(self.model).state_dict().items()
-                  if value.is_floating_point() and not value.isfinite().all()]
+    def _check_losses(self) -> None:
+        """Raise NonFiniteError on the first loss since the last time that is not finite."""
+        broken = self._losses.first_broken()
+        if broken is not None and self.config['trainer'].get('on_nan', 'stop') == 'stop':
+            step, loss = broken
+            position = self.position - 1 - (self.step - step)
+            samples, before = (samples_of(place, self.epochs_done + 1, self.len_epoch, self.data_loader)
+                               for place in (position, position - 1))
+            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. Its samples: {samples}. Those of the '
+                                 f'step before, whose gradients may have broken the weights: {before}. {self._way_back()}')
+
+    def _check_weights(self) -> None:
+        broken = broken_weights(bare(self.model))
         if broken:
-            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {self.step}: the weights {", ".join(broken[:3])} are not '
-                                 f'finite; they are not saved. {self._way_back()}')
+            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not finite '
+                                 f'({", ".join(broken[:3])}); they are not saved. {self._way_back()}')
 
     def _way_back(self) -> str:
-        """What to do after a loss that is not finite."""
         newest = self.checkpoint_dir / LAST
         there = f'The last good state is {newest}. ' if newest.is_file() else ''
-        return (f'{there}Look at these samples and at the learning rate; trainer.max_grad_norm bounds a step, '
-                'trainer.on_nan "skip" leaves such steps out.')
+        return (f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step, trainer.on_nan "skip" '
+                'leaves out such steps.')
 
     def _state(self) -> dict:
         """Everything a run needs to go on from here, as plain data."""
         optimizer_state = self.optimizer.state_dict() if hasattr(self.optimizer, 'state_dict') else {}
-        return {'format': checkpoint.FORMAT, 'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
+        return {'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
                 'state_dict': bare(self.model).state_dict(), 'optimizer': optimizer_state, 'monitor_best': self.mnt_best,
                 'config': self.config.config, 'step': self.step, 'samples': self.position * self._batch_size(), 'seed': self.seed,
                 'parts': {name: part.state_dict() for name, part in parts_of(self).items()}, 'history': self.history,
-                'rng': rng_state(), 'made_by': made_by(self.seed, self.device)}
+                'finished': bool(self._finished), 'rng': rng_state(), 'made_by': made_by(self.seed, self.device)}
 
     # Resuming
 
@@ -278,6 +291,9 @@ class BaseTrainer(ABC):
             raise ConfigError(f'The checkpoint stands inside epoch {self.start_epoch}, {self._resumed["samples"]} samples in, '
                               f'which is no whole number of batches of {self._batch_size()}: finish the epoch with the batch '
                               'size it was begun with, or resume from the checkpoint of a whole epoch.')
+        self._restore_rng()
+
+    def _restore_rng(self) -> None:
         if 'rng' in self._resumed:
             set_rng_state(self._resumed['rng'])
 

@@ -3,6 +3,7 @@
 Beside NAME.pth stands NAME.pth.sha256 (as `sha256sum -c` reads it). Saving removes it, replaces the file, then writes the new
 one: whenever that stops, what is there fits together. A file without one, say after a copy, is checked by its own checksums.
 """
+import glob
 import hashlib
 import io
 import logging
@@ -27,6 +28,7 @@ CONTENT = {'format': int, 'arch': str, 'epoch': int, 'state_dict': dict, 'optimi
            'config': dict, 'step': int, 'samples': int, 'seed': int, 'parts': dict, 'history': list, 'rng': dict, 'made_by': dict,
            'run': dict}
 LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
+NUMPY_DTYPES = [np.dtype(code) for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')]
 logger = logging.getLogger(__name__)
 
 
@@ -38,10 +40,14 @@ def save(state: dict, path: Path, *also: Path) -> None:
     The names share one file where the file system can: replace a checkpoint, do not write into it.
     Raises CheckpointError when it cannot be written; what was there before is then still there, and nothing else.
     """
-    buffer = io.BytesIO()
-    torch.save({'format': FORMAT, **to_plain(state)}, buffer)
-    if not old_checkpoint.Archive(buffer).is_plain():
-        raise CheckpointError(f'{path}: the state holds what could not be loaded again')
+    state, buffer = {'format': FORMAT, **to_plain(state)}, io.BytesIO()
+    torch.save(state, buffer)
+    try:  # what load() would not take is not written in the first place
+        old_checkpoint.check_extent(state, {})
+        if not old_checkpoint.Archive(buffer).is_plain():
+            raise ValueError('it is no plain data')
+    except ValueError as error:
+        raise CheckpointError(f'the state cannot be saved: {error}') from error
     content = buffer.getbuffer()
     digest = hashlib.sha256(content).hexdigest()
     paths = [Path(each) for each in (path, *also)]
@@ -49,7 +55,7 @@ def save(state: dict, path: Path, *also: Path) -> None:
         _write_all(paths, content, digest)
     except OSError as error:
         raise CheckpointError(f'{path} could not be written: {error.strerror or error}. It needs {len(content):,} bytes; '
-                              f'{_free_bytes(paths[0].parent)} are free. What was there before is untouched.') from error
+                              f'{_free_bytes(paths[0].parent)} are free. The files that are there are whole.') from error
 
 
 def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
@@ -57,7 +63,7 @@ def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
     folder, temporaries = paths[0].parent, []
 
     def temporary(path: Path) -> Path:
-        for left_over in path.parent.glob(f'.{path.name}.*.tmp'):  # of a process that was killed
+        for left_over in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):  # of a process that was killed
             left_over.unlink(missing_ok=True)
         temporaries.append(path.with_name(f'.{path.name}.{os.getpid()}.tmp'))
         return temporaries[-1]
@@ -91,7 +97,7 @@ def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open('xb') as file:
+    with path.open('xb') as file:  # never into a file that is there: it may be a second name of a good one
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -118,7 +124,7 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f'{path.name}.sha256')
 
 
-def to_plain(value: Any, where: str = '') -> Any:
+def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
     """A copy of `value` in tensors, dicts, lists, tuples, sets, strings and numbers; CheckpointError names what is none of these.
 
     numpy's numbers and arrays become numbers and tensors, a Path a string, an OrderedDict a dict, and an object with a dict
@@ -127,27 +133,31 @@ def to_plain(value: Any, where: str = '') -> Any:
     kind = type(value)
     if kind in LEAVES:
         return value
+    if depth > old_checkpoint.MAX_DEPTH:
+        raise CheckpointError(f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself')
+
+    def inner(each: Any, name: Any) -> Any:
+        return to_plain(each, f'{where}.{name}'.lstrip('.'), depth + 1)
+
     if kind in (torch.Tensor, torch.nn.Parameter) and value.layout in (torch.strided, torch.sparse_coo):
         value = value.detach()
-        if value.layout == torch.strided and value.nbytes < value.untyped_storage().nbytes():
-            value = value.clone()
+        is_part = value.layout == torch.strided and value.nbytes < value.untyped_storage().nbytes()
+        return value.clone() if is_part else value
+    if kind is torch.Size:
         return value
-    if kind in (Counter, set, torch.Size):
-        return kind(value)
-    if where.count('.') > old_checkpoint.MAX_DEPTH:
-        raise CheckpointError(f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself')
     if isinstance(value, dict):
-        return {to_plain(key, f'{where} (a key)'): to_plain(each, f'{where}.{key}'.lstrip('.')) for key, each in value.items()}
-    if kind in (list, tuple):
-        return kind(to_plain(each, f'{where}.{index}'.lstrip('.')) for index, each in enumerate(value))
-    if isinstance(value, np.generic):
-        return to_plain(value.item(), where)
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'fiubc':
+        plain = {inner(key, 'key'): inner(each, key) for key, each in value.items()}
+        return Counter(plain) if kind is Counter else plain
+    if kind in (list, tuple, set):
+        return kind([inner(each, index) for index, each in enumerate(value)])
+    if isinstance(value, np.generic) and type(value.item()) in LEAVES:
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype in NUMPY_DTYPES:
         return torch.from_numpy(value.copy())
     if isinstance(value, Path):
         return str(value)
     if isinstance(getattr(value, 'config', None), dict):
-        return to_plain(value.config, where)
+        return to_plain(value.config, where, depth + 1)
     raise CheckpointError(f'the state cannot be saved: {where or "it"} is a {kind.__module__}.{kind.__qualname__}; '
                           'keep numbers, strings, tensors, lists or dicts there')
 
@@ -172,7 +182,8 @@ def load(path: Path) -> dict:
         except OSError as error:
             raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
         except Exception as error:  # malformed files raise nearly everything
-            reason = str(error) if isinstance(error, (ValueError, CheckpointError)) else f'{type(error).__name__}: {error}'
+            known = type(error) in (ValueError, CheckpointError)
+            reason = str(error) if known else f'its content is malformed ({type(error).__name__}: {error})'
             raise CheckpointError(f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
                                   'Take another one; -r RUN_FOLDER takes the newest good one of a run.') from error
     raise CheckpointError(f'{path} keeps changing while it is read; try again when its training has ended')
@@ -209,7 +220,7 @@ def _read(file: Any, verified: bool | None) -> Any:
 
 def _checked(state: dict) -> dict:
     """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
-    if 'state_dict' not in state:
+    if not isinstance(state.get('state_dict'), dict):
         raise ValueError("it has no 'state_dict'")
     if state.get('format', FORMAT) != FORMAT:
         raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMAT}')
@@ -217,6 +228,10 @@ def _checked(state: dict) -> dict:
         value = state.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f'its {key!r} is a {type(value).__name__}')
+        if kind is int and key != 'seed' and value is not None and value < 0:
+            raise ValueError(f'its {key!r} is {value}')
+    if not all(isinstance(row, dict) for row in state.get('history') or []):
+        raise ValueError("its 'history' is no list of rows")
     for name, value in state['state_dict'].items():
         if type(name) is not str or not (isinstance(value, torch.Tensor) or name.endswith('_extra_state')):
             raise ValueError(f"its 'state_dict' is none: {name!r} is a {type(value).__name__}")

@@ -25,6 +25,7 @@ KEYS = {'arch', 'epoch', 'state_dict', 'optimizer', 'monitor_best', 'config'}  #
 MAX_DEPTH, MAX_VALUES = 100, 10**7
 MAX_PICKLE_BYTES = 32 * 2**20  # an empty list is one byte in a pickle and a hundred in memory
 logger = logging.getLogger(__name__)
+FOLDER = 0x10  # the attribute in a zip file
 LEGACY_MAGIC, LEGACY_VERSION = 0x1950a86a20f9469cfc6c, 1001
 
 DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
@@ -33,10 +34,10 @@ STORAGES = {'FloatStorage': torch.float32, 'DoubleStorage': torch.float64, 'Half
             'CharStorage': torch.int8, 'ByteStorage': torch.uint8, 'BoolStorage': torch.bool, 'UntypedStorage': torch.uint8,
             'ComplexFloatStorage': torch.complex64, 'ComplexDoubleStorage': torch.complex128}
 
-# A call into these is refused when we do not know it, rather than quietly left undone; INERT is at home in pickled configs.
+# A call into these is refused when we do not know it, rather than quietly left undone; INERT are at home in pickled objects.
 LIBRARIES = sys.stdlib_module_names | {'torch', 'torchvision', 'numpy', 'commands', 'urllib2'}
-INERT = {'argparse.Namespace', 'builtins.object', 'copyreg._reconstructor', 'datetime.date', 'datetime.datetime',
-         'datetime.timedelta', 'logging.getLogger', 're._compile'}
+INERT = ('argparse.Namespace', 'builtins.object', 'collections.deque', 'copyreg._reconstructor', 'datetime.', 'logging.getLogger',
+         'numpy.random.', 're._compile', 'torch.nn.', 'torch.optim.', 'torchvision.', 'types.SimpleNamespace')
 
 
 class Named:
@@ -100,13 +101,13 @@ class Reader(pickle._Unpickler):  # the one written in Python: its steps can be 
         self.plain = False
         if function.name in FOREIGN:
             return FOREIGN[function.name](*arguments)
-        if function.library in LIBRARIES and function.name not in INERT:
+        if function.library in LIBRARIES and not function.name.startswith(INERT):
             raise CheckpointError(f'it asks to run {function.name}, which no checkpoint needs. Nothing was run; do not trust it')
         return Stub(function.name)
 
-    def tensor(self, source: Storage, offset: int, size: tuple, stride: tuple, *rest: Any) -> torch.Tensor | None:
-        """rest: requires_grad, hooks, in one version the dtype, in both perhaps a dict of flags."""
-        dtype = next((each for each in rest if type(each) is torch.dtype), source.dtype)
+    def tensor(self, source: Storage, offset: int, size: tuple, stride: tuple, dtype: torch.dtype | None = None,
+               flags: dict | None = None) -> torch.Tensor | None:
+        dtype = dtype or source.dtype
         if not (len(size) == len(stride) and all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride))):
             raise ValueError('a tensor is described wrongly')
         end = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1
@@ -115,7 +116,7 @@ class Reader(pickle._Unpickler):  # the one written in Python: its steps can be 
             raise ValueError(f'it describes a tensor of shape {list(size)} that it does not hold')
         if source.data is None:
             return None
-        if rest and type(rest[-1]) is dict and any(rest[-1].values()):
+        if flags:
             raise ValueError('a tensor is conjugated or negated only when it is used')
         return torch.empty(0, dtype=dtype).set_(source.data, offset, size, stride)
 
@@ -212,8 +213,10 @@ def sparse_tensor(layout: str, parts: tuple) -> torch.Tensor | None:
 
 PLAIN = {
     'torch._utils._rebuild_tensor': Reader.tensor,
-    'torch._utils._rebuild_tensor_v2': Reader.tensor,
-    'torch._utils._rebuild_tensor_v3': Reader.tensor,
+    'torch._utils._rebuild_tensor_v2': lambda self, source, offset, size, stride, _grad, _hooks, *flags:
+        self.tensor(source, offset, size, stride, None, *flags),
+    'torch._utils._rebuild_tensor_v3': lambda self, source, offset, size, stride, _grad, _hooks, dtype, *flags:
+        self.tensor(source, offset, size, stride, dtype, *flags),
     'torch._utils._rebuild_sparse_tensor': lambda _, layout, parts: sparse_tensor(layout, parts),
     'torch.serialization._get_layout': lambda _, text: text,
     'torch.Size': lambda _, size: torch.Size(size),
@@ -264,6 +267,8 @@ class Archive:
             raise ValueError('its directory of records is wrong')
         if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
             raise ValueError('it holds compressed records, which torch never writes')
+        if any(info.external_attr & FOLDER for info in infos):
+            raise ValueError('a record of it is marked as a folder, for which torch would read whatever was in memory')
         self.root = roots.pop()
         self.sizes = {info.filename.removeprefix(f'{self.root}/'): info.file_size for info in infos}
         if 'constants.pkl' in self.sizes:

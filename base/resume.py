@@ -84,6 +84,7 @@ def load_scheduler(scheduler: LRScheduler, name: str, saved: dict, old_config: d
     if hasattr(scheduler, 'base_lrs') and changed_args('optimizer', old_config, config).get('lr'):
         state['base_lrs'] = [group['initial_lr'] for group in scheduler.optimizer.param_groups]
     scheduler.load_state_dict(state)
+    scheduler.optimizer._opt_called = True  # it has stepped, in another process: torch would warn of a schedule begun too early
     for key, (before, now) in changed.items():
         logger.info(f'lr_scheduler.args.{key}: {before} in the checkpoint, {now} from here on')
 

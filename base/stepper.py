@@ -8,7 +8,7 @@ import torch
 
 from base.schedule import Schedule
 from utils.batch import length, split
-from utils.errors import ConfigError
+from utils.errors import ConfigError, NonFiniteError
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -19,18 +19,22 @@ class Stepper:
     microbatch_size: samples that go through the model at once (None: the whole batch). The loss has to be a mean over samples,
     since that of each part is weighted by the part's share of the batch.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it.
+    max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row (this reads a number from the
+    device at each step); None takes them.
     loss_of(*micro_batch): the loss; only optimizers that evaluate it several times a step (LBFGS) call it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None = None, *,
                  device: torch.device | str = 'cpu', precision: str = 'fp32', microbatch_size: int | None = None,
-                 max_grad_norm: float | None = None, loss_of: Callable[..., torch.Tensor] | None = None):
+                 max_grad_norm: float | None = None, max_skips: int | None = None,
+                 loss_of: Callable[..., torch.Tensor] | None = None):
         if precision not in DTYPES:
             raise ConfigError(f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}')
         self.optimizer = optimizer
         self.schedule = schedule or Schedule(None)
         self.microbatch_size = microbatch_size
         self.max_grad_norm = max_grad_norm
+        self.max_skips = max_skips
         self.loss_of = loss_of
         self.device_type = torch.device(device).type
         self.dtype = DTYPES[precision]
@@ -40,13 +44,14 @@ class Stepper:
         if self.needs_closure and (max_grad_norm is not None or precision == 'fp16'):
             raise ConfigError(f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be combined '
                               'with trainer.max_grad_norm or trainer.precision "fp16"')
-        self._micro_batches = []  # of the current batch, with their shares of it
+        self.loss = None          # of the current batch so far, a 0-dim tensor
+        self.n_skipped = self.n_skipped_in_a_row = 0
+        self._micro_batches = []  # of the current batch, with their shares of it, kept for a closure only
         self._share = 1.0
-        self._loss = 0.0          # of the current batch; kept for a closure only
 
     def micro_batches(self, batch: Any) -> Iterator[Any]:
         """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
-        self._micro_batches, self._loss, self._share = [], 0.0, 1.0
+        self._micro_batches, self.loss, self._share = [], None, 1.0
         if self.microbatch_size is None or length(batch) <= self.microbatch_size:
             self._remember(batch)
             yield batch
@@ -67,8 +72,7 @@ class Stepper:
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of the current micro-batch's loss."""
         loss = loss if self._share == 1 else loss * self._share
-        if self.needs_closure:
-            self._loss = self._loss + loss.detach()
+        self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
 
     def step(self) -> None:
@@ -76,7 +80,9 @@ class Stepper:
         if self.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self._parameters(), self.max_grad_norm)
-        if self.needs_closure:
+        if self.max_skips is not None and not self._is_finite():
+            self._skip()
+        elif self.needs_closure:
             self.optimizer.step(self._closure())
         else:
             self.scaler.step(self.optimizer)
@@ -87,9 +93,26 @@ class Stepper:
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
 
+    def _is_finite(self) -> bool:
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        norm = self.loss if self.scaler.is_enabled() else torch.nn.utils.get_total_norm(gradients)  # a scaler judges gradients itself
+        finite = bool((norm.isfinite() & self.loss.isfinite()).item())
+        self.n_skipped_in_a_row = 0 if finite else self.n_skipped_in_a_row
+        return finite
+
+    def _skip(self) -> None:
+        self.n_skipped += 1
+        self.n_skipped_in_a_row += 1
+        if self.n_skipped_in_a_row > self.max_skips:
+            raise NonFiniteError(f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not finite '
+                                 f'(trainer.max_nan_skips is {self.max_skips}): look at the learning rate and the data')
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+            self.scaler.update()
+
     def _closure(self) -> Callable[[], torch.Tensor]:
         """What torch.optim.LBFGS calls: the first time the gradients are there already, then they are computed again."""
-        first = [self._loss]
+        first = [self.loss]
 
         def closure():
             if first:
@@ -106,8 +129,9 @@ class Stepper:
         return closure
 
     def state_dict(self) -> dict:
-        return {'scaler': self.scaler.state_dict()}
+        return {'scaler': self.scaler.state_dict(), 'n_skipped': self.n_skipped, 'n_skipped_in_a_row': self.n_skipped_in_a_row}
 
     def load_state_dict(self, state: dict) -> None:
+        self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler'] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state['scaler'])

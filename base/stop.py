@@ -1,6 +1,7 @@
 """StopRequest: who asked the run to stop (a signal or the time limit), noted for the next safe moment."""
+import os
 import signal
-import sys
+import threading
 import time
 from contextlib import contextmanager
 
@@ -17,44 +18,40 @@ class Stopped(Exception):
 class StopRequest:
     """`reason` is empty until a signal arrives or `max_minutes` are over.
 
-    Handlers only set it: the step in progress is finished and saved first. A second Ctrl-C, a second later, leaves at once.
+    Both only set it: the step in progress is finished and saved first. A second Ctrl-C, a second later, leaves at once.
     """
 
     def __init__(self, max_minutes: float | None = None):
         self.max_minutes = max_minutes
+        self.reason = ''
         self.exit_code = 0
-        self._signal = ''
         self._received_at = 0.0
-        self._deadline = float('inf')
-
-    @property
-    def reason(self) -> str:
-        if self._signal or time.monotonic() < self._deadline:
-            return self._signal
-        return f'trainer.max_minutes ({self.max_minutes})'
 
     @contextmanager
     def listening(self):
         """Inside, the signals are noted instead of killing the process, and the time runs."""
+        timer = threading.Timer(60 * (self.max_minutes or 0), self._time_is_over)
+        timer.daemon = True
         if self.max_minutes is not None:
-            self._deadline = time.monotonic() + 60 * self.max_minutes
+            timer.start()
         previous = {}
-        try:
-            for number in STOP_SIGNALS:
-                previous[number] = signal.signal(number, self._note)
-        except ValueError:
-            pass  # not the main thread: signals are its business
+        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to handle
+            previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self
         finally:
+            timer.cancel()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _time_is_over(self) -> None:
+        self.reason = self.reason or f'trainer.max_minutes ({self.max_minutes})'
+
     def _note(self, number: int, frame: object) -> None:
         now = time.monotonic()
-        if self._signal and number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
+        if not self.exit_code:
+            self.reason, self._received_at = signal.Signals(number).name, now
+            self.exit_code = EXIT_CODES[self.reason]
+            os.write(2, f'\n{self.reason}: saving after this step; Ctrl-C again leaves at once\n'.encode())
+        elif number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
             raise KeyboardInterrupt
-        if not self._signal:
-            self._signal, self._received_at = signal.Signals(number).name, now
-            self.exit_code = EXIT_CODES[self._signal]
-            sys.stderr.write(f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n')

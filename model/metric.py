@@ -10,7 +10,7 @@ def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     output: (batch, classes) scores; target: (batch,) class indices. Returns a 0-dim tensor in [0, 1].
     """
-    return (output.argmax(dim=1) == target).float().mean()
+    return (output.argmax(dim=1) == target).mean(dtype=torch.float)
 
 
 def top_k_acc(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> torch.Tensor:
@@ -18,4 +18,4 @@ def top_k_acc(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> torch.T
 
     output: (batch, classes) scores; target: (batch,) class indices. Returns a 0-dim tensor in [0, 1].
     """
-    return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1).float().mean()
+    return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1).mean(dtype=torch.float)

@@ -3,6 +3,7 @@
 Each is the default config after a few mutations. The command line has to accept it or to leave with exit code 2 and one line a
 problem; a traceback, another exit code, a stray line or a new file is a failure.
 """
+
 import argparse
 import copy
 import io
@@ -20,15 +21,84 @@ from hypothesis import strategies as st
 from parse_config import ROOT, ConfigParser, CustomArgs
 from utils.config_file import all_paths, lookup
 
-NAMES = ['', 'Adam', 'SGD', 'MnistModel', 'BaseModel', 'os.system', 'torch.load', '__class__', 'nll_loss', 'OneCycleLR', 'SequentialLR',
-         'ReduceLROnPlateau', 'model.model.MnistModel', 'utils.util.write_json', '..', 'a/b', '\0', '\ud800', 'é', 'x' * 5000, 'lambda: 0']
-KEYS = ['type', 'args', 'lr', 'epoch', 'base', '$schema', 'interval', 'schedulers', 'optimizer', '', 'delete', 'trainer', 'a.b', '\n', 'T_max']
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.sampled_from(NAMES),
-                    st.sampled_from([2**63, -2**70, 10**400, 1e308, 5e-324, -0.0, -1, 0]))
-VALUES = st.recursive(SCALARS, lambda inner: st.one_of(
-    st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), inner, max_size=3),
-    st.fixed_dictionaries({'type': inner, 'args': inner})), max_leaves=6)
-TEXTS = ['\ufeff', '\0', '{', '}', ',', '"', '// x', '/*', '1e999', '-', 'NaN', 'Infinity', '"\\ud800"', '"name": 1,', '\udcff', '[' * 70, '9' * 5000, '\\']
+NAMES = [
+    '',
+    'Adam',
+    'SGD',
+    'MnistModel',
+    'BaseModel',
+    'os.system',
+    'torch.load',
+    '__class__',
+    'nll_loss',
+    'OneCycleLR',
+    'SequentialLR',
+    'ReduceLROnPlateau',
+    'model.model.MnistModel',
+    'utils.util.write_json',
+    '..',
+    'a/b',
+    '\0',
+    '\ud800',
+    'é',
+    'x' * 5000,
+    'lambda: 0',
+]
+KEYS = [
+    'type',
+    'args',
+    'lr',
+    'epoch',
+    'base',
+    '$schema',
+    'interval',
+    'schedulers',
+    'optimizer',
+    '',
+    'delete',
+    'trainer',
+    'a.b',
+    '\n',
+    'T_max',
+]
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(NAMES),
+    st.sampled_from([2**63, -(2**70), 10**400, 1e308, 5e-324, -0.0, -1, 0]),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=6), inner, max_size=3),
+        st.fixed_dictionaries({'type': inner, 'args': inner}),
+    ),
+    max_leaves=6,
+)
+TEXTS = [
+    '\ufeff',
+    '\0',
+    '{',
+    '}',
+    ',',
+    '"',
+    '// x',
+    '/*',
+    '1e999',
+    '-',
+    'NaN',
+    'Infinity',
+    '"\\ud800"',
+    '"name": 1,',
+    '\udcff',
+    '[' * 70,
+    '9' * 5000,
+    '\\',
+]
 
 
 def mutate(data, config: dict) -> str:
@@ -38,7 +108,10 @@ def mutate(data, config: dict) -> str:
         path = data.draw(st.sampled_from(paths))
         if not path:
             break
-        parent, how = lookup(config, path[:-1]), data.draw(st.sampled_from(['replace', 'remove', 'rename', 'add', 'swap', 'deepen']))
+        parent, how = (
+            lookup(config, path[:-1]),
+            data.draw(st.sampled_from(['replace', 'remove', 'rename', 'add', 'swap', 'deepen'])),
+        )
         if how == 'replace':
             parent[path[-1]] = data.draw(VALUES)
         elif how == 'remove':
@@ -57,7 +130,7 @@ def mutate(data, config: dict) -> str:
     text = json.dumps(config, indent=4, ensure_ascii=data.draw(st.booleans()))
     if data.draw(st.integers(0, 3)) == 0:
         at = data.draw(st.integers(0, len(text)))
-        text = text[:at] + data.draw(st.sampled_from(TEXTS)) + text[at + data.draw(st.integers(0, 2)):]
+        text = text[:at] + data.draw(st.sampled_from(TEXTS)) + text[at + data.draw(st.integers(0, 2)) :]
     return text
 
 
@@ -78,17 +151,24 @@ def run(path: str, *more: str) -> tuple[int, str]:
 def campaign(count: int) -> Counter:
     """Try `count` configs; what came of them. Raises what one of them raised."""
     import train
+
     outcomes, before = Counter(), _files()
     main, argv = sys.modules['__main__'], sys.argv
     default = json.loads((ROOT / 'config.json').read_text())
 
-    @settings(max_examples=count, database=None, deadline=None, derandomize=True, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.data())
     def one(data):
         text = mutate(data, copy.deepcopy(default))
         Path('fuzz.json').write_bytes(text.encode('utf-8', 'surrogatepass'))
-        sys.modules['__main__'] = train                          # the script whose use of the config is checked
+        sys.modules['__main__'] = train  # the script whose use of the config is checked
         try:
             code, said = run(str(Path('fuzz.json').resolve()))
         finally:
@@ -126,5 +206,7 @@ if __name__ == '__main__':
     parser.add_argument('--count', type=int, default=5000)
     count = parser.parse_args().count
     found = campaign(count)
-    print(f'{found["refused"] + found["accepted"]} configs: {found["refused"]} refused with {found["lines"]} lines, '
-          f'{found["accepted"]} accepted, 0 tracebacks, 0 files made')
+    print(
+        f'{found["refused"] + found["accepted"]} configs: {found["refused"]} refused with {found["lines"]} lines, '
+        f'{found["accepted"]} accepted, 0 tracebacks, 0 files made'
+    )

@@ -29,14 +29,16 @@ class Trainer(BaseTrainer):
         self.do_validation = valid_data_loader is not None
         self.lr_scheduler = lr_scheduler
         self.len_epoch = len_epoch or settings.get('len_epoch') or len(data_loader)
-        self.log_step = settings.get('log_step') or max(1, self.len_epoch // 20)
+        self.log_step = settings.get('log_step') or max(1, self.len_epoch // 10)
 
+        on_nan = settings.get('on_nan', 'stop')
         interval = (config.get('lr_scheduler') or {}).get('interval', 'epoch')
         self.schedule = Schedule(lr_scheduler, interval, self.mnt_metric)
         self.stepper = Stepper(optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'),
                                microbatch_size=settings.get('microbatch_size'), max_grad_norm=settings.get('max_grad_norm'),
+                               max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None,
                                loss_of=lambda data, target: criterion(self.model(data), target))
-        self.train_metrics = MetricTracker('loss', metrics=metric_ftns)
+        self.train_metrics = MetricTracker('loss', metrics=metric_ftns, skip_non_finite=on_nan == 'skip')
         self.valid_metrics = MetricTracker('loss', metrics=metric_ftns)
         self._logged = (time.perf_counter(), self.step)  # when and at which step the last line was logged
 
@@ -44,7 +46,7 @@ class Trainer(BaseTrainer):
         """Train on every batch once, then validate; returns the epoch's averages by name."""
         self.model.train()
         self.train_metrics.reset()
-        for step, batch in self.batches(epoch):                        # resumes where an interrupted epoch stopped
+        for batch in self.batches(epoch):                              # resumes where an interrupted epoch stopped
             for data, target in self.stepper.micro_batches(batch):     # one, unless trainer.microbatch_size is set
                 with self.stepper.autocast():
                     output = self.model(data)

@@ -1,4 +1,4 @@
-"""The only place that judges a whole config: before any data is read, against the key table and the signatures of what it names."""
+"""The only place that judges a whole config: against the key table and the signatures of what it names, before any work."""
 import ast
 import inspect
 import json
@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from utils import config_types
-from utils.config_file import Document, did_you_mean, entries, lookup, show, show_path
+from utils.config_file import Document, did_you_mean, entries, lookup, nearest, show, show_path
 from utils.config_schema import SCHEDULER, SECTION, TOP, argument_schema, is_near_miss, json_default, parameters, violation
 from utils.errors import ConfigError
 
@@ -69,7 +69,9 @@ class _Check:
             elif isinstance(value, dict) and 'properties' in schema:
                 self.keys(value, schema['properties'], here)
         for key, schema in properties.items():
-            if key not in section and 'default' not in schema and (path or key not in ONLY_IF_ASKED or self.uses.needs(key)):
+            is_misspelt = any(is_near_miss(given, key) for given in section)
+            is_needed = 'default' not in schema and (path or key not in ONLY_IF_ASKED or self.uses.needs(key))
+            if key not in section and is_needed and not is_misspelt:
                 self.problem((*path, key), f'is missing ({schema["description"]})')
 
     def unknown_key(self, path: tuple, properties: dict) -> None:
@@ -127,32 +129,36 @@ class _Check:
         from_code = set(list(named)[:self.given_by_position(path, found, call)]) | set(call.keywords)
         if 'optimizer' in named and path[0] == 'lr_scheduler':
             from_code.add('optimizer')
+        misspelt = set()                                         # one mistake is one line
         for key, value in args.items():
             here = (*path, 'args', key)
             if key in from_code:
                 self.problem(here, 'is given by the code, so the config may not give it too')
             elif key in named:
                 expected = violation(value, argument_schema(found, named[key]))
-                if expected is not None and not (config_types.is_nested_object(value) and 'object' not in expected and is_open):
+                if expected is not None:
                     self.problem(here, f'expected {expected}, got {show(value)}')
             elif not is_open:
                 self.problem(here, f'{name} has no {key!r}{did_you_mean(key, named.keys() - from_code)}')
+                misspelt.add(nearest(key, named.keys() - from_code))
             elif any(is_near_miss(key, other) for other in named):
                 self.note(here, f'{name} takes any key, but has none of that name{did_you_mean(key, named)}')
             self.nested(here, value, kind, call.module)
         if call.is_known or path[0] in ('loss', 'metrics') or len(path) > 2:
             for key, parameter in named.items():
-                if parameter.default is parameter.empty and key not in from_code and key not in args:
+                if parameter.default is parameter.empty and key not in from_code | args.keys() | misspelt:
                     self.problem((*path, 'args', key), f'is missing: {name} needs it')
 
     @staticmethod
     def given_by_position(path: tuple, found, call: Call) -> int:
+        if path[0] == 'lr_scheduler' and next(iter(parameters(found)[0]), '') != 'optimizer':
+            return 0                                             # ChainedScheduler gets it by name
         if path[0] in ('loss', 'metrics'):
             return 0 if inspect.isclass(found) else 2           # (output, target)
         return call.positional or (1 if path == ('optimizer',) else 0)
 
     def nested(self, path: tuple, value, kind: config_types.Kind, module) -> None:
-        if config_types.is_nested_object(value):
+        if config_types.is_nested_object(value, kind, module):
             self.entry(path, value, Call(module), kind.inside())
         else:
             for key, inner in entries(value):
@@ -160,21 +166,36 @@ class _Check:
 
     def try_out(self, path: tuple, entry, found, args: dict) -> None:
         """Build what torch itself provides, for a model of one number: its own checks of values count as ours."""
-        if not inspect.isclass(found) or len(path) > 1 and path[0] != 'metrics' or not found.__module__.startswith(('torch.', 'torchmetrics.')):
+        from_torch = inspect.isclass(found) and found.__module__.startswith(('torch.', 'torchmetrics.'))
+        if not from_torch or (len(path) > 1 and path[0] != 'metrics'):
             return
-        dummy = torch.nn.Parameter(torch.zeros(1, 1))
+        reason = self.refusal(path, entry)
+        if reason is not None:
+            # The culprit is the argument without which that complaint is gone.
+            culprit = [key for key in args
+                       if self.refusal(path, {**entry, 'args': {k: v for k, v in args.items() if k != key}}) != reason]
+            here = (*path, 'args', *(culprit if len(culprit) == 1 else ()))
+            self.problem(here, f'{found.__name__} refuses: {reason}')
+
+    def refusal(self, path: tuple, entry) -> str | None:
+        """Why an entry cannot be built; None when it can."""
+        section, dummy = path[0], torch.nn.Parameter(torch.zeros(1, 1))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                if issubclass(found, torch.optim.Optimizer):
-                    config_types.prepare(entry, path[0], torch.optim, ([dummy],), {}, self.document)()
-                elif issubclass(found, torch.optim.lr_scheduler.LRScheduler):
-                    config_types.prepare(entry, path[0], torch.optim.lr_scheduler, (self.some_optimizer(dummy),), {}, self.document)()
-                elif path[0] in ('loss', 'metrics'):
-                    config_types.build_callable(entry, path[0], path, None, self.document)
+                if section in ('loss', 'metrics'):
+                    config_types.build_callable(entry, section, path, None, Document({}))
+                elif section == 'lr_scheduler':
+                    optimizer = self.some_optimizer(dummy)
+                    scheduler = config_types.prepare(entry, section, torch.optim.lr_scheduler, (optimizer,), {}, Document({}))()
+                    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                        scheduler.step()                         # a period of zero shows only here
+                elif section == 'optimizer':
+                    config_types.prepare(entry, section, torch.optim, ([dummy],), {}, Document({}))()
         except Exception as error:  # whatever a constructor raises, it says that these values will not do
-            reason = ' '.join(str(error).split()) or type(error).__name__
-            self.problem((*path, 'args') if args else path, f'{found.__name__} refuses: {reason[:300]}')
+            text = ' '.join(str(error).split()) or type(error).__name__
+            return text.partition(' refuses: ')[2] or text
+        return None
 
     def some_optimizer(self, dummy: torch.nn.Parameter) -> torch.optim.Optimizer:
         """The config's optimizer, or one that every scheduler can work with when that cannot be built here."""
@@ -202,7 +223,8 @@ class _Check:
         if metric not in known and not may_report(metric, base):
             self.problem(path, f'no epoch reports {metric!r}{did_you_mean(metric, known)}: there are {", ".join(known)}')
         elif metric.startswith('val_') and metric in known and self.has_no_validation():
-            self.problem(path, f'{metric!r} needs validation data: data_loader.args.validation_split is 0 (or say "{mode} {metric[4:]}")')
+            self.problem(path, f'{metric!r} needs validation data, and data_loader.args.validation_split is 0: set it, '
+                               f'or say "{mode} {metric[4:]}"')
 
     def has_no_validation(self) -> bool:
         """Only when the script's one source of validation data is the split, and the config has none."""
@@ -251,7 +273,8 @@ class _Check:
         if mode == 'off' and self.uses.call('lr_scheduler').is_known:
             self.problem(('lr_scheduler', 'type'), "ReduceLROnPlateau needs a trainer.monitor, such as 'min val_loss'")
         elif mode in ('min', 'max') and args.get('mode', 'min') != mode:
-            self.problem(('lr_scheduler', 'args', 'mode'), f'is {show(args.get("mode", "min"))}, but trainer.monitor is {show(rule)}')
+            self.problem(('lr_scheduler', 'args', 'mode'),
+                         f'is {show(args.get("mode", "min"))}, but trainer.monitor is {show(rule)}')
 
 
 class _Uses:
@@ -275,9 +298,9 @@ class _Uses:
         first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
         self.splits = self.splits or method == 'split_validation'
         if method in BUILDERS and isinstance(first, str):
-            has_unknown = any(isinstance(each, ast.Starred) for each in node.args) or any(each.arg is None for each in node.keywords)
+            is_known = not any(isinstance(each, ast.Starred) for each in node.args) and all(each.arg for each in node.keywords)
             call = Call(_value_of(node.args[1], script) if len(node.args) > 1 else None, max(0, len(node.args) - 2),
-                        tuple(each.arg for each in node.keywords if each.arg), not has_unknown)
+                        tuple(each.arg for each in node.keywords if each.arg), is_known)
             self.calls.setdefault(first, call)
         elif method in ('init_loss', 'init_metrics'):
             self.calls[method.removeprefix('init_')] = Call(_value_of(node.args[0], script) if node.args else None, is_known=True)
@@ -302,9 +325,9 @@ def _value_of(node: ast.AST, script: ModuleType) -> ModuleType | None:
 @lru_cache
 def _sources(with_core: bool) -> str:
     """The source text of the project, or only of what is not the template's own machinery."""
-    packages = [folder for folder in config_types.ROOT.iterdir() if any(folder.glob('*.py')) and folder.name not in ('tests', 'tools')]
-    core = () if with_core else ('base', 'logger', 'utils')
-    files = [file for folder in packages if folder.name not in core for file in folder.rglob('*.py')]
+    others = ('tests', 'tools') if with_core else ('tests', 'tools', 'base', 'logger', 'utils')
+    packages = [folder for folder in config_types.ROOT.iterdir() if folder.name not in others and any(folder.glob('*.py'))]
+    files = [file for folder in packages for file in folder.rglob('*.py')]
     return '\n'.join(file.read_text(encoding='utf-8', errors='replace') for file in [*config_types.ROOT.glob('*.py'), *files])
 
 
@@ -355,11 +378,12 @@ def _with_defaults(value, path: tuple, document: Document, uses: '_Uses'):
     if path and path[-1] == 'args':
         call = uses.call(path[0])
         kind = config_types.kind_of(path[0], call.module)
+        kind = kind.inside() if len(path) > 2 else kind
         try:
-            found = config_types.find(lookup(document.values, (*path[:-1], 'type')), kind.inside() if len(path) > 2 else kind, call.module)
+            found = config_types.find(lookup(document.values, (*path[:-1], 'type')), kind, call.module)
         except ConfigError:
             return                                               # a section of the project's own
         for key, parameter in parameters(found)[0].items():
             default = json_default(parameter)
-            if key not in value and key not in call.keywords and parameter.default is not parameter.empty and default is not NotImplemented:
+            if key not in value and key not in call.keywords and default is not NotImplemented:
                 yield key, default, f'default of {found.__name__}'

@@ -50,6 +50,10 @@ class Document:
         node[path[-1]] = value
         self.mark(path, value, origin)
 
+    def can_hold(self, path: tuple) -> bool:
+        """Whether every section on the way to `path` is one, or not there yet."""
+        return all(isinstance(lookup(self.values, path[:depth]), (dict, type(None))) for depth in range(1, len(path)))
+
     def mark(self, path: tuple, value, origin: str) -> None:
         """Say that `value`, with all that is in it, came from `origin`."""
         self.origins[path] = origin
@@ -224,13 +228,13 @@ def parse(text: str, name: str) -> Document:
 def read_text(path: Path, name: str) -> str:
     """The text of a config file; every way in which that can fail is a ConfigError."""
     try:
-        if path.is_dir():
-            raise ConfigError(f'{name}: is a folder, expected a config file')
         with path.open('rb') as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         near = nearest(path.name, (each.name for each in path.parent.glob('*.json'))) if path.parent.is_dir() else None
         raise ConfigError(f'{name}: no such config file' + (f' (did you mean {near!r}?)' if near else '')) from None
+    except IsADirectoryError:
+        raise ConfigError(f'{name}: is a folder, expected a config file') from None
     except (OSError, ValueError) as error:
         raise ConfigError(f'{show_path((name,))}: cannot be read: {getattr(error, "strerror", None) or error}') from None
     if len(content) > MAX_BYTES:
@@ -265,7 +269,7 @@ def read_config(path: Path, name: str, chain: tuple = (), known: dict | None = N
             raise ConfigError(f'{place}: base: {names} is a loop')
         if len(chain) > MAX_BASES:
             raise ConfigError(f'{place}: base: more than {MAX_BASES} files deep')
-        if not base_path.is_file():
+        if not os.path.isfile(base_path):
             raise ConfigError(f'{place}: base: {show(base)}: no such config file (looked for {base_name})')
         below = merge(below, read_config(base_path, base_name, chain, known))
     known[identity] = merge(below, document)
@@ -328,7 +332,7 @@ def set_value(document: Document, assignment: str, is_known=lambda path: False) 
         raise ConfigError(f"--set: {show_path(path)}: is there already: write '=' to change it")
     elif exists and value is None and isinstance(parent, dict):
         del parent[path[-1]]
-    elif exists or ((adds or is_known(path)) and _can_hold(document.values, path)):
+    elif exists or ((adds or is_known(path)) and document.can_hold(path)):
         document.put(path, value, '--set')
     else:
         near = nearest(left, [show_path(each) for each in all_paths(document.values)])
@@ -357,11 +361,6 @@ def lookup(values, path: tuple):
             return None
         values = values[key]
     return values
-
-
-def _can_hold(values: dict, path: tuple) -> bool:
-    """Whether every section on the way to `path` is a dict or not there yet."""
-    return all(isinstance(lookup(values, path[:depth]), (dict, type(None))) for depth in range(1, len(path)))
 
 
 def all_paths(values, path: tuple = ()):

@@ -44,7 +44,8 @@ TRAINER = {
     'tensorboard': _key(BOOLEAN, 'write TensorBoard logs', default=False),
     'tensorboardX': _key(BOOLEAN, 'older name of tensorboard', default=None, deprecated=True),
     'len_epoch': _key(INTEGER, 'batches an epoch has; null: one pass over the data', minimum=1, default=None),
-    'log_step': _key(INTEGER, 'log every so many steps; null: twenty times an epoch', minimum=1, default=None),
+    'max_steps': _key(INTEGER, 'end the run, saved, after so many optimizer steps', minimum=1, default=None),
+    'log_step': _key(INTEGER, 'log every so many steps; null: ten times an epoch', minimum=1, default=None),
     'log_images': _key(BOOLEAN, 'one grid of validation images an epoch to TensorBoard', default=False),
     'log_histograms': _key(BOOLEAN, 'histograms of the parameters to TensorBoard', default=False),
     'save_every_steps': _key(INTEGER, 'also save checkpoint-last.pth every so many steps', minimum=1, default=None),
@@ -52,9 +53,9 @@ TRAINER = {
     'keep_last': _key(INTEGER, 'keep only the newest so many checkpoint-epoch files', minimum=1, default=None),
     'max_minutes': _key(NUMBER, 'save and leave after so many minutes', exclusiveMinimum=0, default=None),
     'on_nan': _key(STRING, 'what to do when the loss is not finite', enum=['stop', 'skip'], default='stop'),
-    'max_nan_skips': _key(INTEGER, 'stop all the same after so many skipped steps in a row', minimum=1, default=None),
+    'max_nan_skips': _key(INTEGER, 'stop all the same after so many skipped steps in a row', minimum=1, default=10),
     'on_save_error': _key(STRING, 'what to do when a checkpoint cannot be written', enum=['stop', 'warn'], default='stop'),
-    'precision': _key(STRING, 'number format of the forward pass', enum=['fp32'], default='fp32'),
+    'precision': _key(STRING, 'number format of the forward pass', enum=['fp32', 'bf16', 'fp16'], default='fp32'),
     'microbatch_size': _key(INTEGER, 'samples in memory at a time; the result stays the same', minimum=1, default=None),
     'max_grad_norm': _key(NUMBER, 'clip the gradient to this norm', exclusiveMinimum=0, default=None),
 }
@@ -101,7 +102,7 @@ def without_nulls(values: dict) -> dict:
 
 
 def near_miss(key: str) -> str:
-    """A regular expression for the ways to miss `key` by one letter (left out, added, changed, swapped), `_` counting for nothing.
+    """A regular expression for the ways to miss `key` by one letter (left out, added, changed, swapped), `_` not counting.
 
     A digit or a `_word` after a key is no typo but a second one of its kind: arch2, optimizer_d.
     """
@@ -130,7 +131,7 @@ def violation(value, schema: dict) -> str | None:
         return NOUNS[kind] if 'enum' not in schema else _choices(schema)
     if 'enum' in schema and value not in schema['enum']:
         return _choices(schema)
-    if 'pattern' in schema and (not re.match(schema['pattern'], value) or len(value.encode('utf-8', 'replace')) > 200):
+    if 'pattern' in schema and (not re.fullmatch(schema['pattern'], value) or len(value.encode('utf-8', 'replace')) > 200):
         return 'a plain folder name, without slashes and not starting with a dot'
     if value is not None and kind in ('integer', 'number'):
         if 'minimum' in schema and value < schema['minimum']:
@@ -224,7 +225,7 @@ def _union(options: list[dict]) -> dict:
 
 def json_default(parameter: inspect.Parameter):
     """A parameter's default as a config would say it; NotImplemented when it cannot."""
-    default = parameter.default
+    default = NotImplemented if parameter.default is parameter.empty else parameter.default
     if isinstance(default, tuple) and all(isinstance(each, (int, float, str, bool, type(None))) for each in default):
         return list(default)
     is_plain = default is None or isinstance(default, (bool, int, float, str)) and type(default).__module__ == 'builtins'

@@ -1,7 +1,7 @@
 """The only place where a class or function is looked up by a name that a config gives.
 
-A config is data that people pass around, so a name in it may reach only what its section is for: what the project's own module for
-that section offers, then one fixed list of libraries. Nothing is imported, and nothing is called, because a config named it.
+A config is data that people pass around, so a name in it may reach only what its section is for: what the project's own module
+for that section offers, then one fixed list of libraries. Nothing is imported, and nothing is called, because a config named it.
 """
 import functools
 import importlib
@@ -15,15 +15,14 @@ from types import FunctionType, ModuleType
 
 import torch
 
-from utils.config_file import did_you_mean, show, show_path
+from utils.config_file import did_you_mean, nearest, show, show_path
 from utils.config_schema import is_tensor_argument, parameters
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-# What these define handles files and processes; a config has no business there. (utils also holds helpers of the users' own.)
-CORE = ('base', 'logger', 'tools', 'tests', 'benchmarks', 'parse_config', 'new_project', 'train', 'test', 'utils.util', 'utils.dist',
-        'utils.seed', 'utils.batch', 'utils.errors', 'utils.config_file', 'utils.config_types', 'utils.config_schema',
-        'utils.config_check')
+# What these define handles files and processes; a config has no business there. (utils also holds the users' helpers.)
+CORE = ('base', 'logger', 'tools', 'tests', 'benchmarks', 'parse_config', 'new_project', 'train', 'test', 'utils.util',
+        'utils.dist', 'utils.seed', 'utils.batch', 'utils.errors')
 
 
 def _optimizers() -> dict:
@@ -37,8 +36,16 @@ def _schedulers() -> dict:
 
 def _losses() -> dict:
     functions = {name: value for name, value in vars(torch.nn.functional).items()
-                 if isinstance(value, FunctionType) and list(inspect.signature(value).parameters)[:2] == ['input', 'target']}
-    return functions | _subclasses(torch.nn.modules.loss, torch.nn.Module)
+                 if isinstance(value, FunctionType) and _takes_input_and_target(value)}
+    module = torch.nn.modules.loss
+    classes = {name: value for name, value in _subclasses(module, torch.nn.Module).items() if value.__module__ == module.__name__}
+    return functions | classes
+
+
+def _takes_input_and_target(function: FunctionType) -> bool:
+    parameters = list(inspect.signature(function).parameters.values())
+    has_defaults = all(each.default is not each.empty for each in parameters[2:])
+    return [each.name for each in parameters[:2]] == ['input', 'target'] and has_defaults
 
 
 def _models() -> dict:
@@ -101,8 +108,8 @@ KINDS = {
     'data_loader': Kind('a data loader', 'data_loader.data_loaders', (), (_DATA.DataLoader,), '__iter__',
                         (_transforms, _loader_parts), (_DATA.Dataset, _DATA.Sampler, torch.nn.Module)),
 }
-OWN = Kind('a class or function of the project', bases=(torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler,
-                                                                _DATA.DataLoader, _DATA.Dataset, _DATA.Sampler))
+OWN = Kind('a class or function of the project', bases=(
+    torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, _DATA.DataLoader, _DATA.Dataset, _DATA.Sampler))
 _KIND_OF_MODULE = {kind.module: name for name, kind in KINDS.items() if kind.module} | {
     'torch.optim': 'optimizer', 'torch.optim.lr_scheduler': 'lr_scheduler', 'torchvision.models': 'arch'}
 
@@ -120,11 +127,15 @@ def project_packages() -> list[str]:
                   if folder.name.isidentifier() and folder.name not in CORE and any(folder.glob('*.py')))
 
 
+def is_core(module: str) -> bool:
+    return module in CORE or module.split('.')[0] in CORE or module.startswith('utils.config_')
+
+
 def is_projects_own(value) -> bool:
     """Whether a class or function is defined in the user's part of this project (not in an environment that lies inside it)."""
     module = getattr(value, '__module__', None) or ''
     file = getattr(sys.modules.get(module), '__file__', None)
-    if file is None or module.split('.')[0] in CORE or module in CORE:
+    if file is None or is_core(module):
         return False
     path = Path(file).resolve()
     return path.is_relative_to(ROOT) and 'site-packages' not in path.parts
@@ -139,11 +150,14 @@ def find(name: str, kind: Kind, module: ModuleType | None = None):
     if module is None and kind.module:
         module = import_project_module(kind.module)
     if name.isidentifier() and not name.startswith('_'):
-        if module is not None and name in vars(module):
-            return _accept(vars(module)[name], name, kind, module)
+        is_there = module is not None and name in vars(module)
+        if is_there and _is_acceptable(vars(module)[name], kind, module):
+            return _concrete(vars(module)[name], name)
         for library in kind.libraries:
             if name in (members := library()):
                 return members[name]
+        if is_there:
+            raise ConfigError(f'{show(name)} is in {module.__name__}, but is not {kind.noun}')
     raise ConfigError(f'no {kind.noun.split(" ", 1)[1]} is called {show(name)}{did_you_mean(name, names(kind, module))}')
 
 
@@ -173,20 +187,21 @@ def _find_dotted(name: str, kind: Kind):
     module = importlib.import_module(module_name)
     if attribute not in vars(module):
         raise ConfigError(f'{module_name} has no {show(attribute)}{did_you_mean(attribute, names(kind, module))}')
-    return _accept(vars(module)[attribute], name, kind, module)
+    if not _is_acceptable(vars(module)[attribute], kind, module):
+        raise ConfigError(f'{show(name)} is not {kind.noun}')
+    return _concrete(vars(module)[attribute], name)
 
 
-def _accept(value, name: str, kind: Kind, module: ModuleType):
-    if not _is_acceptable(value, kind, module):
-        raise ConfigError(f'{show(name)} is in {module.__name__}, but is not {kind.noun}')
+def _concrete(value, name: str):
     if inspect.isabstract(value):
-        raise ConfigError(f'{show(name)} is abstract: name a class that implements {", ".join(sorted(value.__abstractmethods__))}')
+        raise ConfigError(f'{show(name)} is abstract: name one that implements {", ".join(sorted(value.__abstractmethods__))}')
     return value
 
 
 def _is_acceptable(value, kind: Kind, module: ModuleType) -> bool:
     """Classes of torch's own kinds may come from anywhere; all else has to be the project's own, or the given module's."""
-    is_own = is_projects_own(value) or getattr(value, '__module__', None) == module.__name__
+    is_given = getattr(value, '__module__', None) == module.__name__ and not is_core(module.__name__)
+    is_own = is_projects_own(value) or is_given
     if inspect.isclass(value):
         return issubclass(value, kind.bases) or (is_own and hasattr(value, kind.method or '__init__'))
     if isinstance(value, torch.nn.Module):
@@ -200,7 +215,7 @@ def prepare(section, name: str, module: ModuleType | None, args: tuple, kwargs: 
 
 
 def make(call: functools.partial, path: tuple, document):
-    """Make a call that a config describes. What a library's own checks refuse is the config's mistake; the project's code speaks for itself."""
+    """Make a call that a config describes. What a library refuses is the config's mistake; the project's own code raises."""
     try:
         return call()
     except (TypeError, ValueError) as error:
@@ -235,7 +250,7 @@ def _prepare(section, kind: Kind, path: tuple, module, args: tuple, kwargs: dict
     given = entry.get('args') or {}
     twice = [key for key in kwargs if key in given]
     if twice:
-        raise ConfigError(f'{show_path((*path, "args", twice[0]))}: given by the code that builds it, so the config may not give it too')
+        raise ConfigError(f'{show_path((*path, "args", twice[0]))}: is given by the code, so the config may not give it too')
     named, _ = parameters(target)
     given = {key: _build_nested(value, kind, (*path, 'args', key), module, args, document) for key, value in given.items()}
     for key in given.keys() & named.keys():
@@ -254,14 +269,18 @@ def _build_nested(value, kind: Kind, path: tuple, module, args: tuple, document)
         return dtype if isinstance(dtype, torch.dtype) else value
     if not isinstance(value, dict):
         return value
-    if is_nested_object(value):
-        inner_args = args if kind.libraries == KINDS['lr_scheduler'].libraries else ()  # schedulers of schedulers share the optimizer
+    if is_nested_object(value, kind, module):
+        inner_args = args if kind.libraries == KINDS['lr_scheduler'].libraries else ()  # nested ones share the optimizer
         return make(_prepare(value, kind.inside(), path, module, inner_args, {}, document), path, document)
     return {key: _build_nested(each, kind, (*path, key), module, args, document) for key, each in value.items()}
 
 
-def is_nested_object(value) -> bool:
-    return isinstance(value, dict) and isinstance(value.get('type'), str) and set(value) <= {'type', 'args'}
+def is_nested_object(value, kind: Kind, module: ModuleType | None) -> bool:
+    """Whether a value inside args is to be built: {"type", "args"}, or {"type"} alone when its name says something to us."""
+    if not (isinstance(value, dict) and isinstance(value.get('type'), str) and set(value) <= {'type', 'args'}):
+        return False
+    known = names(kind.inside(), module) if 'args' not in value else []
+    return 'args' in value or value['type'] in known or nearest(value['type'], known) is not None
 
 
 @contextmanager

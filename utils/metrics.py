@@ -18,12 +18,14 @@ class MetricTracker:
     writer: old style; each update is written to it at once, under the key.
     metrics: what `measure` computes: functions (output, target) -> mean over the samples, and objects with update, compute and
     reset (torchmetrics), which are copied and give one value over all batches. Each has a `__name__`.
+    skip_non_finite: leave out values that are nan or infinite, with their samples.
     """
 
     FOLD_AFTER = 1000  # values kept before they are read anyway, to bound the memory they hold
 
-    def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = ()):
+    def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = (), skip_non_finite: bool = False):
         self.writer = writer
+        self.skip_non_finite = skip_non_finite
         self._functions = {metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')}
         self._stateful = {metric.__name__: copy.deepcopy(metric) for metric in metrics if hasattr(metric, 'compute')}
         for metric in self._stateful.values():
@@ -89,12 +91,12 @@ class MetricTracker:
 
     def _fold(self) -> None:
         """Read the pending values in one transfer and add them to the sums."""
-        tensors = [value for average in self._averages.values() for value, _ in average.pending if isinstance(value, torch.Tensor)]
-        if tensors:
-            numbers = iter(torch.stack([tensor if tensor.dim() == 0 else tensor.reshape(()) for tensor in tensors]).tolist())
+        values = [value for average in self._averages.values() for value, _ in average.pending]
+        tensors = [value if value.dim() == 0 else value.reshape(()) for value in values if isinstance(value, torch.Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else ())
         for average in self._averages.values():
-            average.add([(next(numbers) if isinstance(value, torch.Tensor) else float(value), int(n))
-                         for value, n in average.pending])
+            read = [(next(numbers) if isinstance(value, torch.Tensor) else float(value), int(n)) for value, n in average.pending]
+            average.add([pair for pair in read if math.isfinite(pair[0])] if self.skip_non_finite else read)
         self._n_pending = 0
 
     @property

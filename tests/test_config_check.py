@@ -1,0 +1,217 @@
+"""Checking: what would change a result is an error before any work, all of it in one report."""
+
+import copy
+import json
+
+import pytest
+
+import train
+from parse_config import ROOT
+from tests import fuzz_config
+from utils.config_check import check, describe
+from utils.config_file import Document, parse
+from utils.config_schema import TOP, TRAINER, is_near_miss
+from utils.errors import ConfigError
+
+DEFAULT = json.loads((ROOT / 'config.json').read_text())
+
+
+def changed(**values) -> dict:
+    """The default config with values changed by path: trainer__epochs=3; ... removes."""
+    config = copy.deepcopy(DEFAULT)
+    for path, value in values.items():
+        *sections, key = path.split('__')
+        node = config
+        for section in sections:
+            node = node.setdefault(section, {})
+        if value is ...:
+            del node[key]
+        else:
+            node[key] = value
+    return config
+
+
+def report(config: dict) -> str:
+    try:
+        check(Document(config), train)
+    except ConfigError as error:
+        return str(error)
+    return ''
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        # keys
+        ({'trainer__earlystopp': 3}, "trainer.earlystopp: unknown key (did you mean 'early_stop'?)"),
+        ({'lr_schedular': {}}, "lr_schedular: unknown key (did you mean 'lr_scheduler'?)"),
+        ({'optimizer__arg': {}}, "optimizer.arg: unknown key (did you mean 'args'?)"),
+        ({'trainer__epochs': ...}, 'trainer.epochs: is missing'),
+        ({'name': ...}, 'name: is missing'),
+        ({'arch': ...}, 'arch: is missing'),
+        ({'loss': ...}, 'loss: is missing'),
+        ({'optimizer__type': ...}, 'optimizer.type: is missing'),
+        # types and ranges
+        ({'trainer__epochs': 0}, 'trainer.epochs: expected a whole number of at least 1, got 0'),
+        ({'trainer__epochs': True}, 'trainer.epochs: expected a whole number, got true'),
+        ({'trainer__epochs': 2.0}, 'trainer.epochs: expected a whole number, got 2.0'),
+        ({'trainer__tensorboard': 'yes'}, 'trainer.tensorboard: expected true or false, got "yes"'),
+        ({'trainer__verbosity': 3}, 'trainer.verbosity: expected 0 or 1 or 2, got 3'),
+        ({'trainer__on_nan': 'ignore'}, 'trainer.on_nan: expected "stop" or "skip", got "ignore"'),
+        ({'trainer__max_grad_norm': 0}, 'trainer.max_grad_norm: expected a number above 0, got 0'),
+        ({'optimizer': 3}, 'optimizer: expected an object {...}, got 3'),
+        ({'trainer': []}, 'trainer: expected an object {...}, got []'),
+        ({'metrics': 'accuracy'}, 'metrics: expected a list [...], got "accuracy"'),
+        ({'metrics': [3]}, 'metrics: expected a string or an object {...} as item 0'),
+        ({'n_gpu': -1}, 'n_gpu: expected a whole number of at least 0, got -1'),
+        ({'name': '../x'}, 'name: expected a plain folder name'),
+        ({'name': 'a/b'}, 'name: expected a plain folder name'),
+        ({'name': ''}, 'name: expected a plain folder name'),
+        # classes and their arguments
+        ({'arch__type': 'MnistModl'}, 'arch.type: no model is called "MnistModl" (did you mean \'MnistModel\'?)'),
+        ({'arch__type': 'BaseModel'}, 'is abstract'),
+        ({'arch__args': {'n': 1}}, "arch.args.n: MnistModel has no 'n'"),
+        (
+            {'optimizer__args': {'learning_rate': 1}},
+            "optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean 'lr'?)",
+        ),
+        ({'optimizer__args': {'lr': 'abc'}}, 'optimizer.args.lr: expected a number, got "abc"'),
+        ({'optimizer__args': {'lr': -1}}, 'optimizer.args.lr: Adam refuses: Invalid learning rate: -1'),
+        ({'optimizer__args': {'betas': [0.9]}}, 'optimizer.args.betas: Adam refuses'),
+        ({'optimizer__args': {'params': []}}, 'optimizer.args.params: is given by the code'),
+        ({'optimizer__type': 'Adan'}, 'optimizer.type: no optimizer is called "Adan" (did you mean \'Adam\'?)'),
+        ({'data_loader__args__batch_size': ...}, 'data_loader.args.batch_size: is missing: DigitsDataLoader needs it'),
+        ({'data_loader__args__shuffle': 1}, 'data_loader.args.shuffle: expected true or false, got 1'),
+        ({'lr_scheduler__args': {}}, 'lr_scheduler.args.step_size: is missing: StepLR needs it'),
+        ({'lr_scheduler__args': {'step_size': 0}}, 'lr_scheduler.args.step_size: StepLR refuses'),
+        ({'lr_scheduler__interval': 'batch'}, 'lr_scheduler.interval: expected "epoch" or "step", got "batch"'),
+        ({'loss': 'nl_loss'}, 'loss: no loss is called "nl_loss" (did you mean \'nll_loss\'?)'),
+        (
+            {'loss': {'type': 'CrossEntropyLoss', 'args': {'smoothing': 1}}},
+            "CrossEntropyLoss has no 'smoothing' (did you mean 'label_smoothing'?)",
+        ),
+        ({'metrics': [{'type': 'top_k_acc', 'args': {'kk': 1}}]}, "metrics.0.args.kk: top_k_acc has no 'kk' (did you mean 'k'?)"),
+        ({'metrics': [{'typ': 'accuracy'}]}, "metrics.0.typ: unknown key (did you mean 'type'?)"),
+        ({'metrics': [{'args': {}}]}, 'metrics.0.type: is missing'),
+        (
+            {'lr_scheduler': {'type': 'ChainedScheduler', 'args': {'schedulers': [{'type': 'StepLR', 'args': {'step': 1}}]}}},
+            "lr_scheduler.args.schedulers.0.args.step: StepLR has no 'step' (did you mean 'step_size'?)",
+        ),
+        # several keys together
+        ({'trainer__monitor': 'min val_los'}, "no epoch reports 'val_los' (did you mean 'val_loss'?)"),
+        ({'trainer__monitor': 'max f1'}, "no epoch reports 'f1'"),
+        ({'trainer__monitor': 'maximal loss'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
+        ({'trainer__monitor': 'min'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
+        ({'data_loader__args__validation_split': 0.0}, "'val_loss' needs validation data"),
+        (
+            {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {'mode': 'max'}}},
+            'lr_scheduler.args.mode: is "max", but trainer.monitor is "min val_loss"',
+        ),
+        (
+            {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}}, 'trainer__monitor': 'off'},
+            'ReduceLROnPlateau needs a trainer.monitor',
+        ),
+        ({'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}, 'interval': 'step'}}, 'waits for the value of an epoch'),
+        (
+            {'lr_scheduler': {'type': 'CosineAnnealingLR', 'args': {'T_max': 500}, 'interval': 'step'}, 'trainer__len_epoch': 10},
+            '500 steps are not reached: the run has 400',
+        ),
+        (
+            {'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 30}}},
+            'OneCycleLR ends after 30 epochs, and the run has 40',
+        ),
+    ],
+)
+def test_one_mistake_is_one_line(change, expected):
+    found = report(changed(**change))
+    assert expected in found and '\n' not in found
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {},
+        {'my_section': {'anything': [1, {'type': 3}]}, 'arch_g': {'type': 'Generator'}, 'optimizer_d': 3, 'vocabulary': None},
+        {'trainer__early_stop': 0, 'n_gpu': 0, 'seed': 0},
+        {'trainer__monitor': 'off', 'data_loader__args__validation_split': 0},
+        {'trainer__monitor': 'max accuracy', 'data_loader__args__validation_split': 0.0},
+        {'loss': 'CrossEntropyLoss', 'metrics': []},
+        {'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2, 3]}}},
+        {'arch': {'type': 'resnet18', 'args': {'num_classes': 10}}},
+        {
+            'metrics': [{'type': 'MulticlassAccuracy', 'args': {'num_classes': 10}}],
+            'trainer__monitor': 'max val_MulticlassAccuracy',
+        },
+        {
+            'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 0.1, 'total_steps': 400}, 'interval': 'step'},
+            'trainer__len_epoch': 10,
+        },
+        {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {'patience': 2}}},
+        {'arch__type': 'model.model.MnistModel'},
+    ],
+)
+def test_a_good_config_passes(change):
+    assert report(changed(**change)) == ''
+
+
+def test_a_null_section_is_an_absent_one():
+    assert report(changed(lr_scheduler=None, valid_data_loader=None)) == ''
+
+
+def test_a_config_of_the_old_template_passes():
+    old = changed(seed=..., data_loader__type='MnistDataLoader', data_loader__args__data_dir='data/')
+    assert report(old) == ''
+    old['trainer']['tensorboardX'] = old['trainer'].pop('tensorboard')
+    assert report(old) == ''
+
+
+def test_what_is_legal_but_odd_is_noted():
+    config = changed(lr_scheduler={'type': 'CosineAnnealingLR', 'args': {'T_max': 5000}}, trainer__zebra=3)
+    notes = '\n'.join(check(Document(config), train))
+    assert '5000 epochs are not reached' in notes and 'trainer.zebra: not a key of ours' in notes
+
+
+def test_six_mistakes_are_six_lines_in_the_order_of_the_file():
+    text = json.dumps(
+        changed(
+            name='a/b',
+            arch__type='MnistModl',
+            optimizer__args={'learning_rate': 1},
+            trainer__earlystopp=3,
+            trainer__monitor='min los',
+            data_loader__args__batch_size='64',
+        ),
+        indent=4,
+    )
+    document = parse(text, 'config.json')
+    with pytest.raises(ConfigError) as caught:
+        check(document, train)
+    lines = str(caught.value).splitlines()
+    numbers = [int(line.split(':')[1]) for line in lines]
+    assert len(lines) == 6 and numbers == sorted(numbers)
+    assert all(text.splitlines()[number - 1].count(line.split(': ')[1].split('.')[-1]) for number, line in zip(numbers, lines))
+
+
+def test_classes_with_kwargs_are_checked_as_far_as_they_can_be():
+    assert report(changed(arch={'type': 'resnet18', 'args': {'zero_init_residual': True}})) == ''
+    assert 'refuses' not in report(changed(arch={'type': 'resnet18', 'args': {'anything': True}}))
+
+
+def test_no_key_of_the_table_is_a_near_miss_of_another():
+    for table in (TOP, TRAINER):
+        pairs = [(a, b) for a in table for b in table if is_near_miss(a, b)]
+        assert [pair for pair in pairs if 'tensorboardX' not in pair] == []
+
+
+def test_the_printed_config_is_the_same_config():
+    document = parse(json.dumps(DEFAULT, indent=4), 'config.json')
+    text = describe(document, train)
+    again = parse(text, 'printed').values
+    assert again['optimizer']['args']['lr'] == DEFAULT['optimizer']['args']['lr']
+    assert again['optimizer']['args']['betas'] == [0.9, 0.999] and '// default of Adam' in text and '// config.json:' in text
+    assert report({key: value for key, value in again.items() if value is not None}) == ''
+
+
+def test_fuzzed_configs_leave_no_traceback():
+    outcomes = fuzz_config.campaign(150)
+    assert outcomes['refused'] + outcomes['accepted'] == 150 and outcomes['refused'] > 50

@@ -1,0 +1,210 @@
+"""The command line, as a user types it: python train.py -c ..."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+from parse_config import ROOT, ConfigParser, CustomArgs, claim
+from utils.errors import ConfigError
+
+
+def start(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, str(ROOT / 'train.py'), *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+def runs():
+    return set((ROOT / 'saved').rglob('*'))
+
+
+BAD = """{
+    "name": "bad",                                  // six mistakes
+    "arch": {"type": "MnistModl"},
+    "data_loader": {
+        "type": "DigitsDataLoader",
+        "args": {"batch_size": "64", "shuffle": true, "validation_split": 0.1}
+    },
+    "optimizer": {
+        "type": "Adam",
+        "args": {"learning_rate": 0.001}
+    },
+    "loss": "nl_loss",
+    "metrics": ["accuracy"],
+    "trainer": {
+        "epochs": 2,
+        "monitor": "min val_los",
+        "earlystopp": 3,
+    }
+}
+"""
+
+
+def test_six_planted_errors_give_six_lines_and_no_folder(tmp_path):
+    (tmp_path / 'bad.json').write_text(BAD)
+    before = runs()
+    done = start('-c', 'bad.json', cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ''
+    assert [line.partition(': ')[0] for line in done.stderr.splitlines()] == [f'bad.json:{n}' for n in (3, 6, 10, 12, 16, 17)]
+    assert "bad.json:10: optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean 'lr'?)" in done.stderr
+    assert done.stderr.count('did you mean') == 5
+    assert runs() == before and os.listdir(tmp_path) == ['bad.json']
+
+
+def test_print_config_shows_where_each_value_comes_from(tmp_path):
+    (tmp_path / 'mine.json').write_text(json.dumps({'base': str(ROOT / 'config.json'), 'name': 'mine'}, indent=1))
+    before = runs()
+    done = start('-c', 'mine.json', '--print-config', '--set', 'trainer.epochs=7', '--lr', '0.5', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split('//')[0].strip().rstrip(',').strip(): line.split('//')[-1].strip() for line in done.stdout.splitlines()}
+    assert lines['"name": "mine"'] == 'mine.json:3'
+    assert lines['"epochs": 7'] == '--set'
+    assert lines['"lr": 0.5'].startswith('--l')
+    assert lines['"eps": 1e-08'] == 'default of Adam'
+    assert lines['"on_nan": "stop"'] == 'default'
+    assert lines['"loss": "nll_loss"'].startswith(f'{ROOT}/config.json:')
+    assert runs() == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['-c', 'nope.json'], 'nope.json: no such config file'),
+        ([], 'which config?'),
+        (['-r', 'nope.pth'], 'nope.pth'),
+        (['-c', 'config.json', '--set', 'trainer.epoch=3'], "did you mean 'trainer.epochs'?"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_one_line(arguments, expected, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as leaving:
+        parsed(arguments)
+    said = capsys.readouterr().err
+    assert leaving.value.code == 2 and expected in said and said.count('\n') == 1
+
+
+def parsed(arguments, options=()):
+    parser = argparse.ArgumentParser()
+    for flags in (('-c', '--config'), ('-r', '--resume'), ('-d', '--device')):
+        parser.add_argument(*flags)
+    before, sys.argv = sys.argv, ['train.py', *arguments]
+    try:
+        return ConfigParser.from_args(parser, options)
+    finally:
+        sys.argv = before
+
+
+def test_options_change_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        CustomArgs(['--lr', '--learning_rate'], float, 'optimizer;args;lr'),
+        CustomArgs(['--bs'], int, ('data_loader', 'args', 'batch_size')),
+    ]
+    config = parsed(['-c', str(ROOT / 'config.json'), '--learning_rate', '0.25', '--bs', '8'], options)
+    assert config['optimizer']['args']['lr'] == 0.25 and config['data_loader']['args']['batch_size'] == 8
+    assert os.path.samefile(os.getcwd(), ROOT)
+
+
+def test_an_option_for_a_section_that_is_not_there_is_an_error(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(['-c', 'config.json', '--gan', '1'], [CustomArgs(['--gan'], float, 'optimizer_g;args;lr')])
+    assert "--gan: optimizer_g.args.lr: the config has no section 'optimizer_g' with such a key" in capsys.readouterr().err
+
+
+def test_a_nan_on_the_command_line_is_refused(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(['-c', 'config.json', '--lr', 'nan'], [CustomArgs(['--lr'], float, 'optimizer;args;lr')])
+    assert '--lr: optimizer.args.lr' in capsys.readouterr().err
+
+
+def test_the_config_is_found_from_the_project_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parsed(['-c', 'config.json'])['name'] == json.loads((ROOT / 'config.json').read_text())['name']
+
+
+def test_building_a_config_touches_no_disk():
+    before = runs()
+    config = ConfigParser({'name': 'untouched', 'trainer': {'save_dir': 'saved/'}})
+    assert config.name == 'untouched' and config['name'] == 'untouched' and 'trainer' in config and config.get('x', 3) == 3
+    assert runs() == before
+
+
+def test_the_run_folder_is_claimed_when_asked_for(tmp_path):
+    config = ConfigParser(
+        {'name': 'run', 'trainer': {'save_dir': str(tmp_path)}}, modification={'trainer;epochs': 4, 'seed': None}
+    )
+    assert config.save_dir.parent == tmp_path / 'models' / 'run' and config.log_dir == tmp_path / 'log' / 'run' / config.run_id
+    assert (
+        json.loads((config.save_dir / 'config.json').read_text())
+        == config.config
+        == {'name': 'run', 'trainer': {'save_dir': str(tmp_path), 'epochs': 4}}
+    )
+    assert config.save_dir is config.save_dir and config.log_dir.is_dir()
+
+
+@pytest.mark.parametrize('name', ['../x', 'a/b', '', '.hidden', 'a\0', 'a\\b', None, 3, 'x' * 300, 'x\n'])
+def test_names_that_leave_the_folder_are_refused(name):
+    with pytest.raises(ConfigError):
+        ConfigParser({'name': name})
+    if name is not None:
+        with pytest.raises(ConfigError):
+            ConfigParser({'name': 'x'}, run_id=name)
+
+
+def claim_after(barrier, folder):
+    barrier.wait()
+    claim(folder, None)
+
+
+def test_simultaneous_starts_get_different_folders(tmp_path):
+    context = multiprocessing.get_context('fork')
+    barrier = context.Barrier(64)
+    starts = [context.Process(target=claim_after, args=(barrier, tmp_path / 'models' / 'run')) for _ in range(64)]
+    for each in starts:
+        each.start()
+    for each in starts:
+        each.join()
+    assert len(os.listdir(tmp_path / 'models' / 'run')) == 64
+
+
+def test_the_parser_call_of_early_2019_still_works(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', ['train.py', '-c', 'config.json'])
+    parser = argparse.ArgumentParser()
+    parser.add_argument('-c', '--config')
+    assert ConfigParser(parser)['name'] == ConfigParser(json.loads((ROOT / 'config.json').read_text())).name
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for settings in (
+        {'save_dir': str(tmp_path / 'file')},
+        {'save_dir': '/proc/nowhere'},
+        {'save_dir': str(tmp_path / ('x' * 300))},
+    ):
+        with pytest.raises(ConfigError, match='cannot be made'):
+            _ = ConfigParser({'name': 'run', 'trainer': settings}).save_dir
+    first, second = (ConfigParser({'name': 'run', 'trainer': {'save_dir': str(tmp_path)}}, run_id='mine') for _ in range(2))
+    assert first.save_dir.name == 'mine'
+    with pytest.raises(ConfigError, match='mine is there'):
+        _ = second.save_dir
+
+
+@pytest.mark.parametrize('text', ['x' * 5000, 'é.json', '', '.'])
+def test_strange_file_names_are_one_line(text, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(['-c', text])
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_an_option_for_a_section_of_the_wrong_kind_is_an_error(tmp_path, capsys):
+    (tmp_path / 'x.json').write_text('{"name": "x", "optimizer": 3}')
+    with pytest.raises(SystemExit):
+        parsed(['-c', str(tmp_path / 'x.json'), '--lr', '1'], [CustomArgs(['--lr'], float, 'optimizer;args;lr')])
+    assert '--lr: optimizer.args.lr' in capsys.readouterr().err

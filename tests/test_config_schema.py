@@ -1,0 +1,81 @@
+"""The JSON Schema of the project's own classes accepts what the checker accepts, and rejects the planted errors."""
+
+import copy
+import json
+
+import pytest
+
+from parse_config import ROOT
+from tools.schema import schema
+from utils.config_file import parse
+from utils.config_schema import FILE_ONLY, TOP, TRAINER
+
+jsonschema = pytest.importorskip('jsonschema')
+DEFAULT = json.loads((ROOT / 'config.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def validator():
+    described = json.loads(json.dumps(schema()))
+    jsonschema.Draft202012Validator.check_schema(described)
+    return jsonschema.Draft202012Validator(described)
+
+
+def shipped():
+    return [ROOT / 'config.json', *sorted(ROOT.glob('configs/*.json')), *sorted(ROOT.glob('examples/*/*.json'))]
+
+
+@pytest.mark.parametrize('path', shipped(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_shipped_configs_are_valid(validator, path):
+    assert [error.message for error in validator.iter_errors(parse(path.read_text(), path.name).values)] == []
+
+
+@pytest.mark.parametrize(
+    'more',
+    [
+        {'my_section': {'x': 1}},
+        {'base': 'other.json', 'lr_scheduler': None},
+        {'$schema': 'config.schema.json'},
+        {'loss': {'type': 'CrossEntropyLoss', 'args': {'label_smoothing': 0.1}}},
+        {'metrics': ['MulticlassAccuracy']},
+        {'arch': {'type': 'examples.gan.model.Generator', 'args': {'anything': 1}}},
+    ],
+)
+def test_other_good_configs_are_valid(validator, more):
+    assert [error.message for error in validator.iter_errors(DEFAULT | more)] == []
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        (('trainer', 'earlystopp'), 3),
+        (('trainer', 'epochs'), 'ten'),
+        (('trainer', 'epochs'), 0),
+        (('lr_schedular',), {}),
+        (('name',), 'a/b'),
+        (('arch', 'type'), 'MnistModl'),
+        (('arch', 'args', 'n'), 1),
+        (('optimizer', 'args', 'learning_rate'), 1),
+        (('optimizer', 'args', 'lr'), 'x'),
+        (('data_loader', 'args', 'batch_size'), '64'),
+        (('loss',), 'nl_loss'),
+        (('metrics',), ['acuracy']),
+        (('lr_scheduler', 'interval'), 'batch'),
+    ],
+)
+def test_planted_errors_are_rejected(validator, path, value):
+    config = copy.deepcopy(DEFAULT)
+    node = config
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    errors = list(validator.iter_errors(config))
+    assert errors and len(errors) < 3
+
+
+def test_the_docs_name_every_key():
+    text = (ROOT / 'docs' / 'config.md').read_text()
+    keys = [*TOP, *FILE_ONLY, *(f'trainer.{key}' for key in TRAINER)]
+    described = {**TOP, **FILE_ONLY, **{f'trainer.{key}': schema for key, schema in TRAINER.items()}}
+    missing = [key for key in keys if f'| `{key}` |' not in text or described[key]['description'] not in text]
+    assert missing == []

@@ -1,0 +1,213 @@
+"""Names: a config can name a model, never os.system."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import types
+
+import pytest
+import torch
+
+import model.metric
+import model.model
+from parse_config import ROOT, ConfigParser
+from utils import config_types
+from utils.config_types import KINDS, OWN, find
+from utils.errors import ConfigError
+
+MODULES = [
+    'os',
+    'sys',
+    'subprocess',
+    'torch',
+    'torch.os',
+    'torch.hub',
+    'torch.nn',
+    'torch.utils',
+    'builtins',
+    'importlib',
+    'pickle',
+    'shutil',
+    'model.model.torch',
+    'model.loss.torch.os',
+    'utils.util',
+    'utils.config_types',
+    'base.checkpoint',
+    'base',
+    'tests.fuzz_config',
+    'parse_config',
+    'model.model.__builtins__',
+    'data_loader.data_loaders.Path',
+    'trainer.trainer.time',
+    '..model',
+    'model..model',
+]
+CALLS = [
+    'system',
+    'popen',
+    'exit',
+    'run',
+    'load',
+    'save',
+    'eval',
+    'exec',
+    '__import__',
+    'import_module',
+    '__class__',
+    '__init__',
+    'find',
+    'rmtree',
+    'ensure_dir',
+    'write_json',
+    'unlink',
+]
+HOSTILE = sorted(
+    {f'{module}.{call}' for module in MODULES for call in CALLS}
+    | set(CALLS)
+    | set(MODULES)
+    | {
+        '',
+        ' ',
+        '.',
+        'os.system("x")',
+        'lambda: 0',
+        '__builtins__',
+        '__doc__',
+        'torch',
+        'nn',
+        'F',
+        'Path',
+        'BaseModel',
+        'abstractmethod',
+        'x\0',
+    }
+)
+
+
+def test_no_hostile_name_reaches_anything(monkeypatch):
+    calls = []
+    for module, name in [
+        (os, 'system'),
+        (torch, 'load'),
+        (torch.hub, 'load'),
+        (subprocess, 'run'),
+        (os, 'unlink'),
+        (os, 'popen'),
+    ]:
+        monkeypatch.setattr(module, name, lambda *args, _name=name, **kwargs: calls.append(_name))
+    loaded = set(sys.modules)
+    for section in ('arch', 'loss', 'metrics', 'optimizer', 'lr_scheduler', 'data_loader', 'own_section'):
+        module = {'arch': model.model, 'metrics': model.metric}.get(section, model.loss if section == 'own_section' else None)
+        for name in HOSTILE:
+            config = ConfigParser({'name': 'x', section: {'type': name, 'args': {}}})
+            with pytest.raises(ConfigError):
+                config.init_obj(section, module)
+            with pytest.raises(ConfigError):
+                find(name, config_types.kind_of(section).inside(), module)
+    new = {
+        name for name in set(sys.modules) - loaded if not name.startswith(('torch', 'torchvision', 'PIL', 'lightning', 'numpy'))
+    }
+    assert calls == [] and not {'tests.hostile', 'antigravity', 'this'} & new
+    assert len(HOSTILE) >= 200
+    print(f'{len(HOSTILE)} names refused in each of 7 sections')
+
+
+def module_from(source: str) -> types.ModuleType:
+    """A module as the user of this project would write it, at model/loss.py."""
+    module = types.ModuleType('model.loss')
+    module.__file__ = str(ROOT / 'model' / 'loss.py')
+    exec(textwrap.dedent(source), vars(module))
+    return module
+
+
+def test_functions_are_taken_only_from_where_they_are_defined():
+    module = module_from("""
+        from os import system, makedirs
+        from subprocess import Popen
+        from torch import nn
+        from torch.nn import MSELoss
+        def mine(output, target): return 1
+        class Mine:
+            def __call__(self, output, target): return 2
+        ready = nn.L1Loss()
+    """)
+    assert find('mine', KINDS['loss'], module)(0, 0) == 1
+    assert find('MSELoss', KINDS['loss'], module) is torch.nn.MSELoss
+    assert find('ready', KINDS['loss'], module) is module.ready
+    assert ConfigParser({'name': 'x', 'loss': 'Mine'}).init_loss(module)(0, 0) == 2
+    for name in ('system', 'makedirs', 'Popen', 'nn'):
+        for kind in (KINDS['loss'], OWN):
+            with pytest.raises(ConfigError):
+                find(name, kind, module)
+
+
+def test_the_projects_own_comes_before_the_library():
+    module = module_from('def cross_entropy(output, target): return "mine"')
+    assert find('cross_entropy', KINDS['loss'], module)(0, 0) == 'mine'
+    assert find('mse_loss', KINDS['loss'], module) is torch.nn.functional.mse_loss
+
+
+def test_heavy_libraries_are_not_imported_for_names_of_the_project():
+    code = (
+        'import sys, model.model, model.loss, model.metric\nfrom utils.config_types import KINDS, find\n'
+        "find('MnistModel', KINDS['arch'], model.model)\nfind('accuracy', KINDS['metrics'], model.metric)\n"
+        "find('Adam', KINDS['optimizer'])\n"
+        "print([name for name in ('torchvision', 'torchmetrics', 'pandas', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
+def test_an_import_error_in_the_users_module_is_not_swallowed(tmp_path, monkeypatch):
+    package = tmp_path / 'broken_package'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / 'nets.py').write_text('import no_such_module_anywhere\nclass Net: pass\n')
+    monkeypatch.setattr(config_types, 'ROOT', tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match='no_such_module_anywhere'):
+        find('broken_package.nets.Net', KINDS['arch'])
+
+
+def test_objects_in_args_are_built_inside_out():
+    module = module_from("""
+        import torch
+        class Loader:
+            def __init__(self, batch_size, transform=None, options=None): self.__dict__.update(locals())
+            def __iter__(self): return iter(())
+    """)
+    transform = {
+        'type': 'Compose',
+        'args': {
+            'transforms': [
+                {'type': 'ToImage', 'args': {}},
+                {'type': 'ToDtype', 'args': {'dtype': 'torch.float32', 'scale': True}},
+            ]
+        },
+    }
+    args = {'batch_size': 3, 'transform': transform, 'options': {'type': 'sgd', 'momentum': 1}}
+    loader = ConfigParser({'name': 'x', 'data_loader': {'type': 'Loader', 'args': args}}).init_obj('data_loader', module)
+    assert loader.transform(torch.zeros(1, 2, 2, dtype=torch.uint8).numpy().transpose(1, 2, 0)).dtype == torch.float32
+    assert loader.options == {'type': 'sgd', 'momentum': 1}
+
+
+def test_a_list_for_a_tensor_becomes_one():
+    loss = ConfigParser({'name': 'x', 'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2.5]}}}).init_loss(None)
+    assert torch.equal(loss.weight, torch.tensor([1, 2.5]))
+
+
+def test_code_and_config_may_not_give_the_same_argument():
+    config = ConfigParser({'name': 'x', 'arch': {'type': 'MnistModel', 'args': {'num_classes': 3}}})
+    with pytest.raises(ConfigError, match='arch.args.num_classes'):
+        config.init_obj('arch', model.model, num_classes=4)
+    assert config.init_ftn('arch', model.model)().fc2.out_features == 3
+    assert config.initialize('arch', model.model).fc2.out_features == 3
+
+
+def test_metrics_have_names():
+    config = ConfigParser({'name': 'x', 'metrics': ['accuracy', {'type': 'top_k_acc', 'args': {'k': 1}}]})
+    first, second = config.init_metrics(model.metric)
+    output, target = torch.eye(3), torch.tensor([0, 1, 1])
+    assert (first.__name__, second.__name__) == ('accuracy', 'top_k_acc')
+    assert second(output, target) == first(output, target) and first(output, target) < 1

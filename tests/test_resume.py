@@ -1,0 +1,159 @@
+"""Interrupted or not, the same run: laws of resuming, compared bit for bit."""
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from base import BaseDataLoader, checkpoint
+from tests.conftest import NoisyPoints, run_script
+from trainer import Trainer
+from utils.compare import first_difference
+from utils.errors import ConfigError
+
+N_STEPS, STEPS_PER_EPOCH = 18, 6
+
+
+def everything(trainer) -> dict:
+    """The whole state of a trainer, but for what made it."""
+    state = checkpoint.to_plain(trainer._state())
+    return {name: value for name, value in state.items() if name not in ('made_by', 'config')}
+
+
+def run(trainer) -> dict:
+    trainer.train()
+    return everything(trainer)
+
+
+@pytest.fixture
+def uninterrupted(experiment):
+    return run(experiment.trainer())
+
+
+def stopped_after(experiment, n_steps, **options):
+    """The checkpoint of a run that was asked to stop in its n-th step."""
+    trainer = experiment.trainer(**options)
+    take_step = trainer.stepper.step
+
+    def step():
+        take_step()
+        if trainer.step == n_steps:
+            trainer._stop.reason = 'test'
+    trainer.stepper.step = step
+    trainer.train()
+    return trainer.checkpoint_dir / 'checkpoint-last.pth'
+
+
+@pytest.mark.parametrize('n_steps', range(1, N_STEPS + 1))
+def test_run_stopped_after_any_step_equals_uninterrupted_run(experiment, uninterrupted, n_steps):
+    resumed = run(experiment.trainer(stopped_after(experiment, n_steps)))
+    assert first_difference(resumed, uninterrupted) == ''
+
+
+@pytest.mark.parametrize('before, after', [(2, 0), (0, 2), (1, 2)])
+def test_number_of_workers_changes_nothing(experiment, uninterrupted, before, after):
+    resumed = run(experiment.trainer(stopped_after(experiment, 9, num_workers=before), num_workers=after))
+    assert first_difference(resumed, uninterrupted) == ''
+
+
+@pytest.mark.parametrize('n_epochs', [1, 2])
+def test_run_resumed_at_an_epochs_start_equals_uninterrupted_run(experiment, uninterrupted, n_epochs):
+    first = experiment.trainer(epochs=n_epochs)
+    first.train()
+    assert first_difference(run(experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth')), uninterrupted) == ''
+
+
+def test_schedule_per_step_and_epochs_over_several_passes_resume_exactly(experiment):
+    options = {'interval': 'step', 'len_epoch': 4, 'scheduler': lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12)}
+    whole = experiment.trainer(**options)
+    expected = run(whole)
+    assert whole.step == 12 and whole.optimizer.param_groups[0]['lr'] == pytest.approx(0, abs=1e-9)
+    for n_steps in (2, 5, 8, 11):
+        resumed = run(experiment.trainer(stopped_after(experiment, n_steps, **options), **options))
+        assert first_difference(resumed, expected) == ''
+
+
+def test_plain_torch_loader_resumes_inside_an_epoch_too(experiment):
+    class Loader(DataLoader):
+        def split_validation(self):
+            return None
+
+    def options():
+        return {'loader': Loader(NoisyPoints(), batch_size=7, shuffle=True), 'monitor': 'off'}
+    expected = run(experiment.trainer(**options()))
+    resumed = run(experiment.trainer(stopped_after(experiment, 10, **options()), **options()))
+    assert first_difference(resumed['state_dict'], expected['state_dict']) == ''
+
+
+def test_stop_during_validation_resumes_exactly(experiment, uninterrupted):
+    trainer = experiment.trainer()
+    validate = trainer._valid_epoch
+
+    def stop_then_validate(epoch):
+        trainer._stop.reason = 'test' if epoch == 2 else ''
+        return validate(epoch)
+    trainer._valid_epoch = stop_then_validate
+    trainer.train()
+    assert (trainer.epochs_done, trainer.position) == (1, STEPS_PER_EPOCH)
+    assert first_difference(run(experiment.trainer(trainer.checkpoint_dir / 'checkpoint-last.pth')), uninterrupted) == ''
+
+
+def test_order_of_the_first_resumed_epoch_is_not_that_of_epoch_one(experiment):
+    trainer = experiment.trainer()
+    orders = [trainer.data_loader.indices(epoch).tolist() for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+
+
+def test_state_of_a_users_own_attribute_is_restored(experiment):
+    class WithAverage(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.extras = {'average': AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))}
+
+        def _train_epoch(self, epoch):
+            log = super()._train_epoch(epoch)
+            self.extras['average'].update_parameters(self.model)
+            return log
+
+    expected = run(experiment.trainer(trainer_class=WithAverage))
+    assert 'extras.average' in expected['parts']
+    resumed = run(experiment.trainer(stopped_after(experiment, 13, trainer_class=WithAverage), trainer_class=WithAverage))
+    assert first_difference(resumed, expected) == ''
+
+
+def test_learning_rate_changed_on_resume_holds_and_keeps_the_schedule(experiment, caplog):
+    first = experiment.trainer(epochs=1)
+    first.train()
+    resumed = experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth')
+    resumed.config['optimizer']['args']['lr'] = 0.1
+    resumed._resume_checkpoint(first.checkpoint_dir / 'checkpoint-last.pth')
+    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.07)
+    resumed.train()
+    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.1 * 0.7 ** 3)
+
+
+def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
+    path = stopped_after(experiment, 8)
+    loader = BaseDataLoader(NoisyPoints(), 4, shuffle=True, validation_split=12, num_workers=0)
+    with pytest.raises(ConfigError, match='14 samples in'):
+        experiment.trainer(path, loader=loader).train()
+
+
+def test_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
+    settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false']
+    run_script('train.py', '-c', 'config.json', *settings, '--set', 'trainer.epochs=1', '-d', 'cpu')
+    folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
+    done = run_script('train.py', '-r', folder)
+    assert 'is finished' in done.stdout and '--set trainer.epochs=' in done.stdout
+    done = run_script('train.py', '-r', folder / 'checkpoint-epoch1.pth', '--set', 'trainer.epochs=2')
+    assert 'Resume training from epoch 2' in done.stdout
+    assert {path.name for path in folder.glob('checkpoint-epoch*.pth')} == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth'}
+    assert len((tmp_path / 'log' / 'Digits_LeNet' / folder.name / 'metrics.csv').read_text().splitlines()) == 3
+
+    elsewhere = tmp_path / 'copied.pth'
+    elsewhere.write_bytes((folder / 'model_best.pth').read_bytes())
+    run_script('train.py', '-r', elsewhere, '--set', 'trainer.epochs=3', cwd=tmp_path)
+    run_script('train.py', '-r', folder, '-c', 'config.json', *settings, '--set', 'trainer.epochs=3')
+    assert len(list((tmp_path / 'models' / 'Digits_LeNet').iterdir())) == 3
+    done = run_script('test.py', '-r', folder / 'model_best.pth', cwd=tmp_path)
+    assert 'accuracy' in done.stdout

@@ -1,0 +1,140 @@
+"""What a project made from this template consists of, and the making of one.
+
+A project carries `.template.json` (which template it has, and a hash of each file that the template keeps up to date) and
+`.template.zip` (those files as they came: the common ancestor when both sides have changed, so that no network is needed).
+"""
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from utils.errors import UserError
+
+TEMPLATE = Path(__file__).resolve().parent.parent
+VERSION = '1.0.0'
+KEPT = ('base', 'logger', 'utils', 'tools', 'parse_config.py')  # by the template, up to date
+OWNED = ('model', 'data_loader', 'trainer', 'configs', 'config.json', 'train.py', 'test.py', 'tests/__init__.py',
+         'tests/test_experiment.py', 'pyproject.toml', 'requirements.txt', 'requirements-dev.txt', '.gitignore')  # by the user
+TEMPLATE_ONLY = re.compile(r'tools/project.*|utils/old_style\.py|(.*/)?(__pycache__|\..*_cache)/.*|.*\.pyc')
+MANIFEST, PRISTINE = '.template.json', '.template.zip'
+BARE = 'tools/project_bare'
+
+README = """# {name}
+
+```
+pip install -r requirements-dev.txt
+python train.py -c config.json
+python -m pytest
+```
+
+`python train.py -r saved/models/NAME/RUN` goes on with a run, `python test.py -r saved/models/NAME/RUN/model_best.pth` measures it.
+
+Yours: {owned}.
+Kept up to date by the template, `python TEMPLATE/new_project.py --update .`: {kept}.
+Change those too when you need to: an update merges.
+"""
+
+
+def create(folder: Path, example: str | None = None, bare: bool = False) -> Path:
+    """Make a new project in `folder`, which must be empty or not exist; it appears whole or not at all."""
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f'{folder} exists and is not an empty folder: choose another name, or remove it first')
+    files = files_below(TEMPLATE, KEPT + OWNED)
+    if bare:
+        files = {path: content for path, content in files.items() if not path.startswith('configs/')}
+        files |= files_below(TEMPLATE / BARE, ('model', 'data_loader', 'config.json'), TEMPLATE_ONLY)
+    if example is not None:
+        files |= example_files(example)
+    if (TEMPLATE / 'LICENSE').is_file():
+        files['LICENSE.template'] = (TEMPLATE / 'LICENSE').read_bytes()
+    kept = ', '.join(f'`{name}`' for name in KEPT)
+    owned = ', '.join(sorted({f'`{path.partition("/")[0]}`' for path in files} - {f'`{name}`' for name in KEPT}))
+    files['README.md'] = README.format(name=folder.name, kept=kept, owned=owned).encode()
+    files |= stamp()
+    unfinished = folder.with_name(f'.{folder.name}.unfinished')
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_files(unfinished, files)
+        (unfinished / 'saved').mkdir()
+        unfinished.replace(folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise UserError(f'{folder} cannot be made: {error.strerror or error}') from error
+    commit_first(folder)
+    return folder
+
+
+def example_files(name: str) -> dict[str, bytes]:
+    """The files of examples/`name`, its config.json also as the project's default experiment."""
+    examples = TEMPLATE / 'examples'
+    names = sorted(path.parent.name for path in examples.glob('*/config.json'))
+    if name not in names:
+        raise UserError(f'--example {name}: expected one of {", ".join(names) or "(this template has no examples)"}')
+    files = files_below(TEMPLATE, (f'examples/{name}', 'examples/__init__.py'))
+    config = json.loads(files[f'examples/{name}/config.json'])
+    if 'base' in config:
+        config['base'] = (PurePosixPath(f'examples/{name}') / config['base']).as_posix()
+    files['config.json'] = (json.dumps(config, indent=4) + '\n').encode()
+    return files
+
+
+def files_below(root: Path, names: tuple[str, ...], left_out: re.Pattern = TEMPLATE_ONLY) -> dict[str, bytes]:
+    """{path relative to root: content} of the files named and of all files in the folders named."""
+    found = [path for name in names for path in ([root / name] if (root / name).is_file() else sorted((root / name).rglob('*')))]
+    paths = {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not left_out.fullmatch(name)}
+
+
+def stamp() -> dict[str, bytes]:
+    """The two files that let a later update merge: what the template's files are now."""
+    kept = files_below(TEMPLATE, KEPT)
+    offered = files_below(TEMPLATE, OWNED)  # the user's; remembered only to say what has changed in the template since
+    manifest = {'template': 'armature', 'version': VERSION, 'files': {path: digest(kept[path]) for path in sorted(kept)},
+                'yours': {path: digest(offered[path]) for path in sorted(offered)}}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_LZMA) as archive:
+        for path in sorted(kept):
+            archive.writestr(zipfile.ZipInfo(path), kept[path], zipfile.ZIP_LZMA)  # no date: the same files give the same bytes
+    return {MANIFEST: (json.dumps(manifest, indent=1) + '\n').encode(), PRISTINE: buffer.getvalue()}
+
+
+def digest(content: bytes) -> str:
+    """sha256, the same whatever the line ends: git may rewrite those."""
+    return hashlib.sha256(content.replace(b'\r\n', b'\n')).hexdigest()
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run git in `folder`; a UserError when git is not installed."""
+    try:
+        return subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise UserError('git is needed for this and is not installed') from error
+
+
+def commit(folder: Path, message: str) -> bool:
+    """Commit all that is in `folder`; with a name of our own only where git knows none of the user's."""
+    if git(folder, 'add', '-A', '.').returncode:
+        return False
+    identity = [] if git(folder, 'config', 'user.email').stdout.strip() else ['-c', 'user.name=new_project', '-c', 'user.email=new_project@localhost']
+    return git(folder, *identity, 'commit', '-q', '-m', message, '--', '.').returncode == 0
+
+
+def commit_first(folder: Path) -> None:
+    """A repository of its own with everything in it; without git there is none, and the project is whole all the same."""
+    if shutil.which('git') is None:
+        print('git is not installed: the project has no repository yet; updates will need one', file=sys.stderr)
+    elif git(folder, 'init', '-q').returncode or not commit(folder, f'Start from the template, version {VERSION}'):
+        print(f'git could not commit in {folder}: do it yourself before the first update', file=sys.stderr)
