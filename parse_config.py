@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import sys
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from datetime import datetime
 from pathlib import Path
 
@@ -148,6 +148,10 @@ class ConfigParser:
 
     def update(self, *args, **kwargs):
         self.config.update(*args, **kwargs)
+
+    def __reduce__(self):
+        """Pickled as its plain config: a trainer of one's own may torch.save it, and weights_only can load that."""
+        return OrderedDict, (), None, None, iter(self.config.items())
 
     # The run's folders and its log
 

@@ -514,7 +514,21 @@ def _killed_at(stop: int | None, prepare: Callable, act: Callable, run: Path) ->
     return n_stops
 
 
+def kills(n: int, folder: Path) -> Result:
+    """A run killed at a random moment and resumed equals, bit for bit, one that was never stopped."""
+    from tests import faults_runs
+    return tally(faults_runs.kills(n, folder), {'equal'})
+
+
+def mutations(n: int, folder: Path) -> Result:
+    """Every saved piece matters: a run resumed without it is noticed to differ."""
+    from tests import faults_runs
+    return tally(faults_runs.mutations(n, folder), {'noticed'})
+
+
 CAMPAIGNS = {  # flag: (campaign, full count; 0 means all there are)
+    'kills': (kills, 200),
+    'mutations': (mutations, 0),
     'flips': (flips, 2000),
     'copied-flips': (copied_flips, 2000),
     'truncations': (truncations, 500),

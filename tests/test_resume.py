@@ -5,6 +5,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from base import BaseDataLoader, checkpoint
+from tests import faults
 from tests.conftest import NoisyPoints, run_script
 from trainer import Trainer
 from utils.compare import first_difference
@@ -157,3 +158,9 @@ def test_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
     assert len(list((tmp_path / 'models' / 'Digits_LeNet').iterdir())) == 3
     done = run_script('test.py', '-r', folder / 'model_best.pth', cwd=tmp_path)
     assert 'accuracy' in done.stdout
+
+
+@pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks train in one thread
+def test_killed_runs_resume_exactly_and_every_saved_piece_matters(tmp_path):
+    for result in (faults.kills(5, tmp_path / 'kills'), faults.mutations(0, tmp_path / 'mutations')):
+        assert result.held == result.tried, result.failures

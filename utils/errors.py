@@ -29,9 +29,11 @@ class NonFiniteError(UserError):
 
 @contextmanager
 def exit_on_user_error():
-    """Inside, a UserError ends the process with its message on stderr and its exit code."""
+    """Inside, a UserError ends the process with its message on stderr and its exit code; so does Ctrl-C, without a word."""
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(error.exit_code)

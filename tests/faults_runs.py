@@ -1,0 +1,135 @@
+"""The campaigns of tests/faults.py that end and resume whole runs: kills at random moments, and the control that each saved piece matters."""
+import copy
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from base import checkpoint
+from tests.conftest import Experiment
+from trainer import Trainer
+from utils.compare import first_difference
+
+STEPS_PER_EPOCH = 6
+COMPARED = ('epoch', 'step', 'samples', 'state_dict', 'optimizer', 'monitor_best', 'parts', 'history', 'rng')
+
+
+class Everything(Trainer):
+    """Uses every kind of state that can get lost: all generators, a scaler, a moving average."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+    def _train_epoch(self, epoch):
+        if self.position == 0:  # an interrupted epoch has done this already
+            with torch.no_grad():
+                self.model.out.bias += 0.01 * torch.randn(2)  # from the state the generator is in, not from a step's key
+        return super()._train_epoch(epoch)
+
+    def batches(self, epoch):
+        for data, target in super().batches(epoch):
+            yield [data + 0.01 * random.random() + 0.01 * float(np.random.rand()), target]
+            self.average.update_parameters(self.model)
+
+
+def trainer(folder: Path, resume: Path | None = None, **settings) -> Trainer:
+    return Experiment(folder).trainer(resume, trainer_class=Everything, run_id='run' if resume is None else None,
+                                      **{'verbosity': 0, 'precision': 'fp16', 'save_every_steps': 1, 'monitor': 'max val_loss', **settings})
+
+
+def finish(run: Trainer, path: Path) -> None:
+    """Train to the end and save what is compared to `path`."""
+    run.train()
+    state = run._state()
+    checkpoint.save({name: state[name] for name in COMPARED}, path)
+
+
+def in_fork(action: Callable[[], None], killed_after_s: float | None = None) -> str:
+    """Run `action` in a forked process, killed after so many seconds; what went wrong, empty when nothing did."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException as error:  # the fork must not go on as its parent
+            os.write(writer, f'{type(error).__name__}: {error}'.encode())
+            os._exit(1)
+    os.close(writer)
+    if killed_after_s is not None:
+        time.sleep(killed_after_s)
+        os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    with open(reader) as pipe:
+        return (pipe.read() or f'status {status}') if status else ''
+
+
+def kills(n: int, folder: Path) -> dict[str, str]:
+    """A run killed (SIGKILL) at a random moment and resumed equals, bit for bit, one that was never stopped."""
+    rng, end = random.Random(1), folder / 'end.pth'
+    folder.mkdir(exist_ok=True)
+    started = time.monotonic()
+    wrong = in_fork(lambda: finish(trainer(folder / 'whole'), end))
+    assert not wrong, wrong
+    duration_s, expected, outcomes = time.monotonic() - started, checkpoint.load(end), {}
+    for trial in range(n):
+        place, after_s = folder / str(trial), rng.uniform(0, duration_s)
+        in_fork(lambda place=place: trainer(place).train(), after_s)
+        newest = checkpoint.newest_valid(place / 'models' / 'points' / 'run')
+        wrong = in_fork(lambda place=place, newest=newest: finish(trainer(place / 'resumed', newest, save_every_steps=None), end))
+        wrong = wrong or first_difference(expected, checkpoint.load(end))
+        step = checkpoint.load(newest)['step'] if newest else 0
+        outcomes[f'killed after {after_s:.3f} s, resumed at step {step}'] = f'differs: {wrong}' if wrong else 'equal'
+        shutil.rmtree(place, ignore_errors=True)
+    return outcomes
+
+
+def _reset(state: dict, *path: str, value: object) -> None:
+    for name in path[:-1]:
+        state = state[name]
+    state[path[-1]] = value
+
+
+def mutations(n: int, folder: Path) -> dict[str, str]:
+    """Each piece of a checkpoint matters: a run resumed without it is not equal."""
+    numpy_state = np.random.RandomState(1).get_state(legacy=False)
+    numpy_state['state']['key'] = numpy_state['state']['key'].tolist()
+    without = {
+        'torch generator': lambda state: _reset(state, 'rng', 'torch', value=torch.Generator().manual_seed(1).get_state()),
+        'numpy generator': lambda state: _reset(state, 'rng', 'numpy', value=numpy_state),
+        'python generator': lambda state: _reset(state, 'rng', 'python', value=random.Random(1).getstate()),
+        'scaler': lambda state: _reset(state, 'parts', 'stepper', 'scaler', value={}),
+        'scheduler': lambda state: state['parts'].pop('lr_scheduler'),
+        'moving average': lambda state: state['parts'].pop('average'),
+        'position': lambda state: _reset(state, 'samples', value=0),
+        'patience': lambda state: _reset(state, 'parts', '_monitor', 'n_epochs_since_best', value=0),
+        'BatchNorm buffers': lambda state: _reset(state, 'state_dict', 'norm.running_mean', value=torch.zeros(8)),
+        'optimizer': lambda state: _reset(state, 'optimizer', 'state', value={}),
+        'averages of the epoch': lambda state: state['parts'].pop('train_metrics'),
+    }
+    end, outcomes = folder / 'end.pth', {}
+    folder.mkdir(exist_ok=True)
+    assert not (wrong := in_fork(lambda: finish(trainer(folder / 'whole'), end))), wrong
+    expected = checkpoint.load(end)
+    for place, stop in (('between epochs', {'epochs': 2}), ('inside an epoch', {'max_steps': 2 * STEPS_PER_EPOCH + 3})):
+        assert not (wrong := in_fork(lambda stop=stop, place=place: trainer(folder / place, **stop).train())), wrong
+        complete = checkpoint.load(folder / place / 'models' / 'points' / 'run' / checkpoint.LAST)
+        for piece, drop in {'nothing': lambda state: None, **without}.items():
+            state = copy.deepcopy(complete)
+            drop(state)
+            checkpoint.save(state, folder / 'mutated.pth')
+            wrong = in_fork(lambda: finish(trainer(folder / 'resumed', folder / 'mutated.pth'), end))
+            wrong = wrong or first_difference(expected, checkpoint.load(end))
+            outcomes.setdefault(piece, 'unnoticed')
+            if wrong:
+                outcomes[piece] = f'noticed: {wrong}'
+    outcomes['nothing'] = 'noticed' if outcomes['nothing'] == 'unnoticed' else f'differs: {outcomes["nothing"]}'
+    return outcomes

@@ -1,0 +1,89 @@
+"""Asked to stop, a run finishes its step, saves, and leaves with the code a shell expects; then it goes on as if nothing was."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from base import checkpoint
+from base.stop import DEBOUNCE_S, StopRequest
+from tests.conftest import ROOT, run_script
+
+
+def start(tmp_path, *arguments, n_workers=0, method='fork'):
+    """train.py on the digits in a process group of its own, as a shell starts it."""
+    (tmp_path / 'slow.json').write_text(f'''{{"base": "{ROOT}/config.json", "name": "slow",
+        "data_loader": {{"args": {{"num_workers": {n_workers}}}}},
+        "trainer": {{"save_dir": "{tmp_path}", "epochs": 2000, "early_stop": 0, "tensorboard": false}}}}''')
+    program = f'import sys, runpy, torch; sys.argv[0] = "train.py"; sys.path.insert(0, {str(ROOT)!r})\n'
+    if n_workers:  # the digits are tensors in memory, which need no workers: read them one by one
+        program += f'import torch.multiprocessing as mp; mp.set_start_method({method!r}) if __name__ == "__main__" else None\n'
+        program += 'import base.base_data_loader as loader; loader.TensorDataset = type("Other", (), {})\n'
+    program += f'if __name__ == "__main__": runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")\n'
+    script = tmp_path / 'start.py'
+    script.write_text(program)
+    return subprocess.Popen([sys.executable, script, '-c', tmp_path / 'slow.json', *arguments], start_new_session=True,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def wait_for_epoch(tmp_path, epoch, process):
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(f'models/slow/*/checkpoint-epoch{epoch}.pth')):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize('number, code, n_workers, method', [
+    (signal.SIGUSR1, 143, 0, 'fork'), (signal.SIGINT, 130, 2, 'fork'), (signal.SIGTERM, 143, 1, 'spawn'),
+    (signal.SIGTERM, 143, 1, 'forkserver'),
+])
+def test_signal_to_the_whole_group_saves_and_leaves_with_its_code(tmp_path, number, code, n_workers, method):
+    process = start(tmp_path, n_workers=n_workers, method=method)
+    wait_for_epoch(tmp_path, 1, process)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, out + err
+    assert 'Traceback' not in err and 'To go on: python train.py -r' in out
+    run, = tmp_path.glob('models/slow/*')
+    state = checkpoint.load(run / 'checkpoint-last.pth')
+    assert state['epoch'] >= 1 and state['samples'] % 32 == 0
+    assert not list(run.glob('.*pth*'))
+
+
+def test_second_ctrl_c_a_second_later_leaves_at_once():
+    stop = StopRequest()
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # torchrun delivers one Ctrl-C twice
+        assert (stop.reason, stop.exit_code) == ('SIGINT', 130)
+        stop._received_at -= DEBOUNCE_S
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_leaves_a_script_without_a_traceback():
+    done = run_script('-c', 'from utils.errors import exit_on_user_error\nwith exit_on_user_error(): raise KeyboardInterrupt', check=False)
+    assert done.returncode == 130 and 'Traceback' not in done.stderr
+
+
+def test_signal_at_start_up_leaves_nothing_half_written(tmp_path):
+    process = start(tmp_path)
+    time.sleep(0.5)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode in (143, -signal.SIGTERM)
+    assert not list(tmp_path.glob('models/slow/*/*.pth'))
+
+
+def test_time_limit_saves_and_leaves_with_zero_and_resume_or_start_goes_on(tmp_path):
+    settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false', '--set', 'trainer.max_minutes=0.01']
+    first = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings)
+    assert 'Stopped by trainer.max_minutes' in first.stdout
+    second = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings)
+    assert 'Resume training' in second.stdout and len(list(tmp_path.glob('models/*/*'))) == 1
+    other = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings, '--lr', '0.5', check=False)
+    assert other.returncode == 2 and 'optimizer.args.lr' in other.stderr
