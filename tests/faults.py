@@ -520,6 +520,12 @@ def kills(n: int, folder: Path) -> Result:
     return tally(faults_runs.kills(n, folder), {'equal'})
 
 
+def every_step(n: int, folder: Path) -> Result:
+    """A run of n steps resumed after each of them, with 0 and 2 workers, equals, bit for bit, one that was never stopped."""
+    from tests import faults_runs
+    return tally(faults_runs.every_step(n, folder), {'equal'})
+
+
 def mutations(n: int, folder: Path) -> Result:
     """Every saved piece matters: a run resumed without it is noticed to differ."""
     from tests import faults_runs
@@ -528,6 +534,7 @@ def mutations(n: int, folder: Path) -> Result:
 
 CAMPAIGNS = {  # flag: (campaign, full count; 0 means all there are)
     'kills': (kills, 200),
+    'every-step': (every_step, 48),
     'mutations': (mutations, 0),
     'flips': (flips, 2000),
     'copied-flips': (copied_flips, 2000),

@@ -40,8 +40,16 @@ class Everything(Trainer):
             self.average.update_parameters(self.model)
 
 
-def trainer(folder: Path, resume: Path | None = None, **settings) -> Trainer:
-    return Experiment(folder).trainer(resume, trainer_class=Everything, run_id='run' if resume is None else None,
+class Keeping(Everything):
+    """Keeps what checkpoint-last.pth was after each step."""
+
+    def _write(self, names):
+        super()._write(names)
+        shutil.copy(self.checkpoint_dir / checkpoint.LAST, self.checkpoint_dir / f'step{self.step}.pth')
+
+
+def trainer(folder: Path, resume: Path | None = None, trainer_class: type = Everything, **settings) -> Trainer:
+    return Experiment(folder).trainer(resume, trainer_class=trainer_class, run_id='run' if resume is None else None,
                                       **{'verbosity': 0, 'precision': 'fp16', 'save_every_steps': 1, 'monitor': 'max val_loss', **settings})
 
 
@@ -87,8 +95,26 @@ def kills(n: int, folder: Path) -> dict[str, str]:
         wrong = in_fork(lambda place=place, newest=newest: finish(trainer(place / 'resumed', newest, save_every_steps=None), end))
         wrong = wrong or first_difference(expected, checkpoint.load(end))
         step = checkpoint.load(newest)['step'] if newest else 0
-        outcomes[f'killed after {after_s:.3f} s, resumed at step {step}'] = f'differs: {wrong}' if wrong else 'equal'
+        outcomes[f'run {trial} killed after {after_s:.3f} s, resumed at step {step}'] = f'differs: {wrong}' if wrong else 'equal'
         shutil.rmtree(place, ignore_errors=True)
+    return outcomes
+
+
+def every_step(n: int, folder: Path) -> dict[str, str]:
+    """A run of n steps resumed after each of them, with and without workers, equals one that was never stopped."""
+    end, epochs, outcomes = folder / 'end.pth', n // STEPS_PER_EPOCH, {}
+    folder.mkdir(exist_ok=True)
+    wrong = in_fork(lambda: finish(trainer(folder / 'whole', trainer_class=Keeping, epochs=epochs), end))
+    assert not wrong, wrong
+    expected = checkpoint.load(end)
+    for step in range(1, epochs * STEPS_PER_EPOCH + 1):
+        kept = folder / 'whole' / 'models' / 'points' / 'run' / f'step{step}.pth'
+        for n_workers in (0, 2):
+            place, options = folder / f'{step}-{n_workers}', {'epochs': epochs, 'num_workers': n_workers, 'save_every_steps': None}
+            wrong = in_fork(lambda place=place, kept=kept, options=options: finish(trainer(place, kept, **options), end))
+            wrong = wrong or first_difference(expected, checkpoint.load(end))
+            outcomes[f'resumed after step {step} with {n_workers} workers'] = f'differs: {wrong}' if wrong else 'equal'
+            shutil.rmtree(place)
     return outcomes
 
 

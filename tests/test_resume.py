@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from base import BaseDataLoader, checkpoint
 from tests import faults
-from tests.conftest import NoisyPoints, run_script
+from tests.conftest import ROOT, NoisyPoints, run_script
 from trainer import Trainer
 from utils.compare import first_difference
 from utils.errors import ConfigError
@@ -140,24 +140,15 @@ def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
         experiment.trainer(path, loader=loader).train()
 
 
-def test_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
+def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
     settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false']
-    run_script('train.py', '-c', 'config.json', *settings, '--set', 'trainer.epochs=1', '-d', 'cpu')
+    run_script('train.py', '-c', ROOT / 'config.json', *settings, '--set', 'trainer.epochs=1', cwd=tmp_path)
     folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
-    done = run_script('train.py', '-r', folder)
-    assert 'is finished' in done.stdout and '--set trainer.epochs=' in done.stdout
-    done = run_script('train.py', '-r', folder / 'checkpoint-epoch1.pth', '--set', 'trainer.epochs=2')
-    assert 'Resume training from epoch 2' in done.stdout
+    run_script('train.py', '-r', f'models/Digits_LeNet/{folder.name}/checkpoint-epoch1.pth', '--set', 'trainer.epochs=2', cwd=tmp_path)
     assert {path.name for path in folder.glob('checkpoint-epoch*.pth')} == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth'}
     assert len((tmp_path / 'log' / 'Digits_LeNet' / folder.name / 'metrics.csv').read_text().splitlines()) == 3
-
-    elsewhere = tmp_path / 'copied.pth'
-    elsewhere.write_bytes((folder / 'model_best.pth').read_bytes())
-    run_script('train.py', '-r', elsewhere, '--set', 'trainer.epochs=3', cwd=tmp_path)
-    run_script('train.py', '-r', folder, '-c', 'config.json', *settings, '--set', 'trainer.epochs=3')
-    assert len(list((tmp_path / 'models' / 'Digits_LeNet').iterdir())) == 3
-    done = run_script('test.py', '-r', folder / 'model_best.pth', cwd=tmp_path)
-    assert 'accuracy' in done.stdout
+    run_script('train.py', '-r', folder, '-c', 'config.json', *settings, '--set', 'trainer.epochs=3', cwd=tmp_path)
+    assert len(list((tmp_path / 'models' / 'Digits_LeNet').iterdir())) == 2
 
 
 @pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks train in one thread

@@ -1,0 +1,51 @@
+"""What users copy is code: the README's blocks are run, and what it shows of our code stands there."""
+import re
+import shutil
+
+from tests.conftest import ROOT, run_script
+
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+NOT_COPIED = shutil.ignore_patterns('saved', '.git', '.venv', '__pycache__', '.*_cache', 'data')
+
+
+def blocks(language):
+    fenced = README.split('```')[1::2]
+    return [block.partition('\n')[2] for block in fenced if block.partition('\n')[0] == language]
+
+
+def test_training_step_in_the_readme_is_the_real_one():
+    step, = (block for block in blocks('python') if '_train_epoch' in block)
+    assert step.strip() in (ROOT / 'trainer' / 'trainer.py').read_text(encoding='utf-8')
+
+
+def test_every_path_in_the_readme_exists():
+    tree, = (block for block in blocks('') if block.startswith('train.py'))
+    names = re.findall(r'[\w/]+(?:\.py|\.json|/)(?=\s)', '\n'.join(line[:24] + ' ' for line in tree.splitlines()))
+    names += re.findall(r'\]\(([^)]+)\)', README) + re.findall(r'python (\S+\.py)', README)
+    assert len(names) > 20
+    assert [name for name in names if not (ROOT / name).exists() and name != 'saved/'] == []
+
+
+def test_commands_of_the_readme_run(tmp_path):
+    project = tmp_path / 'clone'
+    shutil.copytree(ROOT, project, ignore=NOT_COPIED)
+    config = project / 'config.json'
+    config.write_text(config.read_text().replace('"epochs": 40', '"epochs": 2'))  # the only change: shorter
+    run_script('train.py', '-c', 'config.json', cwd=project, script_folder=project)
+    run, = (project / 'saved' / 'models' / 'Digits_LeNet').iterdir()
+    shutil.copy(run / 'checkpoint-epoch1.pth', tmp_path / 'checkpoint.pth')
+    commands, = (block for block in blocks('sh') if 'anywhere' in block)
+    said = {}
+    for command in commands.splitlines():
+        program, *arguments = command.partition('#')[0].replace('anywhere', str(tmp_path)).replace('RUN', run.name).split()
+        if program == 'python' and arguments[1:] != ['-c', 'config.json']:
+            said[command] = run_script(*arguments, cwd=project, script_folder=project).stdout
+    going_on, copied, or_start, test = list(said.values())[2:]
+    assert 'This run is finished: all 2 epochs' in going_on and '--set trainer.epochs=' in going_on
+    assert 'Resume training from epoch 2' in copied
+    assert 'Training ends' in or_start and 'Resume' not in or_start
+    assert 'accuracy' in test and '-> ' not in test
+    # a new run, one with --lr, one with --set, the copied checkpoint, and the one begun because the newest was finished
+    assert len(list((project / 'saved' / 'models' / 'Digits_LeNet').iterdir())) == 5
+    assert list((project / 'saved' / 'log').rglob('events.out.tfevents.*')) and list((project / 'saved' / 'log').rglob('info.log'))
+    assert len((project / 'saved' / 'log' / 'Digits_LeNet' / run.name / 'metrics.csv').read_text().splitlines()) == 3
