@@ -8,37 +8,37 @@ import argparse
 import sys
 from pathlib import Path
 
+from tools.project import create
+from tools.project_adopt import adopt_project
+from tools.project_update import run_tests, update_project
 from utils.errors import exit_on_user_error
 
 
 def start(arguments):
-    from tools.project import create
     folder = create(Path(arguments.name), arguments.example, arguments.bare)
     print(f'{folder} is ready:\n\n    cd {folder}\n    python train.py -c config.json\n    python -m pytest')
 
 
 def update(arguments):
-    from tools.project_update import run_tests, update_project
     summary, complete = update_project(Path(arguments.update), arguments.dry_run)
     print(summary)
-    if complete and not arguments.dry_run:
-        sys.exit(run_tests(Path(arguments.update)))
+    if not arguments.dry_run:
+        sys.exit(run_tests(Path(arguments.update)) if complete else 1)
 
 
 def adopt(arguments):
-    from tools.project_adopt import adopt_project
     print(adopt_project(Path(arguments.adopt), arguments.dry_run))
 
 
-if __name__ == '__main__':
+def main(command_line=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('name', nargs='?', metavar='NAME', help='folder of the new project')
     parser.add_argument('--example', metavar='X', help='start from examples/X')
     parser.add_argument('--bare', action='store_true', help='start without the digits: a model and data of a few lines')
     parser.add_argument('--update', metavar='PATH', help='bring newer template files into the project in PATH')
     parser.add_argument('--adopt', metavar='PATH', help='put this template under the old project in PATH')
-    parser.add_argument('--dry-run', action='store_true', help='with --update or --adopt: say what would change, and change nothing')
-    given = parser.parse_args()
+    parser.add_argument('--dry-run', action='store_true', help='with --update or --adopt: say what would change, change nothing')
+    given = parser.parse_args(command_line)
     actions = [action for action, wanted in ((start, given.name), (update, given.update), (adopt, given.adopt)) if wanted]
     if len(actions) != 1:
         parser.error('say one of: NAME, --update PATH, --adopt PATH')
@@ -48,3 +48,7 @@ if __name__ == '__main__':
         parser.error('--dry-run goes with --update or --adopt')
     with exit_on_user_error():
         actions[0](given)
+
+
+if __name__ == '__main__':
+    main()

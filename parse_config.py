@@ -119,7 +119,34 @@ class ConfigParser:
 
     def init_loss(self, module):
         """The loss as a callable (output, target) -> loss: a function, or an nn.Module."""
-        return config_types.build_callable(self.config['loss'], 'loss', ('loss',), module, self._document)
+        section = self.config['loss']
+        if not isinstance(section, list):
+            return config_types.build_callable(section, 'loss', ('loss',), module, self._document)
+        from base.losses import WeightedLosses
+        terms = []
+        for index, entry in enumerate(section):
+            term = config_types.build_callable(entry, 'loss', ('loss', index), module, self._document)
+            more = entry if isinstance(entry, dict) else {}
+            terms.append((more.get('name') or getattr(term, '__name__', type(term).__name__), term, more.get('weight', 1.0)))
+        return WeightedLosses(terms)
+
+    def init_scheduler(self, optimizer, data_loader):
+        """The learning rate scheduler, None without one. A length of "auto" is what the run has of its steps (or epochs)."""
+        import torch
+        section, trainer = self.config.get('lr_scheduler'), self.config['trainer']
+        if not section:
+            return None
+        n_steps = trainer['epochs']
+        if section.get('interval') == 'step':
+            n_steps = min(n_steps * (trainer.get('len_epoch') or len(data_loader)), trainer.get('max_steps') or math.inf)
+        section = config_types.with_lengths(section, n_steps)
+        call = config_types.prepare(section, 'lr_scheduler', torch.optim.lr_scheduler, (optimizer,), {}, self._document)
+        return config_types.make(call, ('lr_scheduler',), self._document)
+
+    def trainer_class(self, module):
+        """The class that trains: `trainer.type`, looked up in `module` first; Trainer when the config does not say."""
+        with config_types.located(self._document, ('trainer', 'type')):
+            return config_types.find(self.config['trainer'].get('type', 'Trainer'), config_types.KINDS['trainer'], module)
 
     def init_metrics(self, module) -> list:
         """The metrics as callables (output, target) with a `__name__`; torchmetrics ones have update() and compute()."""

@@ -1,12 +1,14 @@
 """Measure a checkpoint on the test data: python test.py -r saved/models/NAME/RUN/model_best.pth"""
 import argparse
+import itertools
 
 import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
 from base import checkpoint
-from base.weights import load_weights
+from base.weights import load_tested
+from logger.pictures import Pictures, save_pictures
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
 from utils import MetricTracker, prepare_device
@@ -15,27 +17,31 @@ from utils.errors import exit_on_user_error
 from utils.seed import seed_everything
 
 
-def main(config):
+def main(config, n_batches=None):
     logger = config.get_logger('test')
     device, _ = prepare_device(config.get('n_gpu', 1))
     logger.info(f'Testing {config.resume} on {device}')
     seed_everything(config.get('seed', 123))
 
-    if 'test_data_loader' in config:
-        data_loader = config.init_obj('test_data_loader', module_data)
-    else:  # the training's loader, on its test data
+    if 'test_data_loader' not in config:  # the training's loader, on its test data
         settings = config['data_loader']
         config['test_data_loader'] = settings | {'args': settings['args'] | {'shuffle': False, 'validation_split': 0.0, 'training': False}}
     data_loader = config.init_obj('test_data_loader', module_data)
 
     model = config.init_obj('arch', module_arch).to(device)
-    load_weights(model, checkpoint.load(config.resume)['state_dict'], config.resume)
     criterion = config.init_loss(module_loss)
-    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric))
+    saved = checkpoint.load(config.resume)
+    load_tested(model, criterion, saved, config.resume)
+    if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
+        data_loader.load_state_dict(saved['parts']['data_loader'])
+    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion)
+    pictures = Pictures(config['trainer'].get('pictures', []))
 
-    batches = (to_device(batch, device) for batch in data_loader)
-    for name, value in evaluate(model, batches, criterion, metrics).items():
+    batches = (to_device(batch, device) for batch in itertools.islice(data_loader, n_batches))
+    for name, value in evaluate(model, batches, criterion, metrics, pictures=pictures).items():
         logger.info(f'    {name:15s}: {value}')
+    for file in save_pictures(pictures.draw(), config.resume.parent):
+        logger.info(f'{file} is drawn')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """Train what a config describes: python train.py -c config.json"""
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -8,17 +7,21 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
-from base import checkpoint
-from base.weights import load_weights
+import trainer.trainer as module_trainer
+from base.groups import parameter_groups
+from base.transfer import init_weights
 from parse_config import ConfigParser, CustomArgs
 from tools.check_resume import check_resume
-from trainer import Trainer
+from tools.overfit import overfit
+from tools.profile_steps import profile
+from tools.smoke import smoke
 from utils import prepare_device
 from utils.errors import ConfigError, exit_on_user_error
 from utils.seed import seed_everything
 
 
-def main(config):
+def build(config):
+    """The trainer of an experiment, ready to train."""
     logger = config.get_logger('train')
     device, device_ids = prepare_device(config.get('n_gpu', 1))
     if len(device_ids) > 1:
@@ -29,23 +32,25 @@ def main(config):
     data_loader = config.init_obj('data_loader', module_data)
     if 'valid_data_loader' in config:
         valid_data_loader = config.init_obj('valid_data_loader', module_data)
+        if hasattr(data_loader, 'state_dict'):  # what it learned from the training data, such as a table's means
+            valid_data_loader.load_state_dict(data_loader.state_dict())
     else:
         valid_data_loader = data_loader.split_validation()
 
     model = config.init_obj('arch', module_arch).to(device)
     logger.info(model)
     if config.get('init_from') and config.resume is None:
-        load_weights(model, checkpoint.load(Path(config['init_from']))['state_dict'], config['init_from'])
+        init_weights(model, config['init_from'], logger)
     criterion = config.init_loss(module_loss)
+    if isinstance(criterion, torch.nn.Module):
+        criterion = criterion.to(device)
     metrics = config.init_metrics(module_metric)
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = config.init_obj('optimizer', torch.optim, trainable)
-    lr_scheduler = None
-    if config.get('lr_scheduler'):
-        lr_scheduler = config.init_obj('lr_scheduler', torch.optim.lr_scheduler, optimizer)
+    optimizer = config.init_obj('optimizer', torch.optim, parameter_groups(config, model, criterion))
+    lr_scheduler = config.init_scheduler(optimizer, data_loader)
 
-    Trainer(model, criterion, metrics, optimizer, config, device, data_loader, valid_data_loader, lr_scheduler).train()
+    trainer_class = config.trainer_class(module_trainer)
+    return trainer_class(model, criterion, metrics, optimizer, config, device, data_loader, valid_data_loader, lr_scheduler)
 
 
 if __name__ == '__main__':
@@ -55,6 +60,9 @@ if __name__ == '__main__':
     parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
     parser.add_argument('--resume-or-start', action='store_true', help='go on with the unfinished run of this name, if there is one')
     parser.add_argument('--check-resume', action='store_true', help='try whether this experiment resumes exactly, and leave')
+    parser.add_argument('--smoke', action='store_true', help='rehearse: two batches through everything that the run will do')
+    parser.add_argument('--overfit', type=int, metavar='N', help='rehearse: can the model learn N batches by heart?')
+    parser.add_argument('--profile', type=int, metavar='N', help='show where the time of N steps goes')
     options = [
         CustomArgs(['--lr', '--learning_rate'], type=float, target='optimizer;args;lr'),
         CustomArgs(['--bs', '--batch_size'], type=int, target='data_loader;args;batch_size'),
@@ -63,5 +71,11 @@ if __name__ == '__main__':
         config = ConfigParser.from_args(parser, options)
         if config.arguments.check_resume:
             check_resume(config.config)
+        elif config.arguments.smoke:
+            smoke(build, config.config)
+        elif config.arguments.overfit:
+            overfit(build, config.config, config.arguments.overfit)
+        elif config.arguments.profile:
+            profile(build, config.config, config.arguments.profile)
         else:
-            main(config)
+            build(config).train()

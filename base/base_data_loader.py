@@ -3,31 +3,43 @@
 The order and every sample's randomness come from keys (utils/seed.py), so they are the same for any number of workers, and a loader
 can be put at any batch of any epoch.
 """
-import os
-import signal
+import logging
+import multiprocessing
+import weakref
 from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
-from base.stop import STOP_SIGNALS
+from base.augment import Augment
+from base.fetching import Collate, Fetched, KeyedSamples, checked, finish, make_fetcher, start
+from base.in_memory import InMemory, read_into_memory
+from base.samplers import Order, RandomSampler, SequentialSampler
+from base.splits import split_indices
+from utils.config_file import did_you_mean
+from utils.config_schema import parameters
 from utils.errors import ConfigError
-from utils.seed import key, own_randomness, seed_sample
-
-SPLIT_KEY = key('validation split')  # the same split for every seed: a run resumed with another seed must not train on it
+from utils.seed import key, own_randomness
+from utils.util import prepare_device
 
 
 class BaseDataLoader(DataLoader):
     """Base of the project's data loaders.
 
     validation_split: share (0 <= x < 1) or number of samples kept for `split_validation()`, the same ones for every seed.
-    stratify: the same share of each class in both parts; needs `dataset.targets` (or `labels`), or a TensorDataset whose last
-    tensor holds the classes.
+    n_folds, fold: keep fold number `fold` (from 0) of `n_folds` instead.
+    stratify: the same share of each class in both parts; needs `dataset.targets` (or `labels`), or a dataset of tensors whose last
+    one holds the classes. groups: a value a sample; samples with the same one stay in the same part.
     valid_dataset: what the validation part is read from, when it has transforms of its own; same indices as `dataset`.
-    sampler: the indices of an epoch, as a torch sampler or a sequence; replaces shuffle and split.
+    sampler: the order of the training part (base/samplers.py) instead of shuffle; or the indices of an epoch, as a torch sampler or a
+    sequence, instead of shuffle and split.
+    in_memory: read all samples once into tensors, as they are, so that a batch is one indexed copy; 'device' puts them there.
+    augment: random transforms of the inputs (torchvision v2), in training only, keyed by sample.
+    batch_transform: applied to the inputs of every batch, after `augment`: what is cheaper for a batch, or would take memory before.
+    on_error: 'skip' leaves samples out that cannot be read (the dataset raises DataError) and reports them.
+    evaluation: no shuffling, split, sampler or augmentation: for test data.
     seed: of the order and of the samples' randomness; None takes torch's (torch.manual_seed, as train.py sets it).
     loader_options: whatever else torch's DataLoader takes (drop_last, pin_memory, ...).
 
@@ -35,29 +47,38 @@ class BaseDataLoader(DataLoader):
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, validation_split: float, num_workers: int,
-                 collate_fn: Callable = default_collate, *, stratify: bool = False, valid_dataset: Dataset | None = None,
-                 sampler: Sequence[int] | None = None, seed: int | None = None, **loader_options: Any):
+                 collate_fn: Callable = default_collate, *, stratify: bool = False, n_folds: int | None = None, fold: int = 0,
+                 groups: Sequence | None = None, valid_dataset: Dataset | None = None, sampler: Sequence[int] | None = None,
+                 in_memory: bool | Literal['device'] = False, augment: list | None = None, batch_transform: Callable | None = None,
+                 on_error: Literal['stop', 'skip'] = 'stop', evaluation: bool = False, seed: int | None = None, **loader_options: Any):
+        if evaluation:
+            shuffle, validation_split, n_folds, sampler, augment = False, 0, None, None, None
+        if not hasattr(dataset, '__len__'):
+            raise ConfigError(f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader')
+        options = loader_options_for(loader_options, num_workers, type(self))
         self.validation_split = validation_split
         self.shuffle = shuffle
         self.seed = torch.initial_seed() if seed is None else seed
-        self.stratify, self.valid_dataset = stratify, valid_dataset
         self.n_samples = len(dataset)
         self.init_kwargs = {'dataset': dataset, 'batch_size': batch_size, 'shuffle': shuffle, 'collate_fn': collate_fn,
                             'num_workers': num_workers}
-        self.loader_options = loader_options
+        self.loader_options = {**options, 'in_memory': in_memory, 'batch_transform': batch_transform, 'on_error': on_error}
+        self._valid_dataset, self._stratify = valid_dataset, stratify
+        self._split_options = {'n_folds': n_folds, 'fold': fold, 'groups': groups}
+        self._augment = Augment(augment) if augment else None
+        self._batch_transform, self._unreadable = batch_transform, []
         self.valid_sampler = None
-        if sampler is None:
-            sampler, self.valid_sampler = self._split_sampler(validation_split)
-        if sampler is None:
-            sampler = Shuffled(range(self.n_samples)) if shuffle else range(self.n_samples)
+        if sampler is None or isinstance(sampler, Order):
+            train_sampler, self.valid_sampler = self._split_sampler(validation_split)
+            sampler = self._bound(sampler, train_sampler)
         if isinstance(sampler, Sized):
             self.n_samples = len(sampler)
         self._pass, self._first_sample = 0, 0
-        super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, **loader_options)
-        fetcher_options = {name: value for name, value in loader_options.items() if name != 'drop_last'}
-        self._fetcher = DataLoader(_KeyedSamples(dataset, self.seed), batch_sampler=_Plan(self), num_workers=num_workers,
-                                   collate_fn=collate_fn, **{'generator': torch.Generator(), **fetcher_options,
-                                   'worker_init_fn': _WorkerStart(loader_options.get('worker_init_fn'))})
+        super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, **options)
+        self._fetcher_options = {**options, 'num_workers': num_workers}
+        self._samples = KeyedSamples(dataset, self.seed, self._augment, on_error == 'skip', num_workers)
+        self._fetcher = make_fetcher(self._samples, _Plan(self), Collate(collate_fn, batch_transform), self._fetcher_options)
+        self._memory = self._in_memory(in_memory)
 
     def seek(self, number: int, batch: int = 0) -> None:
         """Let the next iteration be pass `number` (from 0) over the data, from its batch `batch` (from 0) on."""
@@ -65,15 +86,31 @@ class BaseDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of the pass that is due, once; the next iteration is the pass after it."""
-        if type(self.dataset) is TensorDataset and self.collate_fn is default_collate:
-            return self._in_memory_batches()
-        with _signals_held_back():
-            return iter(self._fetcher)
+        if self._memory is not None:
+            return self._in_memory_batches(self._memory)
+        return self._fetched_batches(start(self._fetcher))
+
+    def _fetched_batches(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
+        for batch, _, unreadable in checked(fetched, self._samples):
+            self._note_unreadable(unreadable)
+            yield batch
+        self._report_unreadable()
+
+    def _in_memory_batches(self, memory: InMemory) -> Iterator[Any]:
+        """One indexed copy a batch: what collating the single samples gives, without handling them one by one."""
+        for number, indices in self.due_batches():
+            if memory.unreadable is not None:
+                indices = indices[~memory.unreadable[indices]]
+            batch = memory.take(indices.to(memory.device))
+            if self._augment is not None:
+                keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
+                batch = finish(batch, lambda inputs, keys=keys: self._augment.batch(inputs, keys))
+            yield batch if self._batch_transform is None else finish(batch, self._batch_transform)
 
     def indices(self, number: int) -> torch.Tensor:
         """(n_samples,) the samples of pass `number` in their order."""
         with own_randomness(key(self.seed, 'order', number)):
-            order = self.sampler.order() if isinstance(self.sampler, Shuffled) else list(self.sampler)
+            order = self.sampler.order() if isinstance(self.sampler, Order) else list(self.sampler)
             return torch.as_tensor(order, dtype=torch.long)
 
     def due_batches(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -84,90 +121,81 @@ class BaseDataLoader(DataLoader):
             if len(indices) == self.batch_size or not self.drop_last:
                 yield number, indices
 
-    def _in_memory_batches(self) -> Iterator[list[torch.Tensor]]:
-        """One indexed copy a batch: what collating the single samples gives, without handling them one by one."""
-        for _, indices in self.due_batches():
-            yield [tensor[indices] for tensor in self.dataset.tensors]
-
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""
         if self.valid_sampler is None:
             return None
-        kwargs = {**self.init_kwargs, 'dataset': self.valid_dataset or self.dataset, 'shuffle': False, 'validation_split': 0.0}
+        dataset = self._valid_dataset or self._memory or self.dataset
+        kwargs = {**self.init_kwargs, 'dataset': dataset, 'shuffle': False, 'validation_split': 0.0}
         options = {**self.loader_options, 'drop_last': False}
         return BaseDataLoader(**kwargs, sampler=self.valid_sampler, seed=self.seed, **options)
 
-    def _split_sampler(self, split: float) -> tuple[Any, Any]:
-        """(training sampler, validation indices); (None, None) when `split` is 0."""
-        if split == 0:
-            return None, None
-        n_samples = self.n_samples
-        n_valid = split if isinstance(split, int) else int(n_samples * split)
-        if not 0 < n_valid < n_samples:
-            raise ConfigError(f'validation_split is {split}, which puts {n_valid} of {n_samples} samples into the validation '
-                              'part: expected a share between 0 and 1, or a number of samples, that leaves both parts some')
-        if self.stratify:
-            from sklearn.model_selection import train_test_split
-            train, valid = train_test_split(range(n_samples), test_size=n_valid, stratify=self._classes(),
-                                            random_state=SPLIT_KEY % 2 ** 32)
-        else:
-            order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(SPLIT_KEY)).tolist()
-            train, valid = order[n_valid:], order[:n_valid]
-        train, valid = sorted(train), sorted(valid)
-        return (Shuffled(train) if self.shuffle else train), valid
-
-    def _classes(self) -> list[int]:
-        """The class of each sample, for a stratified split."""
+    def sample_classes(self) -> list | None:
+        """The class of each sample of the dataset; None when it does not tell."""
         dataset = self.init_kwargs['dataset']
         classes = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
-        if classes is None and isinstance(dataset, TensorDataset):
+        if classes is None and type(dataset) in (TensorDataset, InMemory):
             classes = dataset.tensors[-1]
+        return classes if classes is None or isinstance(classes, list) else torch.as_tensor(classes).tolist()
+
+    # Split and order
+
+    def _split_sampler(self, split: float) -> tuple[Any, Any]:
+        """(order of the training part, validation indices); (None, None) when there is no validation part."""
+        classes = self._needed_classes('stratify') if self._stratify else None
+        train, valid = split_indices(self.n_samples, split, classes=classes, **self._split_options)
+        if not valid:
+            return None, None
+        return (RandomSampler() if self.shuffle else SequentialSampler()).bind(train), valid
+
+    def _bound(self, sampler: Order | None, train_sampler: Any) -> Any:
+        """What goes through the training part: `sampler`, or what `shuffle` says."""
+        if sampler is None and train_sampler is not None:
+            return train_sampler
+        indices = range(self.n_samples) if train_sampler is None else getattr(train_sampler, 'indices', train_sampler)
+        if sampler is None:
+            sampler = RandomSampler() if self.shuffle else SequentialSampler()
+        return sampler.bind(indices, lambda: [self._needed_classes('sampler')[index] for index in indices])
+
+    def _needed_classes(self, option: str) -> list:
+        classes = self.sample_classes()
         if classes is None:
-            raise ConfigError(f'stratify: {type(dataset).__name__} has neither .targets nor .labels; give it one, or leave '
-                              'stratify out')
-        return torch.as_tensor(classes).tolist()
+            raise ConfigError(f'{option}: {type(self.init_kwargs["dataset"]).__name__} has neither .targets nor .labels; give it one, '
+                              f'or leave {option} out')
+        return classes
 
+    def _in_memory(self, where: bool | str) -> InMemory | None:
+        """The samples as tensors, when they are in memory or shall be."""
+        memory = self.dataset
+        if type(memory) is TensorDataset and self.collate_fn is default_collate:
+            memory = InMemory(list(memory.tensors))
+        elif where and not isinstance(memory, InMemory):
+            if self.collate_fn is not default_collate:
+                raise ConfigError('in_memory needs samples of one shape, and collate_fn is there for others: leave one of them out')
+            samples = KeyedSamples(memory, self.seed, None, self._samples.skip_unreadable, self.num_workers)
+            memory, unreadable = read_into_memory(samples, self._fetcher_options)
+            self._note_unreadable(unreadable)
+            self._report_unreadable()
+        if isinstance(memory, InMemory) and where == 'device':
+            memory = memory.to(prepare_device(1)[0])
+        return memory if isinstance(memory, InMemory) else None
 
-class Shuffled(Sampler):
-    """The given indices in a random order, each once; torch's samplers do the same one by one."""
+    def _note_unreadable(self, samples: list[str]) -> None:
+        self._unreadable += samples
 
-    def __init__(self, indices: Sequence[int]):
-        self.indices = torch.as_tensor(indices, dtype=torch.long)
-
-    def order(self) -> torch.Tensor:
-        return self.indices[torch.randperm(len(self.indices))]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
-
-
-class _KeyedSamples(Dataset):
-    """The samples of `dataset`, each drawing its random numbers from (seed, pass, index), in whichever process."""
-
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
-
-    def __getitems__(self, due: tuple[int, list[int]]) -> list[Any]:
-        number, indices = due
-        with own_randomness(0):
-            if hasattr(self.dataset, '__getitems__'):
-                seed_sample(key(self.seed, 'batch', number, indices[0]))
-                return self.dataset.__getitems__(indices)
-            return [self._sample(number, index) for index in indices]
-
-    def _sample(self, number: int, index: int) -> Any:
-        seed_sample(key(self.seed, 'sample', number, index))
-        return self.dataset[index]
+    def _report_unreadable(self) -> None:
+        """One warning for what a pass has left out."""
+        if self._unreadable:
+            logging.getLogger('data').warning(f'{len(self._unreadable)} of {self.n_samples} samples cannot be read and are left out: '
+                                              f'{"; ".join(self._unreadable[:3])}{" ..." if len(self._unreadable) > 3 else ""}')
+        self._unreadable = []
 
 
 class _Plan:
     """What the workers are asked for, as a torch batch sampler."""
 
     def __init__(self, loader: BaseDataLoader):
-        self.loader = loader
+        self.loader = weakref.proxy(loader)  # in a cycle, workers that wait for the next pass could not be told to leave
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -177,33 +205,17 @@ class _Plan:
             yield number, indices.tolist()
 
 
-@contextmanager
-def _signals_held_back():
-    """Inside, the signals that stop a run wait, so that a worker started there can first say what it does about them."""
-    if not hasattr(signal, 'pthread_sigmask'):
-        yield
-        return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-class _WorkerStart:
-    """Lets a worker live through a signal sent to the whole process group: the trainer needs it for the step it finishes.
-
-    SIGINT and SIGUSR1 are left to the trainer, and so is the first SIGTERM; a second one ends the worker.
-    """
-
-    def __init__(self, worker_init_fn: Callable[[int], None] | None):
-        self.worker_init_fn = worker_init_fn
-
-    def __call__(self, worker_id: int) -> None:
-        if hasattr(signal, 'pthread_sigmask'):
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)
+def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
+    """What torch's DataLoader gets beside what we give it, with defaults that suit the machine."""
+    unknown = sorted(given.keys() - parameters(DataLoader)[0].keys())
+    if 'training' in unknown:
+        raise ConfigError(f'{owner.__name__} does not know training from test data: say where the test data is in "test_data_loader"')
+    if unknown:
+        known = parameters(owner)[0].keys() | parameters(DataLoader)[0].keys()
+        raise ConfigError(f'{owner.__name__} has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}')
+    # Workers that are forked start in a moment; others import torch first, so they are kept.
+    starts_slowly = (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) != 'fork'
+    options = {'drop_last': False, 'pin_memory': torch.cuda.is_available(), 'persistent_workers': starts_slowly, **given}
+    if num_workers == 0:  # torch refuses what is for workers when there are none, as with --set data_loader.args.num_workers=0
+        options = {name: value for name, value in options.items() if name not in ('persistent_workers', 'prefetch_factor', 'timeout')}
+    return options

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from base import checkpoint
 from base.checkpoint import BEST, LAST
+from base.feed import Feed
 from base.finite import LossWatch, broken_weights
 from base.monitor import Monitor
 from base.position import batches_from, samples_of
@@ -26,6 +27,11 @@ from utils.batch import to_device
 from utils.errors import CheckpointError, ConfigError, NonFiniteError
 from utils.seed import key, rng_state, seed_torch, set_rng_state
 from utils.util import prepare_device
+
+
+def _of_monitor(name: str) -> property:
+    """An attribute of the trainer that is one of its monitor."""
+    return property(lambda self: getattr(self._monitor, name), lambda self, value: setattr(self._monitor, name, value))
 
 
 class BaseTrainer(ABC):
@@ -47,6 +53,7 @@ class BaseTrainer(ABC):
         self.metric_ftns = self.metrics = metric_ftns
         self.optimizer = optimizer
         self.seed = torch.initial_seed()
+        self._made_by = made_by(self.seed, self.device)
         self._step_key = key(self.seed, 'step')  # each step's randomness starts at this number plus the step's
 
         self.epochs = settings['epochs']
@@ -62,9 +69,11 @@ class BaseTrainer(ABC):
         self.history = []        # what each finished epoch reported
         self._resumed = {}       # of the checkpoint: what is put back when training starts
         self._losses = LossWatch()
+        self._feed = Feed(self.logger)
         self._saved_at = None    # the moment that checkpoint-last.pth holds
         self._max_steps = settings.get('max_steps') or math.inf
         self._save_every_steps = settings.get('save_every_steps') or math.inf
+        self._validate_every_steps = settings.get('validate_every_steps') or math.inf
         self._save_every_s = 60 * (settings.get('save_every_minutes') or math.inf)
         self._save_due = time.monotonic() + self._save_every_s
 
@@ -123,12 +132,12 @@ class BaseTrainer(ABC):
         Around them happens what belongs to a step: position, randomness, progress, logging, saving, stopping.
         """
         if self.position:
-            self._restore_parts()  # the sums of the interrupted epoch, which its beginning has just reset
+            self._restore_parts(again=True)  # the sums of the interrupted epoch, which its beginning has just reset
         steppers = [part for part in vars(self).values() if isinstance(part, Stepper)]
         with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
                   disable=not sys.stderr.isatty()) as bar:
             stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
-            for batch in stream:
+            for batch in self._feed.watch(stream, self.data_loader, self.model):
                 self.step += 1
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
@@ -140,6 +149,8 @@ class BaseTrainer(ABC):
                 if self.position % self.log_step == 0 or self.position == self.len_epoch:
                     self._check_losses()
                     self._log_step(bar)
+                if self.step % self._validate_every_steps == 0 and self.position < self.len_epoch:
+                    self._validate_between(epoch)
                 if self.step % self._save_every_steps == 0 or time.monotonic() >= self._save_due:
                     self._save_last()
                 if self.step == self._max_steps and self.position < self.len_epoch:
@@ -158,6 +169,9 @@ class BaseTrainer(ABC):
 
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
         """Called every `log_step` batches and at the end of an epoch."""
+
+    def _validate_between(self, epoch: int) -> None:  # noqa: B027 (a subclass may have nothing to validate)
+        """Called every `trainer.validate_every_steps` steps inside an epoch."""
 
     def _finish_epoch(self, epoch: int, averages: dict) -> None:
         """Report, judge and save an epoch that is trained and validated."""
@@ -197,6 +211,7 @@ class BaseTrainer(ABC):
 
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
         """Save the state after `epoch`: as the newest, by number every `save_period` epochs, and as the best when it is."""
+        self.epochs_done = epoch  # a train() of one's own counts only here
         names = [LAST] + [f'checkpoint-epoch{epoch}.pth'] * (epoch % self.save_period == 0) + [BEST] * save_best
         self._write(names)
         keep_last = self.config['trainer'].get('keep_last')
@@ -204,8 +219,9 @@ class BaseTrainer(ABC):
             checkpoint.prune(self.checkpoint_dir, keep_last)
 
     def _save_last(self) -> None:
-        """Bring checkpoint-last.pth up to this moment."""
-        if self._saved_at != (self.epochs_done, self.step):
+        """Bring checkpoint-last.pth up to this moment; a trainer that reads files of its own kind writes all of them itself."""
+        reads_its_own = type(self)._resume_checkpoint is not BaseTrainer._resume_checkpoint
+        if self._saved_at != (self.epochs_done, self.step) and not reads_its_own:
             self._write([LAST])
 
     def _write(self, names: list[str]) -> None:
@@ -252,7 +268,7 @@ class BaseTrainer(ABC):
                 'state_dict': bare(self.model).state_dict(), 'optimizer': optimizer_state, 'monitor_best': self.mnt_best,
                 'config': self.config.config, 'step': self.step, 'samples': self.position * self._batch_size(), 'seed': self.seed,
                 'parts': {name: part.state_dict() for name, part in parts_of(self).items()}, 'history': self.history,
-                'finished': bool(self._finished), 'rng': rng_state(), 'made_by': made_by(self.seed, self.device)}
+                'finished': bool(self._finished), 'rng': rng_state(), 'made_by': self._made_by}
 
     # Resuming
 
@@ -269,23 +285,22 @@ class BaseTrainer(ABC):
         if self.mnt_mode != 'off':
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state
-        changes = differences(state.get('made_by', {}), made_by(self.seed, self.device))
+        changes = differences(state.get('made_by', {}), self._made_by)
         if changes:
             self.logger.warning(f'Since the checkpoint was written, these have changed: {changes}. '
                                 'The run goes on; its numbers may differ in the last digits.')
         self.logger.info(f'{resume_path} is loaded. Resume training from epoch {self.start_epoch}'
                          + (f', after step {self.step}' if state.get('samples') else ''))
 
-    def _restore_parts(self) -> None:
+    def _restore_parts(self, again: bool = False) -> None:
         """Put back what the checkpoint holds beside model and optimizer, and the place inside the epoch."""
         if not self._resumed:
             return
-        old_config = self._resumed.get('config') or {}
+        notes = ['The checkpoint is of the old template, which saves no scheduler and no patience: both start fresh.']
         if 'parts' in self._resumed:
-            restore_parts(self, self._resumed['parts'], old_config)
-        else:
-            self.logger.warning('The checkpoint is of the old template, which saves no scheduler and no patience: '
-                                'both start fresh.')
+            notes = restore_parts(self, self._resumed['parts'], self._resumed.get('config') or {})
+        for note in [] if again else notes:
+            self.logger.warning(note)
         self.position, rest = divmod(self._resumed.get('samples', 0), self._batch_size())
         if rest:
             raise ConfigError(f'The checkpoint stands inside epoch {self.start_epoch}, {self._resumed["samples"]} samples in, '
@@ -305,26 +320,4 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    @property
-    def mnt_mode(self) -> str:
-        return self._monitor.mode
-
-    @property
-    def mnt_metric(self) -> str:
-        return self._monitor.metric
-
-    @property
-    def mnt_best(self) -> float:
-        return self._monitor.best
-
-    @mnt_best.setter
-    def mnt_best(self, value: float) -> None:
-        self._monitor.best = value
-
-    @property
-    def early_stop(self) -> float:
-        return self._monitor.early_stop
-
-    @early_stop.setter
-    def early_stop(self, value: float) -> None:
-        self._monitor.early_stop = value
+    mnt_mode, mnt_metric, mnt_best, early_stop = map(_of_monitor, ('mode', 'metric', 'best', 'early_stop'))

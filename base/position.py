@@ -3,7 +3,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.seed import key, seed_torch
 
 
@@ -28,8 +28,23 @@ def batches_from(position: int, epoch: int, len_epoch: int, loader: Iterable, se
 
 def pass_and_batch(position: int, epoch: int, len_epoch: int, loader: Iterable) -> tuple[int, int]:
     """(pass over the data, batch in it), both from 0, of a position in an epoch. A stream without a length begins anew each epoch."""
-    per_pass = len(loader) if hasattr(loader, '__len__') else len_epoch
-    return divmod((epoch - 1) * len_epoch + position, per_pass)
+    return divmod((epoch - 1) * len_epoch + position, batches_per_pass(loader) or len_epoch)
+
+
+def batches_per_pass(loader: Iterable) -> int | None:
+    """None for a stream that does not tell."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def length_of_pass(loader: Iterable) -> int:
+    """Batches in a pass; a ConfigError for a stream that does not tell."""
+    n_batches = batches_per_pass(loader)
+    if n_batches is None:
+        raise ConfigError('the training data is a stream that has no length: say how many batches an epoch has, in trainer.len_epoch')
+    return n_batches
 
 
 def samples_of(position: int, epoch: int, len_epoch: int, loader: Any) -> list[int]:

@@ -33,22 +33,21 @@ def parts_of(trainer: Any) -> dict[str, Any]:
     return found
 
 
-def restore_parts(trainer: Any, saved: dict[str, Any], old_config: dict) -> None:
-    """Load each part; warn of one that only the checkpoint or only the trainer has."""
-    mine = parts_of(trainer)
+def restore_parts(trainer: Any, saved: dict[str, Any], old_config: dict) -> list[str]:
+    """Load each part; returns what the user should know: parts that only the checkpoint or only the trainer has, changed arguments."""
+    mine, notes = parts_of(trainer), []
     for name, part in mine.items():
         if name not in saved:
             if part.state_dict():
-                trainer.logger.warning(f'The checkpoint holds no state for {name}: it starts fresh.')
+                notes.append(f'The checkpoint holds no state for {name}: it starts fresh.')
         elif isinstance(part, LRScheduler):
-            load_scheduler(part, name, saved[name], old_config, trainer.config, trainer.logger)
+            notes += load_scheduler(part, name, saved[name], old_config, trainer.config)
         else:
             try:
                 part.load_state_dict(saved[name])
             except (ValueError, KeyError, RuntimeError, TypeError) as error:
                 raise CheckpointError(f'the state of {name} in the checkpoint does not fit: {error}') from error
-    for name in saved.keys() - mine.keys():
-        trainer.logger.warning(f'The checkpoint holds a state for {name}, which this trainer does not have.')
+    return notes + [f'The checkpoint holds a state for {name}, which this trainer does not have.' for name in saved.keys() - mine.keys()]
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, old_config: dict, config: Any, logger: logging.Logger) -> None:
@@ -74,19 +73,26 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, old_config: di
         logger.info(f'optimizer.args.{name}: {before} in the checkpoint, {now} from here on')
 
 
-def load_scheduler(scheduler: LRScheduler, name: str, saved: dict, old_config: dict, config: Any, logger: logging.Logger) -> None:
-    """Load the scheduler's state; what the config says differently from when it was saved holds."""
+def load_scheduler(scheduler: LRScheduler, name: str, saved: dict, old_config: dict, config: Any) -> list[str]:
+    """Load the scheduler's state; what the config says differently from when it was saved holds. Returns what the user should know."""
     if changed_type('lr_scheduler', old_config, config):
-        logger.warning(f'{name} is another one than in the checkpoint: the schedule starts fresh.')
-        return
+        return [f'{name} is another one than in the checkpoint: the schedule starts fresh.']
     changed = changed_args('lr_scheduler', old_config, config)
+    notes = [f'lr_scheduler.args.{key}: {before} in the checkpoint, {now} from here on' for key, (before, now) in changed.items()]
     state = {key: value for key, value in saved.items() if key not in changed}
+    lengths = [key for key in ('T_max', 'total_steps', 'total_iters') if key in saved and saved[key] != getattr(scheduler, key)]
+    if ((config.get('lr_scheduler') or {}).get('args') or {}).get(next(iter(lengths), '')) == 'auto':
+        state = {key: value for key, value in state.items() if key not in (*lengths, '_schedule_phases')}
+        notes.append(f'{name}: the run has another length than in the checkpoint, {saved[lengths[0]]} before and '
+                     f'{getattr(scheduler, lengths[0])} now; the schedule goes on as if it had been so from the beginning')
     if hasattr(scheduler, 'base_lrs') and changed_args('optimizer', old_config, config).get('lr'):
         state['base_lrs'] = [group['initial_lr'] for group in scheduler.optimizer.param_groups]
     scheduler.load_state_dict(state)
+    if lengths and lengths[0] not in state and hasattr(scheduler, '_get_closed_form_lr'):
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr()):
+            group['lr'] = rate  # it computes each rate from the one before, so that the end of the old schedule would stay
     scheduler.optimizer._opt_called = True  # it has stepped, in another process: torch would warn of a schedule begun too early
-    for key, (before, now) in changed.items():
-        logger.info(f'lr_scheduler.args.{key}: {before} in the checkpoint, {now} from here on')
+    return notes
 
 
 def changed_type(section: str, old_config: dict, config: Any) -> bool:

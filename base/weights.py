@@ -1,4 +1,7 @@
 """A model's weights under their own names: what wrappers put in front of them is left out."""
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
 from torch import nn
 
 from utils.errors import CheckpointError
@@ -30,3 +33,21 @@ def load_weights(model: nn.Module, weights: dict, source: object) -> None:
         raise CheckpointError(f'{source} does not fit {type(bare(model)).__name__}: {found}. '
                               'Was it made with another "arch"?')
     bare(model).load_state_dict(weights)
+
+
+def tested_weights(state: dict) -> dict:
+    """The weights of a checkpoint that were validated and are to be used: the averaged ones, when the run kept an average."""
+    average = (state.get('parts') or {}).get('weight_average') or {}
+    return average['model'] if average.get('n_averaged') else state['state_dict']
+
+
+def load_tested(model: nn.Module, criterion: object, state: dict, source: object) -> None:
+    """Load what a checkpoint holds for testing: the model's weights as they were validated, and those that the loss has itself."""
+    load_weights(model, tested_weights(state), source)
+    if isinstance(criterion, nn.Module):
+        criterion.to(next(model.parameters()).device).load_state_dict((state.get('parts') or {}).get('criterion', {}), strict=False)
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names like `pattern`: `*` is any text, `|` separates alternatives."""
+    return [name for name in names if any(fnmatchcase(name, each.strip()) for each in pattern.split('|'))]

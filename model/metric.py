@@ -19,3 +19,8 @@ def top_k_acc(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> torch.T
     output: (batch, classes) scores; target: (batch,) class indices. Returns a 0-dim tensor in [0, 1].
     """
     return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1).mean(dtype=torch.float)
+
+
+def binary_accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Share of samples on the right side of 0; output: (batch, 1) logits; target: (batch, 1) of 0. and 1."""
+    return ((output > 0) == target.bool()).float().mean()

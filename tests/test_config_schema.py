@@ -38,6 +38,10 @@ def test_shipped_configs_are_valid(validator, path):
         {'$schema': 'config.schema.json'},
         {'loss': {'type': 'CrossEntropyLoss', 'args': {'label_smoothing': 0.1}}},
         {'metrics': ['MulticlassAccuracy']},
+        {'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'weight': 0.1, 'name': 'margin'}]},
+        {'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 0.1, 'total_steps': 'auto'}, 'interval': 'step', 'warmup_steps': 5}},
+        {'optimizer': {'type': 'SGD', 'args': {}, 'groups': [{'match': '*.bias', 'weight_decay': 0}]}},
+        {'init_from': {'file': 'x.pth', 'ignore': ['fc.*']}},
         {'arch': {'type': 'examples.gan.model.Generator', 'args': {'anything': 1}}},
     ],
 )

@@ -1,7 +1,7 @@
 """What a project made from this template consists of, and the making of one.
 
 A project carries `.template.json` (which template it has, and a hash of each file that the template keeps up to date) and
-`.template.zip` (those files as they came: the common ancestor when both sides have changed, so that no network is needed).
+`.template.tar.xz` (those files as they came: the common ancestor when both sides have changed, so that no network is needed).
 """
 import hashlib
 import io
@@ -10,19 +10,21 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
-from pathlib import Path, PurePosixPath
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
 
+from utils.config_file import read_config
 from utils.errors import UserError
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 VERSION = '1.0.0'
 KEPT = ('base', 'logger', 'utils', 'tools', 'parse_config.py')  # by the template, up to date
-OWNED = ('model', 'data_loader', 'trainer', 'configs', 'config.json', 'train.py', 'test.py', 'tests/__init__.py',
-         'tests/test_experiment.py', 'pyproject.toml', 'requirements.txt', 'requirements-dev.txt', '.gitignore')  # by the user
+OWNED = ('model', 'data_loader', 'trainer', 'configs', 'config.json', 'train.py', 'test.py', 'pyproject.toml', 'requirements.txt',
+         'requirements-dev.txt', '.gitignore')  # by the user
 TEMPLATE_ONLY = re.compile(r'tools/project.*|utils/old_style\.py|(.*/)?(__pycache__|\..*_cache)/.*|.*\.pyc')
-MANIFEST, PRISTINE = '.template.json', '.template.zip'
-BARE = 'tools/project_bare'
+MANIFEST, PRISTINE = '.template.json', '.template.tar.xz'
+EVERY, BARE = 'tools/project_files/every', 'tools/project_files/bare'  # what stands at another place, or not at all, in the template
 
 README = """# {name}
 
@@ -45,10 +47,10 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f'{folder} exists and is not an empty folder: choose another name, or remove it first')
-    files = files_below(TEMPLATE, KEPT + OWNED)
+    files = files_below(TEMPLATE, KEPT + OWNED) | files_below(TEMPLATE / EVERY, ('tests',))
     if bare:
         files = {path: content for path, content in files.items() if not path.startswith('configs/')}
-        files |= files_below(TEMPLATE / BARE, ('model', 'data_loader', 'config.json'), TEMPLATE_ONLY)
+        files |= files_below(TEMPLATE / BARE, ('model', 'data_loader', 'config.json'))
     if example is not None:
         files |= example_files(example)
     if (TEMPLATE / 'LICENSE').is_file():
@@ -56,7 +58,7 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     kept = ', '.join(f'`{name}`' for name in KEPT)
     owned = ', '.join(sorted({f'`{path.partition("/")[0]}`' for path in files} - {f'`{name}`' for name in KEPT}))
     files['README.md'] = README.format(name=folder.name, kept=kept, owned=owned).encode()
-    files |= stamp()
+    files |= stamp(yours=[path for path, content in files_below(TEMPLATE, OWNED).items() if files.get(path) == content])
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,9 +79,7 @@ def example_files(name: str) -> dict[str, bytes]:
     if name not in names:
         raise UserError(f'--example {name}: expected one of {", ".join(names) or "(this template has no examples)"}')
     files = files_below(TEMPLATE, (f'examples/{name}', 'examples/__init__.py'))
-    config = json.loads(files[f'examples/{name}/config.json'])
-    if 'base' in config:
-        config['base'] = (PurePosixPath(f'examples/{name}') / config['base']).as_posix()
+    config = read_config(examples / name / 'config.json', name).values  # with what its "base" says
     files['config.json'] = (json.dumps(config, indent=4) + '\n').encode()
     return files
 
@@ -91,17 +91,28 @@ def files_below(root: Path, names: tuple[str, ...], left_out: re.Pattern = TEMPL
     return {name: path.read_bytes() for name, path in paths.items() if not left_out.fullmatch(name)}
 
 
-def stamp() -> dict[str, bytes]:
-    """The two files that let a later update merge: what the template's files are now."""
-    kept = files_below(TEMPLATE, KEPT)
-    offered = files_below(TEMPLATE, OWNED)  # the user's; remembered only to say what has changed in the template since
-    manifest = {'template': 'armature', 'version': VERSION, 'files': {path: digest(kept[path]) for path in sorted(kept)},
-                'yours': {path: digest(offered[path]) for path in sorted(offered)}}
+def stamp(extra: Sequence[str] = (), left_alone: Sequence[str] = (), yours: Sequence[str] = ()) -> dict[str, bytes]:
+    """The two files that let a later update merge: what the template's files are now.
+
+    extra: template files that only this project has; left_alone: paths under which an update changes nothing; yours: files that
+    are the user's since, of which an update says when they have changed in the template.
+    """
+    kept = files_below(TEMPLATE, KEPT) | {path: (TEMPLATE / path).read_bytes() for path in extra}
+    kept = {path: kept[path] for path in sorted(kept) if not is_below(path, left_alone)}
+    manifest = {'template': 'armature', 'version': VERSION, 'extra': list(extra), 'left_alone': list(left_alone),
+                'files': {path: digest(content) for path, content in kept.items()},
+                'yours': {path: digest((TEMPLATE / path).read_bytes()) for path in yours}}
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_LZMA) as archive:
-        for path in sorted(kept):
-            archive.writestr(zipfile.ZipInfo(path), kept[path], zipfile.ZIP_LZMA)  # no date: the same files give the same bytes
+    with tarfile.open(fileobj=buffer, mode='w:xz') as archive:
+        for path, content in kept.items():
+            member = tarfile.TarInfo(path)  # no date, no owner: the same files give the same bytes
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return {MANIFEST: (json.dumps(manifest, indent=1) + '\n').encode(), PRISTINE: buffer.getvalue()}
+
+
+def is_below(path: str, places: Sequence[str]) -> bool:
+    return any(path == place or path.startswith(f'{place}/') for place in places)
 
 
 def digest(content: bytes) -> str:
@@ -128,7 +139,8 @@ def commit(folder: Path, message: str) -> bool:
     """Commit all that is in `folder`; with a name of our own only where git knows none of the user's."""
     if git(folder, 'add', '-A', '.').returncode:
         return False
-    identity = [] if git(folder, 'config', 'user.email').stdout.strip() else ['-c', 'user.name=new_project', '-c', 'user.email=new_project@localhost']
+    known = git(folder, 'config', 'user.email').stdout.strip()
+    identity = [] if known else ['-c', 'user.name=new_project', '-c', 'user.email=new_project@localhost']
     return git(folder, *identity, 'commit', '-q', '-m', message, '--', '.').returncode == 0
 
 

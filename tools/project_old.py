@@ -4,12 +4,16 @@ A copy is recognised by structure: known classes with known methods that use no 
 keyword arguments and string keys of any of its versions, 2018 to 2020). Messages, comments and annotations do not count.
 """
 import ast
+import builtins
+import re
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 METHODS = {
     'BaseTrainer': '__init__ _train_epoch train _prepare_device _save_checkpoint _resume_checkpoint _log_info',
-    'BaseDataLoader': '__init__ _split_sampler split_validation',
+    'BaseDataLoader': '__init__ __len__ _split_sampler split_validation',
     'BaseModel': '__init__ forward __str__ summary',
     'TensorboardWriter': '__init__ set_step __getattr__',
     'ConfigParser': '__init__ from_args from_parser init_obj init_ftn initialize initialize_ftn __getitem__ get_logger config save_dir '
@@ -36,7 +40,7 @@ WORDS = {
     'BaseDataLoader': """
         dataset batch_size shuffle validation_split num_workers collate_fn default_collate batch_idx n_samples sampler valid_sampler
         init_kwargs _split_sampler split idx_full np arange random seed isinstance int len_valid valid_idx train_idx delete array
-        SubsetRandomSampler train_sampler split_validation DataLoader kwargs""",
+        SubsetRandomSampler train_sampler split_validation DataLoader kwargs n_cpu""",
     'BaseModel': """
         forward inputs input NotImplementedError model_parameters filter p requires_grad parameters params sum np prod size summary logger
         logging getLogger info abstractmethod config state_dict""",
@@ -44,7 +48,8 @@ WORDS = {
         log_dir logger enabled enable writer selected_module succeeded module importlib import_module SummaryWriter ImportError warning
         message msg step mode train tb_writer_ftns tag_mode_exceptions timer datetime now Timer set_step duration total_seconds check
         add_scalar add_scalars add_image add_images add_audio add_text add_histogram add_pr_curve add_embedding steps_per_sec name
-        getattr add_data wrapper tag data args kwargs set_tag attr object AttributeError type reset log_path tensorboardX""",
+        getattr add_data wrapper tag data args kwargs set_tag attr object AttributeError type reset log_path tensorboardX
+        tensorboard_writer_ftns ModuleNotFoundError config visualization join path os""",
     'ConfigParser': """
         args options timestamp parser add_argument opt flags default type parse_args device os environ CUDA_VISIBLE_DEVICES resume Path
         cfg_fname config parent msg_no_cfg read_json _config _update_config _save_dir _log_dir save_dir log_dir trainer_config trainer
@@ -59,14 +64,15 @@ WORDS = {
         dict loc""",
     'Logger': 'entries add_entry entry json dumps sort_keys indent',
     None: """
-        dirname path Path is_dir mkdir parents exist_ok os exists makedirs fname handle open rt wt f json load object_hook OrderedDict content
-        dump indent sort_keys data_loader loader repeat n_gpu_use n_gpu torch cuda device_count device list_ids range
+        dirname path Path is_dir mkdir parents exist_ok os exists makedirs fname handle open rt wt f json load object_hook OrderedDict
+        content dump indent sort_keys data_loader loader repeat n_gpu_use n_gpu torch cuda device_count device list_ids range
         save_dir log_config default_level logging INFO is_file read_json config items handlers handler filename dictConfig basicConfig
         level modification k v _set_by_path flags flag startswith lstrip replace tree keys key value _get_by_path reduce getitem
-        split str logger""",
+        split str logger cpu""",
 }
 WORDS['WriterTensorboardX'] = WORDS['WriterTensorboard'] = WORDS['TensorboardWriter']
-COMMON = set(["self", "super", "__init__", "__name__", "__class__", "len", "print", "format", "str", "warn", "warning", "info", "debug", "error", "is", "None", "True", "False", "__str__", "range", "dict", "list", "tuple", "set", "int", "float", "bool", "abs", "any", "sum", "isinstance", "getattr", "hasattr", "property", "staticmethod", "ValueError", "TypeError", "non_blocking", "weights_only"])  # and what today's torch asks for
+# What says nothing about where a function comes from.
+COMMON = {'self', 'super', *dir(builtins), *dir(str), *dir(dict), *dir(list), *dir(Path), 'non_blocking', 'weights_only'}
 
 
 class Part(NamedTuple):
@@ -82,8 +88,15 @@ class Part(NamedTuple):
         return self.known and bool(self.words)
 
 
+def parse(source: str) -> ast.Module:
+    """The tree of a file; what Python would warn of there is its author's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return ast.parse(source)
+
+
 def parts(owner: ast.AST, class_name: str | None = None) -> list[Part]:
-    """The functions, classes and assignments of a module or of one class (imports and docstrings left out)."""
+    """The statements of a module or of one class, but for imports and docstrings; what has no name is named by its text."""
     known = set(METHODS.get(class_name, '').split()) if class_name else FUNCTIONS | METHODS.keys()
     found = []
     for node in owner.body:
@@ -95,30 +108,37 @@ def parts(owner: ast.AST, class_name: str | None = None) -> list[Part]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             name = next((target.id for target in targets if isinstance(target, ast.Name)), ast.unparse(targets[0]))
             found.append(Part(name, node, name in WORDS.get(class_name, '').split(), {}))
+        elif not isinstance(node, (ast.Import, ast.ImportFrom, ast.Pass)) and not is_docstring(node):
+            found.append(Part(ast.unparse(node).partition('\n')[0][:40], node, False, {}))
     return found
+
+
+def is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def foreign(function: ast.AST, class_name: str | None) -> dict[str, int]:
     """{word: line} of what `function` uses and the old template's function of that name does not."""
-    known = COMMON | set(WORDS[class_name].split()) | set(METHODS.get(class_name, '').split()) | {function.name}
-    return {word: line for word, line in words(function) if word not in known}
+    known = set(WORDS[class_name].split()) | set(METHODS.get(class_name, '').split()) | {function.name, *METHODS}
+    known |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {word: line for word, line, is_key in words(function) if word not in known and (is_key or word not in COMMON)}
 
 
-def words(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(word, line) of every name, attribute, argument and string key outside messages, docstrings and annotations."""
-    if isinstance(tree, ast.Expr) and isinstance(tree.value, ast.Constant):
+def words(tree: ast.AST) -> Iterator[tuple[str, int, bool]]:
+    """(word, line, whether it is a string key) of the names, attributes, arguments and keys outside messages and annotations."""
+    if is_docstring(tree):
         return
     if isinstance(tree, ast.Call) and is_message(tree):
         return
     line = getattr(tree, 'lineno', 0)
     if isinstance(tree, ast.Name):
-        yield tree.id, line
+        yield tree.id, line, False
     elif isinstance(tree, ast.Attribute):
-        yield tree.attr, line
+        yield tree.attr, line, False
     elif isinstance(tree, (ast.arg, ast.keyword)) and tree.arg:
-        yield tree.arg, line
-    elif isinstance(tree, ast.Constant) and isinstance(tree.value, str) and tree.value.isidentifier():
-        yield tree.value, line
+        yield tree.arg, line, False
+    elif isinstance(tree, ast.Constant) and isinstance(tree.value, str) and len(tree.value) > 2 and tree.value.isidentifier():
+        yield tree.value, line, True
     for field, child in ast.iter_fields(tree):
         if field in ('annotation', 'returns'):
             continue
@@ -160,7 +180,7 @@ ALIASES = {'np.float', 'np.int', 'np.bool', 'np.object', 'np.str', 'np.long', 'n
 PER_STEP = "a .item() in every step waits for the device; give the tensor to the tracker instead: it reads it later"
 ONE_TOO_MANY = 'with len_epoch this runs one batch too many: test `batch_idx + 1 == self.len_epoch`, or leave it to self.batches(epoch)'
 GRID = 'draws a grid of images for every validation batch (seconds for large images): draw one, for batch_idx == 0'
-UNWEIGHTED = 'an average of batch averages: a smaller last batch counts as much as a full one; pass n=len(target) as third argument'
+UNWEIGHTED = 'an average of batch averages: a smaller last batch counts as much as a full one; MetricTracker.update takes n=len(target)'
 LOAD = 'torch.load takes plain data only since torch 2.6: it reads what this project saves from now on; for older files see below'
 PARALLEL = 'DataParallel is slow and leaves the first GPU as a bottleneck'
 ALIAS = 'is gone from today\'s numpy: write float, int, bool, numpy.inf, ... instead'
@@ -168,13 +188,14 @@ VIEW = 'writes through a pandas view, which pandas 3 refuses: use MetricTracker 
 GONE = 'is gone from today\'s torch or Python'
 EVAL = 'runs text from a config as code: use getattr(module, name)'
 HARD_CODED = 'loader arguments written into the code: those of the config are not used here'
+LOADER_LENGTH = r'len\((self\.)?\w*loader\)'
 GLOBAL_SEED = 'reseeds numpy for the whole program'
 
 
 def habits(source: str) -> list[tuple[int, str]]:
     """(line, remark) for each old habit in a file that costs something today."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         name = called(node) if isinstance(node, (ast.Call, ast.Attribute)) else ''
         line = getattr(node, 'lineno', 0)
         if isinstance(node, ast.Call):
@@ -187,7 +208,7 @@ def habits(source: str) -> list[tuple[int, str]]:
                 found.add((line, EVAL))
             elif name in ('np.random.seed', 'numpy.random.seed') and 'class' in source and 'DataLoader' in source:
                 found.add((line, GLOBAL_SEED))
-            elif name.endswith('.update') and 'metrics' in name and len(node.args) == 2 and 'n' not in given:
+            elif name.endswith('.update') and 'n' not in given and names_a_metric(node.args):
                 found.add((line, UNWEIGHTED))
             elif 'module_data' in ast.unparse(node.func) and isinstance(node.func, ast.Call) \
                     and any(isinstance(each.value, ast.Constant) and each.arg == 'batch_size' for each in node.keywords):
@@ -206,11 +227,19 @@ def habits(source: str) -> list[tuple[int, str]]:
             if isinstance(target, ast.Subscript) and called(target.value).startswith('self._data.') \
                     and not called(target.value).endswith(('.loc', '.at', '.iloc')):
                 found.add((line, VIEW))
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and re.fullmatch(LOADER_LENGTH, ast.unparse(node.right)):
+            found.add((line, UNWEIGHTED))
         elif isinstance(node, ast.If) and is_late_break(node):
             found.add((line, ONE_TOO_MANY))
         elif isinstance(node, ast.FunctionDef) and 'epoch' in node.name:
             found |= set(per_step_habits(node))
     return sorted(found)
+
+
+def names_a_metric(args: list[ast.expr]) -> bool:
+    """Whether these are the arguments of MetricTracker.update without the number of samples."""
+    return len(args) == 2 and (isinstance(args[0], ast.Constant) and isinstance(args[0].value, str)
+                               or called(args[0]).endswith('.__name__'))
 
 
 def per_step_habits(function: ast.FunctionDef) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ import json
 import re
 
 from utils import config_types
-from utils.config_schema import FILE_ONLY, OBJECT, SECTION, TOP, argument_schema, json_default, near_miss, parameters
+from utils.config_schema import FILE_ONLY, OBJECT, SECTION, TERM, TOP, argument_schema, json_default, near_miss, parameters
 
 # What the template's train.py passes itself; a config that gives it too is refused.
 FROM_CODE = {'optimizer': ('params',), 'lr_scheduler': ('optimizer',),
@@ -19,7 +19,8 @@ def schema() -> dict:
     properties = copy.deepcopy({**TOP, **FILE_ONLY})
     for section in ('arch', 'data_loader', 'valid_data_loader', 'test_data_loader', 'optimizer', 'lr_scheduler'):
         properties[section] |= entry_schema(section, properties[section]['properties'])
-    properties['loss'] = {**_entry_or_name('loss'), 'description': TOP['loss']['description']}
+    terms = {'type': 'array', 'items': _entry_or_name('loss', TERM)}
+    properties['loss'] = {'anyOf': [*_entry_or_name('loss')['anyOf'], terms], 'description': TOP['loss']['description']}
     properties['metrics']['items'] = _entry_or_name('metrics')
     properties['trainer'] |= closed(properties['trainer']['properties'])
     optional = {key for key, value in properties.items() if 'default' in value}
@@ -55,8 +56,8 @@ def _is_concrete(name: str, kind: config_types.Kind, module) -> bool:
         return False
 
 
-def _entry_or_name(section: str) -> dict:
-    entry = entry_schema(section, copy.deepcopy(SECTION))
+def _entry_or_name(section: str, keys: dict = SECTION) -> dict:
+    entry = entry_schema(section, copy.deepcopy(keys))
     return {'anyOf': [entry['properties']['type'], {**entry, 'required': ['type']}]}
 
 
@@ -67,6 +68,8 @@ def _arguments(found, section: str) -> dict:
         if key in FROM_CODE.get(section, ()):
             continue
         properties[key] = copy.deepcopy(argument_schema(found, parameter))
+        if section == 'lr_scheduler' and key in config_types.AUTO_LENGTHS and properties[key]:
+            properties[key] = {'anyOf': [properties[key], {'enum': ['auto']}]}
         if (default := json_default(parameter)) is not NotImplemented:
             properties[key]['default'] = default
     return {**OBJECT, 'properties': properties, 'additionalProperties': is_open}

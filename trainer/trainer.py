@@ -1,6 +1,7 @@
 """Your training: one epoch of training, one of validation. The run around the epochs is in base/base_trainer.py."""
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,9 +10,18 @@ from torch import nn
 from tqdm import tqdm
 
 from base import BaseTrainer
+from base.average import average_of
+from base.fitting import fitting_size
+from base.forecast import Forecast
+from base.losses import is_sum
+from base.position import length_of_pass
+from base.prepare import prepared
 from base.schedule import Schedule
 from base.stepper import Stepper
+from base.transfer import Frozen
+from logger.pictures import Pictures
 from utils import MetricTracker
+from utils.seed import key, seed_torch
 
 
 class Trainer(BaseTrainer):
@@ -28,18 +38,25 @@ class Trainer(BaseTrainer):
         self.valid_data_loader = valid_data_loader
         self.do_validation = valid_data_loader is not None
         self.lr_scheduler = lr_scheduler
-        self.len_epoch = len_epoch or settings.get('len_epoch') or len(data_loader)
+        self.len_epoch = len_epoch or settings.get('len_epoch') or length_of_pass(data_loader)
         self.log_step = settings.get('log_step') or max(1, self.len_epoch // 10)
 
-        on_nan = settings.get('on_nan', 'stop')
-        interval = (config.get('lr_scheduler') or {}).get('interval', 'epoch')
-        self.schedule = Schedule(lr_scheduler, interval, self.mnt_metric)
-        self.stepper = Stepper(optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'),
-                               microbatch_size=settings.get('microbatch_size'), max_grad_norm=settings.get('max_grad_norm'),
-                               max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None,
-                               loss_of=lambda data, target: criterion(self.model(data), target))
-        self.train_metrics = MetricTracker('loss', metrics=metric_ftns, skip_non_finite=on_nan == 'skip')
-        self.valid_metrics = MetricTracker('loss', metrics=metric_ftns)
+        self.frozen = Frozen(self.model, settings.get('freeze'), (settings.get('unfreeze_at') or {}).get('epoch'))
+        self.frozen.apply(self.start_epoch)
+        self.weight_average = average_of(self.model, settings, self.len_epoch)
+        self.model = prepared(self.model, settings, self.logger)
+        on_nan, schedule = settings.get('on_nan', 'stop'), config.get('lr_scheduler') or {}
+        self.schedule = Schedule(lr_scheduler, schedule.get('interval', 'epoch'), self.mnt_metric, schedule.get('warmup_steps', 0))
+        self.stepper = Stepper(
+            optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'), average=self.weight_average,
+            microbatch_size=settings.get('microbatch_size'), loss_is_sum=is_sum(criterion, settings.get('microbatch_size')),
+            max_grad_norm=settings.get('max_grad_norm'), max_grad_value=settings.get('max_grad_value'),
+            max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None, loss_of=self._loss_of,
+            find_size=lambda batch: fitting_size(batch, self.model, self._loss_of, self.logger))
+        self.train_metrics = MetricTracker('loss', metrics=metric_ftns, skip_non_finite=on_nan == 'skip', loss=criterion)
+        self.valid_metrics = MetricTracker('loss', metrics=metric_ftns, loss=criterion)
+        self.pictures = Pictures(settings.get('pictures', []))
+        self._forecast = Forecast(self)
         self._logged = (time.perf_counter(), self.step)  # when and at which step the last line was logged
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
@@ -62,12 +79,15 @@ class Trainer(BaseTrainer):
         return log
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
-        """Averages over the validation data by name."""
-        log = evaluate(self.model, self.watched(self.valid_data_loader), self.criterion, self.valid_metrics,
-                       self.stepper.autocast)
+        """Averages over the validation data by name; of the averaged weights, when the run keeps an average."""
+        self.pictures.reset()
+        log = evaluate(self.model_to_test, self.watched(self.valid_data_loader), self.criterion, self.valid_metrics,
+                       self.stepper.autocast, self.pictures)
         self.writer.set_step(self.step, 'valid')
         for name, value in log.items():
             self.writer.add_scalar(name, value)
+        for name, picture in self.pictures.draw().items():
+            self.writer.add_image(name, picture, dataformats='HWC')
         if self.config['trainer'].get('log_images'):
             self._log_images()
         if self.config['trainer'].get('log_histograms'):
@@ -75,14 +95,45 @@ class Trainer(BaseTrainer):
                 self.writer.add_histogram(name, parameter)
         return log
 
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """As in BaseTrainer. Before the first batch what is to stay frozen is, after the last one the average is fit to be tested."""
+        self.frozen.apply(epoch)
+        self._forecast.begin()
+        yield from super().batches(epoch)
+        if self.weight_average is not None:
+            seed_torch(key(self.seed, 'norm', epoch), self.device)
+            inputs = (data for data, *_ in itertools.islice(self.watched(self.data_loader), self.len_epoch))
+            self.weight_average.renew_norm(inputs)
+
+    @property
+    def model_to_test(self) -> nn.Module:
+        """What validation measures and test.py will use: the model, or the average of its weights when there is one by now."""
+        return self.weight_average.model if self.weight_average is not None and self.weight_average.n_averaged else self.model
+
+    def _validate_between(self, epoch: int) -> None:
+        """Validation inside an epoch (trainer.validate_every_steps): reported, and without a trace in the training."""
+        if not self.do_validation:
+            return
+        log = self._valid_epoch(epoch)
+        self.logger.info(f'step {self.step}: ' + ' '.join(f'val_{name}: {value:.6g}' for name, value in log.items()))
+        self.model.train()
+        self.frozen.apply(epoch)
+
+    def _loss_of(self, data: Any, target: Any) -> torch.Tensor:
+        with self.stepper.autocast():
+            return self.criterion(self.model(data), target)
+
     def _log_step(self, bar: tqdm) -> None:
         """Write the averages since the last line to TensorBoard and the log."""
         now, (logged_at, logged_step) = time.perf_counter(), self._logged
+        self._forecast.after_steps(now - logged_at, self.step - logged_step)
         self._logged = now, self.step
         values = self.train_metrics.recent()
         bar.set_postfix({name: f'{value:.4g}' for name, value in values.items()})
         self.logger.debug(f'Train epoch {self.epochs_done + 1} {self._progress(self.position)} '
                           + ' '.join(f'{name}: {value:.6g}' for name, value in values.items()))
+        if self.stepper.grad_norm is not None:
+            values['grad_norm'] = float(self.stepper.grad_norm)
         values['learning_rate'] = self.optimizer.param_groups[0]['lr']
         values['samples_per_second'] = (self.step - logged_step) * self._batch_size() / (now - logged_at)
         for name, value in values.items():
@@ -100,7 +151,7 @@ class Trainer(BaseTrainer):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Any], criterion: Callable, metrics: MetricTracker,
-             autocast: Callable = nullcontext) -> dict[str, float]:
+             autocast: Callable = nullcontext, pictures: Pictures | None = None) -> dict[str, float]:
     """Averages of loss and metrics over (data, target) batches on the model's device; the model is left in eval mode."""
     model.eval()
     metrics.reset()
@@ -109,4 +160,6 @@ def evaluate(model: nn.Module, batches: Iterable[Any], criterion: Callable, metr
             output = model(data)
             loss = criterion(output, target)
         metrics.measure(loss, output, target)
+        if pictures:
+            pictures.update(output, target)
     return metrics.result()

@@ -22,7 +22,9 @@ def map_tensors(function: Callable[[torch.Tensor], Any], batch: Any) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch on `device`; copies from pinned memory do not wait."""
+    """The batch, which a loader made on the CPU, on `device`; copies from pinned memory do not wait."""
+    if device.type == 'cpu':
+        return batch
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 

@@ -14,12 +14,13 @@ import torch
 
 from utils import config_types
 from utils.config_file import Document, did_you_mean, entries, lookup, nearest, show, show_path
-from utils.config_schema import SCHEDULER, SECTION, TOP, argument_schema, is_near_miss, json_default, parameters, violation
+from utils.config_schema import OPTIMIZER, SCHEDULER, SECTION, TERM, TOP, argument_schema, is_near_miss, json_default, parameters, violation
 from utils.errors import ConfigError
 
 # How the script builds a section: from which module, with what of its own. Unknown code may give anything.
 Call = namedtuple('Call', 'module positional keywords is_known', defaults=(None, 0, (), False))
 ONLY_IF_ASKED = ('arch', 'data_loader', 'optimizer', 'loss')     # projects laid out differently do without
+ANY_LENGTH = 10 ** 6                                            # stands for "auto" until the data has told
 BUILDERS = ('init_obj', 'init_ftn', 'initialize', 'initialize_ftn')
 
 
@@ -86,7 +87,10 @@ class _Check:
 
     def sections(self) -> None:
         for name, section in self.config.items():
-            if name == 'loss':
+            if name == 'loss' and isinstance(section, list):
+                for index, term in enumerate(section):
+                    self.entry(('loss', index), term, self.uses.call(name))
+            elif name == 'loss':
                 self.entry(('loss',), section, self.uses.call(name))
             elif name == 'metrics' and isinstance(section, list):
                 for index, metric in enumerate(section):
@@ -94,7 +98,39 @@ class _Check:
             elif isinstance(section, dict) and 'type' in section and name != 'trainer':
                 if name not in TOP:
                     self.keys(section, SECTION, (name,))
+                section = config_types.with_lengths(section, ANY_LENGTH) if name == 'lr_scheduler' else section
                 self.entry((name,), section, self.uses.call(name))
+            if name == 'optimizer' and isinstance(section, dict):
+                self.groups(section)
+            if name == 'trainer' and isinstance(section, dict) and isinstance(section.get('type'), str):
+                self.trainer_type(section['type'])
+
+    def groups(self, section: dict) -> None:
+        """What a group of parameters says beside its pattern has to be an argument of the optimizer."""
+        groups = section.get('groups') if isinstance(section.get('groups'), list) else []
+        for index, group in enumerate(groups):
+            path = ('optimizer', 'groups', index)
+            if not isinstance(group, dict):
+                continue                                         # the key table has said so
+            if not isinstance(group.get('match'), str):
+                self.problem((*path, 'match'), 'expected a pattern of parameter names, such as "*.bias|*norm*"')
+            if isinstance(section.get('type'), str):
+                try:
+                    found = config_types.find(section['type'], config_types.KINDS['optimizer'], self.uses.call('optimizer').module)
+                except ConfigError:
+                    return
+                named, _ = parameters(found)
+                for key in group.keys() - {'match'}:
+                    if key not in named or key == next(iter(named), ''):
+                        self.problem((*path, key), f'{found.__name__} has no {key!r}{did_you_mean(key, named)}')
+                    elif (expected := violation(group[key], argument_schema(found, named[key]))) is not None:
+                        self.problem((*path, key), f'expected {expected}, got {show(group[key])}')
+
+    def trainer_type(self, name: str) -> None:
+        try:
+            config_types.find(name, config_types.KINDS['trainer'])
+        except ConfigError as error:
+            self.problem(('trainer', 'type'), str(error))
 
     def entry(self, path: tuple, entry, call: Call, kind: config_types.Kind | None = None) -> None:
         """One thing to build: a name, or {"type", "args"}."""
@@ -103,7 +139,7 @@ class _Check:
             return                                               # built by code that we cannot see
         name = entry.get('type') if isinstance(entry, dict) else entry
         if isinstance(entry, dict) and (path[0] in ('loss', 'metrics') or len(path) > 1):
-            self.keys(entry, SECTION, path)
+            self.keys(entry, TERM if path[0] == 'loss' and len(path) == 2 else SECTION, path)
         if not isinstance(name, str):
             return                                               # the key table has said so
         args = self.args_of(entry)
@@ -145,8 +181,9 @@ class _Check:
                 self.note(here, f'{name} takes any key, but has none of that name{did_you_mean(key, named)}')
             self.nested(here, value, kind, call.module)
         if call.is_known or path[0] in ('loss', 'metrics') or len(path) > 2:
+            known = config_types.known_arguments(found, self.config)
             for key, parameter in named.items():
-                if parameter.default is parameter.empty and key not in from_code | args.keys() | misspelt:
+                if parameter.default is parameter.empty and key not in from_code | args.keys() | known.keys() | misspelt:
                     self.problem((*path, 'args', key), f'is missing: {name} needs it')
 
     @staticmethod
@@ -167,7 +204,7 @@ class _Check:
     def try_out(self, path: tuple, entry, found, args: dict) -> None:
         """Build what torch itself provides, for a model of one number: its own checks of values count as ours."""
         from_torch = inspect.isclass(found) and found.__module__.startswith(('torch.', 'torchmetrics.'))
-        if not from_torch or (len(path) > 1 and path[0] != 'metrics'):
+        if not from_torch or (len(path) > 1 and path[0] not in ('metrics', 'loss')):
             return
         reason = self.refusal(path, entry)
         if reason is not None:
@@ -184,7 +221,7 @@ class _Check:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 if section in ('loss', 'metrics'):
-                    config_types.build_callable(entry, section, path, None, Document({}))
+                    config_types.build_callable(entry, section, path, None, Document({'arch': self.config.get('arch')}))
                 elif section == 'lr_scheduler':
                     optimizer = self.some_optimizer(dummy)
                     scheduler = config_types.prepare(entry, section, torch.optim.lr_scheduler, (optimizer,), {}, Document({}))()
@@ -218,6 +255,8 @@ class _Check:
             return
         metrics = self.config.get('metrics') if isinstance(self.config.get('metrics'), list) else []
         base = ['loss'] + [each['type'] if isinstance(each, dict) and 'type' in each else each for each in metrics]
+        if isinstance(terms := self.config.get('loss'), list):
+            base += [each.get('name') or each.get('type') if isinstance(each, dict) else each for each in terms]
         base = [name.rpartition('.')[2] for name in base if isinstance(name, str)]
         known = [*base, *(f'val_{name}' for name in base)]
         if metric not in known and not may_report(metric, base):
@@ -304,6 +343,8 @@ class _Uses:
             self.calls.setdefault(first, call)
         elif method in ('init_loss', 'init_metrics'):
             self.calls[method.removeprefix('init_')] = Call(_value_of(node.args[0], script) if node.args else None, is_known=True)
+        elif method == 'init_scheduler':
+            self.calls['lr_scheduler'] = Call(torch.optim.lr_scheduler, 1, is_known=True)
         elif method == 'get' and first is not None:
             self.optional.add(first)
 
@@ -371,7 +412,8 @@ def _with_defaults(value, path: tuple, document: Document, uses: '_Uses'):
     """(key, value, origin) for what a section holds, then for what it leaves to a default."""
     for key, inner in entries(value):
         yield key, inner, document.origin((*path, key))
-    properties = {(): TOP, ('trainer',): TOP['trainer']['properties'], ('lr_scheduler',): SCHEDULER}.get(path, {})
+    properties = {(): TOP, ('trainer',): TOP['trainer']['properties'], ('lr_scheduler',): SCHEDULER,
+                  ('optimizer',): OPTIMIZER}.get(path, {})
     for key, schema in properties.items():
         if key not in value and 'default' in schema and not schema.get('deprecated'):
             yield key, schema['default'], 'default'

@@ -83,7 +83,7 @@ def show(value) -> str:
 
 def nearest(name: str, names) -> str | None:
     """The one of `names` that `name` was most likely meant to be, if any looks like it."""
-    by_lower = {str(candidate).lower(): candidate for candidate in names}
+    by_lower = {str(candidate).lower(): candidate for candidate in reversed(list(names))}  # of twins the first: the project's own
     lower = str(name)[:100].lower()
     words = lower.split('_')
     found = get_close_matches(lower, by_lower, n=1, cutoff=0.7) \

@@ -3,10 +3,12 @@
 The checker, --print-config, tools/schema.py and the table in docs/config.md all read it. A schema here is a small subset of JSON
 Schema: type, enum, minimum, exclusiveMinimum, anyOf, items, default, description.
 """
+import ast
 import collections.abc
 import inspect
 import math
 import re
+import textwrap
 import types
 import typing
 from pathlib import Path
@@ -32,7 +34,21 @@ SECTION = {
     'type': _key(STRING, 'name of the class or function'),
     'args': _key(OBJECT, 'its arguments by name', default={}),
 }
-SCHEDULER = {**SECTION, 'interval': _key(STRING, 'when the scheduler steps', enum=['epoch', 'step'], default='epoch')}
+SCHEDULER = {
+    **SECTION,
+    'interval': _key(STRING, 'when the scheduler steps', enum=['epoch', 'step'], default='epoch'),
+    'warmup_steps': _key(INTEGER, 'optimizer steps in which the learning rate rises to what the scheduler says', minimum=1, default=None),
+}
+OPTIMIZER = {
+    **SECTION,
+    'groups': _key({**ARRAY, 'items': OBJECT}, '[{"match": "*.bias|*norm*", "weight_decay": 0}]: other settings for some parameters',
+                   default=None),
+}
+TERM = {
+    **SECTION,
+    'weight': _key(NUMBER, 'what the term is multiplied by, in a list of losses', default=1.0),
+    'name': _key(STRING, 'what the term is called in the log', default=None),
+}
 
 TRAINER = {
     'epochs': _key(INTEGER, 'epochs to train', minimum=1),
@@ -55,9 +71,23 @@ TRAINER = {
     'on_nan': _key(STRING, 'what to do when the loss is not finite', enum=['stop', 'skip'], default='stop'),
     'max_nan_skips': _key(INTEGER, 'stop all the same after so many skipped steps in a row', minimum=1, default=10),
     'on_save_error': _key(STRING, 'what to do when a checkpoint cannot be written', enum=['stop', 'warn'], default='stop'),
+    'type': _key(STRING, 'the Trainer class: trainer/trainer.py, or a name with dots', default='Trainer'),
+    'validate_every_steps': _key(INTEGER, 'also validate inside an epoch, for the log', minimum=1, default=None),
     'precision': _key(STRING, 'number format of the forward pass', enum=['fp32', 'bf16', 'fp16'], default='fp32'),
-    'microbatch_size': _key(INTEGER, 'samples in memory at a time; the result stays the same', minimum=1, default=None),
+    'matmul_precision': _key(STRING, 'of fp32 matrix products on a GPU; high: TF32', enum=['highest', 'high', 'medium'], default=None),
+    'microbatch_size': _key({'anyOf': [{**INTEGER, 'minimum': 1}, {'enum': ['auto']}]},
+                            'samples in memory at a time; the result stays the same', default=None),
     'max_grad_norm': _key(NUMBER, 'clip the gradient to this norm', exclusiveMinimum=0, default=None),
+    'max_grad_value': _key(NUMBER, 'clip each number of the gradient to this size', exclusiveMinimum=0, default=None),
+    'compile': _key({'anyOf': [BOOLEAN, STRING]}, 'torch.compile the model: true, or a mode of it', default=False),
+    'channels_last': _key(BOOLEAN, 'the memory layout that GPUs convolve fastest in', default=False),
+    'ema_decay': _key({**NUMBER, 'exclusiveMinimum': 0, 'maximum': 1}, 'validate and test a moving average of the weights', default=None),
+    'swa_start': _key(INTEGER, 'validate and test the average of the weights after this epoch and each later one', minimum=1, default=None),
+    'freeze': _key({**ARRAY, 'items': STRING}, 'patterns of parameters that do not train', default=None),
+    'unfreeze_at': _key(OBJECT, '{"epoch": 3}: with that epoch they train', default=None,
+                        properties={'epoch': _key(INTEGER, 'the first epoch in which they train', minimum=2)}),
+    'pictures': _key({**ARRAY, 'items': {'enum': ['confusion_matrix', 'precision', 'recall', 'f1', 'roc']}},
+                     'pictures of the validation for TensorBoard', default=None),
 }
 
 TOP = {
@@ -68,12 +98,12 @@ TOP = {
     'data_loader': _key(OBJECT, 'the training data: data_loader/data_loaders.py', properties=SECTION),
     'valid_data_loader': _key(OBJECT, 'validation data of its own, instead of a split', properties=SECTION, default=None),
     'test_data_loader': _key(OBJECT, 'test data of its own', properties=SECTION, default=None),
-    'optimizer': _key(OBJECT, 'torch.optim', properties=SECTION),
-    'loss': _key(ENTRY, 'model/loss.py, torch.nn losses, torch.nn.functional'),
+    'optimizer': _key(OBJECT, 'torch.optim', properties=OPTIMIZER),
+    'loss': _key({'anyOf': [*ENTRY['anyOf'], {**ARRAY, 'items': ENTRY}]}, 'model/loss.py, torch.nn losses, torch.nn.functional'),
     'metrics': _key(ARRAY, 'model/metric.py, torchmetrics', items=ENTRY, default=[]),
     'lr_scheduler': _key(OBJECT, 'torch.optim.lr_scheduler', properties=SCHEDULER, default=None),
     'trainer': _key(OBJECT, 'the run', properties=TRAINER),
-    'init_from': _key(STRING, 'checkpoint to take only the weights from', default=None),
+    'init_from': _key(ENTRY, 'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}', default=None),
 }
 FILE_ONLY = {
     'base': _key({'anyOf': [STRING, ARRAY]}, 'config file or files to start from, relative to this one', default=None),
@@ -136,6 +166,8 @@ def violation(value, schema: dict) -> str | None:
     if value is not None and kind in ('integer', 'number'):
         if 'minimum' in schema and value < schema['minimum']:
             return f'{NOUNS[kind]} of at least {schema["minimum"]}'
+        if 'maximum' in schema and value > schema['maximum']:
+            return f'{NOUNS[kind]} of at most {schema["maximum"]}'
         if 'exclusiveMinimum' in schema and value <= schema['exclusiveMinimum']:
             return f'{NOUNS[kind]} above {schema["exclusiveMinimum"]}'
     if kind == 'array' and 'items' in schema:
@@ -157,13 +189,37 @@ def _choices(schema: dict) -> str:
 
 
 def parameters(target) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The parameters of a class or function that can be given by name, in order, and whether it takes any others too."""
+    """The parameters of a class or function that can be given by name, in order, and whether it takes any others too.
+
+    A class that only passes `**options` on to its base's constructor has the base's optional parameters as well.
+    """
     try:
         found = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # some written in C tell nothing
         return {}, True
     named = {each.name: each for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
-    return named, any(each.kind == each.VAR_KEYWORD for each in found)
+    others = next((each.name for each in found if each.kind == each.VAR_KEYWORD), None)
+    if others is None or not inspect.isclass(target) or not _only_passes_on(target.__init__, others):
+        return named, others is not None
+    base = next((each for each in target.__mro__[target.__mro__.index(_owner_of_init(target)) + 1:] if '__init__' in vars(each)), object)
+    inherited, is_open = parameters(base)
+    return named | {name: each for name, each in inherited.items() if name not in named and each.default is not each.empty}, is_open
+
+
+def _owner_of_init(target: type) -> type:
+    return next(each for each in target.__mro__ if '__init__' in vars(each))
+
+
+def _only_passes_on(function, name: str) -> bool:
+    """Whether the one thing that `function` does with its **name is super().__init__(..., **name)."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
+    passed_on = [keyword.value for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == 'super().__init__'
+                 for keyword in node.keywords if keyword.arg is None]
+    return len(uses) == 1 and uses[0] in passed_on
 
 
 def argument_schema(target, parameter: inspect.Parameter) -> dict:

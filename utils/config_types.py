@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType, ModuleType
+from urllib.error import URLError
 
 import torch
 
@@ -105,6 +106,7 @@ KINDS = {
     'metrics': Kind('a metric', 'model.metric', (_metrics,), (torch.nn.Module,), '__call__'),
     'optimizer': Kind('an optimizer', '', (_optimizers,), (torch.optim.Optimizer,), 'step'),
     'lr_scheduler': Kind('a scheduler', '', (_schedulers,), (torch.optim.lr_scheduler.LRScheduler,), 'step'),
+    'trainer': Kind('a trainer', 'trainer.trainer', method='_train_epoch'),
     'data_loader': Kind('a data loader', 'data_loader.data_loaders', (), (_DATA.DataLoader,), '__iter__',
                         (_transforms, _loader_parts), (_DATA.Dataset, _DATA.Sampler, torch.nn.Module)),
 }
@@ -214,10 +216,30 @@ def prepare(section, name: str, module: ModuleType | None, args: tuple, kwargs: 
     return _prepare(section, kind_of(name, module), (name,), module, args, kwargs, document)
 
 
+AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')
+
+
+def with_lengths(section, n_steps: int):
+    """A scheduler's section where "auto" for a length is `n_steps`, or what falls to it inside a SequentialLR."""
+    args = section.get('args') if isinstance(section, dict) else None
+    if not isinstance(args, dict):
+        return section
+    args = {key: n_steps if key in AUTO_LENGTHS and value == 'auto' else value for key, value in args.items()}
+    if section.get('type') == 'SequentialLR' and isinstance(args.get('schedulers'), list):
+        ends = [*(each for each in args.get('milestones') or [] if isinstance(each, int)), n_steps]
+        spans = [end - begin for begin, end in zip([0, *ends], ends)]
+        args['schedulers'] = [with_lengths(each, max(1, span)) for each, span in zip(args['schedulers'], spans)] \
+            + args['schedulers'][len(spans):]
+    return {**section, 'args': args}
+
+
 def make(call: functools.partial, path: tuple, document):
     """Make a call that a config describes. What a library refuses is the config's mistake; the project's own code raises."""
     try:
         return call()
+    except URLError as error:
+        raise ConfigError(f'{show_path(path)}: {call.func.__name__} cannot download its weights ({error.reason}). Put the file on this '
+                          'machine and name it: "weights": null in the args, and "init_from": "FILE"') from error
     except (TypeError, ValueError) as error:
         if is_projects_own(call.func) or isinstance(error, ConfigError):
             raise
@@ -232,13 +254,33 @@ def build_callable(entry, section: str, path: tuple, module: ModuleType | None, 
     with located(document, path):
         found = find(name, kind, module)
     if inspect.isclass(found):
-        found = _prepare(entry if isinstance(entry, dict) else {'type': entry}, kind, path, module, (), {}, document)
+        entry = entry if isinstance(entry, dict) else {'type': entry}
+        entry = {**entry, 'args': known_arguments(found, document.values) | (entry.get('args') or {})}
+        found = _prepare(entry, kind, path, module, (), {}, document)
         found = make(found, path, document)
     elif isinstance(entry, dict) and entry.get('args'):
         found = functools.partial(found, **entry['args'])
     if not hasattr(found, '__name__'):
         found.__name__ = name.rpartition('.')[2]
     return found
+
+
+def known_arguments(found, config: dict) -> dict:
+    """`num_classes` and `task` of a torchmetrics class, where the model's arguments tell them."""
+    arch = config.get('arch')
+    if not getattr(found, '__module__', '').startswith('torchmetrics') or not isinstance(arch, dict):
+        return {}
+    n_classes = (arch.get('args') or {}).get('num_classes')
+    if n_classes is None:
+        try:
+            n_classes = parameters(find(arch.get('type'), KINDS['arch']))[0]['num_classes'].default
+        except (ConfigError, KeyError):
+            return {}
+    if not isinstance(n_classes, int):
+        return {}
+    known = {'num_classes': n_classes, 'task': 'multiclass' if n_classes > 1 else 'binary'}
+    named, _ = parameters(found)
+    return {key: value for key, value in known.items() if key in named and named[key].default in (inspect.Parameter.empty, None)}
 
 
 def _prepare(section, kind: Kind, path: tuple, module, args: tuple, kwargs: dict, document) -> functools.partial:
@@ -279,8 +321,10 @@ def is_nested_object(value, kind: Kind, module: ModuleType | None) -> bool:
     """Whether a value inside args is to be built: {"type", "args"}, or {"type"} alone when its name says something to us."""
     if not (isinstance(value, dict) and isinstance(value.get('type'), str) and set(value) <= {'type', 'args'}):
         return False
-    known = names(kind.inside(), module) if 'args' not in value else []
-    return 'args' in value or value['type'] in known or nearest(value['type'], known) is not None
+    if 'args' in value or value['type'].partition('.')[0] in project_packages() and '.' in value['type']:
+        return True
+    known = names(kind.inside(), module)
+    return value['type'] in known or nearest(value['type'], known) is not None
 
 
 @contextmanager

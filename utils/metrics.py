@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from utils.batch import length, map_tensors
+from utils.errors import ConfigError
 
 
 class MetricTracker:
@@ -19,23 +20,25 @@ class MetricTracker:
     metrics: what `measure` computes: functions (output, target) -> mean over the samples, and objects with update, compute and
     reset (torchmetrics), which are copied and give one value over all batches. Each has a `__name__`.
     skip_non_finite: leave out values that are nan or infinite, with their samples.
+    loss: the loss whose `terms`, where it has any, are averaged too.
     """
 
-    FOLD_AFTER = 1000  # values kept before they are read anyway, to bound the memory they hold
+    FOLD_AFTER = 1000  # values of a key kept before they are read anyway, to bound the memory they hold
 
-    def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = (), skip_non_finite: bool = False):
+    def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = (), skip_non_finite: bool = False,
+                 loss: Any = None):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
         self._functions = {metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')}
         self._stateful = {metric.__name__: copy.deepcopy(metric) for metric in metrics if hasattr(metric, 'compute')}
         for metric in self._stateful.values():
             metric.persistent(True)  # torchmetrics keeps its sums out of state_dict unless told to
-        self._keys = [*keys, *self._functions]
+        self._loss = loss if hasattr(loss, 'terms') else None
+        self._keys = [*keys, *(self._loss.names if self._loss else ()), *self._functions]
         self.reset()
 
     def reset(self) -> None:
         self._averages = {key: _Average() for key in self._keys}
-        self._n_pending = 0
         for metric in self._stateful.values():
             metric.reset()
 
@@ -44,6 +47,9 @@ class MetricTracker:
         n_samples = length(target)
         output = map_tensors(torch.Tensor.detach, output)
         self.update('loss', loss, n_samples)
+        if self._loss is not None:
+            for name, value in self._loss.terms.items():
+                self.update(name, value, n_samples)
         for name, metric in self._functions.items():
             self.update(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
@@ -55,9 +61,9 @@ class MetricTracker:
             self.writer.add_scalar(key, value)
         if key not in self._averages:
             raise KeyError(f'no metric {key!r} here: this tracker was made for {", ".join(self._keys) or "no keys"}')
-        self._averages[key].pending.append((value.detach() if isinstance(value, torch.Tensor) else value, n))
-        self._n_pending += 1
-        if self._n_pending >= self.FOLD_AFTER:
+        pending = self._averages[key].pending
+        pending.append((value.detach() if isinstance(value, torch.Tensor) else value, n))
+        if len(pending) >= self.FOLD_AFTER:
             self._fold()
 
     def avg(self, key: str) -> float:
@@ -69,7 +75,9 @@ class MetricTracker:
         """Mean of every key since the last reset, and the value of every stateful metric."""
         self._fold()
         means = {key: average.mean() for key, average in self._averages.items()}
-        return means | {name: float(metric.compute()) for name, metric in self._stateful.items()}
+        for name, metric in self._stateful.items():
+            means |= _numbers(name, metric.compute())
+        return means
 
     def recent(self) -> dict[str, float]:
         """Mean of every key updated since the last call of `recent`."""
@@ -97,7 +105,6 @@ class MetricTracker:
         for average in self._averages.values():
             read = [(next(numbers) if isinstance(value, torch.Tensor) else float(value), int(n)) for value, n in average.pending]
             average.add([pair for pair in read if math.isfinite(pair[0])] if self.skip_non_finite else read)
-        self._n_pending = 0
 
     @property
     def _data(self):
@@ -106,6 +113,18 @@ class MetricTracker:
         self._fold()
         rows = {key: (average.total, average.count, average.mean()) for key, average in self._averages.items()}
         return pandas.DataFrame.from_dict(rows, orient='index', columns=['total', 'counts', 'average'])
+
+
+def _numbers(name: str, value: Any) -> dict[str, float]:
+    """A stateful metric's value by name; a vector (a number for each class) has an entry for each."""
+    if isinstance(value, torch.Tensor) and value.dim() == 1:
+        return {f'{name}_{index}': each for index, each in enumerate(value.tolist())}
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return {name: float(value)}
+    if isinstance(value, (int, float)):
+        return {name: float(value)}
+    raise ConfigError(f'metrics: {name} gives neither a number nor a list of numbers; for a picture say '
+                      '"trainer": {"pictures": ["confusion_matrix"]}')
 
 
 class _Average:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from utils.errors import ConfigError
+from utils.metrics import MetricTracker as MetricTracker  # its place in the old template
 
 _requested = []  # what -d named
 

@@ -17,7 +17,7 @@ def main(config):
     loss_fn = getattr(module_loss, config['loss'])
     metric_fns = [getattr(module_metric, name) for name in config['metrics']]
 
-    logger.info(f'Reading {config.resume} ...')
+    logger.info('Reading {} ...'.format(config.resume))
     state = torch.load(config.resume)['state_dict']
     if config['n_gpu'] > 1:
         net = torch.nn.DataParallel(net)

@@ -1,7 +1,6 @@
 import argparse
 import collections
 
-import numpy as np
 import torch
 
 import data_loader.data_loaders as module_data
@@ -10,10 +9,9 @@ import model.metric as module_metric
 import model.model as module_arch
 from parse_config import ConfigParser
 from trainer import Trainer
-from utils import prepare_device
+from utils import prepare_device, fix_seeds
 
-torch.manual_seed(7)
-np.random.seed(7)
+fix_seeds(7)
 
 
 def main(config):
@@ -30,7 +28,7 @@ def main(config):
         net = torch.nn.DataParallel(net, device_ids=device_ids)
 
     criterion = getattr(module_loss, config['loss'])
-    metrics = [getattr(module_metric, name) for name in config['metrics']]
+    metrics = config.initialize_list('metrics', module_metric)
     params = filter(lambda p: p.requires_grad, net.parameters())
     optimizer = config.init_obj('optimizer', torch.optim, params)
     lr_scheduler = config.init_obj('lr_scheduler', torch.optim.lr_scheduler, optimizer)

@@ -39,7 +39,7 @@ class Trainer(BaseTrainer):
             self.writer.set_step((epoch - 1) * self.len_epoch + batch_idx)
             self._note(self.train_metrics, loss, output, target)
             if batch_idx % self.log_step == 0:
-                self.logger.debug(f'epoch {epoch} at {self._progress(batch_idx)}: loss {loss.item():.4f}')
+                self.logger.debug('epoch {} at {}: loss {:.4f}'.format(epoch, self._progress(batch_idx), loss.item()))
                 self.writer.add_image('input', make_grid(data.cpu(), nrow=8, normalize=True))
             if batch_idx == self.len_epoch:
                 break

@@ -1,0 +1,76 @@
+"""Average: the average of a model's weights over the steps of a run, which is then what is validated and tested."""
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+
+from base.weights import bare
+from utils.errors import ConfigError
+
+
+class Average:
+    """Follows the weights of `model`; to be updated after each optimizer step. `model` of it holds the average.
+
+    ema_decay: the average keeps this share of itself at each step (exponential moving average).
+    swa_start: the step from which on the weights of every `swa_every`-th step count alike (stochastic weight averaging).
+    Floating point buffers are averaged too, others copied. For SWA, `renew_norm` measures the running statistics anew.
+    """
+
+    def __init__(self, model: nn.Module, ema_decay: float | None = None, swa_start: int | None = None, swa_every: int = 1):
+        if (ema_decay is None) == (swa_start is None):
+            raise ConfigError('trainer.ema_decay and trainer.swa_start are two kinds of average: give one of them')
+        live = bare(model)
+        self.model = copy.deepcopy(live).requires_grad_(False).eval()
+        self.is_swa = swa_start is not None
+        self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
+        self._combine = get_swa_multi_avg_fn() if self.is_swa else get_ema_multi_avg_fn(ema_decay)
+        pairs = list(zip(_tensors(self.model), _tensors(live)))
+        self._mine, self._live = _columns(pair for pair in pairs if pair[0].is_floating_point())
+        self._my_copies, self._live_copied = _columns(pair for pair in pairs if not pair[0].is_floating_point())
+        self.has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules())
+        self.n_steps = self.n_averaged = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """To be called after each optimizer step."""
+        self.n_steps += 1
+        if self.n_steps < self.start or self.n_steps % self.every:
+            return
+        if self.n_averaged == 0:
+            torch._foreach_copy_(self._mine, self._live)
+        else:
+            self._combine(self._mine, self._live, self.n_averaged)
+        if self._my_copies:
+            torch._foreach_copy_(self._my_copies, self._live_copied)
+        self.n_averaged += 1
+
+    def renew_norm(self, inputs: Iterable[torch.Tensor]) -> None:
+        """Measure the running statistics of BatchNorm for averaged weights (SWA; those of an EMA follow the steps)."""
+        if self.is_swa and self.has_norm and self.n_averaged:
+            update_bn(inputs, self.model)
+
+    def state_dict(self) -> dict:
+        return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged, 'model': self.model.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.n_steps, self.n_averaged = state['n_steps'], state['n_averaged']
+        self.model.load_state_dict(state['model'])
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _columns(pairs: Iterable[tuple]) -> tuple[list, list]:
+    pairs = list(pairs)
+    return [mine for mine, _ in pairs], [live for _, live in pairs]
+
+
+def average_of(model: nn.Module, settings: dict, len_epoch: int) -> Average | None:
+    """The average that the trainer section asks for, None when it asks for none; trainer.swa_start counts epochs."""
+    decay, swa_start = settings.get('ema_decay'), settings.get('swa_start')
+    if decay is None and swa_start is None:
+        return None
+    return Average(model, decay, swa_start and swa_start * len_epoch, len_epoch)

@@ -1,0 +1,30 @@
+"""How samples become a batch, where torch's default_collate will not do."""
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+class Padded(NamedTuple):
+    """A batch of sequences: what a model gets as its one argument."""
+    values: torch.Tensor   # (batch, longest, ...)
+    lengths: torch.Tensor  # (batch,)
+
+
+class PadCollate:
+    """Batches of (sequence, target) samples, sequences padded with `padding` to the longest of the batch.
+
+    A sequence is a tensor (length, ...). A target is a number or tensor; with `pad_targets`, a sequence too, padded with that number
+    (-100 is what torch's cross_entropy leaves out).
+    """
+
+    def __init__(self, padding: float = 0, pad_targets: int | None = None):
+        self.padding, self.pad_targets = padding, pad_targets
+
+    def __call__(self, samples: list[tuple[Any, Any]]) -> list:
+        sequences, targets = ([torch.as_tensor(each) for each in column] for column in zip(*samples))
+        values = pad_sequence(sequences, batch_first=True, padding_value=self.padding)
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        if self.pad_targets is None:
+            return [Padded(values, lengths), torch.stack(targets)]
+        return [Padded(values, lengths), pad_sequence(targets, batch_first=True, padding_value=self.pad_targets)]

@@ -1,0 +1,47 @@
+"""A small made-up language: opinions such as "the soup is not very good", true of its speaker's mood: 1 for praise, 0 for blame."""
+import random
+
+import torch
+from torch.utils.data import Dataset
+
+from base import BaseDataLoader
+from data_loader.collate import PadCollate
+
+WORDS = ['<padding>', 'the', 'soup', 'film', 'room', 'talk', 'is', 'was', 'not', 'never', 'very', 'really', 'good', 'fine', 'bad', 'dull',
+         'and', 'but']
+GOOD, BAD = ('good', 'fine'), ('bad', 'dull')
+
+
+class Opinions(Dataset):
+    """n_sentences of ((length,) word numbers, 0 or 1); a sentence may have a second half after 'but', which then decides."""
+
+    def __init__(self, n_sentences: int, seed: int):
+        self.random = random.Random(seed)
+        self.sentences, self.targets = zip(*(self._sentence() for _ in range(n_sentences)))
+
+    def _half(self) -> tuple[list[str], bool]:
+        draw = self.random
+        negations = draw.choice([[], [], ['not'], ['never']])
+        word = draw.choice(GOOD + BAD)
+        start = ['the', draw.choice(['soup', 'film', 'room', 'talk']), draw.choice(['is', 'was'])]
+        return start + negations + ['very'] * draw.randrange(3) + [word], (word in GOOD) != bool(negations)
+
+    def _sentence(self) -> tuple[torch.Tensor, int]:
+        words, is_praise = self._half()
+        if self.random.random() < 0.5:
+            more, is_praise = self._half()
+            words = [*words, 'but', *more]
+        return torch.tensor([WORDS.index(word) for word in words]), int(is_praise)
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.sentences[index], self.targets[index]
+
+
+class OpinionsDataLoader(BaseDataLoader):
+    def __init__(self, batch_size: int, n_sentences: int = 2000, shuffle: bool = True, validation_split: float = 0.0,
+                 num_workers: int = 0, training: bool = True):
+        super().__init__(Opinions(n_sentences, seed=0 if training else 1), batch_size, shuffle, validation_split, num_workers,
+                         collate_fn=PadCollate(padding=0), evaluation=not training)

@@ -1,0 +1,23 @@
+"""An LSTM that reads a sentence and says what it says."""
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from base import BaseModel
+from data_loader.collate import Padded
+
+
+class Reader(BaseModel):
+    """Padded word numbers (batch, longest) -> (batch, n_outputs) scores, from the state after each sentence's last word."""
+
+    def __init__(self, n_words: int, n_outputs: int = 2, size: int = 16, hidden: int = 32):
+        super().__init__()
+        self.embedding = nn.Embedding(n_words, size, padding_idx=0)
+        self.lstm = nn.LSTM(size, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, n_outputs)
+
+    def forward(self, sentences: Padded) -> torch.Tensor:
+        words = self.embedding(sentences.values)                                                     # (batch, longest, size)
+        packed = pack_padded_sequence(words, sentences.lengths.cpu(), batch_first=True, enforce_sorted=False)
+        _, (state, _) = self.lstm(packed)                                                            # (1, batch, hidden)
+        return self.out(state[-1])

@@ -1,0 +1,230 @@
+"""Rehearsals, the learning rate search, the profile, pictures, and the examples that train in their own way."""
+import inspect
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from base import checkpoint
+from base.forecast import Forecast, show_bytes, show_time
+from examples.gan.trainer import GanTrainer
+from logger.pictures import Pictures, save_pictures
+from parse_config import ROOT, ConfigParser
+from tests.conftest import run_script
+from tests.test_resume import everything
+from tools.find_lr import find_lr, steepest
+from tools.overfit import overfit
+from tools.profile_steps import profile
+from tools.smoke import smoke
+from trainer import Trainer
+from utils.compare import first_difference
+from utils.config_file import read_config
+from utils.errors import ConfigError, UserError
+
+
+def config_of(name='config.json', **trainer):
+    values = read_config(ROOT / name, name).values
+    values['n_gpu'] = 0
+    values['trainer'] |= trainer
+    return values
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_training_step_stays_on_one_screen_and_in_the_designs_shape():
+    lines = inspect.getsource(Trainer._train_epoch).splitlines()
+    assert len(lines) < 24
+    words = ['for batch in self.batches(epoch)', 'self.stepper.micro_batches(batch)', 'self.stepper.autocast()', 'self.model(data)',
+             'self.criterion(output, target)', 'self.stepper.backward(loss)', 'self.stepper.step()']
+    text, places = '\n'.join(lines), []
+    for word in words:
+        places.append(text.index(word))
+    assert places == sorted(places)
+
+
+# Rehearsals
+
+def test_smoke_runs_through_everything_and_leaves_nothing(tmp_path, capsys):
+    before = set((ROOT / 'saved').rglob('*'))
+    smoke(train.build, config_of(ema_decay=0.5, epochs=40))
+    out = capsys.readouterr().out
+    assert all(word in out for word in ('trained, validated and saved', 'resumed', 'tested', 'went well'))
+    assert before == set((ROOT / 'saved').rglob('*'))
+
+
+def test_smoke_fails_where_the_long_run_would():
+    config = config_of()
+    config['metrics'] = ['top_k_acc']
+    config['trainer']['monitor'] = 'min val_lose'
+    with pytest.raises(ConfigError, match='val_lose'):
+        smoke(train.build, config)
+
+
+def test_overfit_tells_a_model_that_learns_from_one_that_cannot(capsys):
+    assert overfit(train.build, config_of(), 1)
+    broken = config_of()
+    broken['optimizer']['args']['lr'] = 1e-9
+    assert not overfit(train.build, broken, 1)
+    assert 'NOT near zero' in capsys.readouterr().out
+
+
+def test_flags_of_the_command_line_reach_the_tools():
+    done = run_script('train.py', '-c', 'config.json', '-d', 'cpu', '--smoke')
+    assert 'went well' in done.stdout
+
+
+def test_forecast_says_steps_learning_rate_and_disk(experiment, caplog):
+    trainer = experiment.trainer(epochs=2)
+    trainer.logger.propagate = True
+    text = Forecast(trainer)
+    assert text.n_steps_left == 12 and text._length() == '2 epochs of 6 steps'
+    assert text._learning_rate() == 'learning rate 0.01 first, 0.01 at most, 0.007 last'
+    assert (show_time(3.14159), show_time(600), show_time(7200), show_bytes(1_500_000)) == ('3.14 s', '10 min', '2.0 h', '1.5 MB')
+
+
+# Tools
+
+def test_steepest_fall_is_found():
+    rates = [10.0 ** (power / 10) for power in range(-40, 0)]
+    losses = [2 - 1 / (1 + math.exp(-3 * (math.log10(rate) + 2))) for rate in rates]
+    assert 0.3 < steepest(rates, losses) / 1e-2 < 3
+
+
+def test_find_lr_suggests_a_rate_that_trains_and_draws_its_curve(tmp_path):
+    rate = find_lr(train.build, config_of(), 60, tmp_path)
+    assert 1e-4 < rate < 0.1
+    assert (tmp_path / 'Digits_LeNet.png').read_bytes()[:4] == b'\x89PNG'
+    with pytest.raises(UserError, match='never fell'):
+        find_lr(lambda config: deaf(train.build(config)), config_of(), 30, tmp_path)
+
+
+def deaf(trainer):
+    trainer.stepper.optimizer.step = lambda *_: None
+    trainer.stepper.scaler.step = lambda *_: None
+    return trainer
+
+
+def test_profile_says_where_the_time_went_and_writes_a_trace(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    trace = profile(train.build, config_of(), 4)
+    out = capsys.readouterr().out
+    assert all(word in out for word in ('data', 'forward', 'backward', 'optimizer', 'GFLOP'))
+    names = {event.get('name') for event in json.loads(trace.read_text())['traceEvents']}
+    assert {'forward', 'backward', 'optimizer', 'data'} <= names
+
+
+# Pictures
+
+def test_pictures_show_what_torchmetrics_computes(tmp_path):
+    pictures = Pictures(['confusion_matrix', 'precision', 'recall', 'f1', 'roc'])
+    assert not Pictures([]) and pictures.draw() == {}
+    output, target = torch.randn(50, 4), torch.randint(4, (50,))
+    pictures.update(output[:20], target[:20])
+    pictures.update(output[20:], target[20:])
+    matrix = pictures._metrics['confusion_matrix'].compute()
+    assert all(matrix[row, column] == ((target == row) & (output.argmax(1) == column)).sum() for row in range(4) for column in range(4))
+    files = save_pictures(pictures.draw(), tmp_path)
+    assert len(files) == 5 and all(file.read_bytes()[:4] == b'\x89PNG' for file in files)
+    with pytest.raises(ConfigError, match='trainer.pictures'):
+        Pictures(['confusion']).update(output, target)
+    with pytest.raises(ConfigError, match='outputs'):
+        pictures.update(torch.randn(3, 2, 2), target)
+
+
+def test_pictures_reach_tensorboard(experiment):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    trainer = experiment.trainer(epochs=1, tensorboard=True, pictures=['confusion_matrix'])
+    trainer.train()
+    events = EventAccumulator(str(trainer.config.log_dir))
+    events.Reload()
+    assert events.Tags()['images'] == ['confusion_matrix/valid']
+
+
+# Examples
+
+def gan(folder, n_steps=None, resume=None):
+    config = config_of('examples/gan/config.json', save_dir=str(folder), epochs=2, len_epoch=3, save_period=9, microbatch_size=40,
+                       max_steps=n_steps, tensorboard=False)
+    trainer = train.build(ConfigParser(config, resume))
+    trainer.train()
+    return trainer
+
+
+def test_gan_resumes_exactly_and_trains_both_models(tmp_path):
+    whole = gan(tmp_path)
+    assert type(whole) is GanTrainer and len(inspect.getsource(GanTrainer).splitlines()) < 60
+    assert {'discriminator', 'optimizer_d', 'stepper_d'} <= set(everything(whole)['parts'])
+    for n_steps in (2, 3, 5):
+        part = gan(tmp_path, n_steps)
+        resumed = gan(tmp_path, resume=part.checkpoint_dir / 'checkpoint-last.pth')
+        assert first_difference(everything(resumed), everything(whole)) == ''
+
+
+def test_gan_equals_the_hand_written_loop(tmp_path):
+    """One epoch of two steps: the same batches and noise give the same weights, bit for bit."""
+    from utils.seed import seed_torch
+    config = config_of('examples/gan/config.json', save_dir=str(tmp_path), epochs=1, len_epoch=2, tensorboard=False)
+    trainer = train.build(ConfigParser(config))
+    batches = []
+    original = trainer.batches
+    trainer.batches = lambda epoch: (batches.append([part.clone() for part in batch]) or batch for batch in original(epoch))
+    trainer.train()
+
+    other = train.build(ConfigParser(config))
+    generator, discriminator, loss_of = other.model.train(), other.discriminator.train(), nn.BCEWithLogitsLoss()
+    for step, (images, _) in enumerate(batches, 1):
+        seed_torch(other._step_key + step)
+        discriminator.zero_grad()
+        with torch.no_grad():
+            fakes = generator(torch.randn(len(images), 32))
+        real, fake = discriminator(images), discriminator(fakes)
+        ((loss_of(real, torch.ones_like(real)) + loss_of(fake, torch.zeros_like(fake))) / 2).backward()
+        other.optimizer_d.step()
+        generator.zero_grad()
+        score = discriminator(generator(torch.randn(len(images), 32)))
+        loss_of(score, torch.ones_like(score)).backward()
+        other.optimizer.step()
+    assert first_difference(dict(generator.state_dict()), dict(trainer.model.state_dict())) == ''
+    assert first_difference(dict(discriminator.state_dict()), dict(trainer.discriminator.state_dict())) == ''
+
+
+def test_transfer_starts_from_the_other_model_and_keeps_its_convolutions(tmp_path):
+    first = train.build(ConfigParser(config_of('examples/transfer/config.json', save_dir=str(tmp_path), epochs=1)))
+    first.train()
+    config = config_of('examples/transfer/fine_tune.json', save_dir=str(tmp_path), epochs=2)
+    config['init_from']['file'] = str(first.checkpoint_dir / 'model_best.pth')
+    second = train.build(ConfigParser(config))
+    second.train()
+    one, two = first.model.state_dict(), second.model.state_dict()
+    assert {name for name in one if torch.equal(one[name], two[name])} == {'conv1.weight', 'conv1.bias', 'conv2.weight', 'conv2.bias'}
+
+
+def test_trainer_type_has_to_name_a_trainer():
+    with pytest.raises(ConfigError, match='trainer.type'):
+        ConfigParser({'name': 'x', 'trainer': {'type': 'GanTrainr'}}).trainer_class(train.module_trainer)
+
+
+def test_average_is_what_test_py_measures(tmp_path):
+    run = ('train.py', '-c', 'config.json', '-d', 'cpu', '--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.epochs=2',
+           '--set', 'trainer.ema_decay=0.9', '--set', 'trainer.tensorboard=false', '--set', 'trainer.pictures=["f1"]')
+    run_script(*run)
+    folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
+    done = run_script('test.py', '-r', folder)
+    assert (folder / 'f1.png').is_file()
+    state = checkpoint.load(folder / 'checkpoint-last.pth')
+    from data_loader.data_loaders import DigitsDataLoader
+    from model.metric import accuracy
+    from model.model import MnistModel
+    model = MnistModel()
+    model.load_state_dict(state['parts']['weight_average']['model'])
+    with torch.no_grad():
+        images, target = DigitsDataLoader(500, shuffle=False, training=False).dataset.tensors
+        expected = accuracy(model.eval()(images), target).item()
+    measured = next(line for line in done.stdout.splitlines() if 'accuracy' in line)
+    assert float(measured.split(':')[1]) == pytest.approx(expected)

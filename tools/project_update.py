@@ -1,0 +1,218 @@
+"""Brings the template's newer files into a project: replaced where untouched, merged three ways where both sides have changed.
+
+All is worked out before anything is written. Writing is in two steps, into a folder beside and then by renaming, so that an
+update that was interrupted is finished by the next call.
+"""
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tools.project import KEPT, MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, files_below, git, is_below, stamp
+from utils.errors import UserError
+
+STAGING = '.template-update'
+HEADINGS = {'added': 'Added', 'replaced': 'Replaced (you had not changed them)', 'removed': 'Removed (you had not changed them)',
+            'merged': 'Merged with your changes', 'conflict': 'CONFLICTS: look for <<<<<<< in',
+            'kept': 'No longer in the template; kept, since you have changed them',
+            'deleted': 'Changed in the template, but deleted by you; not brought back',
+            'yours': 'Changed in the template, but yours; left alone'}
+
+
+def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
+    """(summary, whether everything could be merged)."""
+    folder = folder.resolve()
+    if not (folder / MANIFEST).is_file() and not (folder / STAGING).is_dir():
+        raise UserError(f'{folder} is no project made from this template: it has no {MANIFEST}. '
+                        'A project of the old template is taken over with --adopt')
+    if recover(folder):
+        return (f'The update of {folder} that was interrupted is now finished. Look at `git diff`, commit, and update again.', False)
+    manifest = read_manifest(folder)
+    require_clean(folder)
+    pristine = read_pristine(folder, manifest)
+    extra = manifest.get('extra', [])
+    offered = files_below(TEMPLATE, KEPT) | {path: (TEMPLATE / path).read_bytes() for path in extra}
+    left_alone = tuple(manifest.get('left_alone', []))
+    changes, report = plan(folder, pristine, {path: content for path, content in offered.items() if not is_below(path, left_alone)},
+                           f'template {manifest["version"]}', f'template {VERSION}')
+    yours = {path: before for path, before in manifest.get('yours', {}).items() if (TEMPLATE / path).is_file()}
+    report['yours'] = [path for path, before in yours.items() if digest((TEMPLATE / path).read_bytes()) != before]
+    if changes or report['yours'] or manifest['version'] != VERSION:
+        changes |= stamp(extra, left_alone, list(yours))
+    summary = describe(folder, report, dry_run)
+    if not dry_run:
+        apply(folder, changes)
+    return summary, not report['conflict']
+
+
+def read_manifest(folder: Path) -> dict:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding='utf-8'))
+        version = tuple(map(int, manifest['version'].split('.')))
+        if manifest['template'] != 'armature' or not isinstance(manifest['files'], dict):
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the project was made '
+                        f'from. If it was damaged: git checkout {MANIFEST}') from error
+    if version > tuple(map(int, VERSION.split('.'))):
+        raise UserError(f'{folder} has template {manifest["version"]}, this one is {VERSION}: get a newer template first')
+    return manifest
+
+
+def read_pristine(folder: Path, manifest: dict) -> dict[str, bytes]:
+    """The template's files as the project got them; checked against their hashes."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO((folder / PRISTINE).read_bytes())) as archive:
+            files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f'{folder / PRISTINE} cannot be read ({error}): git checkout {PRISTINE}') from error
+    if {path: digest(content) for path, content in files.items()} != manifest['files']:
+        raise UserError(f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} {MANIFEST}')
+    return files
+
+
+def require_clean(folder: Path) -> None:
+    """UserError unless git could bring back every file as it is now."""
+    if git(folder, 'rev-parse', '--is-inside-work-tree').returncode:
+        raise UserError(f'{folder} is in no git repository, so an update could not be undone. In it: '
+                        'git init && git add -A && git commit -m "Before the update"')
+    if git(folder, 'rev-parse', 'HEAD').returncode:
+        raise UserError(f'{folder} has no commit yet, so an update could not be undone: git add -A && git commit first')
+    changed = git(folder, 'status', '--porcelain', '--', '.').stdout.splitlines()
+    if changed:
+        raise UserError(f'{folder} has changes that are not committed; commit them first, so that git can undo the update:\n'
+                        + '\n'.join(changed[:10]) + ('\n...' if len(changed) > 10 else ''))
+
+
+def plan(folder: Path, pristine: dict[str, bytes], offered: dict[str, bytes], before: str, now: str) \
+        -> tuple[dict[str, bytes | None], dict[str, list[str]]]:
+    """({path: new content, None to remove it}, {heading: paths})."""
+    changes, report = {}, {heading: [] for heading in HEADINGS}
+
+    def note(heading: str, path: str, content: bytes | None) -> None:
+        report[heading].append(path)
+        changes[path] = content
+
+    for path in sorted(pristine.keys() | offered.keys()):
+        base, theirs = pristine.get(path), offered.get(path)
+        mine = (folder / path).read_bytes() if (folder / path).is_file() else None
+        if equal(mine, theirs) or equal(base, theirs):
+            continue
+        if mine is None and base is None:
+            note('added', path, theirs)
+        elif mine is None:
+            report['deleted'].append(path)
+        elif theirs is None and equal(mine, base):
+            note('removed', path, None)
+        elif theirs is None:
+            report['kept'].append(path)
+        elif equal(mine, base):
+            note('replaced', path, with_line_ends_of(mine, theirs))
+        else:
+            merged, n_conflicts = merge(mine, base or b'', theirs, before, now)
+            note('conflict' if n_conflicts else 'merged', path, merged)
+    return changes, report
+
+
+def equal(one: bytes | None, other: bytes | None) -> bool:
+    return one is other if one is None or other is None else digest(one) == digest(other)
+
+
+def with_line_ends_of(mine: bytes, content: bytes) -> bytes:
+    content = content.replace(b'\r\n', b'\n')
+    return content.replace(b'\n', b'\r\n') if b'\r\n' in mine else content
+
+
+def merge(mine: bytes, base: bytes, theirs: bytes, before: str, now: str) -> tuple[bytes, int]:
+    """(both sides' changes, number of conflicts), by git merge-file."""
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = [Path(temporary) / name for name in ('mine', 'base', 'theirs')]
+        for path, content in zip(paths, (mine, base, theirs)):
+            path.write_bytes(with_line_ends_of(mine, content))
+        done = subprocess.run(['git', 'merge-file', '-p', '-L', 'yours', '-L', before, '-L', now, *map(str, paths)],
+                              capture_output=True)
+    if not 0 <= done.returncode < 128:
+        raise UserError(f'git merge-file failed: {done.stderr.decode(errors="replace").strip()}')
+    return done.stdout, done.returncode
+
+
+def describe(folder: Path, report: dict[str, list[str]], dry_run: bool) -> str:
+    lines = [f'{HEADINGS[heading]}:\n' + '\n'.join(f'    {path}' for path in paths) for heading, paths in report.items() if paths]
+    if not any(report[heading] for heading in ('added', 'replaced', 'removed', 'merged', 'conflict')):
+        return '\n'.join([f'{folder} is up to date with template {VERSION}.', *lines])
+    lines.insert(0, f'{folder}: {"what an update would do" if dry_run else "updated"} (template {VERSION})')
+    if not dry_run:
+        lines.append('See it with `git diff`; `git checkout . && git clean -f` undoes it; commit when you are content.')
+    return '\n'.join(lines)
+
+
+def apply(folder: Path, changes: dict[str, bytes | None]) -> None:
+    """Make all `changes` in `folder`; what is interrupted half-way `recover` finishes."""
+    staging = folder / STAGING
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        todo = {}
+        for path, content in changes.items():
+            target, staged = folder / path, staging / 'files' / path
+            if not target.resolve().is_relative_to(folder):
+                raise UserError(f'{target} is a link that leaves the project; nothing was changed')
+            old = target.read_bytes() if target.is_file() else None
+            todo[path] = [None if each is None else digest(each) for each in (old, content)]
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            if content is not None:
+                staged.write_bytes(content)
+                if old is not None:
+                    shutil.copymode(target, staged)
+        staging.mkdir(exist_ok=True)
+        (staging / 'todo.tmp').write_text(json.dumps(todo), encoding='utf-8')
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise UserError(f'{folder} cannot be written: {error.strerror or error}; nothing was changed') from error
+    os.replace(staging / 'todo.tmp', staging / 'todo.json')
+    finish(folder)
+
+
+def recover(folder: Path) -> bool:
+    """Finish what an interrupted `apply` left; whether there was something. One that had not begun to rename is forgotten."""
+    if not (folder / STAGING).is_dir():
+        return False
+    if (folder / STAGING / 'todo.json').is_file():
+        finish(folder)
+        return True
+    shutil.rmtree(folder / STAGING)
+    return False
+
+
+def finish(folder: Path) -> None:
+    staging = folder / STAGING
+    todo = json.loads((staging / 'todo.json').read_text(encoding='utf-8'))
+
+    def state(path: str) -> str | None:
+        return digest((folder / path).read_bytes()) if (folder / path).is_file() else None
+
+    changed = [path for path, versions in todo.items() if state(path) not in versions]
+    if changed:
+        raise UserError(f'an update of {folder} was interrupted, and since then these were changed: {", ".join(changed)}. '
+                        f'Bring them back with git checkout, or remove {staging} to give the update up')
+    for path, (_, new) in todo.items():
+        target = folder / path
+        if new is None:
+            target.unlink(missing_ok=True)
+        elif (staging / 'files' / path).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / 'files' / path, target)
+    shutil.rmtree(staging)
+
+
+def run_tests(folder: Path, call: Callable = subprocess.call) -> int:
+    """The exit code of the project's own tests; 0 when it has none."""
+    if not (folder / 'tests').is_dir():
+        return 0
+    sys.stdout.flush()
+    return call([sys.executable, '-m', 'pytest'], cwd=folder)
