@@ -98,10 +98,11 @@ class BaseDataLoader(DataLoader):
 
     def _in_memory_batches(self, memory: InMemory) -> Iterator[Any]:
         """One indexed copy a batch: what collating the single samples gives, without handling them one by one."""
+        device = memory.device
         for number, indices in self.due_batches():
             if memory.unreadable is not None:
                 indices = indices[~memory.unreadable[indices]]
-            batch = memory.take(indices.to(memory.device))
+            batch = memory.take(indices.to(device))
             if self._augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
                 batch = finish(batch, lambda inputs, keys=keys: self._augment.batch(inputs, keys))

@@ -28,10 +28,11 @@ class InMemory(Dataset):
         return length(self.tensors)
 
     def __getitem__(self, index: int) -> Any:
-        return self.take(index)
+        return map_tensors(lambda tensor: tensor[index], self.tensors)
 
-    def take(self, indices: Any) -> Any:
-        return map_tensors(lambda tensor: tensor[indices], self.tensors)
+    def take(self, indices: torch.Tensor) -> Any:
+        """The rows at `indices`, in one copy."""
+        return map_tensors(lambda tensor: tensor.index_select(0, indices), self.tensors)
 
     def to(self, device: torch.device) -> 'InMemory':
         """The same on `device`; refused when it does not fit there."""

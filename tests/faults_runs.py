@@ -1,4 +1,4 @@
-"""The campaigns of tests/faults.py that end and resume whole runs: kills at random moments, and the control that each saved piece matters."""
+"""The campaigns of tests/faults.py that end and resume whole runs: kills at random moments, and what each saved piece is worth."""
 import copy
 import os
 import random

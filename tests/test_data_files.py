@@ -19,7 +19,8 @@ COLUMNS = {'target': 'bought', 'numeric': ['size'], 'categorical': ['colour']}
 
 FORKING = """
 import json, os, runpy, sys
-import torch, torchvision, sklearn.model_selection, pandas
+import torch, torchvision, sklearn.model_selection, pandas, tqdm, torch.utils.tensorboard
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]).step()
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     sys.stdout.flush()
     child = os.fork()

@@ -508,6 +508,7 @@ def test_no_step_waits_for_the_gpu(experiment):
 
 def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch, tmp_path):
     from urllib.error import URLError
+
     import torch.hub
 
     def unreachable(*args, **kwargs):

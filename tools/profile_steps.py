@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
-from torch.utils.flop_counter import FlopCounterMode
 
 from tools.rehearse import quiet_trainer, rehearsal
 
@@ -96,6 +95,7 @@ class Clock:
                     return
                 self._n_steps += 1
                 if self._n_steps == N_WARM_UP:  # a step that is not timed
+                    from torch.utils.flop_counter import FlopCounterMode  # brings triton, which takes 0.2 s to import
                     with FlopCounterMode(display=False) as counter:
                         yield batch
                     self.flops = counter.get_total_flops()
