@@ -101,16 +101,15 @@ def make_fetcher(samples: KeyedSamples, plan: Iterable, collate: Collate, option
 
 def start(fetcher: DataLoader) -> Iterator[Fetched]:
     """iter(fetcher). The signals that stop a run wait until its workers can say what they do about them."""
-    if not hasattr(signal, 'pthread_sigmask'):
-        return iter(fetcher)
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, 'pthread_sigmask') else None
     try:
         iterator = iter(fetcher)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    if not _started:
-        atexit.register(_end_workers)
+        if held is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
     _started.add(iterator)
+    atexit.unregister(_end_workers)  # so that it is there once
+    atexit.register(_end_workers)
     return iterator
 
 

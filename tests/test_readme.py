@@ -40,9 +40,10 @@ def test_commands_of_the_readme_run(tmp_path):
         program, *arguments = command.partition('#')[0].replace('anywhere', str(tmp_path)).replace('RUN', run.name).split()
         if program == 'python' and arguments[1:] != ['-c', 'config.json']:
             said[command] = run_script(*arguments, cwd=project, script_folder=project).stdout
-    going_on, copied, or_start, test = list(said.values())[2:]
+    going_on, copied, smoke, or_start, test = list(said.values())[2:]
     assert 'This run is finished: all 2 epochs' in going_on and '--set trainer.epochs=' in going_on
     assert 'Resume training from epoch 2' in copied
+    assert 'The rehearsal went well' in smoke
     assert 'Training ends' in or_start and 'Resume' not in or_start
     assert 'accuracy' in test and '-> ' not in test
     # a new run, one with --lr, one with --set, the copied checkpoint, and the one begun because the newest was finished
