@@ -210,7 +210,8 @@ class ConfigParser:
         self.run_id = self._save_dir.name
         self._log_dir = saved / 'log' / self.name / self.run_id
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, self._save_dir / 'config.json')
+        if self._save_dir != self._continues:  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
+            write_json(self.config, self._save_dir / 'config.json')
         setup_logging(self._log_dir)
 
     def _saved(self) -> Path:

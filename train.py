@@ -16,7 +16,7 @@ from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.smoke import smoke
 from utils import prepare_device
-from utils.errors import ConfigError, exit_on_user_error
+from utils.errors import ConfigError, exit_on_user_error, positive
 from utils.seed import seed_everything
 
 
@@ -59,10 +59,11 @@ if __name__ == '__main__':
     parser.add_argument('-r', '--resume', metavar='CHECKPOINT', help='go on from a checkpoint or a run folder')
     parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
     parser.add_argument('--resume-or-start', action='store_true', help='go on with the unfinished run of this name, if there is one')
-    parser.add_argument('--check-resume', action='store_true', help='try whether this experiment resumes exactly, and leave')
-    parser.add_argument('--smoke', action='store_true', help='rehearse: two batches through everything that the run will do')
-    parser.add_argument('--overfit', type=int, metavar='N', help='rehearse: can the model learn N batches by heart?')
-    parser.add_argument('--profile', type=int, metavar='N', help='show where the time of N steps goes')
+    rehearsal = parser.add_mutually_exclusive_group()
+    rehearsal.add_argument('--check-resume', action='store_true', help='try whether this experiment resumes exactly, and leave')
+    rehearsal.add_argument('--smoke', action='store_true', help='rehearse: two batches through everything that the run will do')
+    rehearsal.add_argument('--overfit', type=positive, metavar='N', help='rehearse: can the model learn N batches by heart?')
+    rehearsal.add_argument('--profile', type=positive, metavar='N', help='show where the time of N steps goes')
     options = [
         CustomArgs(['--lr', '--learning_rate'], type=float, target='optimizer;args;lr'),
         CustomArgs(['--bs', '--batch_size'], type=int, target='data_loader;args;batch_size'),

@@ -55,6 +55,8 @@ class BaseDataLoader(DataLoader):
             shuffle, validation_split, n_folds, sampler, augment = False, 0, None, None, None
         if not hasattr(dataset, '__len__'):
             raise ConfigError(f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader')
+        if batch_size < 1 or num_workers < 0:
+            raise ConfigError(f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and at least 0')
         options = loader_options_for(loader_options, num_workers, type(self))
         self.validation_split = validation_split
         self.shuffle = shuffle

@@ -26,7 +26,7 @@ from logger import TensorboardWriter
 from utils.batch import to_device
 from utils.errors import CheckpointError, ConfigError, NonFiniteError
 from utils.seed import key, rng_state, seed_torch, set_rng_state
-from utils.util import prepare_device
+from utils.util import prepare_device, write_json
 
 
 def _of_monitor(name: str) -> property:
@@ -95,6 +95,7 @@ class BaseTrainer(ABC):
                 if self._finished:
                     self.logger.info(f'This run is finished: {self._finished}')
                     return
+                write_json(self.config.config, self.checkpoint_dir / 'config.json')
                 for epoch in range(self.start_epoch, self.epochs + 1):
                     if hasattr(getattr(self, 'data_loader', None), 'seek'):
                         self.data_loader.seek(epoch - 1)

@@ -61,11 +61,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, old_config: di
     changed = changed_args('optimizer', old_config, config)
     try:
         optimizer.load_state_dict(saved)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f'the optimizer state in the checkpoint does not fit: {error}') from error
     for name, (before, now) in changed.items():
         for group in optimizer.param_groups:
-            if name == 'lr':
+            if name == 'lr' and before:
                 group['initial_lr'] = group.get('initial_lr', before) * now / before
                 group['lr'] = group['lr'] * now / before
             elif name in group:

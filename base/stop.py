@@ -30,7 +30,7 @@ class StopRequest:
     @contextmanager
     def listening(self):
         """Inside, the signals are noted instead of killing the process, and the time runs."""
-        timer = threading.Timer(60 * (self.max_minutes or 0), self._time_is_over)
+        timer = threading.Timer(min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX), self._time_is_over)
         timer.daemon = True
         if self.max_minutes is not None:
             timer.start()

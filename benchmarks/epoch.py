@@ -34,10 +34,10 @@ torch.manual_seed(0)
 n_valid = 6000
 images, labels = read('train-images-idx3-ubyte', 16, -1, 1, 28, 28), read('train-labels-idx1-ubyte', 8, -1).long()
 model = MnistModel()
-optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.001, amsgrad=True)
 
 def prepared(indices):
-    return (images[indices].float() / 255 - 0.1307) / 0.3081
+    return images.index_select(0, indices).float().div_(255).sub_(0.1307).div_(0.3081)
 
 model.train()
 started = time.perf_counter()

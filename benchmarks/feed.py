@@ -54,7 +54,8 @@ def seconds(batches) -> float:
 def resident_bytes() -> int:
     """Memory of this process that is its own; 0 where /proc does not tell."""
     try:
-        return 1024 * next(int(line.split()[1]) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('RssAnon'))
+        lines = Path('/proc/self/status').read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith('RssAnon'))
     except (OSError, StopIteration):
         return 0
 

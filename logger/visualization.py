@@ -1,5 +1,6 @@
 """TensorboardWriter: the only user of SummaryWriter; silent when TensorBoard is off, and never the reason a run stops."""
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,31 @@ class TensorboardWriter:
     def __init__(self, log_dir: str | Path, logger: logging.Logger, enabled: bool, purge_step: int | None = None):
         self.logger = logger
         self.step, self.mode = 0, ''
-        self.writer = None
         self._failed = set()
-        if enabled:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-                self.writer = SummaryWriter(str(log_dir), purge_step=purge_step)
-            except (ImportError, OSError) as error:
-                self.logger.warning(f'TensorBoard is off: {error}')
+        self._enabled, self._log_dir, self._purge_step = enabled, str(log_dir), purge_step
+
+    @cached_property
+    def writer(self) -> Any:
+        """TensorBoard's SummaryWriter, opened when the first thing is written; None when TensorBoard is off or not there."""
+        if not self._enabled:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            return SummaryWriter(self._log_dir, purge_step=self._purge_step)
+        except (ImportError, OSError) as error:
+            self.logger.warning(f'TensorBoard is off: {error}')
+            return None
 
     def set_step(self, step: int, mode: str = 'train') -> None:
         self.step, self.mode = step, mode
 
     def flush(self) -> None:
-        self._write('flush')
+        if 'writer' in vars(self):
+            self._write('flush')
 
     def close(self) -> None:
-        self._write('close')
+        if 'writer' in vars(self):
+            self._write('close')
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('add_'):

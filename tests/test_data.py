@@ -384,3 +384,9 @@ def test_workers_that_wait_leave_at_once():
 
 def test_options_for_workers_do_not_hurt_without_workers():
     list(loader(num_workers=0, prefetch_factor=4, persistent_workers=True))
+
+
+@pytest.mark.parametrize('batch_size, num_workers', [(0, 0), (-3, 0), (4, -1)])
+def test_numbers_that_make_no_loader_are_an_error(batch_size, num_workers):
+    with pytest.raises(ConfigError, match='at least 1'):
+        BaseDataLoader(TensorDataset(torch.zeros(5)), batch_size, True, 0.0, num_workers)

@@ -151,6 +151,17 @@ def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_
     assert len(list((tmp_path / 'models' / 'Digits_LeNet').iterdir())) == 2
 
 
+def test_refused_resume_leaves_the_run_folder_as_it_was(tmp_path):
+    settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.max_steps=3']
+    run_script('train.py', '-c', 'config.json', *settings, cwd=ROOT)
+    folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
+    logs = tmp_path / 'log' / 'Digits_LeNet' / folder.name
+    before = {path: path.read_bytes() for path in [*folder.iterdir(), *logs.glob('events*')]}
+    refused = run_script('train.py', '-r', folder, '--bs', '50', '--set', 'trainer.max_steps=9', check=False, cwd=ROOT)
+    assert refused.returncode == 2 and '96 samples in' in refused.stderr
+    assert {path: path.read_bytes() for path in [*folder.iterdir(), *logs.glob('events*')]} == before
+
+
 @pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks train in one thread
 def test_killed_runs_resume_exactly_and_every_saved_piece_matters(tmp_path):
     for result in (faults.kills(5, tmp_path / 'kills'), faults.mutations(0, tmp_path / 'mutations')):

@@ -22,12 +22,15 @@ def schema() -> dict:
     terms = {'type': 'array', 'items': _entry_or_name('loss', TERM)}
     properties['loss'] = {'anyOf': [*_entry_or_name('loss')['anyOf'], terms], 'description': TOP['loss']['description']}
     properties['metrics']['items'] = _entry_or_name('metrics')
-    properties['trainer'] |= closed(properties['trainer']['properties'])
-    optional = {key for key, value in properties.items() if 'default' in value}
-    for key in optional | {'base'}:
-        properties[key] = {'anyOf': [properties[key], {'type': 'null'}]}
+    properties['trainer'] |= closed(_or_null(properties['trainer']['properties']))
+    properties = _or_null(properties)
     return {'$schema': 'https://json-schema.org/draft/2020-12/schema', 'title': 'A config of this project', 'type': 'object',
             **closed(properties), 'if': {'required': ['base']}, 'else': {'required': ['name', 'trainer']}}
+
+
+def _or_null(properties: dict) -> dict:
+    """What has a default may be null, which stands for it."""
+    return {key: {'anyOf': [value, {'type': 'null'}]} if 'default' in value else value for key, value in properties.items()}
 
 
 def closed(properties: dict) -> dict:

@@ -52,7 +52,7 @@ TERM = {
 
 TRAINER = {
     'epochs': _key(INTEGER, 'epochs to train', minimum=1),
-    'save_dir': _key(STRING, 'folder for runs, relative to the project', default='saved/'),
+    'save_dir': _key(STRING, 'folder for runs, relative to the project', default='saved/', minLength=1),
     'save_period': _key(INTEGER, 'keep a checkpoint every so many epochs', minimum=1, default=1),
     'verbosity': _key(INTEGER, 'log 0: warnings, 1: information, 2: everything', enum=[0, 1, 2], default=2),
     'monitor': _key(STRING, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", default='off'),
@@ -163,6 +163,8 @@ def violation(value, schema: dict) -> str | None:
         return _choices(schema)
     if 'pattern' in schema and (not re.fullmatch(schema['pattern'], value) or len(value.encode('utf-8', 'replace')) > 200):
         return 'a plain folder name, without slashes and not starting with a dot'
+    if 'minLength' in schema and len(value) < schema['minLength']:
+        return 'a text that is not empty'
     if value is not None and kind in ('integer', 'number'):
         if 'minimum' in schema and value < schema['minimum']:
             return f'{NOUNS[kind]} of at least {schema["minimum"]}'

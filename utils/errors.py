@@ -1,4 +1,5 @@
 """What users can mend: the error classes, and how a script leaves on one (one message, an exit code, no traceback)."""
+import argparse
 import sys
 from contextlib import contextmanager
 
@@ -25,6 +26,13 @@ class NonFiniteError(UserError):
     """A loss, gradient or weight that became nan or infinite."""
 
     exit_code = 1
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, as an argparse type."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
 
 
 @contextmanager

@@ -13,11 +13,20 @@ GOOD, BAD = ('good', 'fine'), ('bad', 'dull')
 
 
 class Opinions(Dataset):
-    """n_sentences of ((length,) word numbers, 0 or 1); a sentence may have a second half after 'but', which then decides."""
+    """n_sentences of ((length,) word numbers, 0 or 1), no two the same; a sentence may have a second half after 'but', which decides.
 
-    def __init__(self, n_sentences: int, seed: int):
-        self.random = random.Random(seed)
-        self.sentences, self.targets = zip(*(self._sentence() for _ in range(n_sentences)))
+    first: how many sentences of the language come before these.
+    """
+
+    def __init__(self, n_sentences: int, first: int = 0):
+        self.random = random.Random(0)
+        sentences = {}
+        while len(sentences) < first + n_sentences:
+            words, is_praise = self._sentence()
+            sentences[words] = is_praise
+        chosen = list(sentences.items())[first:]
+        self.sentences = [torch.tensor([WORDS.index(word) for word in words]) for words, _ in chosen]
+        self.targets = [int(is_praise) for _, is_praise in chosen]
 
     def _half(self) -> tuple[list[str], bool]:
         draw = self.random
@@ -26,12 +35,12 @@ class Opinions(Dataset):
         start = ['the', draw.choice(['soup', 'film', 'room', 'talk']), draw.choice(['is', 'was'])]
         return start + negations + ['very'] * draw.randrange(3) + [word], (word in GOOD) != bool(negations)
 
-    def _sentence(self) -> tuple[torch.Tensor, int]:
+    def _sentence(self) -> tuple[tuple[str, ...], bool]:
         words, is_praise = self._half()
         if self.random.random() < 0.5:
             more, is_praise = self._half()
             words = [*words, 'but', *more]
-        return torch.tensor([WORDS.index(word) for word in words]), int(is_praise)
+        return tuple(words), is_praise
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -43,5 +52,5 @@ class Opinions(Dataset):
 class OpinionsDataLoader(BaseDataLoader):
     def __init__(self, batch_size: int, n_sentences: int = 2000, shuffle: bool = True, validation_split: float = 0.0,
                  num_workers: int = 0, training: bool = True):
-        super().__init__(Opinions(n_sentences, seed=0 if training else 1), batch_size, shuffle, validation_split, num_workers,
+        super().__init__(Opinions(n_sentences, first=0 if training else n_sentences), batch_size, shuffle, validation_split, num_workers,
                          collate_fn=PadCollate(padding=0), evaluation=not training)
