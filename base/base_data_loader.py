@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
 from base.augment import Augment
@@ -41,23 +41,27 @@ class BaseDataLoader(DataLoader):
     on_error: 'skip' leaves samples out that cannot be read (the dataset raises DataError) and reports them.
     evaluation: no shuffling, split, sampler or augmentation: for test data.
     seed: of the order and of the samples' randomness; None takes torch's (torch.manual_seed, as train.py sets it).
-    loader_options: whatever else torch's DataLoader takes (drop_last, pin_memory, ...).
+    pin_memory: None takes true when there is a GPU. persistent_workers: None takes true where starting workers is slow.
+    loader_options: whatever else torch's DataLoader takes (worker_init_fn, timeout, ...).
 
     A dataset with `__getitems__` (several samples at once) draws its randomness per batch instead of per sample.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, validation_split: float, num_workers: int,
                  collate_fn: Callable = default_collate, *, stratify: bool = False, n_folds: int | None = None, fold: int = 0,
-                 groups: Sequence | None = None, valid_dataset: Dataset | None = None, sampler: Sequence[int] | None = None,
+                 groups: Sequence | None = None, valid_dataset: Dataset | None = None, sampler: Sampler | Sequence[int] | None = None,
                  in_memory: bool | Literal['device'] = False, augment: list | None = None, batch_transform: Callable | None = None,
-                 on_error: Literal['stop', 'skip'] = 'stop', evaluation: bool = False, seed: int | None = None, **loader_options: Any):
+                 on_error: Literal['stop', 'skip'] = 'stop', evaluation: bool = False, seed: int | None = None,
+                 drop_last: bool = False, pin_memory: bool | None = None, persistent_workers: bool | None = None,
+                 prefetch_factor: int | None = None, **loader_options: Any):
         if evaluation:
             shuffle, validation_split, n_folds, sampler, augment = False, 0, None, None, None
         if not hasattr(dataset, '__len__'):
             raise ConfigError(f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader')
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and at least 0')
-        options = loader_options_for(loader_options, num_workers, type(self))
+        options = loader_options_for({'drop_last': drop_last, 'pin_memory': pin_memory, 'persistent_workers': persistent_workers,
+                                      'prefetch_factor': prefetch_factor, **loader_options}, num_workers, type(self))
         self.validation_split = validation_split
         self.shuffle = shuffle
         self.seed = torch.initial_seed() if seed is None else seed
@@ -218,6 +222,7 @@ def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
         raise ConfigError(f'{owner.__name__} has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}')
     # Workers that are forked start in a moment; others import torch first, so they are kept.
     starts_slowly = (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) != 'fork'
+    given = {name: value for name, value in given.items() if value is not None}
     options = {'drop_last': False, 'pin_memory': torch.cuda.is_available(), 'persistent_workers': starts_slowly, **given}
     if num_workers == 0:  # torch refuses what is for workers when there are none, as with --set data_loader.args.num_workers=0
         options = {name: value for name, value in options.items() if name not in ('persistent_workers', 'prefetch_factor', 'timeout')}

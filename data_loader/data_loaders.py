@@ -167,5 +167,6 @@ def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:
     try:
         return getattr(datasets, name)(str(data_dir), download=True, **options)
     except (RuntimeError, OSError, EOFError) as error:
-        raise DataError(f'{name} is not there and cannot be downloaded ({error}). Put {by_hand}, or name another folder with '
+        reason = ' '.join(str(error).split())
+        raise DataError(f'{name} is not there and cannot be downloaded ({reason}). Put {by_hand}, or name another folder with '
                         '--set data_loader.args.data_dir=FOLDER') from error

@@ -248,3 +248,15 @@ def test_regression_recovers_the_line(tmp_path):
     run_script('train.py', '-c', 'examples/regression/config.json', '--set', f'trainer.save_dir={tmp_path}')
     line = checkpoint.load(next(tmp_path.rglob('model_best.pth')))['state_dict']
     assert line['line.weight'].item() == pytest.approx(0.7, abs=0.01) and line['line.bias'].item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_show_data_draws_a_batch_and_finds_samples_in_two_splits(tmp_path):
+    write_images(tmp_path / 'train', 4)
+    write_images(tmp_path / 'test', 1)  # black ones, as the first of each training class
+    section = {'type': 'ImageFolderDataLoader', 'args': {'data_dir': str(tmp_path), 'batch_size': 8, 'size': 16, 'validation_split': 2}}
+    config = {'name': 'shown', 'arch': {'type': 'MnistModel'}, 'data_loader': section, 'loss': 'nll_loss',
+              'optimizer': {'type': 'SGD', 'args': {'lr': 0.1}}, 'trainer': {'epochs': 1}}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    said = run_script('-m', 'tools.show_data', '-c', tmp_path / 'config.json', '-o', tmp_path / 'data.png').stdout
+    assert 'train: 6 samples, batches of 8' in said and 'input        (6, 3, 16, 16) float32, from -2 to -0.' in said
+    assert re.search(r'in (train|valid) and in test: 1 samples \(such as \d = \d\)', said) and (tmp_path / 'data.png').is_file()

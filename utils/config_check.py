@@ -272,14 +272,17 @@ class _Check:
         section = self.config.get('data_loader')
         if not isinstance(section, dict) or not isinstance(section.get('type'), str):
             return False
-        if 'validation_split' in (args := self.args_of(section)):
-            return args['validation_split'] in (0, None)
+        args = self.args_of(section)
+        if args.get('validation_split') or args.get('n_folds'):
+            return False
         try:
             found = config_types.find(section['type'], config_types.KINDS['data_loader'], self.uses.call('data_loader').module)
         except ConfigError:
             return False
+        if 'split_validation' in vars(found):                   # it may know of validation data that the config does not name
+            return False
         parameter = parameters(found)[0].get('validation_split')
-        return parameter is not None and parameter.default in (0, None)
+        return 'validation_split' in args or parameter is not None and parameter.default in (0, None)
 
     def schedule(self) -> None:
         section, trainer = self.config.get('lr_scheduler'), self.config.get('trainer')
