@@ -5,10 +5,11 @@ import math
 import os
 import sys
 from collections import OrderedDict, namedtuple
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from utils import config_types
+from utils import config_types, dist
 from utils.compare import first_difference
 from utils.config_check import check, describe
 from utils.config_file import Document, did_you_mean, read_config, set_value, show
@@ -16,6 +17,7 @@ from utils.config_schema import FOLDER_NAME, STRING, is_known, violation, withou
 from utils.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parent
+REHEARSALS = ('smoke', 'overfit', 'profile', 'check_resume')
 CustomArgs = namedtuple('CustomArgs', 'flags type target')
 
 
@@ -35,6 +37,7 @@ class ConfigParser:
         for target, value in (modification or {}).items():
             if value is not None:
                 put_option(self._document, target, value, 'modification')
+        self.arguments = None                             # what the command line said, for the script
         self.resume = None if resume is None else Path(resume)
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
         self.name = plain_name('name', self.config.get('name'))
@@ -47,7 +50,8 @@ class ConfigParser:
         try:
             return cls._from_args(args, options)
         except UserError as error:
-            sys.stderr.write(f'{error}\n')
+            if dist.is_first_to_say(str(error)):
+                sys.stderr.write(f'{error}\n')
             sys.exit(2)
 
     @classmethod
@@ -76,7 +80,8 @@ class ConfigParser:
                 put_option(document, option.target, value, option.flags[-1])
         document.values = without_nulls(document.values)
         for note in check(document):
-            sys.stderr.write(f'note: {note}\n')
+            if dist.is_main():
+                sys.stderr.write(f'note: {note}\n')
         if getattr(given, 'print_config', False):
             sys.stdout.write(describe(document))
             sys.exit(0)
@@ -85,6 +90,9 @@ class ConfigParser:
         parsed.arguments = given
         if getattr(given, 'resume_or_start', False):
             resume = parsed.resume = parsed._unfinished()
+        if dist.is_restarted() and (last := parsed._last_of_this_job()):
+            resume = parsed.resume = last
+            parsed._continues = resume.parent
         if resume is not None and (config is None or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
         return parsed
@@ -102,7 +110,40 @@ class ConfigParser:
                               f'run as it was: -r {run}. Or start a new one: leave --resume-or-start out, or change "name".')
         return newest
 
+    def _last_of_this_job(self) -> Path | None:
+        """The newest checkpoint that an earlier attempt of this very torchrun has written."""
+        from base import checkpoint
+        runs = [self.resume and self.resume.parent, checkpoint.newest_run(self._saved() / 'models' / self.name)]
+        for newest in (checkpoint.newest_valid(run) for run in runs if run is not None):
+            if newest is not None and (checkpoint.load(newest).get('made_by') or {}).get('job') == dist.job():
+                return newest
+        return None
+
+    @contextmanager
+    def processes(self):
+        """Inside, this is one of the processes that train together: those that torchrun started, or `-d` or `n_gpu` asks for."""
+        from utils.util import is_on_cpu, n_processes_wanted
+        n_gpu, settings = self.get('n_gpu', 1), self.get('distributed') or {}
+        rehearsal = next((f'--{name.replace("_", "-")}' for name in REHEARSALS if getattr(self.arguments, name, None)), None)
+        n_wanted = n_processes_wanted(n_gpu)
+        if rehearsal and (dist.is_started() or n_wanted > 1):
+            raise ConfigError(f'{rehearsal} runs in a single process: without torchrun, on one device')
+        with dist.processes(n_wanted, settings.get('timeout_s', 600), is_on_cpu(n_gpu)):
+            yield
+
     # Building what the config describes
+
+    def wrap(self, model, device):
+        """The model on its device; where several processes train, shared by them as `distributed` says."""
+        settings, trainer = dict(self.get('distributed') or {}), self.config['trainer']
+        if dist.is_joined() and settings.get('strategy') == 'fsdp':
+            for key, value in (('precision', 'fp16'), ('ema_decay', ...), ('swa_start', ...), ('unfreeze_at', ...)):
+                if key in trainer and value in (trainer[key], ...):
+                    raise ConfigError(f'trainer.{key} is {show(trainer[key])}, which distributed.strategy "fsdp" cannot do yet: say "ddp", '
+                                      'or leave it out')
+        if trainer.get('freeze'):
+            settings['find_unused_parameters'] = True  # what is frozen gets no gradients
+        return dist.wrap(model, device, **settings)
 
     def init_obj(self, name: str, module, *args, **kwargs):
         """`config['name']` says {"type", "args"}: return type(*args, **kwargs, **args), looked up in `module` first."""
@@ -197,22 +238,24 @@ class ConfigParser:
         return self._log_dir
 
     def _claim_folders(self) -> None:
+        """The main process makes the folders, and is the only one that writes there."""
+        dist.refuse_differences(self.config, 'the config')
+        self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
+
+    def _make_folders(self) -> tuple[str, Path, Path]:
         from logger import setup_logging
         from utils.util import write_json
         saved = self._saved()
         models = saved / 'models' / self.name
         before = self._continues
         is_ours = before is not None and before.parent == models.resolve() and (before / 'config.json').is_file()
-        if is_ours and os.access(before, os.W_OK):
-            self._save_dir = before
-        else:
-            self._save_dir = claim(models, self.run_id)
-        self.run_id = self._save_dir.name
-        self._log_dir = saved / 'log' / self.name / self.run_id
-        self._log_dir.mkdir(parents=True, exist_ok=True)
-        if self._save_dir != self._continues:  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
-            write_json(self.config, self._save_dir / 'config.json')
-        setup_logging(self._log_dir)
+        save_dir = before if is_ours and os.access(before, os.W_OK) else claim(models, self.run_id)
+        log_dir = saved / 'log' / self.name / save_dir.name
+        log_dir.mkdir(parents=True, exist_ok=True)
+        if save_dir != before:  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
+            write_json(self.config, save_dir / 'config.json')
+        setup_logging(log_dir)
+        return save_dir.name, save_dir, log_dir
 
     def _saved(self) -> Path:
         return ROOT / self.config.get('trainer', {}).get('save_dir', 'saved/')
@@ -223,9 +266,10 @@ class ConfigParser:
         if verbosity not in levels:
             raise ConfigError(f'trainer.verbosity is {show(verbosity)}: expected 0, 1 or 2')
         if not logging.root.handlers:
-            logging.basicConfig(format='%(message)s', stream=sys.stdout)
+            who = '' if dist.is_main() else f'[process {dist.rank()}] '
+            logging.basicConfig(format=f'{who}%(message)s', stream=sys.stdout)
         logger = logging.getLogger(name)
-        logger.setLevel(levels[verbosity])
+        logger.setLevel(levels[verbosity if dist.is_main() else 0])
         return logger
 
 

@@ -7,11 +7,12 @@ import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
 from base import checkpoint
+from base.losses import is_sum
 from base.weights import load_tested
 from logger.pictures import Pictures, save_pictures
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
-from utils import MetricTracker, prepare_device
+from utils import MetricTracker, dist, prepare_device
 from utils.batch import to_device
 from utils.errors import exit_on_user_error
 from utils.seed import seed_everything
@@ -34,13 +35,15 @@ def main(config, n_batches=None):
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
-    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion)
+    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion, loss_is_sum=is_sum(criterion))
     pictures = Pictures(config['trainer'].get('pictures', []))
 
-    batches = (to_device(batch, device) for batch in itertools.islice(data_loader, n_batches))
+    shares = dist.in_step(itertools.islice(data_loader, n_batches), data_loader, [metrics, pictures])
+    batches = (to_device(batch, device) for batch in shares)
     for name, value in evaluate(model, batches, criterion, metrics, pictures=pictures).items():
         logger.info(f'    {name:15s}: {value}')
-    for file in save_pictures(pictures.draw(), config.resume.parent):
+    drawn = pictures.draw()
+    for file in save_pictures(drawn, config.resume.parent) if dist.is_main() else []:
         logger.info(f'{file} is drawn')
 
 
@@ -50,4 +53,6 @@ if __name__ == '__main__':
     parser.add_argument('-c', '--config', metavar='FILE', help='another config than the one in the checkpoint')
     parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
     with exit_on_user_error():
-        main(ConfigParser.from_args(parser))
+        config = ConfigParser.from_args(parser)
+        with config.processes():
+            main(config)

@@ -15,18 +15,16 @@ from tools.check_resume import check_resume
 from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.smoke import smoke
-from utils import prepare_device
-from utils.errors import ConfigError, exit_on_user_error, positive
+from utils import dist, prepare_device
+from utils.errors import exit_on_user_error, positive
 from utils.seed import seed_everything
 
 
 def build(config):
     """The trainer of an experiment, ready to train."""
     logger = config.get_logger('train')
-    device, device_ids = prepare_device(config.get('n_gpu', 1))
-    if len(device_ids) > 1:
-        raise ConfigError(f'{len(device_ids)} GPUs are asked for, and this version trains on one: say -d 0, or "n_gpu": 1')
-    logger.info(f'Training on {device}')
+    device, _ = prepare_device(config.get('n_gpu', 1))
+    logger.info(f'Training on {device}' + (f', in {dist.n_processes()} processes' if dist.n_processes() > 1 else ''))
     seed_everything(config.get('seed', 123))
 
     data_loader = config.init_obj('data_loader', module_data)
@@ -37,10 +35,11 @@ def build(config):
     else:
         valid_data_loader = data_loader.split_validation()
 
-    model = config.init_obj('arch', module_arch).to(device)
+    model = config.init_obj('arch', module_arch)
     logger.info(model)
     if config.get('init_from') and config.resume is None:
         init_weights(model, config['init_from'], logger)
+    model = config.wrap(model, device)
     criterion = config.init_loss(module_loss)
     if isinstance(criterion, torch.nn.Module):
         criterion = criterion.to(device)
@@ -70,13 +69,14 @@ if __name__ == '__main__':
     ]
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, options)
-        if config.arguments.check_resume:
-            check_resume(config.config)
-        elif config.arguments.smoke:
-            smoke(build, config.config)
-        elif config.arguments.overfit:
-            overfit(build, config.config, config.arguments.overfit)
-        elif config.arguments.profile:
-            profile(build, config.config, config.arguments.profile)
-        else:
-            build(config).train()
+        with config.processes():
+            if config.arguments.check_resume:
+                check_resume(config.config)
+            elif config.arguments.smoke:
+                smoke(build, config.config)
+            elif config.arguments.overfit:
+                overfit(build, config.config, config.arguments.overfit)
+            elif config.arguments.profile:
+                profile(build, config.config, config.arguments.profile)
+            else:
+                build(config).train()

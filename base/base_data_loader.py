@@ -18,6 +18,7 @@ from base.fetching import Collate, Fetched, KeyedSamples, checked, finish, make_
 from base.in_memory import InMemory, read_into_memory
 from base.samplers import Order, RandomSampler, SequentialSampler
 from base.splits import split_indices
+from utils import dist
 from utils.config_file import did_you_mean
 from utils.config_schema import parameters
 from utils.errors import ConfigError
@@ -44,6 +45,7 @@ class BaseDataLoader(DataLoader):
     pin_memory: None takes true when there is a GPU. persistent_workers: None takes true where starting workers is slow.
     loader_options: whatever else torch's DataLoader takes (worker_init_fn, timeout, ...).
 
+    Where several processes train, each gets its share of every batch; `batch_size` counts the samples of all shares.
     A dataset with `__getitems__` (several samples at once) draws its randomness per batch instead of per sample.
     """
 
@@ -60,6 +62,7 @@ class BaseDataLoader(DataLoader):
             raise ConfigError(f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader')
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and at least 0')
+        refuse_small_batches(batch_size)
         options = loader_options_for({'drop_last': drop_last, 'pin_memory': pin_memory, 'persistent_workers': persistent_workers,
                                       'prefetch_factor': prefetch_factor, **loader_options}, num_workers, type(self))
         self.validation_split = validation_split
@@ -80,6 +83,7 @@ class BaseDataLoader(DataLoader):
         if isinstance(sampler, Sized):
             self.n_samples = len(sampler)
         self._pass, self._first_sample = 0, 0
+        self.is_borrowed = False  # whether the newest batch is another process's: this one has no share of a last, small batch
         super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, **options)
         self._fetcher_options = {**options, 'num_workers': num_workers}
         self._samples = KeyedSamples(dataset, self.seed, self._augment, on_error == 'skip', num_workers)
@@ -97,15 +101,17 @@ class BaseDataLoader(DataLoader):
         return self._fetched_batches(start(self._fetcher))
 
     def _fetched_batches(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
-        for batch, _, unreadable in checked(fetched, self._samples):
-            self._note_unreadable(unreadable)
-            yield batch
+        for each in checked(fetched, self._samples):
+            self._note_unreadable(each.unreadable)
+            self.is_borrowed = each.is_borrowed
+            yield each.batch
         self._report_unreadable()
 
     def _in_memory_batches(self, memory: InMemory) -> Iterator[Any]:
         """One indexed copy a batch: what collating the single samples gives, without handling them one by one."""
         device = memory.device
-        for number, indices in self.due_batches():
+        for number, indices, is_borrowed in self.due_batches():
+            self.is_borrowed = is_borrowed
             if memory.unreadable is not None:
                 indices = indices[~memory.unreadable[indices]]
             batch = memory.take(indices.to(device))
@@ -120,13 +126,16 @@ class BaseDataLoader(DataLoader):
             order = self.sampler.order() if isinstance(self.sampler, Order) else list(self.sampler)
             return torch.as_tensor(order, dtype=torch.long)
 
-    def due_batches(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(pass, indices) of each batch of the pass that is due; from then on the next one is due."""
+    def due_batches(self) -> Iterator[tuple[int, torch.Tensor, bool]]:
+        """(pass, indices, whether they are borrowed) of this process's share of each batch of the pass that is due.
+
+        From then on the next pass is due.
+        """
         number, first_sample = self._pass, self._first_sample
         self.seek(number + 1)
         for indices in self.indices(number)[first_sample:].split(self.batch_size):
             if len(indices) == self.batch_size or not self.drop_last:
-                yield number, indices
+                yield number, dist.share(indices), dist.is_borrowed(len(indices))
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""
@@ -207,9 +216,15 @@ class _Plan:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        for number, indices in self.loader.due_batches():
-            yield number, indices.tolist()
+    def __iter__(self) -> Iterator[tuple[int, list[int], bool]]:
+        for number, indices, is_borrowed in self.loader.due_batches():
+            yield number, indices.tolist(), is_borrowed
+
+
+def refuse_small_batches(batch_size: int) -> None:
+    if batch_size < dist.n_processes():
+        raise ConfigError(f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: expected at least one sample '
+                          'for each')
 
 
 def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:

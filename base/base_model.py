@@ -12,6 +12,10 @@ class BaseModel(nn.Module, ABC):
     def forward(self, *inputs: Any) -> Any:
         """The model's output for one batch of inputs."""
 
+    def shard_blocks(self) -> list[nn.Module]:
+        """The parts to have in memory one at a time (distributed.strategy "fsdp", trainer.activation_checkpointing)."""
+        return list(self.children())
+
     def __str__(self) -> str:
         n_trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
         return f'{super().__str__()}\nTrainable parameters: {n_trainable:,}'

@@ -23,8 +23,10 @@ from base.stepper import Stepper
 from base.stop import Stopped, StopRequest
 from base.weights import bare, load_weights
 from logger import TensorboardWriter
+from utils import dist
 from utils.batch import to_device
 from utils.errors import CheckpointError, ConfigError, NonFiniteError
+from utils.metrics import MetricTracker
 from utils.seed import key, rng_state, seed_torch, set_rng_state
 from utils.util import prepare_device, write_json
 
@@ -43,6 +45,12 @@ class BaseTrainer(ABC):
 
     def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None):
         settings = config['trainer']
+        if not dist.is_joined() and dist.is_started():
+            raise ConfigError('this script is started in several processes and does not join them: put "with config.processes():" '
+                              'around what it does with the config, as train.py of a new project does')
+        if not dist.is_wrapped(model):
+            raise ConfigError('several processes train, and each would train a model of its own: say model = config.wrap(model, device) '
+                              'before the optimizer is made')
         self.config = config
         self.logger = config.get_logger('trainer', settings.get('verbosity', 2))
         self.device, device_ids = (device, []) if device is not None else self._prepare_device(config.get('n_gpu', 1))
@@ -54,7 +62,7 @@ class BaseTrainer(ABC):
         self.optimizer = optimizer
         self.seed = torch.initial_seed()
         self._made_by = made_by(self.seed, self.device)
-        self._step_key = key(self.seed, 'step')  # each step's randomness starts at this number plus the step's
+        self._step_key = key(self.seed, 'step', dist.rank())  # each step's randomness starts at this number plus the step's
 
         self.epochs = settings['epochs']
         self.save_period = settings.get('save_period', 1)
@@ -80,7 +88,8 @@ class BaseTrainer(ABC):
         self.checkpoint_dir = config.save_dir
         if config.resume is not None:
             self._resume_checkpoint(config.resume)
-        self.writer = TensorboardWriter(config.log_dir, self.logger, settings.get('tensorboard', settings.get('tensorboardX', False)),
+        wants_tensorboard = settings.get('tensorboard', settings.get('tensorboardX', False))
+        self.writer = TensorboardWriter(config.log_dir, self.logger, wants_tensorboard and dist.is_main(),
                                         purge_step=self.step + 1 if self.step else None)
 
     @abstractmethod
@@ -95,7 +104,8 @@ class BaseTrainer(ABC):
                 if self._finished:
                     self.logger.info(f'This run is finished: {self._finished}')
                     return
-                write_json(self.config.config, self.checkpoint_dir / 'config.json')
+                if dist.is_main():
+                    write_json(self.config.config, self.checkpoint_dir / 'config.json')
                 for epoch in range(self.start_epoch, self.epochs + 1):
                     if hasattr(getattr(self, 'data_loader', None), 'seek'):
                         self.data_loader.seek(epoch - 1)
@@ -103,8 +113,7 @@ class BaseTrainer(ABC):
                     if self._finished:
                         self.logger.info(f'Training ends: {self._finished}')
                         break
-                    if self._stop.reason:
-                        self._leave()
+                    self._obey(max(dist.gather(self._stop.wish)))
         except Stopped:
             self.logger.info(f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
                              f'To go on: python train.py -r {self.checkpoint_dir}')
@@ -135,10 +144,12 @@ class BaseTrainer(ABC):
         if self.position:
             self._restore_parts(again=True)  # the sums of the interrupted epoch, which its beginning has just reset
         steppers = [part for part in vars(self).values() if isinstance(part, Stepper)]
+        weighed = steppers + [part for part in vars(self).values() if isinstance(part, MetricTracker)]
         with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
                   disable=not sys.stderr.isatty()) as bar:
             stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
-            for batch in self._feed.watch(stream, self.data_loader, self.model):
+            stream = self._feed.watch(stream, self.data_loader, self.model)
+            for batch in dist.in_step(stream, self.data_loader, weighed, self._wishes, self._obey):
                 self.step += 1
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
@@ -152,21 +163,32 @@ class BaseTrainer(ABC):
                     self._log_step(bar)
                 if self.step % self._validate_every_steps == 0 and self.position < self.len_epoch:
                     self._validate_between(epoch)
-                if self.step % self._save_every_steps == 0 or time.monotonic() >= self._save_due:
+                if self.step % self._save_every_steps == 0:
                     self._save_last()
                 if self.step == self._max_steps and self.position < self.len_epoch:
                     self._stop.reason = f'trainer.max_steps ({self._max_steps})'
-                if self._stop.reason:
                     self._leave()
 
-    def watched(self, loader: Iterable) -> Iterator[Any]:
-        """The batches of a pass without steps (validation), on the device; a request to stop is met between two of them."""
+    def watched(self, loader: Iterable, *weighed: Any) -> Iterator[Any]:
+        """The batches of a pass without steps (validation), on the device; a request to stop is met between two of them.
+
+        weighed: trackers, which leave out what another process counts.
+        """
         if hasattr(loader, 'seek'):
             loader.seek(0)
-        for batch in loader:
-            if self._stop.reason:
-                self._leave()
+        for batch in dist.in_step(loader, loader, weighed, lambda: (self._stop.wish,), self._obey):
             yield to_device(batch, self.device)
+
+    def _wishes(self) -> tuple[int, bool]:
+        return self._stop.wish, time.monotonic() >= self._save_due
+
+    def _obey(self, stop: int, save: bool = False) -> None:
+        """What any of the processes has wished for is done in all of them."""
+        if save:
+            self._save_last()
+        self._stop.grant(stop)
+        if self._stop.reason:
+            self._leave()
 
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
         """Called every `log_step` batches and at the end of an epoch."""
@@ -179,12 +201,13 @@ class BaseTrainer(ABC):
         self._check_losses()
         if not math.isfinite(averages.get('loss', 0)) and self.config['trainer'].get('on_nan', 'stop') == 'stop':
             raise NonFiniteError(f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}')
-        log = {'epoch': epoch, **averages}
+        log = {'epoch': epoch, **dist.on_main(dict, averages)}  # so that all processes decide by the same digits
         self.history.append(log)
         self.epochs_done, self.position, self._resumed = epoch, 0, {}
         for name, value in log.items():
             self.logger.info(f'    {name:15s}: {value}')
-        write_history(self.history, self.config.log_dir)
+        if dist.is_main():
+            write_history(self.history, self.config.log_dir)
         try:
             improved = self._monitor.update(log)
         except ConfigError:
@@ -217,7 +240,7 @@ class BaseTrainer(ABC):
         self._write(names)
         keep_last = self.config['trainer'].get('keep_last')
         if keep_last is not None:
-            checkpoint.prune(self.checkpoint_dir, keep_last)
+            dist.on_main(checkpoint.prune, self.checkpoint_dir, keep_last)
 
     def _save_last(self) -> None:
         """Bring checkpoint-last.pth up to this moment; a trainer that reads files of its own kind writes all of them itself."""
@@ -230,7 +253,7 @@ class BaseTrainer(ABC):
         self._check_losses()
         self._check_weights()
         try:
-            checkpoint.save(self._state(), *(self.checkpoint_dir / name for name in names))
+            dist.on_main(checkpoint.save, self._state(), *(self.checkpoint_dir / name for name in names))
         except CheckpointError as error:
             if self.config['trainer'].get('on_save_error', 'stop') == 'stop':
                 raise
@@ -241,7 +264,7 @@ class BaseTrainer(ABC):
 
     def _check_losses(self) -> None:
         """Raise NonFiniteError on the first loss since the last time that is not finite."""
-        broken = self._losses.first_broken()
+        broken = min(filter(None, dist.gather(self._losses.first_broken())), default=None)
         if broken is not None and self.config['trainer'].get('on_nan', 'stop') == 'stop':
             step, loss = broken
             position = self.position - 1 - (self.step - step)
@@ -251,7 +274,7 @@ class BaseTrainer(ABC):
                                  f'step before, whose gradients may have broken the weights: {before}. {self._way_back()}')
 
     def _check_weights(self) -> None:
-        broken = broken_weights(bare(self.model))
+        broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
         if broken:
             raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not finite '
                                  f'({", ".join(broken[:3])}); they are not saved. {self._way_back()}')
@@ -265,11 +288,13 @@ class BaseTrainer(ABC):
     def _state(self) -> dict:
         """Everything a run needs to go on from here, as plain data."""
         optimizer_state = self.optimizer.state_dict() if hasattr(self.optimizer, 'state_dict') else {}
-        return {'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
+        rng, *rng_of_others = dist.gather(rng_state())
+        state = {'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
                 'state_dict': bare(self.model).state_dict(), 'optimizer': optimizer_state, 'monitor_best': self.mnt_best,
                 'config': self.config.config, 'step': self.step, 'samples': self.position * self._batch_size(), 'seed': self.seed,
                 'parts': {name: part.state_dict() for name, part in parts_of(self).items()}, 'history': self.history,
-                'finished': bool(self._finished), 'rng': rng_state(), 'made_by': self._made_by}
+                'finished': bool(self._finished), 'rng': rng, 'rng_of_others': rng_of_others, 'made_by': self._made_by}
+        return dist.whole(state)
 
     # Resuming
 
@@ -286,6 +311,7 @@ class BaseTrainer(ABC):
         if self.mnt_mode != 'off':
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state
+        dist.refuse_differences({'epoch': self.epochs_done, 'step': self.step, 'samples': state.get('samples', 0)}, str(resume_path))
         changes = differences(state.get('made_by', {}), self._made_by)
         if changes:
             self.logger.warning(f'Since the checkpoint was written, these have changed: {changes}. '
@@ -310,8 +336,9 @@ class BaseTrainer(ABC):
         self._restore_rng()
 
     def _restore_rng(self) -> None:
-        if 'rng' in self._resumed:
-            set_rng_state(self._resumed['rng'])
+        saved = [self._resumed['rng'], *self._resumed.get('rng_of_others', [])] if 'rng' in self._resumed else []
+        if dist.rank() < len(saved):
+            set_rng_state(saved[dist.rank()])
 
     def _batch_size(self) -> int:
         return getattr(getattr(self, 'data_loader', None), 'batch_size', None) or 1

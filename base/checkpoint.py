@@ -25,7 +25,8 @@ from utils.errors import CheckpointError
 FORMAT = 1
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 CONTENT = {'format': int, 'arch': str, 'epoch': int, 'state_dict': dict, 'optimizer': dict, 'monitor_best': (int, float),
-           'config': dict, 'step': int, 'samples': int, 'seed': int, 'parts': dict, 'history': list, 'rng': dict, 'made_by': dict,
+           'config': dict, 'step': int, 'samples': int, 'seed': int, 'parts': dict, 'history': list, 'rng': dict, 'rng_of_others': list,
+           'made_by': dict,
            'run': dict}
 LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
 NUMPY_DTYPES = [np.dtype(code) for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')]

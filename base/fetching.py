@@ -22,6 +22,7 @@ class Fetched(NamedTuple):
     indices: list[int]
     unreadable: list[str]
     failure: str = ''
+    is_borrowed: bool = False  # another process's, see dist.share
 
 
 class KeyedSamples(Dataset):
@@ -32,8 +33,11 @@ class KeyedSamples(Dataset):
         self.dataset, self.seed, self.augment, self.skip_unreadable = dataset, seed, augment, skip_unreadable
         self.now_reading = torch.zeros(num_workers, 2, dtype=torch.long).share_memory_() if num_workers else None  # (process, index)
 
-    def __getitems__(self, due: tuple[int, list[int]]) -> Fetched:
-        number, indices = due
+    def __getitems__(self, due: tuple[int, list[int], bool]) -> Fetched:
+        number, indices, is_borrowed = due
+        return self._read(number, indices)._replace(is_borrowed=is_borrowed)
+
+    def _read(self, number: int, indices: list[int]) -> Fetched:
         worker = get_worker_info()
         now_reading = torch.zeros(2, dtype=torch.long) if worker is None else self.now_reading[worker.id]
         now_reading[0] = os.getpid()
@@ -93,7 +97,7 @@ def finish(batch: Any, transform: Callable) -> Any:
 
 
 def make_fetcher(samples: KeyedSamples, plan: Iterable, collate: Collate, options: dict) -> DataLoader:
-    """torch's loader of the planned (pass, indices); options: its arguments."""
+    """torch's loader of the planned (pass, indices, whether they are borrowed); options: its arguments."""
     options = {'generator': torch.Generator(), **options, 'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
     options.pop('drop_last', None)  # the plan knows
     return DataLoader(samples, batch_sampler=plan, collate_fn=collate, **options)
@@ -127,15 +131,15 @@ def end(iterator: Iterator[Fetched]) -> None:
     getattr(iterator, '_shutdown_workers', lambda: None)()
 
 
-def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[tuple[Any, list[int], list[str]]]:
-    """(batch, its indices, what is left out) of each; a DataError when one could not be read."""
+def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetched]:
+    """The same; a DataError when a batch could not be read."""
     try:
-        for batch, indices, unreadable, failure in fetched:
-            if failure:
-                raise DataError(failure)
-            if batch is None:
-                raise DataError(f'no sample of a whole batch can be read: {unreadable[0]}')
-            yield batch, indices, unreadable
+        for each in fetched:
+            if each.failure:
+                raise DataError(each.failure)
+            if each.batch is None:
+                raise DataError(f'no sample of a whole batch can be read: {each.unreadable[0]}')
+            yield each
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error) or 'Caught' in str(error):  # torch's words for one that has died
             raise

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from base.checkpoint import non_finite
+from utils import dist
 
 
 class LossWatch:
@@ -30,4 +31,5 @@ class LossWatch:
 
 def broken_weights(model: nn.Module) -> list[str]:
     """Names of parameters that are not finite and of buffers that hold a nan (infinite buffers may be meant: masks)."""
-    return non_finite(dict(model.named_parameters())) + [name for name, buffer in model.named_buffers() if buffer.isnan().any()]
+    parameters = {name: dist.part(parameter) for name, parameter in model.named_parameters()}
+    return non_finite(parameters) + [name for name, buffer in model.named_buffers() if buffer.isnan().any()]

@@ -26,14 +26,18 @@ class WeightedLosses(nn.Module):
         return sum(weight * value for weight, value in zip(self.weights, values))
 
 
-def is_sum(criterion: Any, microbatch_size: int | str | None = None) -> bool:
-    """Whether a loss adds its samples up instead of taking their mean. A ConfigError when it cannot be computed in parts."""
+def is_sum(criterion: Any, in_parts: bool = False) -> bool:
+    """Whether a loss adds its samples up instead of taking their mean.
+
+    in_parts: a batch goes through it in parts; a ConfigError when that gives something else.
+    """
     kinds = {_reduction(each) for each in _parts(criterion)}
     if 'none' in kinds or len(kinds) > 1:
         raise ConfigError('loss: expected one number for a batch, from losses of one reduction, "mean" or "sum"')
-    if microbatch_size is not None and kinds == {'mean'} and any(_class_weights(each) is not None for each in _parts(criterion)):
-        raise ConfigError('trainer.microbatch_size: a mean that is weighted by class depends on which samples are together, so '
-                          'micro-batches would change the result. Give the loss "reduction": "sum", or leave one of the two out')
+    if in_parts and kinds == {'mean'} and any(_class_weights(each) is not None for each in _parts(criterion)):
+        raise ConfigError('loss: a mean that is weighted by class depends on which samples are together, so micro-batches '
+                          '(trainer.microbatch_size) or several processes would change the result. Give the loss "reduction": "sum", or '
+                          'leave the weights or the parts out')
     return kinds == {'sum'}
 
 

@@ -1,12 +1,17 @@
-"""What is done to a model before it trains, for speed only: memory layout, compilation, precision of matrix products."""
+"""What is done to a model before it trains, for speed and memory only: its layout, compilation, recomputing, matrix products."""
+import functools
 import logging
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from base.weights import bare
+from utils import dist
 
 
 def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Module:
-    """The model as the trainer section wants it: `channels_last`, `compile` (true or a mode), `matmul_precision`."""
+    """The model as the trainer section wants it: `activation_checkpointing`, `channels_last`, `compile` (true or a mode), `matmul_precision`."""
     if settings.get('microbatch_size') and any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules()):
         logger.warning('trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch by itself, so its size '
                        'does change the result')
@@ -14,5 +19,8 @@ def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Mod
         torch.set_float32_matmul_precision(settings['matmul_precision'])
     if settings.get('channels_last'):
         model = model.to(memory_format=torch.channels_last)
+    if settings.get('activation_checkpointing'):
+        for block in dist.blocks_of(bare(model)):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     mode = settings.get('compile')
     return torch.compile(model, mode=None if mode is True else mode) if mode else model

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from utils import dist
 from utils.errors import CheckpointError
 
 
@@ -60,7 +61,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, old_config: di
         return
     changed = changed_args('optimizer', old_config, config)
     try:
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(_sharded(saved, optimizer))
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f'the optimizer state in the checkpoint does not fit: {error}') from error
     for name, (before, now) in changed.items():
@@ -71,6 +72,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict, old_config: di
             elif name in group:
                 group[name] = now
         logger.info(f'optimizer.args.{name}: {before} in the checkpoint, {now} from here on')
+
+
+def _sharded(saved: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """An optimizer's state, which is whole in a checkpoint, in parts where the parameters are."""
+    numbers = [number for group in saved['param_groups'] for number in group['params']]
+    parameters = dict(zip(numbers, (parameter for group in optimizer.param_groups for parameter in group['params'])))
+    return {**saved, 'state': {number: {name: dist.sharded_like(value, parameters.get(number)) for name, value in state.items()}
+                               for number, state in saved['state'].items()}}
 
 
 def load_scheduler(scheduler: LRScheduler, name: str, saved: dict, old_config: dict, config: Any) -> list[str]:

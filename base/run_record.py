@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from utils import dist
 from utils.errors import UserError
 
 try:
@@ -21,12 +22,12 @@ def made_by(seed: int, device: torch.device) -> dict:
     return {'torch': str(torch.__version__), 'python': platform.python_version(), 'git': _git('rev-parse', 'HEAD'),
             'uncommitted_changes': bool(_git('status', '--porcelain')), 'command': list(sys.argv), 'seed': seed,
             'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            'machine': platform.machine(), 'threads': torch.get_num_threads()}
+            'machine': platform.machine(), 'threads': torch.get_num_threads(), 'processes': dist.n_processes(), 'job': dist.job()}
 
 
 def differences(before: dict, now: dict) -> str:
     """The parts of `made_by` that can change a result and did, in words; empty when none."""
-    kinds = ('torch', 'python', 'git', 'uncommitted_changes', 'device', 'machine', 'threads')
+    kinds = ('torch', 'python', 'git', 'uncommitted_changes', 'device', 'machine', 'threads', 'processes')
     return ', '.join(f'{kind} {before[kind]} -> {now[kind]}' for kind in kinds if kind in before and before[kind] != now[kind])
 
 
@@ -39,13 +40,16 @@ def write_history(history: list[dict], log_dir: Path) -> None:
 
 
 class RunLock:
-    """Inside, this process is the only trainer of the run folder; the kernel lets go when the process dies."""
+    """Inside, this is the only training in the run folder; the kernel lets go when the (main) process dies."""
 
     def __init__(self, folder: Path):
         self.path = folder / '.lock'
         self._handle = None
 
     def __enter__(self) -> None:
+        dist.on_main(self._take)
+
+    def _take(self) -> None:
         if fcntl is None:
             return
         self._handle = open(self.path, 'a')

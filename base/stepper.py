@@ -8,6 +8,7 @@ import torch
 
 from base.average import Average
 from base.schedule import Schedule
+from utils import dist
 from utils.batch import length, split
 from utils.errors import ConfigError, NonFiniteError
 
@@ -24,13 +25,15 @@ class Stepper:
     average: is updated after each step.
     max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row (this reads a number from the
     device at each step); None takes them.
+    model: what the gradients are of; where several processes train, those of its parameters are shared as it is wrapped
+    (utils/dist.py), those of other parameters of the optimizer by the stepper itself.
     loss_of(*micro_batch): the loss; only optimizers that evaluate it several times a step (LBFGS) call it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None = None, *,
                  device: torch.device | str = 'cpu', precision: str = 'fp32', microbatch_size: int | str | None = None,
                  max_grad_norm: float | None = None, max_grad_value: float | None = None, max_skips: int | None = None,
-                 average: Average | None = None, loss_is_sum: bool = False,
+                 average: Average | None = None, loss_is_sum: bool = False, model: torch.nn.Module | None = None,
                  loss_of: Callable[..., torch.Tensor] | None = None, find_size: Callable[[Any], int] | None = None):
         if precision not in DTYPES:
             raise ConfigError(f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}')
@@ -53,6 +56,12 @@ class Stepper:
         if self.needs_closure and (self.clips or precision == 'fp16'):
             raise ConfigError(f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be combined '
                               'with trainer.max_grad_norm, trainer.max_grad_value or trainer.precision "fp16"')
+        if self.needs_closure and dist.n_processes() > 1:
+            raise ConfigError(f'{type(optimizer).__name__} evaluates the loss several times a step, as often as it finds fit: that is '
+                              'for a single process')
+        self.model = model
+        self._unshared = dist.unshared(self._parameters(), model)
+        self.weight = 1.0         # what this process's share of the batch counts for, see dist.in_step
         self.loss = None          # of the current batch so far, a 0-dim tensor
         self.n_skipped = self.n_skipped_in_a_row = 0
         self._micro_batches = []  # of the current batch, with their shares of it, kept for a closure only
@@ -60,7 +69,8 @@ class Stepper:
 
     def micro_batches(self, batch: Any) -> Iterator[Any]:
         """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
-        self._micro_batches, self.loss, self._share = [], None, 1.0
+        self._micro_batches, self.loss = [], None
+        self._share = dist.n_processes() * bool(self.weight) if self.loss_is_sum else self.weight
         if self._find_size is not None:
             self.microbatch_size, self._find_size = self._find_size(batch), None
             self.optimizer.zero_grad(set_to_none=True)  # what trying it left in the loss's own parameters
@@ -68,9 +78,13 @@ class Stepper:
             self._remember(batch)
             yield batch
             return
+        n_samples, n_done = length(batch), 0
         for micro_batch in split(batch, self.microbatch_size):
-            self._share = 1.0 if self.loss_is_sum else length(micro_batch) / length(batch)
+            n_done += length(micro_batch)
+            if not self.loss_is_sum:
+                self._share = self.weight * length(micro_batch) / n_samples
             self._remember(micro_batch)
+            dist.share_gradients(self.model, wanted=n_done == n_samples)
             yield micro_batch
 
     def _remember(self, micro_batch: Any) -> None:
@@ -89,6 +103,7 @@ class Stepper:
 
     def step(self) -> None:
         """One optimizer step with the gradients so far; afterwards there are none."""
+        dist.mean_gradients(self._unshared)
         if self.clips:
             self._clip()
         if self.max_skips is not None and not self._is_finite():
@@ -108,7 +123,7 @@ class Stepper:
         parameters = self._parameters()
         self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self.grad_norm = dist.whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
         if self.max_grad_value is not None:
             torch.nn.utils.clip_grad_value_(parameters, self.max_grad_value)
 
@@ -118,7 +133,8 @@ class Stepper:
     def _is_finite(self) -> bool:
         gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
         norm = self.loss if self.scaler.is_enabled() else torch.nn.utils.get_total_norm(gradients)  # a scaler judges gradients itself
-        finite = bool((norm.isfinite() & self.loss.isfinite()).item())
+        is_broken = not (dist.whole(norm).isfinite() & self.loss.isfinite()).item()
+        finite = dist.sums([is_broken])[0] == 0
         self.n_skipped_in_a_row = 0 if finite else self.n_skipped_in_a_row
         return finite
 

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.dataloader import default_collate
 
-from base.base_data_loader import loader_options_for
+from base.base_data_loader import loader_options_for, refuse_small_batches
 from base.fetching import WorkerStart, start
+from utils import dist
 from utils.errors import ConfigError
 from utils.seed import key, own_randomness, seed_sample
 
@@ -20,24 +21,24 @@ class StreamDataLoader(DataLoader):
     """A pass is the stream from its beginning; what it draws from torch, random and numpy is keyed by (seed, pass, sample).
 
     A stream without an end needs trainer.len_epoch: so many batches are an epoch, and the next epoch is the next pass.
-    rank, n_ranks: this process and how many there are; each gets its share of every batch. batch_size counts all of them.
+    Where several processes train, each gets its share of every batch; `batch_size` counts the samples of all shares.
     """
 
     def __init__(self, dataset: IterableDataset, batch_size: int, num_workers: int = 0, collate_fn: Callable = default_collate, *,
-                 seed: int | None = None, rank: int = 0, n_ranks: int = 1, **loader_options: Any):
+                 seed: int | None = None, **loader_options: Any):
         if not isinstance(dataset, IterableDataset):
             raise ConfigError(f'StreamDataLoader is for streams (IterableDataset), and dataset is a {type(dataset).__name__}')
-        if batch_size % n_ranks:
-            raise ConfigError(f'batch_size is {batch_size}, which {n_ranks} processes cannot share evenly')
+        refuse_small_batches(batch_size)
         options = loader_options_for(loader_options, num_workers, type(self))
         self.seed = torch.initial_seed() if seed is None else seed
-        self._share = _Share(dataset, self.seed, batch_size, rank, n_ranks)
+        self._share = _Share(dataset, self.seed, batch_size, dist.rank(), dist.n_processes())
         self._number, self._first = 0, 0
+        self.is_borrowed = False  # whether the newest batch is another process's: this one has no share of a last, small batch
         super().__init__(dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options)
         # Not persistent: workers get the pass and the position when they start.
         options = {'generator': torch.Generator(), **options, 'persistent_workers': False,
                    'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
-        self._fetcher = DataLoader(self._share, batch_size // n_ranks, num_workers=num_workers, collate_fn=collate_fn, **options)
+        self._fetcher = DataLoader(self._share, len(self._share.part), num_workers=num_workers, collate_fn=_Collate(collate_fn), **options)
 
     def __bool__(self) -> bool:
         return True  # also without a length
@@ -69,18 +70,31 @@ class StreamDataLoader(DataLoader):
         while True:
             with own_randomness(0):
                 try:
-                    batch = next(batches)
+                    batch, self.is_borrowed = next(batches)
                 except StopIteration:
                     return
             yield batch
 
 
+class _Collate:
+    """(batch, whether it is borrowed) of such samples."""
+
+    def __init__(self, collate_fn: Callable):
+        self.collate_fn = collate_fn
+
+    def __call__(self, samples: list[tuple[Any, bool]]) -> tuple[Any, bool]:
+        return self.collate_fn([sample for sample, _ in samples]), samples[0][1]
+
+
 class _Share(IterableDataset):
-    """Of pass `number`, from batch `first` on, the samples of the batches that this worker makes: every n-th of n workers."""
+    """Of pass `number`, from batch `first` on, the samples of the batches that this worker makes: every n-th of n workers.
+
+    Gives (sample, False), and (sample, True) for one of another process in a batch too small for this one to have a share of.
+    """
 
     def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, rank: int, n_ranks: int):
         self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
-        self.part = range(rank * batch_size // n_ranks, (rank + 1) * batch_size // n_ranks)  # of each batch
+        self.part = range(rank, batch_size, n_ranks)  # of each batch
         self.number, self.first = 0, 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -90,13 +104,16 @@ class _Share(IterableDataset):
         samples = iter(self.dataset)
         for index in count():
             seed_sample(key(self.seed, 'stream', self.number, index))
+            batch, place = divmod(index, self.batch_size)
+            is_ours = batch >= self.first and (batch - self.first) % n_workers == worker_id
             try:
                 sample = next(samples)
             except StopIteration:
+                if is_ours and 0 < place <= self.part[0]:
+                    yield sample, True
                 return
             except Exception as error:
                 error.add_note(f'This happened while sample {index} of {type(self.dataset).__name__} was read.')
                 raise
-            batch, place = divmod(index, self.batch_size)
-            if batch >= self.first and (batch - self.first) % n_workers == worker_id and place in self.part:
-                yield sample
+            if is_ours and place in self.part:
+                yield sample, False

@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from utils import dist
 from utils.errors import CheckpointError
 
 
@@ -32,7 +33,7 @@ def load_weights(model: nn.Module, weights: dict, source: object) -> None:
                           for kind, names in problems.items() if names)
         raise CheckpointError(f'{source} does not fit {type(bare(model)).__name__}: {found}. '
                               'Was it made with another "arch"?')
-    bare(model).load_state_dict(weights)
+    bare(model).load_state_dict({name: dist.sharded_like(value, mine[name]) for name, value in weights.items()})
 
 
 def tested_weights(state: dict) -> dict:

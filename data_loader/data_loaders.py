@@ -16,6 +16,7 @@ from base.stream import StreamDataLoader
 from data_loader.collate import PadCollate
 from data_loader.datasets import ImageFolder, Standardize, digits, read_idx
 from data_loader.tables import Table, TargetKind
+from utils import dist
 from utils.errors import ConfigError, DataError
 
 __all__ = ['BaseDataLoader', 'CifarDataLoader', 'CsvDataLoader', 'DigitsDataLoader', 'FashionMnistDataLoader', 'ImageFolderDataLoader',
@@ -51,8 +52,9 @@ class MnistDataLoader(BaseDataLoader):
     def _read(self, data_dir: Path, part: str) -> list[torch.Tensor]:
         folder = data_dir / self.name / 'raw'
         names = [f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte']
-        if not all((folder / name).is_file() for name in names):
-            download(self.name, data_dir, f'the four unpacked idx files ({names[0]}, ...) into {folder.resolve()}')
+        with dist.first_on_machine():
+            if not all((folder / name).is_file() for name in names):
+                download(self.name, data_dir, f'the four unpacked idx files ({names[0]}, ...) into {folder.resolve()}')
         return [read_idx(folder / name) for name in names]
 
 
@@ -70,7 +72,8 @@ class CifarDataLoader(BaseDataLoader):
         if n_classes not in (10, 100):
             raise ConfigError(f'n_classes is {n_classes}: there are CIFAR-10 and CIFAR-100')
         archive = 'cifar-10-python.tar.gz' if n_classes == 10 else 'cifar-100-python.tar.gz'
-        parts = download(f'CIFAR{n_classes}', Path(data_dir), f'{archive} into {Path(data_dir).resolve()}', train=training)
+        with dist.first_on_machine():
+            parts = download(f'CIFAR{n_classes}', Path(data_dir), f'{archive} into {Path(data_dir).resolve()}', train=training)
         images = torch.from_numpy(parts.data).permute(0, 3, 1, 2).contiguous()                        # (n, 3, 32, 32)
         super().__init__(TensorDataset(images, torch.tensor(parts.targets)), batch_size, shuffle, validation_split, num_workers,
                          batch_transform=Standardize([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),

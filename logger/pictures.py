@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils import dist
 from utils.errors import ConfigError
 
 KINDS = ('confusion_matrix', 'precision', 'recall', 'f1', 'roc')
@@ -23,6 +24,7 @@ class Pictures:
             raise ConfigError(f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of {", ".join(KINDS)}')
         self.kinds = kinds
         self._metrics = None
+        self.weight = 1.0  # 0 while a batch is another process's, see dist.in_step
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
@@ -36,6 +38,8 @@ class Pictures:
                               f'{tuple(output.shape)} and {tuple(target.shape)}: leave them out')
         if self._metrics is None:
             self._metrics = self._make(output.shape[1], output.device)
+        if not self.weight:
+            return
         for metric in self._metrics.values():
             metric.update(output.detach().float(), target)
 
@@ -47,7 +51,10 @@ class Pictures:
                 'recall': lambda: classification.MulticlassRecall(**each),
                 'f1': lambda: classification.MulticlassF1Score(**each),
                 'roc': lambda: classification.MulticlassROC(n_classes, thresholds=N_THRESHOLDS, validate_args=False)}
-        return {kind: made[kind]().to(device) for kind in self.kinds}
+        metrics = {kind: made[kind]().to(device) for kind in self.kinds}
+        for metric in metrics.values():
+            metric.dist_sync_fn = dist.gather_tensors
+        return metrics
 
     def draw(self) -> dict[str, np.ndarray]:
         """Each picture by its name, as (height, width, 3) bytes; none before the first update."""

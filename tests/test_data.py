@@ -232,14 +232,6 @@ def test_stream_is_the_same_for_any_number_of_workers(num_workers):
     assert not torch.equal(first[0][:, 1], next(iter(one))[:, 1])  # another pass, other randomness
 
 
-def test_processes_share_a_stream_without_repeats():
-    parts = [StreamDataLoader(Numbers(24), 8, workers, seed=3, rank=rank, n_ranks=2) for rank, workers in ((0, 0), (1, 2))]
-    whole = StreamDataLoader(Numbers(24), 8, seed=3)
-    same([[torch.cat(halves)] for halves in zip(*parts)], [[batch] for batch in whole])
-    with pytest.raises(ConfigError, match='share evenly'):
-        StreamDataLoader(Numbers(), 7, n_ranks=2)
-
-
 class Labelled(IterableDataset):
     def __init__(self, n=None):
         self.n = n

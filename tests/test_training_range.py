@@ -327,7 +327,7 @@ def test_loss_that_adds_up_is_not_weighted_by_share_and_one_that_cannot_be_split
         nn.init.ones_(model.weight)
         criterion = nn.CrossEntropyLoss(reduction='sum')
         stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), microbatch_size=microbatch_size,
-                          loss_is_sum=is_sum(criterion, microbatch_size))
+                          loss_is_sum=is_sum(criterion, in_parts=True))
         nn.init.zeros_(model.bias)
         for data, target in stepper.micro_batches(batch):
             stepper.backward(criterion(model(data), target))
@@ -336,7 +336,7 @@ def test_loss_that_adds_up_is_not_weighted_by_share_and_one_that_cannot_be_split
     torch.testing.assert_close(gradient(3), gradient(None), rtol=1e-6, atol=1e-6)
     weighted = nn.CrossEntropyLoss(weight=torch.ones(3))
     with pytest.raises(ConfigError, match='weighted by class'):
-        is_sum(weighted, 4)
+        is_sum(weighted, in_parts=True)
     assert not is_sum(weighted)
     with pytest.raises(ConfigError, match='one number'):
         is_sum(nn.CrossEntropyLoss(reduction='none'))

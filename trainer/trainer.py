@@ -20,7 +20,7 @@ from base.schedule import Schedule
 from base.stepper import Stepper
 from base.transfer import Frozen
 from logger.pictures import Pictures
-from utils import MetricTracker
+from utils import MetricTracker, dist
 from utils.seed import key, seed_torch
 
 
@@ -45,16 +45,18 @@ class Trainer(BaseTrainer):
         self.frozen.apply(self.start_epoch)
         self.weight_average = average_of(self.model, settings, self.len_epoch)
         self.model = prepared(self.model, settings, self.logger)
+        loss_is_sum = is_sum(criterion, in_parts='microbatch_size' in settings or dist.n_processes() > 1)
         on_nan, schedule = settings.get('on_nan', 'stop'), config.get('lr_scheduler') or {}
         self.schedule = Schedule(lr_scheduler, schedule.get('interval', 'epoch'), self.mnt_metric, schedule.get('warmup_steps', 0))
         self.stepper = Stepper(
             optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'), average=self.weight_average,
-            microbatch_size=settings.get('microbatch_size'), loss_is_sum=is_sum(criterion, settings.get('microbatch_size')),
+            microbatch_size=settings.get('microbatch_size'), loss_is_sum=loss_is_sum,
             max_grad_norm=settings.get('max_grad_norm'), max_grad_value=settings.get('max_grad_value'),
-            max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None, loss_of=self._loss_of,
+            max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None, loss_of=self._loss_of, model=self.model,
             find_size=lambda batch: fitting_size(batch, self.model, self._loss_of, self.logger))
-        self.train_metrics = MetricTracker('loss', metrics=metric_ftns, skip_non_finite=on_nan == 'skip', loss=criterion)
-        self.valid_metrics = MetricTracker('loss', metrics=metric_ftns, loss=criterion)
+        measured = {'metrics': metric_ftns, 'loss': criterion, 'loss_is_sum': loss_is_sum}
+        self.train_metrics = MetricTracker('loss', skip_non_finite=on_nan == 'skip', **measured)
+        self.valid_metrics = MetricTracker('loss', **measured)
         self.pictures = Pictures(settings.get('pictures', []))
         self._forecast = Forecast(self)
         self._logged = (time.perf_counter(), self.step)  # when and at which step the last line was logged
@@ -81,8 +83,9 @@ class Trainer(BaseTrainer):
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
         """Averages over the validation data by name; of the averaged weights, when the run keeps an average."""
         self.pictures.reset()
-        log = evaluate(self.model_to_test, self.watched(self.valid_data_loader), self.criterion, self.valid_metrics,
-                       self.stepper.autocast, self.pictures)
+        dist.share_buffers(self.model_to_test)
+        batches = self.watched(self.valid_data_loader, self.valid_metrics, self.pictures)
+        log = evaluate(self.model_to_test, batches, self.criterion, self.valid_metrics, self.stepper.autocast, self.pictures)
         self.writer.set_step(self.step, 'valid')
         for name, value in log.items():
             self.writer.add_scalar(name, value)

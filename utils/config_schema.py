@@ -80,6 +80,7 @@ TRAINER = {
     'max_grad_norm': _key(NUMBER, 'clip the gradient to this norm', exclusiveMinimum=0, default=None),
     'max_grad_value': _key(NUMBER, 'clip each number of the gradient to this size', exclusiveMinimum=0, default=None),
     'compile': _key({'anyOf': [BOOLEAN, STRING]}, 'torch.compile the model: true, or a mode of it', default=False),
+    'activation_checkpointing': _key(BOOLEAN, 'compute blocks again in the backward pass, to save memory', default=False),
     'channels_last': _key(BOOLEAN, 'the memory layout that GPUs convolve fastest in', default=False),
     'ema_decay': _key({**NUMBER, 'exclusiveMinimum': 0, 'maximum': 1}, 'validate and test a moving average of the weights', default=None),
     'swa_start': _key(INTEGER, 'validate and test the average of the weights after this epoch and each later one', minimum=1, default=None),
@@ -88,6 +89,14 @@ TRAINER = {
                         properties={'epoch': _key(INTEGER, 'the first epoch in which they train', minimum=2)}),
     'pictures': _key({**ARRAY, 'items': {'enum': ['confusion_matrix', 'precision', 'recall', 'f1', 'roc']}},
                      'pictures of the validation for TensorBoard', default=None),
+}
+
+DISTRIBUTED = {
+    'strategy': _key(STRING, 'ddp: the model in each process; fsdp: a part of each weight', enum=['ddp', 'fsdp'], default='ddp'),
+    'sync_bn': _key(BOOLEAN, 'BatchNorm over the samples of all processes (on GPUs)', default=True),
+    'find_unused_parameters': _key(BOOLEAN, 'for models that do not use every parameter in each step (ddp)', default=False),
+    'mixed_precision': _key(STRING, 'what fsdp computes and sends in', enum=['bf16'], default=None),
+    'timeout_s': _key(NUMBER, 'seconds a process waits for the others', exclusiveMinimum=0, default=600),
 }
 
 TOP = {
@@ -103,6 +112,7 @@ TOP = {
     'metrics': _key(ARRAY, 'model/metric.py, torchmetrics', items=ENTRY, default=[]),
     'lr_scheduler': _key(OBJECT, 'torch.optim.lr_scheduler', properties=SCHEDULER, default=None),
     'trainer': _key(OBJECT, 'the run', properties=TRAINER),
+    'distributed': _key(OBJECT, 'when several processes train', properties=DISTRIBUTED, default={}),
     'init_from': _key(ENTRY, 'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}', default=None),
 }
 FILE_ONLY = {

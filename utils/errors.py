@@ -43,5 +43,7 @@ def exit_on_user_error():
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(error.exit_code)
+        from utils import dist
+        if dist.is_first_to_say(str(error)):
+            print(f'error: {error}', file=sys.stderr)
+        dist.leave_at_once(error.exit_code)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from utils import dist
 from utils.batch import length, map_tensors
 from utils.errors import ConfigError
 
@@ -19,20 +20,26 @@ class MetricTracker:
     writer: old style; each update is written to it at once, under the key.
     metrics: what `measure` computes: functions (output, target) -> mean over the samples, and objects with update, compute and
     reset (torchmetrics), which are copied and give one value over all batches. Each has a `__name__`.
+    weight: 0 while a batch is another process's (see dist.in_step), which is then left out. Averages are over all processes, so all
+    have to ask for them.
     skip_non_finite: leave out values that are nan or infinite, with their samples.
+    loss_is_sum: the loss given to `measure` is a sum over samples, and is brought to their mean.
     loss: the loss whose `terms`, where it has any, are averaged too.
     """
 
     FOLD_AFTER = 1000  # values of a key kept before they are read anyway, to bound the memory they hold
 
     def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = (), skip_non_finite: bool = False,
-                 loss: Any = None):
+                 loss: Any = None, loss_is_sum: bool = False):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
         self._functions = {metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')}
         self._stateful = {metric.__name__: copy.deepcopy(metric) for metric in metrics if hasattr(metric, 'compute')}
         for metric in self._stateful.values():
             metric.persistent(True)  # torchmetrics keeps its sums out of state_dict unless told to
+            metric.dist_sync_fn = dist.gather_tensors
+        self.weight = 1.0
+        self.loss_is_sum = loss_is_sum
         self._loss = loss if hasattr(loss, 'terms') else None
         self._keys = [*keys, *(self._loss.names if self._loss else ()), *self._functions]
         self.reset()
@@ -44,12 +51,13 @@ class MetricTracker:
 
     def measure(self, loss: torch.Tensor, output: Any, target: Any) -> None:
         """Update 'loss' and every one of `metrics` with a batch."""
+        if not self.weight:
+            return
         n_samples = length(target)
         output = map_tensors(torch.Tensor.detach, output)
-        self.update('loss', loss, n_samples)
-        if self._loss is not None:
-            for name, value in self._loss.terms.items():
-                self.update(name, value, n_samples)
+        losses = {'loss': loss} | (self._loss.terms if self._loss is not None else {})
+        for name, value in losses.items():
+            self.update(name, value / n_samples if self.loss_is_sum else value, n_samples)
         for name, metric in self._functions.items():
             self.update(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
@@ -57,6 +65,8 @@ class MetricTracker:
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number, a numpy scalar or a tensor with one element."""
+        if not self.weight:
+            return
         if self.writer is not None:
             self.writer.add_scalar(key, value)
         if key not in self._averages:
@@ -69,29 +79,36 @@ class MetricTracker:
     def avg(self, key: str) -> float:
         """Mean of `key` since the last reset; nan when it was never updated."""
         self._fold()
-        return self._averages[key].mean()
+        return _mean(*dist.sums(self._averages[key].sums()[:2]))
 
     def result(self) -> dict[str, float]:
         """Mean of every key since the last reset, and the value of every stateful metric."""
-        self._fold()
-        means = {key: average.mean() for key, average in self._averages.items()}
+        means = {key: _mean(*sums[:2]) for key, sums in self._sums().items()}
         for name, metric in self._stateful.items():
             means |= _numbers(name, metric.compute())
         return means
 
     def recent(self) -> dict[str, float]:
         """Mean of every key updated since the last call of `recent`."""
+        recent = {key: sums[2:] for key, sums in self._sums().items()}
+        for average in self._averages.values():
+            average.recent_total, average.recent_count = 0.0, 0
+        return {key: _mean(*sums) for key, sums in recent.items() if sums[1]}
+
+    def _sums(self) -> dict[str, list[float]]:
+        """[total, count, recent total, recent count] of each key, over all processes."""
         self._fold()
-        return {key: average.take_recent() for key, average in self._averages.items() if average.recent_count}
+        flat = iter(dist.sums([number for average in self._averages.values() for number in average.sums()]))
+        return {key: [next(flat) for _ in range(4)] for key in self._averages}
 
     def state_dict(self) -> dict:
-        self._fold()
-        return {'averages': {key: average.sums() for key, average in self._averages.items()},
-                'stateful': {name: metric.state_dict() for name, metric in self._stateful.items()}}
+        return {'averages': self._sums(), 'stateful': {name: _state_of_all(metric) for name, metric in self._stateful.items()}}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over the sums of the keys that both have."""
         self.reset()
+        if not dist.is_main():
+            return  # the sums are of all processes, and one goes on with them
         for key in self._averages.keys() & state['averages'].keys():
             self._averages[key].load(state['averages'][key])
         for name, metric in self._stateful.items():
@@ -111,8 +128,21 @@ class MetricTracker:
         """Old style: the sums as a pandas table with the columns total, counts, average."""
         import pandas
         self._fold()
-        rows = {key: (average.total, average.count, average.mean()) for key, average in self._averages.items()}
+        rows = {key: (average.total, average.count, _mean(average.total, average.count)) for key, average in self._averages.items()}
         return pandas.DataFrame.from_dict(rows, orient='index', columns=['total', 'counts', 'average'])
+
+
+def _mean(total: float, count: float) -> float:
+    return total / count if count else math.nan
+
+
+def _state_of_all(metric: Any) -> dict:
+    """The state that a torchmetrics metric would have in a single process, as far as it can tell."""
+    with metric.sync_context():
+        state = metric.state_dict()
+    # what was a list of tensors has become their concatenation
+    return {name: [value] if isinstance(getattr(metric, name, None), list) and not isinstance(value, list) else value
+            for name, value in state.items()}
 
 
 def _numbers(name: str, value: Any) -> dict[str, float]:
@@ -144,14 +174,6 @@ class _Average:
         self.recent_count += count - self.count
         self.total, self.count, self.recent_total = total, count, recent_total
         self.pending.clear()
-
-    def mean(self) -> float:
-        return self.total / self.count if self.count else math.nan
-
-    def take_recent(self) -> float:
-        mean = self.recent_total / self.recent_count
-        self.recent_total, self.recent_count = 0.0, 0
-        return mean
 
     def sums(self) -> list[float]:
         return [self.total, self.count, self.recent_total, self.recent_count]

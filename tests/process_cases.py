@@ -1,0 +1,216 @@
+"""Run by tests/test_processes.py in 1, 2 and 3 processes: torchrun ... tests/process_cases.py FOLDER CASE [CASE ...]
+
+A case is a function; what it returns in the main process is written to FOLDER/CASE.json. `main` and no pytest: torchrun wants a script.
+"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from base import BaseDataLoader, BaseModel
+from base.stream import StreamDataLoader
+from model.metric import accuracy, top_k_acc
+from parse_config import ConfigParser
+from trainer import Trainer
+from trainer.trainer import evaluate
+from utils import MetricTracker, dist
+from utils.errors import exit_on_user_error
+from utils.seed import seed_everything
+
+N_SAMPLES, N_VALID = 101, 23  # 78 to train on: batches of 16 and a last one of 14; of 11 and a last one of 1
+
+
+class Plain(BaseModel):
+    """Nothing that depends on how a batch is shared: no dropout, no BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(6, 9), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return F.log_softmax(self.out(F.relu(self.hidden(x))), dim=1)
+
+
+def points():
+    generator = torch.Generator().manual_seed(5)
+    classes = torch.arange(N_SAMPLES) % 3
+    return torch.randn(N_SAMPLES, 6, generator=generator) + 0.5 * classes.unsqueeze(1), classes
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from zip(*points())
+
+
+def config_of(folder, resume=None, distributed=None, **settings):
+    return ConfigParser({'name': 'points', 'n_gpu': 0, 'distributed': distributed or {},
+                         'trainer': {'epochs': 2, 'save_dir': str(folder), 'verbosity': 0, 'monitor': 'min val_loss', **settings}}, resume)
+
+
+def loader_of(batch_size=16, in_memory=True, num_workers=0, **options):
+    dataset = TensorDataset(*points())
+    if not in_memory:
+        dataset = [tuple(row) for row in dataset]
+    return BaseDataLoader(dataset, batch_size, shuffle=True, validation_split=N_VALID, num_workers=num_workers, seed=3, **options)
+
+
+def trainer_of(folder, loader=None, resume=None, distributed=None, criterion=F.nll_loss, metrics=(accuracy,), model=None,
+               optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.01), **settings):
+    config = config_of(folder, resume, distributed, **settings)
+    seed_everything(3)
+    loader = loader or loader_of()
+    model = config.wrap(model or Plain(), torch.device('cpu'))
+    criterion = criterion() if isinstance(criterion, type) else criterion
+    parameters = [*model.parameters(), *(criterion.parameters() if isinstance(criterion, nn.Module) else ())]
+    optimizer = optimizer(parameters)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    valid = loader.split_validation() if hasattr(loader, 'split_validation') else loader_of().split_validation()
+    return Trainer(model, criterion, list(metrics), optimizer, config, torch.device('cpu'), loader, valid, scheduler)
+
+
+def outcome(trainer):
+    """The history and the weights after training, as plain data."""
+    weights = dist.whole(dict(trainer.model.state_dict()))
+    return {'history': trainer.history, 'step': trainer.step,
+            'weights': {name.removeprefix('module.'): value.tolist() for name, value in weights.items()}}
+
+
+def trained(folder, **options):
+    trainer = trainer_of(folder, **options)
+    trainer.train()
+    return outcome(trainer)
+
+
+class Center(nn.Module):
+    """A loss with weights of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.centers = nn.Parameter(torch.zeros(3))
+
+    def forward(self, output, target):
+        return F.nll_loss(output + self.centers, target)
+
+
+def train_even(folder):
+    return trained(folder, loader=loader_of(batch_size=13))
+
+
+def train_last_batch_of_one(folder):
+    return trained(folder, loader=loader_of(batch_size=11))
+
+
+def train_workers(folder):
+    return trained(folder, loader=loader_of(batch_size=11, in_memory=False, num_workers=2))
+
+
+def train_micro_batches(folder):
+    return trained(folder, loader=loader_of(batch_size=11), microbatch_size=2, max_grad_norm=0.5)
+
+
+def train_epochs_across_passes(folder):
+    return trained(folder, loader=loader_of(batch_size=11), len_epoch=9)
+
+
+def train_stream(folder):
+    return trained(folder, loader=StreamDataLoader(Stream(), 10, seed=3), len_epoch=13)  # ends with one of a single sample
+
+
+def train_sum_of_losses(folder):
+    return trained(folder, loader=loader_of(batch_size=11), criterion=nn.NLLLoss(reduction='sum'), microbatch_size=3)
+
+
+def train_loss_with_weights(folder):
+    return trained(folder, criterion=Center)
+
+
+def train_average(folder):
+    return trained(folder, ema_decay=0.9)
+
+
+def train_skipping(folder):
+    return trained(folder, on_nan='skip')
+
+
+def train_sharded(folder):
+    return trained(folder, loader=loader_of(batch_size=11), distributed={'strategy': 'fsdp'}, microbatch_size=4, max_grad_norm=0.5)
+
+
+def train_checkpointed(folder):
+    return trained(folder, loader=loader_of(batch_size=11), activation_checkpointing=True)
+
+
+def evaluate_exactly(folder):
+    """Metrics of 101 samples, and how many were counted."""
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+    made = [MulticlassAccuracy(3), MulticlassAUROC(3)]
+    for metric in made:
+        metric.__name__ = type(metric).__name__
+    results = {}
+    for batch_size in (50, 101, 7):
+        seed_everything(1)
+        loader = BaseDataLoader(TensorDataset(*points()), batch_size, False, 0.0, 0)
+        metrics = MetricTracker('loss', metrics=[accuracy, top_k_acc, *made])
+        batches = dist.in_step(loader, loader, [metrics])
+        results[str(batch_size)] = evaluate(Plain(), batches, F.nll_loss, metrics)
+        results[f'{batch_size} counted'] = {key: sums[1] for key, sums in metrics._sums().items()}
+    return results
+
+
+def count_all_reduces(folder):
+    """How often gradients cross in a step, whatever the number of micro-batches."""
+    counts = {}
+    for size in (None, 8, 2):
+        trainer, n_calls = trainer_of(folder, microbatch_size=size, epochs=1), []
+        if dist.n_processes() > 1:
+            trainer.model.register_comm_hook(n_calls, count_and_reduce)
+        trainer.train()
+        counts[str(size)] = len(n_calls) / trainer.step
+    return counts
+
+
+def count_and_reduce(n_calls, bucket):
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    n_calls.append(1)
+    return allreduce_hook(None, bucket)
+
+
+def interrupted(folder):
+    """Stops inside the second epoch."""
+    trainer = trainer_of(folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()], max_steps=11)
+    trainer.train()
+    return {'step': trainer.step, 'position': trainer.position, 'run': str(trainer.checkpoint_dir)}
+
+
+def resumed(folder):
+    run = json.loads((Path(folder).parent.parent / 'interrupted' / 'interrupted.json').read_text())['run']
+    return trained(folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()], resume=Path(run) / 'checkpoint-last.pth')
+
+
+def uninterrupted(folder):
+    return trained(folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()])
+
+
+def _auroc():
+    from torchmetrics.classification import MulticlassAUROC
+    metric = MulticlassAUROC(3)
+    metric.__name__ = 'auroc'
+    return metric
+
+
+def main(folder, *cases):
+    torch.set_num_threads(1)
+    for case in cases:
+        result = globals()[case](Path(folder) / case)
+        if dist.is_main():
+            (Path(folder) / f'{case}.json').write_text(json.dumps(result))
+
+
+if __name__ == '__main__':
+    with exit_on_user_error(), dist.processes(1, timeout_s=60, on_cpu=True):
+        main(*sys.argv[1:])

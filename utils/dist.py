@@ -1,0 +1,475 @@
+"""The only file that knows about processes. In a single process every function does nothing, or says so.
+
+The processes are started by torchrun, or by `launch` for `-d 0,1`, and talk through torch.distributed: NCCL between GPUs, gloo on
+the CPU. All of them run the same script, take a share of each batch and keep the same weights; the main one (rank 0) writes.
+"""
+import inspect
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.batch import length, map_tensors
+from utils.compare import first_difference
+from utils.errors import ConfigError, DataError, UserError
+
+VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each process
+REPORT_S = 3.0       # how long processes wait for each other's last words
+ORPHAN_S = 1.0       # how often a process looks whether the one that started it is there
+_store = None        # a few words that all processes can read, also when no collective works any more
+
+
+# Who am I?
+
+def is_started() -> bool:
+    """Whether this is one of several processes of a job, also before it has joined them."""
+    return 'RANK' in os.environ or 'WORLD_SIZE' in os.environ
+
+
+def is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_joined() else int(os.environ.get('RANK', 0))
+
+
+def n_processes() -> int:
+    return dist.get_world_size() if is_joined() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and reports."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return int(os.environ.get('LOCAL_RANK', 0))
+
+
+def n_local() -> int:
+    """The processes of the job on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+
+def is_first_here() -> bool:
+    """Whether this is the first process of the job on its machine: its voice, before the processes have met."""
+    return local_rank() == 0
+
+
+def job() -> str | None:
+    """Names the torchrun that restarts this process when it fails; None without one."""
+    return os.environ.get('TORCHELASTIC_RUN_ID')
+
+
+def is_restarted() -> bool:
+    """Whether an earlier attempt of the same job has failed."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+
+
+# Starting, joining, leaving
+
+def launch(n: int) -> None:
+    """Run this command in `n` processes on this machine and leave with their exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+    os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '300')  # seconds for the step in progress and a checkpoint
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // n)))
+    try:
+        run(parse_args(['--standalone', f'--nproc-per-node={n}', '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1', *sys.argv]))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            sys.stderr.write(f'error: process {failure.local_rank} of {n} was ended by signal {-failure.exitcode}\n')
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    sys.exit(0)
+
+
+@contextmanager
+def processes(n: int, timeout_s: float = 600, on_cpu: bool = False):
+    """Inside, this process is one of those that torchrun started, and leaves with them. Without torchrun `n` of them are started here.
+
+    timeout_s: how long one waits for the others before it takes them for lost. on_cpu: use no GPU.
+    """
+    if not is_started() and n > 1:
+        launch(n)
+    if not is_started():
+        yield
+        return
+    _join(timeout_s, on_cpu)
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and 'find_unused_parameters' in str(error):
+            raise ConfigError('some parameters take no part in the loss, and the processes wait for their gradients: say "distributed": '
+                              '{"find_unused_parameters": true}, or freeze them') from error
+        _report(error)
+        leave_at_once(1)
+    except SystemExit:  # a stop, which all processes have agreed on
+        _leave()
+        raise
+    _leave()
+
+
+def _join(timeout_s: float, on_cpu: bool) -> None:
+    global _store
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} not set, and other variables of torchrun are: '
+                          f'start with torchrun --nproc-per-node N {" ".join(sys.argv)}, or unset RANK and WORLD_SIZE to train in one '
+                          'process')
+    use_cuda = torch.cuda.is_available() and not on_cpu
+    if use_cuda and n_local() > torch.cuda.device_count():
+        raise ConfigError(f'{n_local()} processes are started on this machine, which has {torch.cuda.device_count()} GPUs: start as many '
+                          'processes as GPUs, or say -d cpu')
+    if use_cuda:
+        torch.cuda.set_device(local_rank())
+    _watch_parent()
+    timeout = timedelta(seconds=timeout_s)
+    from torch.distributed.rendezvous import rendezvous
+    store, number, n = next(rendezvous('env://', timeout=timeout))
+    _store = dist.PrefixStore('armature', store)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', store=dist.PrefixStore('torch', store),
+                            rank=number, world_size=n, timeout=timeout)
+    gather(None)  # until all have met, one that leaves would take the others for late
+    _store.set_timeout(timedelta(seconds=REPORT_S))
+
+
+def _leave() -> None:
+    dist.barrier()  # one that is gone while others still talk aborts them
+    dist.destroy_process_group()
+
+
+def leave_at_once(exit_code: int) -> None:
+    """Leave without the others: gloo's threads would abort an interpreter that winds down while they wait."""
+    if not is_joined():
+        sys.exit(exit_code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _watch_parent() -> None:
+    """Ask this process to stop when the torchrun that started it is gone: nobody else would end it."""
+    if job() is None:
+        return
+    parent = os.getppid()
+
+    def watch():
+        import signal
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)  # for the step in progress and a checkpoint
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# When something fails
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process has said this yet: what all of them find wrong is shown once."""
+    if _store is None:
+        return is_first_here() or not is_started()
+    try:
+        return _store.compare_set(f'said/{zlib.crc32(message.encode())}', '', str(rank())) == str(rank()).encode()
+    except RuntimeError:  # the store is gone
+        return True
+
+
+def _report(error: Exception) -> None:
+    """Say what has failed and in which process: the one whose error it is, or, when it is silent, the first of the others."""
+    me = f'process {rank()} of {n_processes()} ({socket.gethostname()}, pid {os.getpid()})'
+    lost_touch = isinstance(error, (dist.DistError, RuntimeError)) and any(
+        word in str(error) for word in ('gloo', 'NCCL', 'Connection', 'connection', 'imed out', 'timeout'))
+    try:
+        _store.set(f'alive/{rank()}', '')
+        if not lost_touch:
+            _store.set(f'failed/{rank()}', '')
+    except RuntimeError:
+        lost_touch = False  # nobody to ask: tell all we know
+    if not lost_touch:
+        if is_first_to_say(repr(error)):
+            sys.stderr.write(f'error: {me} failed:\n{"".join(traceback.format_exception(error))}')
+        return
+    time.sleep(REPORT_S)
+    others = range(n_processes())
+    if any(_is_set(f'failed/{each}') for each in others):
+        return
+    silent = [str(each) for each in others if not _is_set(f'alive/{each}')]
+    text = (f'process {" and ".join(silent)} of {n_processes()} does not answer any more: it was killed, or hangs, or its machine is away'
+            if silent else f'the processes cannot talk to each other: {error}')
+    if is_first_to_say(text):
+        sys.stderr.write(f'error: {text}\n')
+
+
+def _is_set(name: str) -> bool:
+    try:
+        return _store.check([name])
+    except RuntimeError:
+        return False
+
+
+# Talking
+
+def gather(value: Any) -> list[Any]:
+    """What each process gave, by rank, in all of them."""
+    if not is_joined():
+        return [value]
+    values = [None] * n_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def refuse_differences(value: Any, what: str) -> None:
+    """A ConfigError when the processes do not all have the same `value`."""
+    first, *others = gather(value)
+    for number, other in enumerate(others, 1):
+        if different := first_difference(first, other):
+            raise ConfigError(f'{what}: {different} in process {number} is another than in process 0. Start all processes with the same '
+                              'command, on the same files')
+
+
+def on_main(action: Callable, *args: Any) -> Any:
+    """What `action(*args)` returns in the main process, in all of them; a UserError there is raised in all."""
+    if not is_joined():
+        return action(*args)
+    result, error = None, None
+    if is_main():
+        try:
+            result = action(*args)
+        except UserError as caught:
+            error = caught
+    said = [result, error]
+    dist.broadcast_object_list(said, src=0, device=torch.device('cpu'))
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
+
+
+def sums(numbers: list[float]) -> list[float]:
+    """The sum over the processes of each number, in float64."""
+    if not is_joined() or not numbers:
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_tensors(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+    """The tensor of each process, of whatever size: how torchmetrics gathers. Those without elements are left out, as long as some have."""
+    found = [each.to(tensor.device) for each in gather(tensor.cpu())]
+    return [each for each in found if each.numel()] or found[:1]
+
+
+@contextmanager
+def first_on_machine():
+    """The first process of each machine goes through the body while the others wait, such as to download."""
+    if is_joined() and not is_first_here():
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if is_joined() and is_first_here():
+            dist.barrier()
+
+
+class Exchange:
+    """A few whole numbers from each process to all, under way while the caller computes."""
+
+    def start(self, *numbers: int) -> None:
+        self._numbers = torch.zeros(n_processes(), len(numbers), dtype=torch.int64)
+        self._numbers[rank()] = torch.tensor(numbers)
+        self._work = dist.all_reduce(self._numbers, async_op=True)
+
+    def result(self) -> list[list[int]]:
+        """(processes, numbers)"""
+        self._work.wait()
+        return self._numbers.tolist()
+
+
+# Sharing the data
+
+def share(indices: torch.Tensor) -> torch.Tensor:
+    """The samples of a batch that are this process's: every n-th. When there are none, one of another's, to keep step."""
+    if n_processes() == 1:
+        return indices
+    mine = indices[rank()::n_processes()]
+    return mine if len(mine) else indices[:1]
+
+
+def is_borrowed(n_samples: int) -> bool:
+    """Whether the share of a batch of `n_samples` is another's."""
+    return rank() >= n_samples and n_processes() > 1
+
+
+def in_step(batches: Iterable[Any], loader: Any, weighed: Iterable[Any] = (), wishes: Callable[[], tuple] = tuple,
+            obey: Callable[..., None] = lambda *_: None) -> Iterator[Any]:
+    """A batch for each step that the processes take together: this process's share of it.
+
+    Before each, `weight` of the objects in `weighed` becomes what the mean over the share counts for in the mean over processes: 1 when
+    all have the same number of samples, 0 when the share is borrowed. After each, `obey` is called with the largest of each of
+    `wishes()` (numbers) that any process had, in several processes with those from the beginning of the step.
+    """
+    if not is_joined():
+        for batch in batches:
+            yield batch
+            obey(*wishes())
+        return
+    batches, exchange, batch = iter(batches), Exchange(), None
+
+    def following():
+        upcoming = next(batches, None)
+        n_samples = 0 if upcoming is None or getattr(loader, 'is_borrowed', False) else length(upcoming)
+        exchange.start(n_samples, *map(int, wishes()))
+        return upcoming
+
+    upcoming = following()
+    while True:
+        said = exchange.result()
+        obey(*(max(column) for column in list(zip(*said))[1:]))
+        n_samples = sum(numbers[0] for numbers in said)
+        if n_samples == 0:
+            for each in weighed:
+                each.weight = 1.0
+            return
+        batch = batch if upcoming is None else upcoming  # one whose stream has ended goes through its last batch again, for nothing
+        if batch is None:
+            raise DataError(f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?')
+        upcoming = following()
+        for each in weighed:
+            each.weight = said[rank()][0] * n_processes() / n_samples
+        yield batch
+
+
+# Sharing the model
+
+def wrap(model: nn.Module, device: torch.device, *, strategy: str = 'ddp', sync_bn: bool = True, find_unused_parameters: bool = False,
+         mixed_precision: str | None = None, **_: Any) -> nn.Module:
+    """The model on `device`, whose gradients become the mean over the processes: DistributedDataParallel, or FSDP2.
+
+    strategy: 'ddp' keeps all of the model in each process; 'fsdp' keeps a part of each weight, and puts a block (`shard_blocks()` of
+    the model, its direct children without one) together while it computes. mixed_precision: 'bf16' lets FSDP compute and
+    send in it. sync_bn: BatchNorm over the samples of all processes (on GPUs). find_unused_parameters: for models that do not use
+    all of their parameters in each step.
+    """
+    if not is_joined():
+        return model.to(device)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if sync_bn and device.type == 'cuda':
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif norms and n_processes() > 1 and is_main():
+        sys.stderr.write('warning: BatchNorm normalises each process\'s share of a batch by itself here, so the number of processes does '
+                         'change the result (distributed.sync_bn needs GPUs)\n')
+    if strategy == 'fsdp':
+        return _sharded(model, device, mixed_precision)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError('the model has no parameters to train')
+    # Buffers are shared where it matters, by share_buffers: then forward passes without gradients need no company.
+    options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    no_buffers = {'forward_sync_buffers' if 'forward_sync_buffers' in options else 'broadcast_buffers': False}
+    return nn.parallel.DistributedDataParallel(model.to(device), [device] if device.type == 'cuda' else None,
+                                               find_unused_parameters=find_unused_parameters, **no_buffers)
+
+
+def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None) -> nn.Module:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    mesh = dist.init_device_mesh(device.type, (n_processes(),))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed_precision == 'bf16' else MixedPrecisionPolicy()
+    for block in blocks_of(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model.to(device)  # buffers, which are not sharded
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that make sense to keep in memory one at a time."""
+    blocks = model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children()
+    return [block for block in blocks if any(True for _ in block.parameters())]
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether the gradients of `model` are shared."""
+    return not is_joined() or _shared_part(model) is not None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return is_joined() and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+
+
+def _shared_part(model: nn.Module) -> nn.Module | None:
+    """The wrapper of DDP, or the root module of FSDP, also under torch.compile; None without one."""
+    model = getattr(model, '_orig_mod', model)
+    is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, 'set_requires_gradient_sync')
+    return model if is_shared else None
+
+
+def share_gradients(model: nn.Module | None, wanted: bool) -> None:
+    """Say whether the next backward pass sends gradients: only the last micro-batch of a step has to."""
+    if model is None or not is_joined():
+        return
+    shared = _shared_part(model)
+    if isinstance(shared, nn.parallel.DistributedDataParallel):
+        shared.require_backward_grad_sync = wanted
+    elif shared is not None:
+        shared.set_requires_gradient_sync(wanted)
+
+
+def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[torch.Tensor]:
+    """Those of `parameters` whose gradients the wrapper of `model` does not share."""
+    if n_processes() == 1:
+        return []
+    shared = set(map(id, model.parameters())) if model is not None and is_wrapped(model) else set()
+    return [parameter for parameter in parameters if id(parameter) not in shared]
+
+
+def mean_gradients(parameters: list[torch.Tensor]) -> None:
+    """Make each gradient the mean over the processes."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= n_processes()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's buffers, such as running means, before they are tested or saved."""
+    if n_processes() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def whole(state: Any) -> Any:
+    """A state with the parts of each sharded tensor put together; to be called in all processes."""
+    return map_tensors(lambda tensor: tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor, state) if is_joined() else state
+
+
+def part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+
+
+def sharded_like(tensor: Any, like: Any) -> Any:
+    """`tensor`, which is whole, in parts as `like` is, when it has the same shape."""
+    if not hasattr(like, 'full_tensor') or not isinstance(tensor, torch.Tensor) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
