@@ -102,7 +102,7 @@ class ConfigParser:
         from base import checkpoint
         run = checkpoint.newest_run(self._saved() / 'models' / self.name)
         newest = checkpoint.newest_valid(run) if run is not None else None
-        state = checkpoint.load(newest) if newest is not None else {'finished': True}
+        state = checkpoint.load_head(newest) if newest is not None else {'finished': True}
         if state.get('finished'):
             return None
         if different := first_difference(state['config'], self.config):
@@ -115,7 +115,7 @@ class ConfigParser:
         from base import checkpoint
         runs = [self.resume and self.resume.parent, checkpoint.newest_run(self._saved() / 'models' / self.name)]
         for newest in (checkpoint.newest_valid(run) for run in runs if run is not None):
-            if newest is not None and (checkpoint.load(newest).get('made_by') or {}).get('job') == dist.job():
+            if newest is not None and (checkpoint.load_head(newest).get('made_by') or {}).get('job') == dist.job():
                 return newest
         return None
 
@@ -311,7 +311,7 @@ def find_checkpoint(text: str) -> Path:
 
 def read_checkpoint_config(path: Path) -> Document:
     from base import checkpoint
-    config = checkpoint.load(path).get('config')
+    config = checkpoint.load_head(path).get('config')
     if not isinstance(config, dict):
         raise ConfigError(f'{path}: this checkpoint holds no config: give one with -c config.json')
     document = Document(config)

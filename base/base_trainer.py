@@ -1,9 +1,11 @@
 """BaseTrainer: the run around the epochs: resume, watch, stop, save."""
+import copy
 import math
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,8 @@ class BaseTrainer(ABC):
         self._save_every_s = 60 * (settings.get('save_every_minutes') or math.inf)
         self._save_due = time.monotonic() + self._save_every_s
 
+        self._sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
+        self._writing = None     # a sharded checkpoint on its way to the disk
         self.checkpoint_dir = config.save_dir
         if config.resume is not None:
             self._resume_checkpoint(config.resume)
@@ -111,6 +115,7 @@ class BaseTrainer(ABC):
                         self.data_loader.seek(epoch - 1)
                     self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
                     if self._finished:
+                        self._finish_writing()
                         self.logger.info(f'Training ends: {self._finished}')
                         break
                     self._obey(max(dist.gather(self._stop.wish)))
@@ -179,11 +184,13 @@ class BaseTrainer(ABC):
         for batch in dist.in_step(loader, loader, weighed, lambda: (self._stop.wish,), self._obey):
             yield to_device(batch, self.device)
 
-    def _wishes(self) -> tuple[int, bool]:
-        return self._stop.wish, time.monotonic() >= self._save_due
+    def _wishes(self) -> tuple[int, bool, bool]:
+        return self._stop.wish, time.monotonic() >= self._save_due, self._writing is not None and self._writing.is_under_way
 
-    def _obey(self, stop: int, save: bool = False) -> None:
+    def _obey(self, stop: int, save: bool = False, is_writing: bool = True) -> None:
         """What any of the processes has wished for is done in all of them."""
+        if not is_writing:
+            self._finish_writing()
         if save:
             self._save_last()
         self._stop.grant(stop)
@@ -231,6 +238,7 @@ class BaseTrainer(ABC):
 
     def _leave(self) -> None:
         self._save_last()
+        self._finish_writing()
         raise Stopped
 
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
@@ -252,15 +260,42 @@ class BaseTrainer(ABC):
         """Write the present state under `names`; what is not finite is not written."""
         self._check_losses()
         self._check_weights()
+        paths = [self.checkpoint_dir / name for name in names]
+        with self._save_errors():
+            if self._sharing.get('checkpoint') == 'sharded':
+                self._write_shards(paths)
+            else:
+                dist.on_main(checkpoint.save, dist.whole(self._state()), *paths)
+            self._saved_at, self._save_due = (self.epochs_done, self.step), time.monotonic() + self._save_every_s
+            self.logger.debug(f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps')
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
         try:
-            dist.on_main(checkpoint.save, self._state(), *(self.checkpoint_dir / name for name in names))
+            yield
         except CheckpointError as error:
             if self.config['trainer'].get('on_save_error', 'stop') == 'stop':
                 raise
             self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
-            return
-        self._saved_at, self._save_due = (self.epochs_done, self.step), time.monotonic() + self._save_every_s
-        self.logger.debug(f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps')
+
+    def _write_shards(self, paths: list[Path]) -> None:
+        """Begin to write a sharded checkpoint; the one before has to be done."""
+        from base import sharded  # torch's own part takes a while to import
+        self._finish_writing()
+        head, tensors = sharded.take_out(self._state())
+        head = copy.deepcopy(dist.whole(head))  # the training may go on before it is written
+        self._writing = sharded.Writing(
+            tensors, self.checkpoint_dir / f'shards-epoch{self.epochs_done}-step{self.step}',
+            lambda shards: dist.on_main(checkpoint.save_head, {**head, 'shards': shards}, *paths),
+            self._sharing.get('write_in_background', False))
+        if not self._sharing.get('write_in_background'):
+            self._finish_writing()
+
+    def _finish_writing(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with self._save_errors():
+                writing.finish()
 
     def _check_losses(self) -> None:
         """Raise NonFiniteError on the first loss since the last time that is not finite."""
@@ -289,18 +324,17 @@ class BaseTrainer(ABC):
         """Everything a run needs to go on from here, as plain data."""
         optimizer_state = self.optimizer.state_dict() if hasattr(self.optimizer, 'state_dict') else {}
         rng, *rng_of_others = dist.gather(rng_state())
-        state = {'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
+        return {'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
                 'state_dict': bare(self.model).state_dict(), 'optimizer': optimizer_state, 'monitor_best': self.mnt_best,
                 'config': self.config.config, 'step': self.step, 'samples': self.position * self._batch_size(), 'seed': self.seed,
                 'parts': {name: part.state_dict() for name, part in parts_of(self).items()}, 'history': self.history,
                 'finished': bool(self._finished), 'rng': rng, 'rng_of_others': rng_of_others, 'made_by': self._made_by}
-        return dist.whole(state)
 
     # Resuming
 
     def _resume_checkpoint(self, resume_path: str | Path) -> None:
         """Take over model, optimizer, epoch and best; the other parts follow when training starts and all of them exist."""
-        state = checkpoint.load(Path(resume_path))
+        state = checkpoint.load(Path(resume_path), bare(self.model), self.optimizer)
         load_weights(self.model, state['state_dict'], resume_path)
         if state.get('optimizer') and hasattr(self.optimizer, 'load_state_dict'):
             load_optimizer(self.optimizer, state['optimizer'], state.get('config') or {}, self.config, self.logger)

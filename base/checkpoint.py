@@ -12,6 +12,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ FORMAT = 1
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 CONTENT = {'format': int, 'arch': str, 'epoch': int, 'state_dict': dict, 'optimizer': dict, 'monitor_best': (int, float),
            'config': dict, 'step': int, 'samples': int, 'seed': int, 'parts': dict, 'history': list, 'rng': dict, 'rng_of_others': list,
-           'made_by': dict,
+           'made_by': dict, 'shards': dict,
            'run': dict}
 LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
 NUMPY_DTYPES = [np.dtype(code) for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')]
@@ -57,6 +58,15 @@ def save(state: dict, path: Path, *also: Path) -> None:
     except OSError as error:
         raise CheckpointError(f'{path} could not be written: {error.strerror or error}. It needs {len(content):,} bytes; '
                               f'{_free_bytes(paths[0].parent)} are free. The files that are there are whole.') from error
+
+
+def save_head(head: dict, *paths: Path) -> None:
+    """`save` the head of a sharded checkpoint whose parts are there, and remove the parts that no head names any more."""
+    from base import sharded
+    save(head, *paths)
+    run = paths[0].parent
+    used = {(load_head(path).get('shards') or {}).get('folder') for path in run.glob('*.pth')}
+    sharded.remove_unused(run, used)
 
 
 def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
@@ -165,12 +175,26 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
 
 # Reading
 
-def load(path: Path) -> dict:
+def load(path: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None) -> dict:
     """The checkpoint in `path`, verified, on the CPU; one of the old template is read without running any code it holds.
 
-    Raises CheckpointError, whatever is wrong with the file.
+    model, optimizer: what a sharded checkpoint is read for, in all processes together. Raises CheckpointError, whatever is wrong
+    with the file.
     """
-    path = Path(path)
+    def complete(head):
+        if not head.get('shards'):
+            return head
+        from base import sharded  # torch's own part takes a while to import
+        return sharded.read(head, Path(path).parent, model, optimizer)
+    return _load(Path(path), complete)
+
+
+def load_head(path: Path) -> dict:
+    """As `load`, of a sharded checkpoint without its parts: everything but the tensors of model and optimizer."""
+    return _load(Path(path), lambda head: head)
+
+
+def _load(path: Path, complete: Callable[[dict], dict]) -> dict:
     for _ in range(3):  # a training that writes this very file meanwhile may exchange it between our looks at it
         try:
             with path.open('rb') as file:
@@ -179,7 +203,7 @@ def load(path: Path) -> dict:
                     continue
                 if verified is False:
                     raise ValueError(f'it has changed since {_sidecar(path).name} was written (remove that if it was you)')
-                return _checked(_read(file, verified))
+                return complete(_checked(_read(file, verified)))
         except OSError as error:
             raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
         except Exception as error:  # malformed files raise nearly everything
@@ -328,7 +352,10 @@ def _problem(path: Path) -> str | None:
     try:
         with path.open('rb') as file:
             if not _matches_sidecar(file, path):
-                load(path)
+                load_head(path)
+        if any(path.parent.glob('shards-*')) and (head := load_head(path)).get('shards'):
+            from base import sharded
+            return sharded.problem(head, path.parent)
     except (CheckpointError, OSError) as error:
         return str(error)
     return None

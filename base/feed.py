@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from utils import dist
 from utils.errors import DataError
 
 WAITING_SHARE = 0.2  # of an epoch's time, above which the waiting is worth a warning
@@ -36,7 +37,7 @@ class Feed:
                 check_labels_at_first_output(model, batch, loader)
             yield batch
         self.share = waited_s / (time.perf_counter() - started)
-        if self.share > WAITING_SHARE and not self._has_warned and not is_in_memory(loader):
+        if self.share > WAITING_SHARE and not self._has_warned and not is_in_memory(loader) and dist.is_main():
             self._has_warned = True
             n_cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
             self.logger.warning(f'{self.share:.0%} of the epoch\'s time was spent waiting for data. Most likely to help: '

@@ -11,7 +11,7 @@ from utils import dist
 
 
 def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Module:
-    """The model as the trainer section wants it: `activation_checkpointing`, `channels_last`, `compile` (true or a mode), `matmul_precision`."""
+    """The model as the trainer section wants it."""
     if settings.get('microbatch_size') and any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules()):
         logger.warning('trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch by itself, so its size '
                        'does change the result')

@@ -1,6 +1,7 @@
-"""Run by tests/test_processes.py in 1, 2 and 3 processes: torchrun ... tests/process_cases.py FOLDER CASE [CASE ...]
+"""Run by tests/test_processes.py in 1, 2 and 3 processes: torchrun ... tests/process_cases.py FOLDER BEFORE CASE [CASE ...]
 
-A case is a function; what it returns in the main process is written to FOLDER/CASE.json. `main` and no pytest: torchrun wants a script.
+A case is a function; what it returns in the main process is written to FOLDER/CASE.json. BEFORE is such a folder of another number of
+processes, whose interrupted runs some cases resume.
 """
 import json
 import sys
@@ -141,6 +142,30 @@ def train_sharded(folder):
     return trained(folder, loader=loader_of(batch_size=11), distributed={'strategy': 'fsdp'}, microbatch_size=4, max_grad_norm=0.5)
 
 
+def train_in_shards(folder):
+    """Stopped inside the second epoch, saved in parts, gone on from them, now written in the background."""
+    options = {'loader': loader_of(batch_size=11), 'microbatch_size': 4, 'max_grad_norm': 0.5}
+    sharing = {'strategy': 'fsdp', 'checkpoint': 'sharded'}
+    first = trainer_of(folder, distributed=sharing, max_steps=11, **options)
+    first.train()
+    options['loader'] = loader_of(batch_size=11)
+    return trained(folder, resume=first.checkpoint_dir / 'checkpoint-last.pth',
+                   distributed={**sharing, 'write_in_background': True}, **options)
+
+
+def interrupted_in_shards(folder):
+    trainer = trainer_of(folder, distributed={'strategy': 'fsdp', 'checkpoint': 'sharded'}, loader=loader_of(batch_size=11), max_steps=11)
+    trainer.train()
+    return {'run': str(trainer.checkpoint_dir), 'position': trainer.position, 'weights': outcome(trainer)['weights']}
+
+
+def resumed_from_shards(folder):
+    """As the interrupted run was, but in whatever number of processes there are now: with FSDP in several, plain in one."""
+    run = json.loads((BEFORE / 'interrupted_in_shards.json').read_text())['run']
+    return trained(folder, loader=loader_of(batch_size=11), resume=Path(run) / 'checkpoint-last.pth',
+                   distributed={'strategy': 'fsdp'} if dist.n_processes() > 1 else None)
+
+
 def train_checkpointed(folder):
     return trained(folder, loader=loader_of(batch_size=11), activation_checkpointing=True)
 
@@ -174,6 +199,23 @@ def count_all_reduces(folder):
     return counts
 
 
+def count_bytes(folder):
+    """Bytes for each parameter that this process keeps between steps: [weights, gradients, optimizer], by strategy."""
+    found = {}
+    for strategy in ('ddp', 'fsdp'):
+        config = config_of(folder, distributed={'strategy': strategy})
+        model = nn.Sequential(*(nn.Linear(60, 60) for _ in range(4)))
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        model = config.wrap(model, torch.device('cpu'))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.randn(2, 60)).sum().backward()
+        optimizer.step()
+        kinds = [list(model.parameters()), [parameter.grad for parameter in model.parameters()],
+                 [value for state in optimizer.state.values() for name, value in state.items() if name != 'step']]
+        found[strategy] = [sum(dist.part(tensor).nbytes for tensor in tensors) / n_parameters for tensors in kinds]
+    return found
+
+
 def count_and_reduce(n_calls, bucket):
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     n_calls.append(1)
@@ -188,8 +230,12 @@ def interrupted(folder):
 
 
 def resumed(folder):
-    run = json.loads((Path(folder).parent.parent / 'interrupted' / 'interrupted.json').read_text())['run']
+    run = json.loads((BEFORE / 'interrupted.json').read_text())['run']
     return trained(folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()], resume=Path(run) / 'checkpoint-last.pth')
+
+
+def uninterrupted_plainly(folder):
+    return trained(folder, loader=loader_of(batch_size=11))
 
 
 def uninterrupted(folder):
@@ -203,7 +249,7 @@ def _auroc():
     return metric
 
 
-def main(folder, *cases):
+def main(folder, cases):
     torch.set_num_threads(1)
     for case in cases:
         result = globals()[case](Path(folder) / case)
@@ -212,5 +258,6 @@ def main(folder, *cases):
 
 
 if __name__ == '__main__':
+    BEFORE = Path(sys.argv[2])
     with exit_on_user_error(), dist.processes(1, timeout_s=60, on_cpu=True):
-        main(*sys.argv[1:])
+        main(sys.argv[1], sys.argv[3:])

@@ -2,17 +2,23 @@
 import json
 import math
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from base import checkpoint, sharded
 from tests.conftest import ROOT
+from utils.errors import CheckpointError
 
 TRAININGS = ['train_even', 'train_last_batch_of_one', 'train_workers', 'train_micro_batches', 'train_epochs_across_passes', 'train_stream',
-             'train_sum_of_losses', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded', 'train_checkpointed']
-OTHERS = ['evaluate_exactly', 'count_all_reduces', 'interrupted', 'uninterrupted']
+             'train_sum_of_losses', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded', 'train_in_shards',
+             'train_checkpointed']
+OTHERS = ['evaluate_exactly', 'count_all_reduces', 'count_bytes', 'interrupted', 'interrupted_in_shards', 'uninterrupted']
+RESUMED = ['resumed', 'resumed_from_shards']
 
 
 def start(n_processes, script, *arguments, **environment):
@@ -22,23 +28,24 @@ def start(n_processes, script, *arguments, **environment):
                             stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', **environment})
 
 
-def run_cases(n_processes, folder, *cases):
-    folder.mkdir(parents=True, exist_ok=True)
-    process = start(n_processes, ROOT / 'tests' / 'process_cases.py', folder, *cases)
+def run_cases(n_processes, folder, before, *cases):
+    folder.mkdir()
+    process = start(n_processes, ROOT / 'tests' / 'process_cases.py', folder, before, *cases)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return {case: json.loads((folder / f'{case}.json').read_text()) for case in cases}
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp('processes')
+def results(tmp_path_factory):
+    """What each case gave, by the number of processes: 3, then 2 that also go on from where 3 stopped, then one that goes on from 2.
 
-
-@pytest.fixture(scope='module')
-def results(folder):
-    """What each case gave, by the number of processes; None is a run without torchrun."""
-    return {n: run_cases(n, folder / str(n), *TRAININGS, *OTHERS) for n in (None, 2, 3)}
+    None is a run without torchrun.
+    """
+    folder = tmp_path_factory.mktemp('processes')
+    return {3: run_cases(3, folder / '3', '-', *TRAININGS, *OTHERS),
+            2: run_cases(2, folder / '2', folder / '3', *TRAININGS, *OTHERS, *RESUMED),
+            None: run_cases(None, folder / '1', folder / '2', *TRAININGS, *OTHERS, *RESUMED, 'uninterrupted_plainly')}
 
 
 def differences(one, other, place=''):
@@ -65,9 +72,9 @@ def test_processes_train_as_one_does(results, case, n_processes):
 
 
 def test_sharded_model_trains_as_a_whole_one_does(results):
-    whole = run = results[2]['train_micro_batches']  # differs in the size of micro-batches only, which changes nothing
-    assert run is whole and len(whole['weights']) == 4
+    whole = results[2]['train_micro_batches']  # differs in the size of micro-batches only, which changes nothing
     assert_equal_up_to_rounding(whole, results[2]['train_sharded'])
+    assert_equal_up_to_rounding(whole, results[2]['train_in_shards'])
 
 
 @pytest.mark.parametrize('n_processes', [2, 3])
@@ -83,10 +90,62 @@ def test_gradients_cross_once_a_step(results, n_processes):
     assert results[n_processes]['count_all_reduces'] == {'None': 1, '8': 1, '2': 1}
 
 
-@pytest.mark.parametrize('before, after', [(3, 2), (2, None), (None, 2)])
-def test_run_goes_on_in_another_number_of_processes_inside_an_epoch(results, folder, tmp_path, before, after):
-    assert results[before]['interrupted']['position'] == 3
-    (tmp_path / 'interrupted').mkdir()
-    (tmp_path / 'interrupted' / 'interrupted.json').write_text(json.dumps(results[before]['interrupted']))
-    resumed = run_cases(after, tmp_path / 'resumed', 'resumed')['resumed']
-    assert_equal_up_to_rounding(results[None]['uninterrupted'], resumed)
+def test_memory_is_what_docs_scale_says(results):
+    assert results[None]['count_bytes']['ddp'] == results[2]['count_bytes']['ddp'] == [4, 4, 8]
+    assert results[2]['count_bytes']['fsdp'] == [2, 2, 4] and results[3]['count_bytes']['fsdp'] == pytest.approx([4 / 3, 4 / 3, 8 / 3])
+
+
+@pytest.mark.parametrize('before, after', [(3, 2), (2, None)])
+def test_run_goes_on_in_another_number_of_processes_inside_an_epoch(results, before, after):
+    assert results[before]['interrupted']['position'] == results[before]['interrupted_in_shards']['position'] == 3
+    assert_equal_up_to_rounding(results[None]['uninterrupted'], results[after]['resumed'])
+    assert_equal_up_to_rounding(results[None]['uninterrupted_plainly'], results[after]['resumed_from_shards'])
+
+
+# What can be wrong with the parts of a sharded checkpoint
+
+@pytest.fixture
+def sharded_run(results, tmp_path):
+    """A copy of a run folder with a sharded checkpoint."""
+    return Path(shutil.copytree(results[2]['interrupted_in_shards']['run'], tmp_path / 'run'))
+
+
+def parts_of_last(run):
+    return run / checkpoint.load_head(run / 'checkpoint-last.pth')['shards']['folder']
+
+
+def test_sharded_checkpoint_is_a_whole_one_in_a_single_process(results, sharded_run):
+    state = checkpoint.load(sharded_run / 'checkpoint-last.pth')
+    weights = {name: value.tolist() for name, value in state['state_dict'].items()}
+    assert weights == results[2]['interrupted_in_shards']['weights'] and len(state['optimizer']['state']) == 4
+
+
+@pytest.mark.parametrize('damage', [lambda part: part.unlink(), lambda part: part.write_bytes(part.read_bytes()[:-1] + b'?')])
+def test_missing_or_damaged_part_is_named_and_passed_over(sharded_run, damage, caplog):
+    folder = parts_of_last(sharded_run)
+    part = sorted(folder.glob('__*'))[-1]
+    damage(part)
+    with pytest.raises(CheckpointError, match=f'{part.name} is (missing|damaged)'):
+        checkpoint.load(sharded_run / 'checkpoint-last.pth')
+    assert checkpoint.find(str(sharded_run)).name == 'checkpoint-epoch1.pth' and 'falling back' in caplog.text
+
+
+def test_parts_run_no_code(sharded_run, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / 'it ran',)
+    folder, head = parts_of_last(sharded_run), checkpoint.load_head(sharded_run / 'checkpoint-last.pth')
+    (folder / '.metadata').write_bytes(pickle.dumps(Evil()))
+    head['shards']['files']['.metadata'] = sharded._sha256(folder / '.metadata')  # whoever writes it can say so
+    checkpoint.save(head, sharded_run / 'checkpoint-last.pth')
+    with pytest.raises(CheckpointError, match=r'names pathlib\.Path\.touch'):
+        checkpoint.load(sharded_run / 'checkpoint-last.pth')
+    assert not (tmp_path / 'it ran').exists()
+
+
+def test_head_cannot_name_parts_elsewhere(sharded_run):
+    head = checkpoint.load_head(sharded_run / 'checkpoint-last.pth')
+    for shards in ({**head['shards'], 'folder': '../run'}, {**head['shards'], 'files': {'../config.json': ''}}):
+        checkpoint.save({**head, 'shards': shards}, sharded_run / 'checkpoint-last.pth')
+        with pytest.raises(CheckpointError, match='is missing|as the folder of its parts'):
+            checkpoint.load(sharded_run / 'checkpoint-last.pth')

@@ -50,6 +50,15 @@ def test_run_stopped_after_any_step_equals_uninterrupted_run(experiment, uninter
     assert first_difference(resumed, uninterrupted) == ''
 
 
+def test_metric_that_keeps_its_samples_is_resumed_inside_an_epoch(experiment):
+    from torchmetrics.classification import MulticlassAUROC
+    metric = MulticlassAUROC(2)
+    metric.__name__ = 'auroc'
+    whole = run(experiment.trainer(metrics=[metric]))
+    resumed = run(experiment.trainer(stopped_after(experiment, 9, metrics=[metric]), metrics=[metric]))
+    assert first_difference(resumed, whole) == ''
+
+
 @pytest.mark.parametrize('before, after', [(2, 0), (0, 2), (1, 2)])
 def test_number_of_workers_changes_nothing(experiment, uninterrupted, before, after):
     resumed = run(experiment.trainer(stopped_after(experiment, 9, num_workers=before), num_workers=after))

@@ -96,6 +96,8 @@ DISTRIBUTED = {
     'sync_bn': _key(BOOLEAN, 'BatchNorm over the samples of all processes (on GPUs)', default=True),
     'find_unused_parameters': _key(BOOLEAN, 'for models that do not use every parameter in each step (ddp)', default=False),
     'mixed_precision': _key(STRING, 'what fsdp computes and sends in', enum=['bf16'], default=None),
+    'checkpoint': _key(STRING, 'sharded: each process writes its part (fsdp)', enum=['whole', 'sharded'], default='whole'),
+    'write_in_background': _key(BOOLEAN, 'train on while a sharded checkpoint is written', default=False),
     'timeout_s': _key(NUMBER, 'seconds a process waits for the others', exclusiveMinimum=0, default=600),
 }
 

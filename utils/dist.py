@@ -3,7 +3,10 @@
 The processes are started by torchrun, or by `launch` for `-d 0,1`, and talk through torch.distributed: NCCL between GPUs, gloo on
 the CPU. All of them run the same script, take a share of each batch and keep the same weights; the main one (rank 0) writes.
 """
+import atexit
+import functools
 import inspect
+import logging
 import os
 import socket
 import sys
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DistributedSampler
 
 from utils.batch import length, map_tensors
 from utils.compare import first_difference
@@ -27,6 +31,7 @@ from utils.errors import ConfigError, DataError, UserError
 VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each process
 REPORT_S = 3.0       # how long processes wait for each other's last words
 ORPHAN_S = 1.0       # how often a process looks whether the one that started it is there
+_exit_code = 0
 _store = None        # a few words that all processes can read, also when no collective works any more
 
 
@@ -123,8 +128,8 @@ def processes(n: int, timeout_s: float = 600, on_cpu: bool = False):
                               '{"find_unused_parameters": true}, or freeze them') from error
         _report(error)
         leave_at_once(1)
-    except SystemExit:  # a stop, which all processes have agreed on
-        _leave()
+    except SystemExit as stop:  # which all processes have agreed on
+        _leave(stop.code)
         raise
     _leave()
 
@@ -149,22 +154,33 @@ def _join(timeout_s: float, on_cpu: bool) -> None:
     _store = dist.PrefixStore('armature', store)
     dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', store=dist.PrefixStore('torch', store),
                             rank=number, world_size=n, timeout=timeout)
+    atexit.register(_end)  # early, so that it comes last
     gather(None)  # until all have met, one that leaves would take the others for late
     _store.set_timeout(timedelta(seconds=REPORT_S))
 
 
-def _leave() -> None:
+def _leave(exit_code: int = 0) -> None:
+    global _exit_code
     dist.barrier()  # one that is gone while others still talk aborts them
     dist.destroy_process_group()
+    _exit_code = exit_code
+
+
+def _end() -> None:
+    """The end of the process, when everybody else has had a last word: gloo's threads may abort an interpreter that winds down."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_exit_code)
 
 
 def leave_at_once(exit_code: int) -> None:
-    """Leave without the others: gloo's threads would abort an interpreter that winds down while they wait."""
+    """Leave, without waiting for other processes."""
+    global _exit_code
     if not is_joined():
         sys.exit(exit_code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    _exit_code = exit_code
+    _end()
 
 
 def _watch_parent() -> None:
@@ -292,6 +308,12 @@ def first_on_machine():
             dist.barrier()
 
 
+@functools.cache
+def quiet_group() -> Any:
+    """A second group of all processes, for a thread that must not mix its words with the training's."""
+    return dist.new_group(backend='gloo')
+
+
 class Exchange:
     """A few whole numbers from each process to all, under way while the caller computes."""
 
@@ -334,6 +356,9 @@ def in_step(batches: Iterable[Any], loader: Any, weighed: Iterable[Any] = (), wi
             yield batch
             obey(*wishes())
         return
+    if n_processes() > 1 and not hasattr(loader, 'is_borrowed') and not isinstance(getattr(loader, 'sampler', None), DistributedSampler):
+        raise ConfigError(f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them all of the data: make it a '
+                          'BaseDataLoader, or give it a DistributedSampler')
     batches, exchange, batch = iter(batches), Exchange(), None
 
     def following():
@@ -387,7 +412,7 @@ def wrap(model: nn.Module, device: torch.device, *, strategy: str = 'ddp', sync_
     options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     no_buffers = {'forward_sync_buffers' if 'forward_sync_buffers' in options else 'broadcast_buffers': False}
     return nn.parallel.DistributedDataParallel(model.to(device), [device] if device.type == 'cuda' else None,
-                                               find_unused_parameters=find_unused_parameters, **no_buffers)
+                                               find_unused_parameters=find_unused_parameters, gradient_as_bucket_view=True, **no_buffers)
 
 
 def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None) -> nn.Module:
@@ -462,6 +487,13 @@ def whole(state: Any) -> Any:
     return map_tensors(lambda tensor: tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor, state) if is_joined() else state
 
 
+def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:
+    """A tensor to be filled: in parts as `like` is, when that has the same size, else whole and on the CPU."""
+    if hasattr(like, 'full_tensor') and like.shape == size:
+        return torch.zeros_like(like, dtype=dtype, requires_grad=False)
+    return torch.zeros(size, dtype=dtype)
+
+
 def part(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor."""
     return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
@@ -469,7 +501,7 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
 
 def sharded_like(tensor: Any, like: Any) -> Any:
     """`tensor`, which is whole, in parts as `like` is, when it has the same shape."""
-    if not hasattr(like, 'full_tensor') or not isinstance(tensor, torch.Tensor) or tensor.shape != like.shape:
+    if not hasattr(like, 'full_tensor') or hasattr(tensor, 'full_tensor') or getattr(tensor, 'shape', None) != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

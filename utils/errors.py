@@ -38,12 +38,12 @@ def positive(text: str) -> int:
 @contextmanager
 def exit_on_user_error():
     """Inside, a UserError ends the process with its message on stderr and its exit code; so does Ctrl-C, without a word."""
+    from utils import dist
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(130)
+        dist.leave_at_once(130)
     except UserError as error:
-        from utils import dist
         if dist.is_first_to_say(str(error)):
             print(f'error: {error}', file=sys.stderr)
         dist.leave_at_once(error.exit_code)

@@ -112,7 +112,8 @@ class MetricTracker:
         for key in self._averages.keys() & state['averages'].keys():
             self._averages[key].load(state['averages'][key])
         for name, metric in self._stateful.items():
-            metric.load_state_dict(state['stateful'].get(name, {}), strict=False)
+            saved = copy.deepcopy(state['stateful'].get(name, {}))  # the next reset would empty the lists in it
+            metric.load_state_dict(saved, strict=False)
 
     def _fold(self) -> None:
         """Read the pending values in one transfer and add them to the sums."""
