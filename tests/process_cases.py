@@ -20,7 +20,7 @@ from parse_config import ConfigParser
 from trainer import Trainer
 from trainer.trainer import evaluate
 from utils import MetricTracker, dist
-from utils.errors import exit_on_user_error
+from utils.errors import ConfigError, exit_on_user_error
 from utils.seed import seed_everything
 
 N_SAMPLES, N_VALID = 101, 23  # 78 to train on: batches of 16 and a last one of 14; of 11 and a last one of 1
@@ -61,7 +61,7 @@ def loader_of(batch_size=16, in_memory=True, num_workers=0, **options):
 
 
 def trainer_of(folder, loader=None, resume=None, distributed=None, criterion=F.nll_loss, metrics=(accuracy,), model=None,
-               optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.01), **settings):
+               optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.01), trainer_class=Trainer, **settings):
     config = config_of(folder, resume, distributed, **settings)
     seed_everything(3)
     loader = loader or loader_of()
@@ -71,13 +71,13 @@ def trainer_of(folder, loader=None, resume=None, distributed=None, criterion=F.n
     optimizer = optimizer(parameters)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     valid = loader.split_validation() if hasattr(loader, 'split_validation') else loader_of().split_validation()
-    return Trainer(model, criterion, list(metrics), optimizer, config, torch.device('cpu'), loader, valid, scheduler)
+    return trainer_class(model, criterion, list(metrics), optimizer, config, torch.device('cpu'), loader, valid, scheduler)
 
 
 def outcome(trainer):
     """The history and the weights after training, as plain data."""
     weights = dist.whole(dict(trainer.model.state_dict()))
-    return {'history': trainer.history, 'step': trainer.step,
+    return {'history': trainer.history, 'step': trainer.step, 'run': str(trainer.checkpoint_dir),
             'weights': {name.removeprefix('module.'): value.tolist() for name, value in weights.items()}}
 
 
@@ -197,6 +197,59 @@ def count_all_reduces(folder):
         trainer.train()
         counts[str(size)] = len(n_calls) / trainer.step
     return counts
+
+
+class OldTrainer(Trainer):
+    """A loop as old projects have it."""
+
+    def _train_epoch(self, epoch):
+        self.model.train()
+        self.train_metrics.reset()
+        for data, target in self.data_loader:
+            self.optimizer.zero_grad()
+            loss = self.criterion(self.model(data), target)
+            loss.backward()
+            self.optimizer.step()
+            self.train_metrics.update('loss', loss.item(), n=len(target))
+        log = {'loss': self.train_metrics.avg('loss')}
+        log.update(**{'val_' + name: value for name, value in self._valid_epoch(epoch).items()})
+        self.lr_scheduler.step()
+        return log
+
+
+def train_old_loop(folder):
+    """Batches that all processes have the same share of: such a loop knows nothing of weights."""
+    return trained(folder, loader=loader_of(batch_size=6), trainer_class=OldTrainer)
+
+
+def refusals(folder):
+    """What several processes cannot do, by the words that say so."""
+    fsdp = {'strategy': 'fsdp'}
+    attempts = {
+        'fp16': lambda: trainer_of(folder, distributed=fsdp, precision='fp16'),
+        'average': lambda: trainer_of(folder, distributed=fsdp, ema_decay=0.9),
+        'small batches': lambda: loader_of(batch_size=1),
+        'a loader that does not share': lambda: trained(folder, loader=torch.utils.data.DataLoader(TensorDataset(*points()), 8)),
+        'a closure': lambda: trainer_of(folder, optimizer=torch.optim.LBFGS),
+        'class weights': lambda: trainer_of(folder, criterion=nn.NLLLoss(weight=torch.ones(3))),
+        'a model of its own': lambda: Trainer(Plain(), F.nll_loss, [], None, config_of(folder), torch.device('cpu'), loader_of()),
+        'another config': lambda: config_of(folder, save_period=1 + dist.rank()).save_dir,
+        'an unused parameter': lambda: trained(folder, model=HalfUsed()),
+    }
+    said = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+            said[name] = ''
+        except (ConfigError, RuntimeError) as error:
+            said[name] = str(error)
+    return said
+
+
+class HalfUsed(Plain):
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(2, 2)
 
 
 def count_bytes(folder):

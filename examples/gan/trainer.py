@@ -4,6 +4,7 @@ from torchvision.utils import make_grid
 
 import model.model as module_arch
 from base.stepper import Stepper
+from base.weights import bare
 from trainer import Trainer
 from utils import MetricTracker
 
@@ -17,7 +18,8 @@ class GanTrainer(Trainer):
         self.optimizer_d = self.config.init_obj('optimizer_d', torch.optim, self.discriminator.parameters())
         self.stepper_d = Stepper(self.optimizer_d, device=self.device, microbatch_size=self.stepper.microbatch_size)
         self.train_metrics = MetricTracker('loss', 'loss_d')
-        self.samples_from = torch.randn(64, self.model.n_latent, generator=torch.Generator().manual_seed(0)).to(self.device)
+        self.n_latent = bare(self.model).n_latent
+        self.samples_from = torch.randn(64, self.n_latent, generator=torch.Generator().manual_seed(0)).to(self.device)
 
     def _train_epoch(self, epoch):
         """A step of the discriminator and one of the generator for each batch."""
@@ -48,7 +50,7 @@ class GanTrainer(Trainer):
         return self.criterion(scores, torch.full_like(scores, is_real))
 
     def noise(self, images):
-        return torch.randn(len(images), self.model.n_latent, device=self.device)
+        return torch.randn(len(images), self.n_latent, device=self.device)
 
     @torch.no_grad()
     def log_samples(self):
