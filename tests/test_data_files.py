@@ -229,6 +229,20 @@ def test_train_says_what_is_wrong_with_data_in_one_line(tmp_path):
         assert len(errors) == 1 and re.search(said, errors[0]) and output.strip().endswith(errors[0])
 
 
+def test_digits_are_those_of_scikit_learn():
+    """The loader reads scikit-learn's file by itself; this notices when a new version keeps it elsewhere."""
+    from sklearn.datasets import load_digits
+
+    from data_loader.datasets import MEAN, STD, digits
+    classes = torch.cat([digits(True).tensors[1], digits(False).tensors[1]])
+    brightness = torch.cat([digits(True).tensors[0], digits(False).tensors[0]]).mul(STD).add(MEAN).mean(dim=(1, 2, 3))
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    order = torch.cat([order[360:], order[:360]])
+    assert torch.equal(classes, torch.from_numpy(data.target)[order])
+    assert torch.allclose(brightness, torch.from_numpy(data.images / 16).float().mean(dim=(1, 2))[order], atol=0.02)
+
+
 # Examples
 
 COMMANDS = re.findall(r'^\| `(python .*?)`', (ROOT / 'examples' / 'README.md').read_text(), flags=re.MULTILINE)
