@@ -1,11 +1,9 @@
 """BaseTrainer: the run around the epochs: resume, watch, stop, save."""
-import copy
 import math
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,14 @@ from base.monitor import Monitor
 from base.position import batches_from, samples_of
 from base.resume import load_optimizer, parts_of, restore_parts
 from base.run_record import RunLock, differences, made_by, write_history
+from base.saver import Saver
 from base.stepper import Stepper
 from base.stop import Stopped, StopRequest
 from base.weights import bare, load_weights
 from logger import TensorboardWriter
 from utils import dist
 from utils.batch import to_device
-from utils.errors import CheckpointError, ConfigError, NonFiniteError
+from utils.errors import ConfigError, NonFiniteError
 from utils.metrics import MetricTracker
 from utils.seed import key, rng_state, seed_torch, set_rng_state
 from utils.util import prepare_device, write_json
@@ -87,9 +86,11 @@ class BaseTrainer(ABC):
         self._save_every_s = 60 * (settings.get('save_every_minutes') or math.inf)
         self._save_due = time.monotonic() + self._save_every_s
 
-        self._sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
-        self._writing = None     # a sharded checkpoint on its way to the disk
         self.checkpoint_dir = config.save_dir
+        sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
+        self._saver = Saver(self.checkpoint_dir, self.logger, is_sharded=sharing.get('checkpoint') == 'sharded',
+                            in_background=sharing.get('write_in_background', False),
+                            stops=settings.get('on_save_error', 'stop') == 'stop')
         if config.resume is not None:
             self._resume_checkpoint(config.resume)
         wants_tensorboard = settings.get('tensorboard', settings.get('tensorboardX', False))
@@ -115,7 +116,7 @@ class BaseTrainer(ABC):
                         self.data_loader.seek(epoch - 1)
                     self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
                     if self._finished:
-                        self._finish_writing()
+                        self._saver.finish()
                         self.logger.info(f'Training ends: {self._finished}')
                         break
                     self._obey(max(dist.gather(self._stop.wish)))
@@ -185,12 +186,12 @@ class BaseTrainer(ABC):
             yield to_device(batch, self.device)
 
     def _wishes(self) -> tuple[int, bool, bool]:
-        return self._stop.wish, time.monotonic() >= self._save_due, self._writing is not None and self._writing.is_under_way
+        return self._stop.wish, time.monotonic() >= self._save_due, self._saver.is_under_way
 
     def _obey(self, stop: int, save: bool = False, is_writing: bool = True) -> None:
         """What any of the processes has wished for is done in all of them."""
         if not is_writing:
-            self._finish_writing()
+            self._saver.finish()
         if save:
             self._save_last()
         self._stop.grant(stop)
@@ -238,7 +239,7 @@ class BaseTrainer(ABC):
 
     def _leave(self) -> None:
         self._save_last()
-        self._finish_writing()
+        self._saver.finish()
         raise Stopped
 
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
@@ -260,42 +261,9 @@ class BaseTrainer(ABC):
         """Write the present state under `names`; what is not finite is not written."""
         self._check_losses()
         self._check_weights()
-        paths = [self.checkpoint_dir / name for name in names]
-        with self._save_errors():
-            if self._sharing.get('checkpoint') == 'sharded':
-                self._write_shards(paths)
-            else:
-                dist.on_main(checkpoint.save, dist.whole(self._state()), *paths)
+        if self._saver.write(self._state(), names):
             self._saved_at, self._save_due = (self.epochs_done, self.step), time.monotonic() + self._save_every_s
             self.logger.debug(f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps')
-
-    @contextmanager
-    def _save_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except CheckpointError as error:
-            if self.config['trainer'].get('on_save_error', 'stop') == 'stop':
-                raise
-            self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
-
-    def _write_shards(self, paths: list[Path]) -> None:
-        """Begin to write a sharded checkpoint; the one before has to be done."""
-        from base import sharded  # torch's own part takes a while to import
-        self._finish_writing()
-        head, tensors = sharded.take_out(self._state())
-        head = copy.deepcopy(dist.whole(head))  # the training may go on before it is written
-        self._writing = sharded.Writing(
-            tensors, self.checkpoint_dir / f'shards-epoch{self.epochs_done}-step{self.step}',
-            lambda shards: dist.on_main(checkpoint.save_head, {**head, 'shards': shards}, *paths),
-            self._sharing.get('write_in_background', False))
-        if not self._sharing.get('write_in_background'):
-            self._finish_writing()
-
-    def _finish_writing(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            with self._save_errors():
-                writing.finish()
 
     def _check_losses(self) -> None:
         """Raise NonFiniteError on the first loss since the last time that is not finite."""

@@ -171,7 +171,7 @@ def _end() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(_exit_code)
+    os._exit(_exit_code or hasattr(sys, 'last_value'))  # that is there after a traceback
 
 
 def leave_at_once(exit_code: int) -> None:
