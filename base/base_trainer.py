@@ -152,7 +152,7 @@ class BaseTrainer(ABC):
         steppers = [part for part in vars(self).values() if isinstance(part, Stepper)]
         weighed = steppers + [part for part in vars(self).values() if isinstance(part, MetricTracker)]
         with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
-                  disable=not sys.stderr.isatty()) as bar:
+                  disable=not (sys.stderr.isatty() and dist.is_main())) as bar:
             stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
             stream = self._feed.watch(stream, self.data_loader, self.model)
             for batch in dist.in_step(stream, self.data_loader, weighed, self._wishes, self._obey):
@@ -207,9 +207,10 @@ class BaseTrainer(ABC):
     def _finish_epoch(self, epoch: int, averages: dict) -> None:
         """Report, judge and save an epoch that is trained and validated."""
         self._check_losses()
+        averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         if not math.isfinite(averages.get('loss', 0)) and self.config['trainer'].get('on_nan', 'stop') == 'stop':
             raise NonFiniteError(f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}')
-        log = {'epoch': epoch, **dist.on_main(dict, averages)}  # so that all processes decide by the same digits
+        log = {'epoch': epoch, **averages}
         self.history.append(log)
         self.epochs_done, self.position, self._resumed = epoch, 0, {}
         for name, value in log.items():
@@ -273,8 +274,8 @@ class BaseTrainer(ABC):
             position = self.position - 1 - (self.step - step)
             samples, before = (samples_of(place, self.epochs_done + 1, self.len_epoch, self.data_loader)
                                for place in (position, position - 1))
-            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. Its samples: {samples}. Those of the '
-                                 f'step before, whose gradients may have broken the weights: {before}. {self._way_back()}')
+            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. {self._way_back()} Its samples: '
+                                 f'{samples}. Those of the step before, whose gradients may have broken the weights: {before}.')
 
     def _check_weights(self) -> None:
         broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
