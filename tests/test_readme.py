@@ -30,7 +30,7 @@ def test_commands_of_the_readme_run(tmp_path):
     project = tmp_path / 'clone'
     shutil.copytree(ROOT, project, ignore=NOT_COPIED)
     config = project / 'config.json'
-    config.write_text(config.read_text().replace('"epochs": 40', '"epochs": 2'))  # the only change: shorter
+    config.write_text(re.sub(r'"epochs": \d+', '"epochs": 2', config.read_text()))  # the only change: shorter
     run_script('train.py', '-c', 'config.json', cwd=project, script_folder=project)
     run, = (project / 'saved' / 'models' / 'Digits_LeNet').iterdir()
     shutil.copy(run / 'checkpoint-epoch1.pth', tmp_path / 'checkpoint.pth')
