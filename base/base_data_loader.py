@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
 from base.augment import Augment
@@ -77,6 +77,8 @@ class BaseDataLoader(DataLoader):
         self._augment = Augment(augment) if augment else None
         self._batch_transform, self._unreadable = batch_transform, []
         self.valid_sampler = None
+        if isinstance(sampler, DistributedSampler):
+            raise ConfigError('sampler is a DistributedSampler, and this loader gives each process its share by itself: leave it out')
         if sampler is None or isinstance(sampler, Order):
             train_sampler, self.valid_sampler = self._split_sampler(validation_split)
             sampler = self._bound(sampler, train_sampler)
@@ -113,7 +115,10 @@ class BaseDataLoader(DataLoader):
         for number, indices, is_borrowed in self.due_batches():
             self.is_borrowed = is_borrowed
             if memory.unreadable is not None:
-                indices = indices[~memory.unreadable[indices]]
+                readable = indices[~memory.unreadable[indices]]
+                if not len(readable) and dist.n_processes() > 1:  # others may have read theirs
+                    readable, self.is_borrowed = (~memory.unreadable).nonzero()[:1, 0], True
+                indices = readable
             batch = memory.take(indices.to(device))
             if self._augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]

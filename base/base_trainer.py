@@ -79,6 +79,7 @@ class BaseTrainer(ABC):
         self._resumed = {}       # of the checkpoint: what is put back when training starts
         self._losses = LossWatch()
         self._feed = Feed(self.logger)
+        self._asked_about = 0    # the sharded checkpoint that the last wishes were about
         self._saved_at = None    # the moment that checkpoint-last.pth holds
         self._max_steps = settings.get('max_steps') or math.inf
         self._save_every_steps = settings.get('save_every_steps') or math.inf
@@ -149,8 +150,9 @@ class BaseTrainer(ABC):
         """
         if self.position:
             self._restore_parts(again=True)  # the sums of the interrupted epoch, which its beginning has just reset
-        steppers = [part for part in vars(self).values() if isinstance(part, Stepper)]
-        weighed = steppers + [part for part in vars(self).values() if isinstance(part, MetricTracker)]
+        parts = parts_of(self).values()
+        steppers = [part for part in parts if isinstance(part, Stepper)]
+        weighed = steppers + [part for part in parts if isinstance(part, MetricTracker)]
         with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
                   disable=not (sys.stderr.isatty() and dist.is_main())) as bar:
             stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
@@ -186,11 +188,12 @@ class BaseTrainer(ABC):
             yield to_device(batch, self.device)
 
     def _wishes(self) -> tuple[int, bool, bool]:
+        self._asked_about = self._saver.n_begun
         return self._stop.wish, time.monotonic() >= self._save_due, self._saver.is_under_way
 
     def _obey(self, stop: int, save: bool = False, is_writing: bool = True) -> None:
         """What any of the processes has wished for is done in all of them."""
-        if not is_writing:
+        if not is_writing and self._asked_about == self._saver.n_begun:
             self._saver.finish()
         if save:
             self._save_last()
@@ -262,6 +265,7 @@ class BaseTrainer(ABC):
         """Write the present state under `names`; what is not finite is not written."""
         self._check_losses()
         self._check_weights()
+        dist.share_buffers(bare(self.model))
         if self._saver.write(self._state(), names):
             self._saved_at, self._save_due = (self.epochs_done, self.step), time.monotonic() + self._save_every_s
             self.logger.debug(f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps')

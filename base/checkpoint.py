@@ -62,11 +62,19 @@ def save(state: dict, path: Path, *also: Path) -> None:
 
 def save_head(head: dict, *paths: Path) -> None:
     """`save` the head of a sharded checkpoint whose parts are there, and remove the parts that no head names any more."""
-    from base import sharded
     save(head, *paths)
-    run = paths[0].parent
-    used = {(load_head(path).get('shards') or {}).get('folder') for path in run.glob('*.pth')}
-    sharded.remove_unused(run, used)
+    _remove_unused_parts(paths[0].parent)
+
+
+def _remove_unused_parts(run: Path) -> None:
+    try:
+        ours = [path for path in (run / LAST, run / BEST, *_numbered(run)) if path.is_file()]
+        used = {(load_head(path).get('shards') or {}).get('folder') for path in ours}
+    except CheckpointError:
+        return  # what a damaged one needs, nobody can tell
+    for folder in run.glob('shards-*'):
+        if folder.name not in used:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
@@ -339,6 +347,8 @@ def prune(folder: Path, keep: int) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f'{path} could not be removed: {error.strerror or error}') from error
+    if any(folder.glob('shards-*')):
+        _remove_unused_parts(folder)
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from base.augment import Augment
 from base.stop import STOP_SIGNALS
+from utils import dist
 from utils.errors import DataError, UserError
 from utils.seed import key, own_randomness, seed_sample
 
@@ -133,12 +134,16 @@ def end(iterator: Iterator[Fetched]) -> None:
 
 def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetched]:
     """The same; a DataError when a batch could not be read."""
+    last = None
     try:
         for each in fetched:
             if each.failure:
                 raise DataError(each.failure)
-            if each.batch is None:
+            if each.batch is None and (last is None or dist.n_processes() == 1):
                 raise DataError(f'no sample of a whole batch can be read: {each.unreadable[0]}')
+            if each.batch is None:  # others may have read theirs
+                each = each._replace(batch=last, is_borrowed=True)
+            last = each.batch
             yield each
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error) or 'Caught' in str(error):  # torch's words for one that has died

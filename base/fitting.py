@@ -16,12 +16,11 @@ def fitting_size(batch: Any, model: nn.Module, loss_of: Callable[..., torch.Tens
     size, buffers = length(batch), [buffer.clone() for buffer in model.buffers()]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
     with torch.random.fork_rng():
-        while not _fits(next(split(batch, size)), loss_of):
+        while not all(dist.gather(_fits(next(split(batch, size)), loss_of))):
             if size == 1:
                 raise UserError('not even one sample fits into the memory of the device: take a smaller model or smaller samples')
             size = (size + 1) // 2
             logger.warning(f'Out of memory: going on with micro-batches of {size} samples; the result stays the same')
-    size = min(dist.gather(size))
     dist.share_gradients(model, wanted=True)
     model.zero_grad(set_to_none=True)
     for buffer, before in zip(model.buffers(), buffers):

@@ -62,6 +62,8 @@ def _seek(loader: Any, number: int, first: int) -> Iterator[Any]:
 
 def _read_up(loader: Iterable, number: int, first: int, seed: int, after_reading_up: Callable[[], None]) -> Iterator[Any]:
     pass_key = key(seed, 'pass', number)
+    if hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
+        loader.sampler.set_epoch(number)
     seed_torch(pass_key)
     iterator = iter(loader)
     for index in itertools.count():

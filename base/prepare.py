@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from base.weights import bare
 from utils import dist
+from utils.errors import ConfigError
 
 
 def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Module:
@@ -21,6 +22,9 @@ def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Mod
         model = model.to(memory_format=torch.channels_last)
     if settings.get('activation_checkpointing'):
         for block in dist.blocks_of(bare(model)):
+            if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in block.modules()):
+                raise ConfigError(f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm, which would count '
+                                  'each batch twice. Leave it out of what shard_blocks() of the model returns, or leave the option out')
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     mode = settings.get('compile')
     return torch.compile(model, mode=None if mode is True else mode) if mode else model

@@ -21,6 +21,7 @@ class Saver:
         self.folder, self.logger = folder, logger
         self.is_sharded, self.in_background, self.stops = is_sharded, in_background, stops
         self._writing = None
+        self.n_begun = 0  # sharded checkpoints
 
     def write(self, state: dict, names: list[str]) -> bool:
         """Write `state` under `names`; False when it could not be written and that is not to stop the training."""
@@ -37,6 +38,7 @@ class Saver:
         self.finish()
         head, tensors = sharded.take_out(state)
         head = copy.deepcopy(dist.whole(head))  # the training may go on before it is written
+        self.n_begun += 1
         self._writing = sharded.Writing(tensors, self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}',
                                         lambda shards: dist.on_main(checkpoint.save_head, {**head, 'shards': shards}, *paths),
                                         self.in_background)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from utils import dist
 from utils.errors import ConfigError
 
 INTERVALS = ('epoch', 'step')
@@ -46,7 +47,7 @@ class Schedule:
         """To be called with the epoch's averages when it has been validated."""
         if self.each_epoch and self.on_plateau:
             if self.metric in log:  # when it is missing, the monitor says so right after
-                self._advance(log[self.metric])
+                self._advance(dist.on_main(float, log[self.metric]))  # all processes step by the same number
         elif self.each_epoch:
             self._advance()
 

@@ -80,6 +80,7 @@ class Writing:
         errors = {number: error for number, (_, error) in enumerate(said) if error}
         if errors:
             number, error = next(iter(errors.items()))
+            dist.on_main(shutil.rmtree, self.folder, True)
             raise CheckpointError(f'{self.folder} could not be written by process {number}: {error}. The checkpoints that are there '
                                   'are whole')
         _sync_folder(self.folder)
@@ -98,13 +99,6 @@ def _make_fresh(folder: Path) -> Path:
         except OSError as error:
             raise CheckpointError(f'{fresh} cannot be made: {error.strerror}') from error
     raise CheckpointError(f'{folder} is there, a thousand times')
-
-
-def remove_unused(run: Path, used: set[str]) -> None:
-    """Remove the folders of parts that no head names."""
-    for folder in run.glob('shards-*'):
-        if folder.name not in used:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def problem(head: dict, run: Path) -> str | None:

@@ -62,6 +62,11 @@ class Stepper:
         self.model = model
         self._unshared = dist.unshared(self._parameters(), model)
         self.weight = 1.0         # what this process's share of the batch counts for, see dist.in_step
+        self.largest_share = 0    # samples in that of the process with most of them
+        self._keeps_step = dist.needs_equal_passes(model)
+        if dist.is_sharded(model) and self._unshared and self.clips:
+            raise ConfigError('a loss with weights of its own cannot be clipped together with a model in parts (distributed.strategy '
+                              '"fsdp"): leave trainer.max_grad_norm and max_grad_value out, or say "ddp"')
         self.loss = None          # of the current batch so far, a 0-dim tensor
         self.n_skipped = self.n_skipped_in_a_row = 0
         self._micro_batches = []  # of the current batch, with their shares of it, kept for a closure only
@@ -74,18 +79,22 @@ class Stepper:
         if self._find_size is not None:
             self.microbatch_size, self._find_size = self._find_size(batch), None
             self.optimizer.zero_grad(set_to_none=True)  # what trying it left in the loss's own parameters
-        if self.microbatch_size is None or length(batch) <= self.microbatch_size:
+        if self.microbatch_size is None or max(length(batch), self.largest_share * self._keeps_step) <= self.microbatch_size:
             self._remember(batch)
             yield batch
             return
-        n_samples, n_done = length(batch), 0
-        for micro_batch in split(batch, self.microbatch_size):
-            n_done += length(micro_batch)
+        n_samples = length(batch)
+        parts = list(split(batch, self.microbatch_size))
+        n_passes = max(len(parts), -(-self.largest_share // self.microbatch_size)) if self._keeps_step else len(parts)
+        for number, micro_batch in enumerate(parts, 1):
             if not self.loss_is_sum:
                 self._share = self.weight * length(micro_batch) / n_samples
             self._remember(micro_batch)
-            dist.share_gradients(self.model, wanted=n_done == n_samples)
+            dist.share_gradients(self.model, wanted=number == n_passes)
             yield micro_batch
+        for number in range(len(parts) + 1, n_passes + 1):  # another process has one more
+            dist.share_gradients(self.model, wanted=number == n_passes)
+            self.scaler.scale(self.loss_of(*parts[-1]) * 0).backward()
 
     def _remember(self, micro_batch: Any) -> None:
         if self.needs_closure:

@@ -31,12 +31,12 @@ class StreamDataLoader(DataLoader):
         refuse_small_batches(batch_size)
         options = loader_options_for(loader_options, num_workers, type(self))
         self.seed = torch.initial_seed() if seed is None else seed
-        self._share = _Share(dataset, self.seed, batch_size, dist.rank(), dist.n_processes())
+        self._share = _Share(dataset, self.seed, batch_size, dist.rank(), dist.n_processes(), options['drop_last'])
         self._number, self._first = 0, 0
         self.is_borrowed = False  # whether the newest batch is another process's: this one has no share of a last, small batch
         super().__init__(dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options)
         # Not persistent: workers get the pass and the position when they start.
-        options = {'generator': torch.Generator(), **options, 'persistent_workers': False,
+        options = {'generator': torch.Generator(), **options, 'persistent_workers': False, 'drop_last': False,
                    'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
         self._fetcher = DataLoader(self._share, len(self._share.part), num_workers=num_workers, collate_fn=_Collate(collate_fn), **options)
 
@@ -92,8 +92,8 @@ class _Share(IterableDataset):
     Gives (sample, False), and (sample, True) for one of another process in a batch too small for this one to have a share of.
     """
 
-    def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, rank: int, n_ranks: int):
-        self.dataset, self.seed, self.batch_size = dataset, seed, batch_size
+    def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, rank: int, n_ranks: int, drop_last: bool):
+        self.dataset, self.seed, self.batch_size, self.drop_last = dataset, seed, batch_size, drop_last
         self.part = range(rank, batch_size, n_ranks)  # of each batch
         self.number, self.first = 0, 0
 
@@ -101,7 +101,7 @@ class _Share(IterableDataset):
         worker = get_worker_info()
         worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         seed_sample(key(self.seed, 'stream', self.number))
-        samples = iter(self.dataset)
+        samples, held = iter(self.dataset), []
         for index in count():
             seed_sample(key(self.seed, 'stream', self.number, index))
             batch, place = divmod(index, self.batch_size)
@@ -109,11 +109,14 @@ class _Share(IterableDataset):
             try:
                 sample = next(samples)
             except StopIteration:
-                if is_ours and 0 < place <= self.part[0]:
+                if is_ours and 0 < place <= self.part[0] and not self.drop_last:
                     yield sample, True
                 return
             except Exception as error:
                 error.add_note(f'This happened while sample {index} of {type(self.dataset).__name__} was read.')
                 raise
             if is_ours and place in self.part:
-                yield sample, False
+                held.append((sample, False))
+            if not self.drop_last or place == self.batch_size - 1:  # else they wait until the batch is full
+                yield from held
+                held.clear()

@@ -60,12 +60,12 @@ def loader_of(batch_size=16, in_memory=True, num_workers=0, **options):
     return BaseDataLoader(dataset, batch_size, shuffle=True, validation_split=N_VALID, num_workers=num_workers, seed=3, **options)
 
 
-def trainer_of(folder, loader=None, resume=None, distributed=None, criterion=F.nll_loss, metrics=(accuracy,), model=None,
+def trainer_of(folder, loader=None, resume=None, distributed=None, criterion=F.nll_loss, metrics=(accuracy,), model=Plain,
                optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.01), trainer_class=Trainer, **settings):
     config = config_of(folder, resume, distributed, **settings)
     seed_everything(3)
     loader = loader or loader_of()
-    model = config.wrap(model or Plain(), torch.device('cpu'))
+    model = config.wrap(model(), torch.device('cpu'))
     criterion = criterion() if isinstance(criterion, type) else criterion
     parameters = [*model.parameters(), *(criterion.parameters() if isinstance(criterion, nn.Module) else ())]
     optimizer = optimizer(parameters)
@@ -140,6 +140,28 @@ def train_skipping(folder):
 
 def train_sharded(folder):
     return trained(folder, loader=loader_of(batch_size=11), distributed={'strategy': 'fsdp'}, microbatch_size=4, max_grad_norm=0.5)
+
+
+def train_uneven_micro_batches(folder):
+    """One process has a micro-batch more than the others, and with FSDP all have to make as many passes."""
+    return trained(folder, loader=loader_of(batch_size=9), distributed={'strategy': 'fsdp'}, microbatch_size=2, model=Listed)
+
+
+class Listed(Plain):
+    """Blocks in a list, as transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(2)])
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + F.relu(layer(x))
+        return super().forward(x)
+
+
+def train_stream_of_whole_batches(folder):
+    return trained(folder, loader=StreamDataLoader(Stream(), 8, seed=3, drop_last=True), len_epoch=14)  # passes of 12
 
 
 def train_in_shards(folder):
@@ -234,7 +256,7 @@ def refusals(folder):
         'class weights': lambda: trainer_of(folder, criterion=nn.NLLLoss(weight=torch.ones(3))),
         'a model of its own': lambda: Trainer(Plain(), F.nll_loss, [], None, config_of(folder), torch.device('cpu'), loader_of()),
         'another config': lambda: config_of(folder, save_period=1 + dist.rank()).save_dir,
-        'an unused parameter': lambda: trained(folder, model=HalfUsed()),
+        'an unused parameter': lambda: trained(folder, model=HalfUsed),
     }
     said = {}
     for name, attempt in attempts.items():

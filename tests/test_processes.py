@@ -16,7 +16,7 @@ from utils.errors import CheckpointError
 
 TRAININGS = ['train_even', 'train_last_batch_of_one', 'train_workers', 'train_micro_batches', 'train_epochs_across_passes', 'train_stream',
              'train_sum_of_losses', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded', 'train_in_shards',
-             'train_checkpointed', 'train_old_loop']
+             'train_checkpointed', 'train_old_loop', 'train_uneven_micro_batches', 'train_stream_of_whole_batches']
 OTHERS = ['evaluate_exactly', 'count_all_reduces', 'count_bytes', 'interrupted', 'interrupted_in_shards', 'uninterrupted']
 RESUMED = ['resumed', 'resumed_from_shards']
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from utils.batch import length, map_tensors
+from utils.batch import length
 from utils.compare import first_difference
 from utils.errors import ConfigError, DataError, UserError
 
@@ -348,8 +348,9 @@ def in_step(batches: Iterable[Any], loader: Any, weighed: Iterable[Any] = (), wi
     """A batch for each step that the processes take together: this process's share of it.
 
     Before each, `weight` of the objects in `weighed` becomes what the mean over the share counts for in the mean over processes: 1 when
-    all have the same number of samples, 0 when the share is borrowed. After each, `obey` is called with the largest of each of
-    `wishes()` (numbers) that any process had, in several processes with those from the beginning of the step.
+    all have the same number of samples, 0 when the share is borrowed; `largest_share` is the size of the largest. After each, `obey`
+    is called with the largest of each of `wishes()` (numbers) that any process had, in several processes with those from the beginning
+    of the step.
     """
     if not is_joined():
         for batch in batches:
@@ -364,24 +365,26 @@ def in_step(batches: Iterable[Any], loader: Any, weighed: Iterable[Any] = (), wi
     def following():
         upcoming = next(batches, None)
         n_samples = 0 if upcoming is None or getattr(loader, 'is_borrowed', False) else length(upcoming)
-        exchange.start(n_samples, *map(int, wishes()))
+        exchange.start(upcoming is not None, n_samples, *map(int, wishes()))
         return upcoming
 
     upcoming = following()
     while True:
         said = exchange.result()
-        obey(*(max(column) for column in list(zip(*said))[1:]))
-        n_samples = sum(numbers[0] for numbers in said)
-        if n_samples == 0:
+        have_batches, n_samples, *wished = zip(*said)
+        obey(*map(max, wished))
+        if not any(have_batches):
             for each in weighed:
                 each.weight = 1.0
             return
+        if not any(n_samples):
+            raise DataError('a batch holds no tensors, so that nobody can tell how many samples each process has of it')
         batch = batch if upcoming is None else upcoming  # one whose stream has ended goes through its last batch again, for nothing
         if batch is None:
             raise DataError(f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?')
         upcoming = following()
         for each in weighed:
-            each.weight = said[rank()][0] * n_processes() / n_samples
+            each.weight, each.largest_share = n_samples[rank()] * n_processes() / sum(n_samples), max(n_samples)
         yield batch
 
 
@@ -419,15 +422,22 @@ def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     mesh = dist.init_device_mesh(device.type, (n_processes(),))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed_precision == 'bf16' else MixedPrecisionPolicy()
-    for block in blocks_of(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    try:
+        for block in blocks_of(model):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+    except ValueError as error:
+        raise ConfigError(f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): {error}. Its shard_blocks() says '
+                          'which blocks are to be; blocks that share weights belong to none of them') from error
     return model.to(device)  # buffers, which are not sharded
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that make sense to keep in memory one at a time."""
-    blocks = model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children()
+    blocks = list(model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children())
+    while any(isinstance(block, (nn.ModuleList, nn.ModuleDict)) for block in blocks):  # those have no forward pass
+        blocks = [each for block in blocks
+                  for each in (block.children() if isinstance(block, (nn.ModuleList, nn.ModuleDict)) else [block])]
     return [block for block in blocks if any(True for _ in block.parameters())]
 
 
@@ -437,7 +447,13 @@ def is_wrapped(model: nn.Module) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return is_joined() and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+    return is_joined() and model is not None and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+
+
+def needs_equal_passes(model: nn.Module | None) -> bool:
+    """Whether the processes talk in each forward pass, and wait for ever when one makes more of them."""
+    return n_processes() > 1 and model is not None and (
+        is_sharded(model) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()))
 
 
 def _shared_part(model: nn.Module) -> nn.Module | None:
@@ -484,7 +500,11 @@ def share_buffers(model: nn.Module) -> None:
 
 def whole(state: Any) -> Any:
     """A state with the parts of each sharded tensor put together; to be called in all processes."""
-    return map_tensors(lambda tensor: tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor, state) if is_joined() else state
+    if isinstance(state, torch.Tensor):
+        return state.full_tensor() if hasattr(state, 'full_tensor') else state
+    if isinstance(state, dict) and is_joined():
+        return {name: whole(value) for name, value in state.items()}
+    return type(state)(map(whole, state)) if type(state) in (list, tuple) and is_joined() else state
 
 
 def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:

@@ -139,7 +139,7 @@ def _mean(total: float, count: float) -> float:
 
 def _state_of_all(metric: Any) -> dict:
     """The state that a torchmetrics metric would have in a single process, as far as it can tell."""
-    with metric.sync_context():
+    with metric.sync_context(dist_sync_fn=dist.gather_tensors):
         state = metric.state_dict()
     # what was a list of tensors has become their concatenation
     return {name: [value] if isinstance(getattr(metric, name, None), list) and not isinstance(value, list) else value
