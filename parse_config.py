@@ -90,9 +90,6 @@ class ConfigParser:
         parsed.arguments = given
         if getattr(given, 'resume_or_start', False):
             resume = parsed.resume = parsed._unfinished()
-        if dist.is_restarted() and (last := parsed._last_of_this_job()):
-            resume = parsed.resume = last
-            parsed._continues = resume.parent
         if resume is not None and (config is None or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
         return parsed
@@ -110,14 +107,14 @@ class ConfigParser:
                               f'run as it was: -r {run}. Or start a new one: leave --resume-or-start out, or change "name".')
         return newest
 
-    def _last_of_this_job(self) -> Path | None:
-        """The newest checkpoint that an earlier attempt of this very torchrun has written."""
+    def _left_by_this_job(self, agents: list) -> tuple[Path | None, Path | None]:
+        """(run folder to go on in, checkpoint to go on from) when one of `agents` has trained before; else as the command line says."""
         from base import checkpoint
-        runs = [self.resume and self.resume.parent, checkpoint.newest_run(self._saved() / 'models' / self.name)]
-        for newest in (checkpoint.newest_valid(run) for run in runs if run is not None):
-            if newest is not None and (checkpoint.load_head(newest).get('made_by') or {}).get('job') == dist.job():
-                return newest
-        return None
+        from base.run_record import trained_by
+        run = trained_by(agents, self._saved() / 'models' / self.name)
+        newest = checkpoint.newest_valid(run) if run is not None else None
+        writers = (checkpoint.load_head(newest).get('made_by') or {}).get('agents', []) if newest is not None else []
+        return run or self._continues, newest if set(writers) & set(agents) else self.resume
 
     @contextmanager
     def processes(self):
@@ -129,6 +126,9 @@ class ConfigParser:
         if rehearsal and (dist.is_started() or n_wanted > 1):
             raise ConfigError(f'{rehearsal} runs in a single process: without torchrun, on one device')
         with dist.processes(n_wanted, settings.get('timeout_s', 600), is_on_cpu(n_gpu)):
+            if dist.is_joined():
+                dist.refuse_differences({'-r': self.resume is not None, **self.config}, 'the config')
+                self._continues, self.resume = dist.on_main(self._left_by_this_job, dist.agents())
             yield
 
     # Building what the config describes

@@ -125,7 +125,7 @@ class BaseTrainer(ABC):
             self.logger.info(f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
                              f'To go on: python train.py -r {self.checkpoint_dir}')
             if self._stop.exit_code:
-                sys.exit(self._stop.exit_code)
+                dist.exit_together(self._stop.exit_code)
         finally:
             self.writer.close()
 

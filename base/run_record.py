@@ -14,6 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+LOCK = '.lock'
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -22,7 +23,7 @@ def made_by(seed: int, device: torch.device) -> dict:
     return {'torch': str(torch.__version__), 'python': platform.python_version(), 'git': _git('rev-parse', 'HEAD'),
             'uncommitted_changes': bool(_git('status', '--porcelain')), 'command': list(sys.argv), 'seed': seed,
             'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            'machine': platform.machine(), 'threads': torch.get_num_threads(), 'processes': dist.n_processes(), 'job': dist.job()}
+            'machine': platform.machine(), 'threads': torch.get_num_threads(), 'processes': dist.n_processes(), 'agents': dist.agents()}
 
 
 def differences(before: dict, now: dict) -> str:
@@ -39,11 +40,17 @@ def write_history(history: list[dict], log_dir: Path) -> None:
     unfinished.replace(log_dir / 'metrics.csv')
 
 
+def trained_by(agents: list[str], runs: Path) -> Path | None:
+    """The folder in `runs` that one of these torchruns was the last to train in."""
+    locks = runs.glob(f'*/{LOCK}')
+    return next((lock.parent for lock in locks if set(agents) & set(lock.read_text().splitlines())), None)
+
+
 class RunLock:
     """Inside, this is the only training in the run folder; the kernel lets go when the (main) process dies."""
 
     def __init__(self, folder: Path):
-        self.path = folder / '.lock'
+        self.path = folder / LOCK
         self._handle = None
 
     def __enter__(self) -> None:
@@ -59,6 +66,9 @@ class RunLock:
             self._handle.close()
             raise UserError(f'{self.path.parent} is being trained by another process. Wait for it, stop it, or start a new '
                             'run with -c config.json') from None
+        self._handle.truncate(0)
+        self._handle.write('\n'.join(dist.agents()))
+        self._handle.flush()
 
     def __exit__(self, *_: object) -> None:
         if self._handle is not None:

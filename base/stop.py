@@ -5,6 +5,8 @@ import threading
 import time
 from contextlib import contextmanager
 
+from utils import dist
+
 # The signals that ask for a clean stop, and the exit codes that a shell expects after them.
 EXIT_CODES = {name: code for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143)) if hasattr(signal, name)}
 STOP_SIGNALS = {getattr(signal, name) for name in EXIT_CODES}
@@ -62,6 +64,7 @@ class StopRequest:
         if not self._signal:
             self._signal, self._received_at = signal.Signals(number).name, now
             self.wish = EXIT_CODES[self._signal]
-            os.write(2, f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'.encode())
+            if dist.is_first_here():
+                os.write(2, f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'.encode())
         elif number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
             raise KeyboardInterrupt

@@ -1,0 +1,271 @@
+"""Jobs of two processes that go wrong, with counts: python -m tests.process_faults [--kills 10] [--restarts 10] [--faults 36] ...
+
+Each job is train.py in a small project, started in one of LAUNCHERS. Without flags all campaigns run in full; with flags, those named.
+Exit code 1 unless all are n/n.
+"""
+import argparse
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from base import checkpoint
+from tests.conftest import ROOT
+from tests.faults import Result, tally
+from tools.project import KEPT, files_below, write_files
+from utils.compare import first_difference
+
+CONFIG = {
+    'name': 'points', 'n_gpu': 0, 'arch': {'type': 'points.parts.Net'}, 'data_loader': {'type': 'points.parts.Points'},
+    'optimizer': {'type': 'Adam', 'args': {'lr': 0.01}}, 'loss': 'nll_loss', 'metrics': ['accuracy'],
+    'lr_scheduler': {'type': 'StepLR', 'args': {'step_size': 1, 'gamma': 0.7}},
+    'trainer': {'epochs': 3, 'save_dir': 'saved', 'verbosity': 1, 'monitor': 'min val_loss', 'tensorboard': False, 'save_every_steps': 2},
+}
+COMPARED = ('epoch', 'step', 'samples', 'state_dict', 'optimizer', 'monitor_best', 'parts', 'history', 'rng', 'rng_of_others', 'finished')
+LAUNCHERS = ('torchrun', '-d', 'by hand')
+TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
+LEAVE_S = 45  # how long processes may take to end after one of them was killed
+
+
+def make_project(folder: Path) -> Path:
+    """A project in `folder` that trains the points of tests/process_parts.py."""
+    files = files_below(ROOT, (*KEPT, 'model', 'data_loader', 'trainer', 'train.py'))
+    files['points/__init__.py'] = b''
+    files['points/parts.py'] = (ROOT / 'tests' / 'process_parts.py').read_bytes()
+    files['config.json'] = json.dumps(CONFIG).encode()
+    write_files(folder, files)
+    return folder
+
+
+def start(project: Path, *arguments: object, prefix: tuple = (), **environment: object) -> subprocess.Popen:
+    """`python arguments...` in the project, with a process group of its own, as a shell starts it."""
+    known = {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}  # it is imported often
+    return subprocess.Popen([*prefix, sys.executable, *map(str, arguments)], cwd=project, start_new_session=True, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**known, 'OMP_NUM_THREADS': '1', **{name: str(value) for name, value in environment.items()}})
+
+
+def launch(project: Path, launcher: str, *arguments: object, **environment: object) -> list[subprocess.Popen]:
+    """train.py in two processes: what has been started, a launcher or the processes themselves."""
+    if launcher == 'torchrun':
+        return [start(project, *TORCHRUN, 'train.py', *arguments, **environment)]
+    if launcher == '-d':
+        return [start(project, 'train.py', *arguments, '-d', 'cpu,cpu', **environment)]
+    return by_hand(project, arguments, arguments, **environment)
+
+
+def by_hand(project: Path, *commands: tuple, **environment: object) -> list[subprocess.Popen]:
+    """A process of one job for each of the `commands`."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        shared = {'WORLD_SIZE': len(commands), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': server.getsockname()[1]}
+    return [start(project, 'train.py', *arguments, **shared, RANK=number, LOCAL_RANK=number, **environment)
+            for number, arguments in enumerate(commands)]
+
+
+def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str]:
+    """(exit codes, what was said)."""
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    return [process.returncode for process in processes], '\n'.join(said)
+
+
+def train(project: Path, *arguments: object, **environment: object) -> str:
+    """What train.py says in two processes; it has to succeed."""
+    codes, said = finish(launch(project, 'torchrun', *arguments, **environment))
+    assert codes == [0], said
+    return said
+
+
+def in_own_folder(project: Path, name: object) -> tuple:
+    """Arguments that start a run whose folder lies in project/NAME."""
+    return '-c', 'config.json', '--set', f'trainer.save_dir={project / str(name)}'
+
+
+def run_folder(project: Path, name: object) -> Path | None:
+    """The one run folder that lies there; None without any."""
+    found = list((project / str(name)).glob('models/points/*'))
+    assert len(found) < 2, found
+    return found[0] if found else None
+
+
+def outcome(run: Path) -> dict:
+    """What a run has come to: all of its newest checkpoint that has to be the same whatever happened on the way."""
+    state = checkpoint.load(run / checkpoint.LAST)
+    return {name: state[name] for name in COMPARED}
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that a torchrun has started, as long as it lives."""
+    try:
+        return [int(each) for each in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
+    except OSError:
+        return []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2][0] != 'Z'
+    except OSError:
+        return False
+
+
+def killed(project: Path, rng: random.Random, after_s: float, *arguments: object, whom: tuple = ('agent', '0', '1')) -> tuple[str, str]:
+    """Start a job and SIGKILL its torchrun or one of its processes after so many seconds: (who it was, what went wrong then)."""
+    process, who, started = start(project, *arguments, PACE_S=0.01), rng.choice(whom), time.monotonic()
+    while (here := workers_of(process)) and len(here) < 2 or time.monotonic() - started < after_s:
+        time.sleep(0.01)
+    workers = workers_of(process)
+    victim = process.pid if who == 'agent' or len(workers) < 2 else workers[int(who)]
+    os.kill(victim, signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)  # the processes hold the other end of the pipe: all have left, or said something
+    deadline = time.monotonic() + LEAVE_S
+    while (left := [pid for pid in workers if is_alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return who if victim != process.pid else 'agent', f'{left} are still there' if left else ''
+
+
+def kills(n: int, folder: Path) -> Result:
+    """A job that is killed at a random moment and resumed ends as one that was never stopped does, bit for bit."""
+    project, rng, outcomes = make_project(folder / 'project'), random.Random(1), {}
+    expected, start_s, end_s = measured(project)
+    for trial in range(n):
+        after_s = rng.uniform(start_s - 1, end_s)
+        who, wrong = killed(project, rng, after_s, *TORCHRUN, 'train.py', *in_own_folder(project, trial))
+        run = run_folder(project, trial)
+        newest = checkpoint.newest_valid(run) if run else None
+        step = checkpoint.load(newest)['step'] if newest else None
+        if newest is None:
+            train(project, *in_own_folder(project, f'{trial}-again'))
+            run = run_folder(project, f'{trial}-again')
+        else:
+            train(project, '-r', run)
+        wrong = wrong or first_difference(expected, outcome(run))
+        outcomes[f'{trial}: {who} killed after {after_s:.2f} s, resumed at step {step}'] = f'differs: {wrong}' if wrong else 'equal'
+    return tally(outcomes, {'equal'})
+
+
+def restarts(n: int, folder: Path) -> Result:
+    """A job one of whose processes is killed at a random moment goes on by itself, in one run folder, and ends the same."""
+    project, rng, outcomes = make_project(folder / 'project'), random.Random(2), {}
+    expected, start_s, end_s = measured(project)
+    for trial in range(n):
+        after_s = rng.uniform(start_s - 1, end_s)
+        arguments = (*TORCHRUN, '--max-restarts=3', 'train.py', *in_own_folder(project, trial))
+        who, wrong = killed(project, rng, after_s, *arguments, whom=('0', '1'))
+        wrong = wrong or first_difference(expected, outcome(run_folder(project, trial)))
+        outcomes[f'{who} killed after {after_s:.2f} s'] = f'differs: {wrong}' if wrong else 'equal'
+    return tally(outcomes, {'equal'})
+
+
+def measured(project: Path) -> tuple[dict, float, float]:
+    """(outcome, seconds until the training begins, seconds until it ends) of a job that nothing happens to."""
+    train(project, *in_own_folder(project, 'warm'))  # leaves compiled modules
+    started = time.time()
+    train(project, *in_own_folder(project, 'whole'), PACE_S=0.01)
+    run = run_folder(project, 'whole')
+    return outcome(run), (run / 'config.json').stat().st_mtime - started, (run / checkpoint.LAST).stat().st_mtime - started
+
+
+def ends(n: int, folder: Path) -> Result:
+    """A job that nothing happens to leaves with 0 and says nothing on the way out."""
+    project, outcomes = make_project(folder / 'project'), {}
+    for trial, launcher in zip(range(n), itertools.cycle(('torchrun', 'by hand'))):
+        codes, said = finish(launch(project, launcher, *in_own_folder(project, trial)))
+        is_quiet = all(line.startswith(('Training ends', 'warning: BatchNorm')) for line in said.strip().splitlines()[-1:])
+        outcomes[f'{trial}: {launcher}'] = 'left' if set(codes) == {0} and is_quiet else f'exit codes {codes}: {said[-500:]}'
+    return tally(outcomes, {'left'})
+
+
+# fault: (what is said, {launcher: exit codes, of process 0 and 1 in turn when it is theirs})
+FAULTS = {
+    'raise': (r'error: process {} of 2 \(.*\) failed:', {'torchrun': 1, '-d': 1, 'by hand': 1}),
+    'refuse': (r'error: sample \d+: points.csv holds no number', {'torchrun': 1, '-d': 2, 'by hand': 2}),
+    'kill': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 137, 'by hand': -9}),
+    'hang': (r'error: process {} of 2 \(.*\) hangs', {'torchrun': 1, '-d': 1, 'by hand': 1}),
+    'exit': (r'error: process {} of 2 \(.*\) left by sys.exit\(0\)', {'torchrun': 1, '-d': 1, 'by hand': 1}),
+    'vanish': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 1, 'by hand': 0}),
+}
+WITHOUT_STORE = r'error: process 1 of 2 \(.*\) has lost touch with process 0'  # which kept it
+TRACEBACKS = {'raise': 1}
+
+
+def faults(n: int, folder: Path) -> Result:
+    """A process that fails ends the job in seconds, and is named, with no more than one traceback."""
+    project, outcomes, longest_s = make_project(folder / 'project'), {}, {}
+    trials = itertools.product(LAUNCHERS, (1, 0), FAULTS)
+    for launcher, process, kind in itertools.islice(trials, n or None):
+        fault = f'{kind}:{process}:30'
+        arguments = (*in_own_folder(project, f'{launcher}-{fault}'), '--set', 'distributed.timeout_s=5')
+        codes, said = finish(launch(project, launcher, *arguments, FAULT=fault))
+        took_s = time.time() - (project / f'wrong-{fault}').stat().st_mtime
+        longest_s[kind] = max(longest_s.get(kind, 0), took_s)
+        pattern, expected = FAULTS[kind]
+        pattern = WITHOUT_STORE if launcher == 'by hand' and process == 0 and kind in ('kill', 'vanish') else pattern.format(process)
+        code = codes[process] if launcher == 'by hand' else codes[0]
+        ours = said.partition('SignalException')[0].partition('in _run_module_as_main')[0]  # less torchrun's own last words
+        n_tracebacks = ours.count('Traceback') - ('_run_module' in said)
+        is_good = (('in hang' in said) == (kind == 'hang') and code == expected[launcher] and re.search(pattern, said)
+                   and n_tracebacks <= TRACEBACKS.get(kind, 0) and took_s < 20 and 'forcefully' not in said and said.count('error: ') == 1)
+        outcomes[f'{launcher}, {fault}'] = 'named' if is_good else f'exit codes {codes} after {took_s:.1f} s: {said}'
+    times = ', '.join(f'{kind} {seconds:.1f}' for kind, seconds in longest_s.items())
+    return tally(outcomes, {'named'})._replace(note=f'seconds to the end, at most: {times}')
+
+
+# (launcher, what is sent, exit codes)
+STOPS = [
+    ('torchrun', 'SIGTERM', [1]), ('-d', 'SIGTERM', [143]), ('by hand', 'self-SIGTERM', [143, 143]), ('torchrun', 'group-SIGINT', [1]),
+    ('-d', 'group-SIGINT', [130]), ('by hand', 'self-SIGINT', [130, 130]), ('-d', 'SIGUSR1', [143]),
+    ('torchrun', 'SIGKILL', [-9]), ('-d', 'SIGKILL', [-9]),
+]
+
+
+def stops(n: int, folder: Path) -> Result:
+    """Asked to stop, all processes do so in the same step, with one checkpoint from which the run ends as if it had not been."""
+    project, outcomes = make_project(folder / 'project'), {}
+    train(project, *in_own_folder(project, 'whole'))
+    expected = outcome(run_folder(project, 'whole'))
+    for launcher, sent, expected_codes in STOPS[:n or None]:
+        name = f'{launcher}-{sent}'
+        codes, said = finish(launch(project, launcher, *in_own_folder(project, name), FAULT=f'{sent}:1:36', PACE_S=0.02))
+        took_s, run = time.time() - (project / f'wrong-{sent}:1:36').stat().st_mtime, run_folder(project, name)
+        step = checkpoint.load(run / checkpoint.LAST)['step']
+        train(project, '-r', run)
+        is_good = (codes == expected_codes and said.count('Stopped by SIG') == 1 == said.count('saving after this step')
+                   and f'after {step} steps' in said and step < expected['step'] and took_s < 15 and 'error: ' not in said)
+        different = first_difference(expected, outcome(run))
+        outcomes[f'{name} at step {step}, {took_s:.1f} s'] = 'equal' if is_good and not different else f'{different} {codes}: {said}'
+    return tally(outcomes, {'equal'})
+
+
+# flag: (campaign, full count; 0 means all there are)
+CAMPAIGNS = {'kills': (kills, 10), 'restarts': (restarts, 10), 'ends': (ends, 20), 'faults': (faults, 0), 'stops': (stops, 0)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    for flag, (campaign, full) in CAMPAIGNS.items():
+        parser.add_argument(f'--{flag}', type=int, metavar='N', help=f'{campaign.__doc__} ({full or "all"})')
+    chosen = {flag: count for flag, count in vars(parser.parse_args()).items() if count is not None}
+    failed = False
+    for flag, count in (chosen or {flag: full for flag, (_, full) in CAMPAIGNS.items()}).items():
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            result = CAMPAIGNS[flag][0](count, Path(folder))
+        print(f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}', flush=True)
+        for failure in result.failures[:10]:
+            print(f'    {failure}')
+        failed |= result.held < result.tried
+    return int(failed)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
