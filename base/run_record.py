@@ -59,7 +59,7 @@ class RunLock:
     def _take(self) -> None:
         if fcntl is None:
             return
-        self._handle = open(self.path, 'a')
+        self._handle = open(self.path, 'a')  # noqa: SIM115 (the lock is held as long as it is open)
         try:
             fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf, not flock: loader workers must not inherit it
         except OSError:
