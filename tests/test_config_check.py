@@ -113,11 +113,15 @@ def report(config: dict) -> str:
         ),
         ({'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}, 'interval': 'step'}}, 'waits for the value of an epoch'),
         (
-            {'lr_scheduler': {'type': 'CosineAnnealingLR', 'args': {'T_max': 500}, 'interval': 'step'}, 'trainer__len_epoch': 10},
+            {
+                'lr_scheduler': {'type': 'CosineAnnealingLR', 'args': {'T_max': 500}, 'interval': 'step'},
+                'trainer__epochs': 40,
+                'trainer__len_epoch': 10,
+            },
             '500 steps are not reached: the run has 400',
         ),
         (
-            {'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 30}}},
+            {'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 30}}, 'trainer__epochs': 40},
             'OneCycleLR ends after 30 epochs, and the run has 40',
         ),
     ],
@@ -144,6 +148,7 @@ def test_one_mistake_is_one_line(change, expected):
         },
         {
             'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 0.1, 'total_steps': 400}, 'interval': 'step'},
+            'trainer__epochs': 40,
             'trainer__len_epoch': 10,
         },
         {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {'patience': 2}}},
