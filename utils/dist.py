@@ -35,6 +35,7 @@ VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')  
 REPORT_S = 3.0       # how long processes wait for each other's last words
 WATCH_S = 1.0        # how often a process looks after the others, and after the one that started it
 START_S = 30.0       # how long torchrun may take to answer
+MEET_S = 60.0        # how much later one process may start than another, at least
 LEAVE_S = 20.0       # how long a process may go on when another has failed; torchrun ends it after 30
 LAST_STEP_S = 300.0  # for the step in progress and a checkpoint, when all are to stop
 _exit_code = 1       # of a process that has joined, until it has left as it should
@@ -175,7 +176,7 @@ def _join(timeout_s: float, on_cpu: bool) -> None:
         torch.cuda.set_device(local_rank())
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
     timeout = timedelta(seconds=timeout_s)
-    store, word, number, n = _meet(timeout)
+    store, word, number, n = _meet(max(timeout, timedelta(seconds=MEET_S)))
     _store = dist.PrefixStore(f'armature/{word}', store)
     dist.init_process_group('cpu:gloo,cuda:nccl' if use_cuda else 'gloo', store=dist.PrefixStore(f'torch/{word}', store),
                             rank=number, world_size=n, timeout=timeout)
