@@ -60,15 +60,17 @@ class DigitShardsDataLoader(BaseDataLoader):
 
 
 def write_shards(folder: Path, n_in_shard: int = 300) -> None:
-    if (folder / 'test').is_dir():
+    parts = {part: rows for part, rows in (('train', range(1437)), ('test', range(1437, 1797))) if not (folder / part).is_dir()}
+    if not parts:
         return
     from PIL import Image
     from sklearn.datasets import load_digits
     data = load_digits()
-    for part, rows in (('train', range(1437)), ('test', range(1437, 1797))):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    for part, rows in parts.items():
+        unfinished = folder / f'{part}.unfinished'
+        unfinished.mkdir(parents=True, exist_ok=True)
         for first in rows[::n_in_shard]:
-            with tarfile.open(folder / part / f'{first:04}.tar', 'w') as tar:
+            with tarfile.open(unfinished / f'{first:04}.tar', 'w') as tar:
                 for row in rows[first - rows[0]:][:n_in_shard]:
                     picture, content = Image.fromarray((data.images[row] * 255 / 16).astype(np.uint8)).resize((28, 28)), io.BytesIO()
                     picture.save(content, 'png')
@@ -76,3 +78,4 @@ def write_shards(folder: Path, n_in_shard: int = 300) -> None:
                         member = tarfile.TarInfo(f'{row:04}.{ending}')
                         member.size = len(value)
                         tar.addfile(member, io.BytesIO(value))
+        unfinished.rename(folder / part)
