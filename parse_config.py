@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from utils import config_types, dist
+from utils import config_types, dist, job
 from utils.compare import first_difference
 from utils.config_check import check, describe
 from utils.config_file import Document, did_you_mean, read_config, set_value, show
@@ -50,7 +50,7 @@ class ConfigParser:
         try:
             return cls._from_args(args, options)
         except UserError as error:
-            if dist.is_first_to_say(str(error)):
+            if job.is_first_to_say(str(error)):
                 sys.stderr.write(f'{error}\n')
             sys.exit(2)
 
@@ -125,10 +125,10 @@ class ConfigParser:
         n_wanted = n_processes_wanted(n_gpu)
         if rehearsal and (dist.is_started() or n_wanted > 1):
             raise ConfigError(f'{rehearsal} runs in a single process: without torchrun, on one device')
-        with dist.processes(n_wanted, settings.get('timeout_s', 600), is_on_cpu(n_gpu)):
+        with job.processes(n_wanted, settings.get('timeout_s', 600), is_on_cpu(n_gpu)):
             if dist.is_joined():
                 dist.refuse_differences({'-r': self.resume is not None, **self.config}, 'the config')
-                self._continues, self.resume = dist.on_main(self._left_by_this_job, dist.agents())
+                self._continues, self.resume = dist.on_main(self._left_by_this_job, job.agents())
             yield
 
     # Building what the config describes
@@ -137,7 +137,7 @@ class ConfigParser:
         """The model on its device; where several processes train, shared by them as `distributed` says."""
         settings, trainer = dict(self.get('distributed') or {}), self.config['trainer']
         if dist.is_joined() and settings.get('strategy') == 'fsdp':
-            for key, value in (('precision', 'fp16'), ('ema_decay', ...), ('swa_start', ...), ('unfreeze_at', ...)):
+            for key, value in (('precision', 'fp16'), ('unfreeze_at', ...)):
                 if key in trainer and value in (trainer[key], ...):
                     raise ConfigError(f'trainer.{key} is {show(trainer[key])}, which distributed.strategy "fsdp" cannot do yet: say "ddp", '
                                       'or leave it out')

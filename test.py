@@ -7,7 +7,7 @@ import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
 from base import checkpoint
-from base.losses import is_sum
+from base.losses import count_of, is_sum
 from base.weights import load_tested
 from logger.pictures import Pictures, save_pictures
 from parse_config import ConfigParser
@@ -35,7 +35,8 @@ def main(config, n_batches=None):
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
-    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion, loss_is_sum=is_sum(criterion))
+    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion, loss_is_sum=is_sum(criterion),
+                            count=count_of(criterion))
     pictures = Pictures(config['trainer'].get('pictures', []))
 
     shares = dist.in_step(itertools.islice(data_loader, n_batches), data_loader, [metrics, pictures])

@@ -85,7 +85,7 @@ class BaseDataLoader(DataLoader):
         if isinstance(sampler, Sized):
             self.n_samples = len(sampler)
         self._pass, self._first_sample = 0, 0
-        self.is_borrowed = False  # whether the newest batch is another process's: this one has no share of a last, small batch
+        self.share = dist.WHOLE  # what this process has of the newest batch
         super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, **options)
         self._fetcher_options = {**options, 'num_workers': num_workers}
         self._samples = KeyedSamples(dataset, self.seed, self._augment, on_error == 'skip', num_workers)
@@ -105,19 +105,19 @@ class BaseDataLoader(DataLoader):
     def _fetched_batches(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
         for each in checked(fetched, self._samples):
             self._note_unreadable(each.unreadable)
-            self.is_borrowed = each.is_borrowed
+            self.share = each.share
             yield each.batch
         self._report_unreadable()
 
     def _in_memory_batches(self, memory: InMemory) -> Iterator[Any]:
         """One indexed copy a batch: what collating the single samples gives, without handling them one by one."""
         device = memory.device
-        for number, indices, is_borrowed in self.due_batches():
-            self.is_borrowed = is_borrowed
+        for number, indices, share in self.due_batches():
+            self.share = share
             if memory.unreadable is not None:
                 readable = indices[~memory.unreadable[indices]]
                 if not len(readable) and dist.n_processes() > 1:  # others may have read theirs
-                    readable, self.is_borrowed = (~memory.unreadable).nonzero()[:1, 0], True
+                    readable, self.share = (~memory.unreadable).nonzero()[:1, 0], dist.Share(is_borrowed=True)
                 indices = readable
             batch = memory.take(indices.to(device))
             if self._augment is not None:
@@ -131,8 +131,21 @@ class BaseDataLoader(DataLoader):
             order = self.sampler.order() if isinstance(self.sampler, Order) else list(self.sampler)
             return torch.as_tensor(order, dtype=torch.long)
 
-    def due_batches(self) -> Iterator[tuple[int, torch.Tensor, bool]]:
-        """(pass, indices, whether they are borrowed) of this process's share of each batch of the pass that is due.
+    @property
+    def knows_shares(self) -> bool:
+        """Whether the batches of all processes have as many samples as planned, so that each process knows its share by itself."""
+        if self._memory is not None:
+            return self._memory.unreadable is None
+        return self.collate_fn is default_collate and not self._samples.skip_unreadable and not hasattr(self.dataset, '__getitems__')
+
+    @property
+    def targets_in_memory(self) -> torch.Tensor | None:
+        """(n,) the last of what a sample is, for all of them; None when they are not in memory."""
+        tensors = self._memory.tensors if self._memory is not None else None
+        return tensors[-1] if isinstance(tensors, (list, tuple)) and isinstance(tensors[-1], torch.Tensor) else None
+
+    def due_batches(self) -> Iterator[tuple[int, torch.Tensor, dist.Share]]:
+        """(pass, indices, share) of what this process has of each batch of the pass that is due.
 
         From then on the next pass is due.
         """
@@ -140,7 +153,7 @@ class BaseDataLoader(DataLoader):
         self.seek(number + 1)
         for indices in self.indices(number)[first_sample:].split(self.batch_size):
             if len(indices) == self.batch_size or not self.drop_last:
-                yield number, dist.share(indices), dist.is_borrowed(len(indices))
+                yield number, *dist.share(indices)
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""
@@ -221,9 +234,9 @@ class _Plan:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[int, list[int], bool]]:
-        for number, indices, is_borrowed in self.loader.due_batches():
-            yield number, indices.tolist(), is_borrowed
+    def __iter__(self) -> Iterator[tuple[int, list[int], dist.Share]]:
+        for number, indices, share in self.loader.due_batches():
+            yield number, indices.tolist(), share
 
 
 def refuse_small_batches(batch_size: int) -> None:

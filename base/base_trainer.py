@@ -3,7 +3,7 @@ import math
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from base import checkpoint
 from base.checkpoint import BEST, LAST
 from base.feed import Feed
 from base.finite import LossWatch, broken_weights
+from base.losses import count_of
 from base.monitor import Monitor
 from base.position import batches_from, samples_of
 from base.resume import load_optimizer, parts_of, restore_parts
@@ -24,8 +25,8 @@ from base.stepper import Stepper
 from base.stop import Stopped, StopRequest
 from base.weights import bare, load_weights
 from logger import TensorboardWriter
-from utils import dist
-from utils.batch import to_device
+from utils import dist, job
+from utils.batch import length, target_of, to_device
 from utils.errors import ConfigError, NonFiniteError
 from utils.metrics import MetricTracker
 from utils.seed import key, rng_state, seed_torch, set_rng_state
@@ -59,6 +60,7 @@ class BaseTrainer(ABC):
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
         self.criterion = self.loss = criterion
+        self._count = count_of(criterion)  # what the losses over parts of a batch are weighted by
         self.metric_ftns = self.metrics = metric_ftns
         self.optimizer = optimizer
         self.seed = torch.initial_seed()
@@ -90,7 +92,7 @@ class BaseTrainer(ABC):
         self.checkpoint_dir = config.save_dir
         sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
         self._saver = Saver(self.checkpoint_dir, self.logger, is_sharded=sharing.get('checkpoint') == 'sharded',
-                            in_background=sharing.get('write_in_background', False),
+                            in_background=sharing.get('write_in_background', False) and type(self).train is BaseTrainer.train,
                             stops=settings.get('on_save_error', 'stop') == 'stop')
         if config.resume is not None:
             self._resume_checkpoint(config.resume)
@@ -112,22 +114,30 @@ class BaseTrainer(ABC):
                     return
                 if dist.is_main():
                     write_json(self.config.config, self.checkpoint_dir / 'config.json')
-                for epoch in range(self.start_epoch, self.epochs + 1):
-                    if hasattr(getattr(self, 'data_loader', None), 'seek'):
-                        self.data_loader.seek(epoch - 1)
-                    self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
-                    if self._finished:
-                        self._saver.finish()
-                        self.logger.info(f'Training ends: {self._finished}')
-                        break
-                    self._obey(max(dist.gather(self._stop.wish)))
+                self._train_epochs()
         except Stopped:
             self.logger.info(f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
                              f'To go on: python train.py -r {self.checkpoint_dir}')
             if self._stop.exit_code:
-                dist.exit_together(self._stop.exit_code)
+                job.exit_together(self._stop.exit_code)
         finally:
             self.writer.close()
+
+    def _train_epochs(self) -> None:
+        try:
+            for epoch in range(self.start_epoch, self.epochs + 1):
+                if hasattr(getattr(self, 'data_loader', None), 'seek'):
+                    self.data_loader.seek(epoch - 1)
+                self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
+                if self._finished:
+                    self._saver.finish()
+                    self.logger.info(f'Training ends: {self._finished}')
+                    break
+                self._obey(max(dist.gather(self._stop.wish)))
+        except Stopped:  # here and not where it is raised: what has lent the model its weights meanwhile has given them back
+            self._save_last()
+            self._saver.finish()
+            raise
 
     @property
     def _finished(self) -> str:
@@ -152,12 +162,12 @@ class BaseTrainer(ABC):
             self._restore_parts(again=True)  # the sums of the interrupted epoch, which its beginning has just reset
         parts = parts_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
-        weighed = steppers + [part for part in parts if isinstance(part, MetricTracker)]
+        sharing = steppers + [part for part in parts if isinstance(part, MetricTracker)]
         with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
                   disable=not (sys.stderr.isatty() and dist.is_main())) as bar:
             stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
             stream = self._feed.watch(stream, self.data_loader, self.model)
-            for batch in dist.in_step(stream, self.data_loader, weighed, self._wishes, self._obey):
+            for batch in dist.in_step(stream, self.data_loader, sharing, self._wishes, self._obey, self._count_of_batch()):
                 self.step += 1
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
@@ -175,17 +185,24 @@ class BaseTrainer(ABC):
                     self._save_last()
                 if self.step == self._max_steps and self.position < self.len_epoch:
                     self._stop.reason = f'trainer.max_steps ({self._max_steps})'
-                    self._leave()
+                    raise Stopped
 
-    def watched(self, loader: Iterable, *weighed: Any) -> Iterator[Any]:
+    def watched(self, loader: Iterable, *sharing: Any) -> Iterator[Any]:
         """The batches of a pass without steps (validation), on the device; a request to stop is met between two of them.
 
-        weighed: trackers, which leave out what another process counts.
+        sharing: trackers, which leave out what another process counts.
         """
         if hasattr(loader, 'seek'):
             loader.seek(0)
-        for batch in dist.in_step(loader, loader, weighed, lambda: (self._stop.wish,), self._obey):
+        for batch in dist.in_step(loader, loader, sharing, lambda: (self._stop.wish,), self._obey):
             yield to_device(batch, self.device)
+
+    def _count_of_batch(self) -> Callable[[Any], Any] | None:
+        """What the loss over a batch counts for, as a function of the batch; None when each sample counts as one."""
+        targets = getattr(self.data_loader, 'targets_in_memory', None)
+        if self._count is length or targets is not None and self._count.is_one_for_each(targets):
+            return None
+        return lambda batch: self._count(target_of(batch))
 
     def _wishes(self) -> tuple[int, bool, bool]:
         self._asked_about = self._saver.n_begun
@@ -199,7 +216,7 @@ class BaseTrainer(ABC):
             self._save_last()
         self._stop.grant(stop)
         if self._stop.reason:
-            self._leave()
+            raise Stopped
 
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
         """Called every `log_step` batches and at the end of an epoch."""
@@ -241,11 +258,6 @@ class BaseTrainer(ABC):
 
     # Stopping and saving
 
-    def _leave(self) -> None:
-        self._save_last()
-        self._saver.finish()
-        raise Stopped
-
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
         """Save the state after `epoch`: as the newest, by number every `save_period` epochs, and as the best when it is."""
         self.epochs_done = epoch  # a train() of one's own counts only here
@@ -272,7 +284,9 @@ class BaseTrainer(ABC):
 
     def _check_losses(self) -> None:
         """Raise NonFiniteError on the first loss since the last time that is not finite."""
-        broken = min(filter(None, dist.gather(self._losses.first_broken())), default=None)
+        broken = self._losses.first_broken()
+        if dist.sums([broken is not None])[0]:
+            broken = min(filter(None, dist.gather(broken)))
         if broken is not None and self.config['trainer'].get('on_nan', 'stop') == 'stop':
             step, loss = broken
             position = self.position - 1 - (self.step - step)

@@ -23,7 +23,7 @@ class Fetched(NamedTuple):
     indices: list[int]
     unreadable: list[str]
     failure: str = ''
-    is_borrowed: bool = False  # another process's, see dist.share
+    share: dist.Share = dist.WHOLE
 
 
 class KeyedSamples(Dataset):
@@ -34,9 +34,9 @@ class KeyedSamples(Dataset):
         self.dataset, self.seed, self.augment, self.skip_unreadable = dataset, seed, augment, skip_unreadable
         self.now_reading = torch.zeros(num_workers, 2, dtype=torch.long).share_memory_() if num_workers else None  # (process, index)
 
-    def __getitems__(self, due: tuple[int, list[int], bool]) -> Fetched:
-        number, indices, is_borrowed = due
-        return self._read(number, indices)._replace(is_borrowed=is_borrowed)
+    def __getitems__(self, due: tuple[int, list[int], dist.Share]) -> Fetched:
+        number, indices, share = due
+        return self._read(number, indices)._replace(share=share)
 
     def _read(self, number: int, indices: list[int]) -> Fetched:
         worker = get_worker_info()
@@ -98,7 +98,7 @@ def finish(batch: Any, transform: Callable) -> Any:
 
 
 def make_fetcher(samples: KeyedSamples, plan: Iterable, collate: Collate, options: dict) -> DataLoader:
-    """torch's loader of the planned (pass, indices, whether they are borrowed); options: its arguments."""
+    """torch's loader of the planned (pass, indices, share); options: its arguments."""
     options = {'generator': torch.Generator(), **options, 'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
     options.pop('drop_last', None)  # the plan knows
     return DataLoader(samples, batch_sampler=plan, collate_fn=collate, **options)
@@ -142,7 +142,7 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
             if each.batch is None and (last is None or dist.n_processes() == 1):
                 raise DataError(f'no sample of a whole batch can be read: {each.unreadable[0]}')
             if each.batch is None:  # others may have read theirs
-                each = each._replace(batch=last, is_borrowed=True)
+                each = each._replace(batch=last, share=dist.Share(is_borrowed=True))
             last = each.batch
             yield each
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from torch.utils.data.dataloader import default_collate
 
 from base.fetching import Collate, KeyedSamples, checked, make_fetcher, start
+from utils import dist
 from utils.batch import length, map_tensors
 from utils.errors import ConfigError
 
@@ -49,7 +50,7 @@ class InMemory(Dataset):
 def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMemory, list[str]]:
     """(all samples of a dataset, what could not be read of it)."""
     n_samples = len(samples.dataset)
-    chunks = [(0, list(range(first, min(first + CHUNK, n_samples))), False) for first in range(0, n_samples, CHUNK)]
+    chunks = [(0, list(range(first, min(first + CHUNK, n_samples))), dist.WHOLE) for first in range(0, n_samples, CHUNK)]
     refuse_randomness(samples, chunks[0][1][:8])
     tensors, unreadable, is_missing = None, [], torch.ones(n_samples, dtype=torch.bool)
     fetcher = make_fetcher(samples, chunks, Collate(_collate, None), {**fetcher_options, 'persistent_workers': False})
@@ -70,7 +71,7 @@ def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMe
 def refuse_randomness(samples: KeyedSamples, indices: list[int]) -> None:
     """A ConfigError when the samples of two passes differ: memory would hold those of one."""
     for index in indices:
-        once, again = (default_collate(samples.__getitems__((number, [index], False)).batch or [0]) for number in (0, 1))
+        once, again = (default_collate(samples.__getitems__((number, [index], dist.WHOLE)).batch or [0]) for number in (0, 1))
         if any(not torch.equal(a, b) and not (a != a).any() for a, b in zip(_leaves(once), _leaves(again))):
             raise ConfigError(f'in_memory would freeze the random transforms of {type(samples.dataset).__name__}: give them as '
                               '"augment", or leave in_memory out')

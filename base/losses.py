@@ -1,10 +1,13 @@
 """What a loss may be beside one function: a weighted sum of several, and what its reduction means for micro-batches."""
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from utils.batch import length
 from utils.errors import ConfigError
 
 
@@ -31,14 +34,53 @@ def is_sum(criterion: Any, in_parts: bool = False) -> bool:
 
     in_parts: a batch goes through it in parts; a ConfigError when that gives something else.
     """
-    kinds = {_reduction(each) for each in _parts(criterion)}
+    parts = _parts(criterion)
+    kinds = {_reduction(each) for each in parts}
     if 'none' in kinds or len(kinds) > 1:
         raise ConfigError('loss: expected one number for a batch, from losses of one reduction, "mean" or "sum"')
-    if in_parts and kinds == {'mean'} and any(_class_weights(each) is not None for each in _parts(criterion)):
+    if in_parts and kinds == {'mean'} and any(_class_weights(each) is not None for each in parts) \
+            and count_of(criterion) is length:
         raise ConfigError('loss: a mean that is weighted by class depends on which samples are together, so micro-batches '
-                          '(trainer.microbatch_size) or several processes would change the result. Give the loss "reduction": "sum", or '
-                          'leave the weights or the parts out')
+                          '(trainer.microbatch_size) or several processes would change the result. Take CrossEntropyLoss or NLLLoss '
+                          'of torch alone, give the loss "reduction": "sum", or leave the weights or the parts out')
     return kinds == {'sum'}
+
+
+def count_of(criterion: Any) -> Callable[[Any], Any]:
+    """What the mean that a loss takes over a batch divides by, as a function of the target; losses over parts of a batch add up by it.
+
+    It is `length`, the number of samples; but a ClassCount for cross_entropy and nll_loss of torch, as functions or modules.
+    """
+    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        options = {'weight': criterion.weight, 'ignore_index': criterion.ignore_index}
+    elif getattr(criterion, 'func', criterion) in (F.cross_entropy, F.nll_loss):
+        options = getattr(criterion, 'keywords', {})
+    else:
+        return length
+    return ClassCount(options.get('weight'), options.get('ignore_index', -100)) if _reduction(criterion) == 'mean' else length
+
+
+class ClassCount:
+    """The sum of the weights of the classes in a target, a 0-dim tensor; `ignored` counts for nothing.
+
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
+    """
+
+    def __init__(self, weights: torch.Tensor | None, ignored: int):
+        self.weights, self.ignored = weights, ignored
+        self._weights_on = functools.cache(lambda device: weights.to(device))  # targets are counted on either side
+
+    def __call__(self, target: Any) -> Any:
+        if not isinstance(target, torch.Tensor) or target.is_floating_point():  # the probabilities of each class
+            return length(target)
+        is_counted = target != self.ignored
+        if self.weights is None:
+            return is_counted.sum()
+        return self._weights_on(target.device)[target.where(is_counted, 0)].mul(is_counted).sum()
+
+    def is_one_for_each(self, targets: torch.Tensor) -> bool:
+        """Whether each of these counts as one."""
+        return self.weights is None and targets.dim() == 1 and bool((targets != self.ignored).all())
 
 
 def _parts(criterion: Any) -> list:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils import dist
+from utils import dist, job
 from utils.errors import UserError
 
 try:
@@ -23,7 +23,7 @@ def made_by(seed: int, device: torch.device) -> dict:
     return {'torch': str(torch.__version__), 'python': platform.python_version(), 'git': _git('rev-parse', 'HEAD'),
             'uncommitted_changes': bool(_git('status', '--porcelain')), 'command': list(sys.argv), 'seed': seed,
             'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            'machine': platform.machine(), 'threads': torch.get_num_threads(), 'processes': dist.n_processes(), 'agents': dist.agents()}
+            'machine': platform.machine(), 'threads': torch.get_num_threads(), 'processes': dist.n_processes(), 'agents': job.agents()}
 
 
 def differences(before: dict, now: dict) -> str:
@@ -67,7 +67,7 @@ class RunLock:
             raise UserError(f'{self.path.parent} is being trained by another process. Wait for it, stop it, or start a new '
                             'run with -c config.json') from None
         self._handle.truncate(0)
-        self._handle.write('\n'.join(dist.agents()))
+        self._handle.write('\n'.join(job.agents()))
         self._handle.flush()
 
     def __exit__(self, *_: object) -> None:

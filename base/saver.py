@@ -36,11 +36,14 @@ class Saver:
     def _write_parts(self, state: dict, paths: list[Path]) -> None:
         from base import sharded  # torch's own part takes a while to import
         self.finish()
-        head, tensors = sharded.take_out(state)
+        head, tensors, places = sharded.take_out(state)
         head = copy.deepcopy(dist.whole(head))  # the training may go on before it is written
+
+        def write_head(folder: str, files: dict[str, str]) -> None:
+            shards = {'folder': folder, 'files': files, 'tensors': places}
+            dist.on_main(checkpoint.save_head, {**head, 'shards': shards}, *paths)
         self.n_begun += 1
-        self._writing = sharded.Writing(tensors, self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}',
-                                        lambda shards: dist.on_main(checkpoint.save_head, {**head, 'shards': shards}, *paths),
+        self._writing = sharded.Writing(tensors, self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}', write_head,
                                         self.in_background)
         if not self.in_background:
             self.finish()

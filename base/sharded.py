@@ -27,25 +27,32 @@ METADATA = {'torch.distributed.checkpoint.metadata': {'Metadata', 'TensorStorage
             'pathlib': {'PosixPath', 'WindowsPath'}}
 
 
-def take_out(state: dict) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(state without the tensors of model and optimizer, those by name)."""
-    optimizer = state['optimizer'].get('state', {})
-    tensors = {f'state_dict.{name}': value for name, value in state['state_dict'].items()}
-    tensors |= {f'optimizer.{number}.{name}': value for number, values in optimizer.items() for name, value in values.items()
-                if isinstance(value, torch.Tensor)}
-    left = {number: {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
-            for number, values in optimizer.items()}
-    return {**state, 'state_dict': {}, 'optimizer': {**state['optimizer'], 'state': left}}, tensors
+PLACES = (('state_dict',), ('optimizer', 'state'), ('parts', 'weight_average', 'model'))  # where a state is large
+
+
+def take_out(state: dict) -> tuple[dict, dict[str, torch.Tensor], dict[str, list]]:
+    """(state without the tensors in PLACES, those by name, the path in the state to each)."""
+    tensors, paths = {}, {}
+
+    def without(value: Any, path: list) -> Any:
+        if isinstance(value, torch.Tensor) and any(path[:len(place)] == [*place] for place in PLACES):
+            name = '.'.join(map(str, path))
+            tensors[name], paths[name] = value, path
+            return None
+        if not isinstance(value, dict):
+            return value
+        left = {key: without(each, [*path, key]) for key, each in value.items()}
+        return {key: each for key, each in left.items() if each is not None or value[key] is None}
+    return without(state, []), tensors, paths
 
 
 class Writing:
-    """The parts on their way into `folder`, which is made here; `finish` waits for them and then calls then(shards).
+    """The parts on their way into `folder`, which is made here; `finish` waits for them and then calls then(folder, files).
 
-    shards: {'folder', 'files': {name: sha256}}, for the head. in_background: the training goes on meanwhile. To be made and
-    finished in all processes together.
+    files: the sha256 of each by name. in_background: the training goes on meanwhile. To be made and finished in all processes together.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], folder: Path, then: Callable[[dict], None], in_background: bool = False):
+    def __init__(self, tensors: dict[str, torch.Tensor], folder: Path, then: Callable[[str, dict], None], in_background: bool = False):
         self.folder, self._then = dist.on_main(_make_fresh, folder), then
         self._files, self._error = None, None
         writer = dcp.FileSystemWriter(self.folder, thread_count=1)  # with more, torch can report success after a failed write
@@ -84,7 +91,7 @@ class Writing:
             raise CheckpointError(f'{self.folder} could not be written by process {number}: {error}. The checkpoints that are there '
                                   'are whole')
         _sync_folder(self.folder)
-        self._then({'folder': self.folder.name, 'files': {name: digest for files, _ in said for name, digest in files.items()}})
+        self._then(self.folder.name, {name: digest for files, _ in said for name, digest in files.items()})
 
 
 def _make_fresh(folder: Path) -> Path:
@@ -101,56 +108,52 @@ def _make_fresh(folder: Path) -> Path:
     raise CheckpointError(f'{folder} is there, a thousand times')
 
 
-def problem(head: dict, run: Path) -> str | None:
-    """What is wrong with the parts that `head` names."""
+def problem(head: dict, run: Path, one: int = 0, of: int = 1) -> str | None:
+    """What is wrong with the parts that `head` names; looks into every `of`-th of them, from `one` on."""
     folder = run / str(head['shards'].get('folder'))
     if folder.parent != run or not folder.name.startswith('shards-'):
         return f'it names {folder} as the folder of its parts'
-    for name, digest in head['shards'].get('files', {}).items():
+    for number, (name, digest) in enumerate(head['shards'].get('files', {}).items()):
         path = folder / str(name)
         if path.parent != folder or not path.is_file():
             return f'its part {path} is missing'
-        if _sha256(path) != digest:
+        if number % of == one and _sha256(path) != digest:
             return f'its part {path} is damaged'
     return None
 
 
 def read(head: dict, run: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None) -> dict:
     """The state that `head` and its parts are: whole tensors on the CPU, or in parts as those of `model` and `optimizer` are."""
-    broken = problem(head, run)
-    if broken:
+    if model is None:
+        problems = [problem(head, run)]
+    else:  # all processes are here, and those of a machine share the work
+        problems = dist.gather(problem(head, run, dist.local_rank(), dist.n_local()))
+    for broken in filter(None, problems):
         raise ValueError(f'{broken}. A copied checkpoint needs its folder {head["shards"].get("folder")} beside it')
     reader = _Reader(run / head['shards']['folder'])
     known = reader.read_metadata().state_dict_metadata
     if not all(isinstance(each, TensorStorageMetadata) for each in known.values()):
         raise ValueError('its parts hold something else than tensors')
-    like = _like_those_of(model, optimizer) if model is not None else lambda name: None
-    tensors = {name: dist.empty(each.size, each.properties.dtype, like(name)) for name, each in known.items()}
+    paths = head['shards']['tensors']
+    weights = model.state_dict() if model is not None else {}
+    groups = optimizer.param_groups if optimizer is not None else []
+    parameters = dict(enumerate(parameter for group in groups for parameter in group['params']))
+
+    def like(path: list) -> torch.Tensor | None:
+        """What the model or its optimizer holds in that place."""
+        return parameters.get(path[2]) if path[0] == 'optimizer' else weights.get(path[-1])
+
+    tensors = {name: dist.empty(each.size, each.properties.dtype, like(paths[name])) for name, each in known.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # a single process reads them as well
         dcp.load(tensors, storage_reader=reader)
-    optimizer = {number: dict(values) for number, values in head['optimizer'].get('state', {}).items()}
     for name, tensor in tensors.items():
-        kind, _, rest = name.partition('.')
-        if kind == 'optimizer':
-            number, _, key = rest.partition('.')
-            optimizer[int(number)][key] = tensor
-    weights = {name.removeprefix('state_dict.'): tensor for name, tensor in tensors.items() if name.startswith('state_dict.')}
-    return {**head, 'state_dict': weights, 'optimizer': {**head['optimizer'], 'state': optimizer}}
-
-
-def _like_those_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[str], torch.Tensor | None]:
-    """The tensor of the model or its optimizer that a part is to become, by the part's name."""
-    weights = model.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-
-    def like(name: str) -> torch.Tensor | None:
-        kind, _, rest = name.partition('.')
-        if kind == 'state_dict':
-            return weights.get(rest)
-        number = int(rest.partition('.')[0])
-        return parameters[number] if number < len(parameters) else None
-    return like
+        *places, last = paths[name]
+        place = head
+        for key in places:
+            place = place.setdefault(key, {})
+        place[last] = tensor
+    return head
 
 
 class _Reader(dcp.FileSystemReader):

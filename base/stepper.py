@@ -9,7 +9,7 @@ import torch
 from base.average import Average
 from base.schedule import Schedule
 from utils import dist
-from utils.batch import length, split
+from utils.batch import length, split, target_of
 from utils.errors import ConfigError, NonFiniteError
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -18,8 +18,8 @@ DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
-    microbatch_size: samples that go through the model at once (None: the whole batch). The loss has to be a mean over samples,
-    since that of each part is weighted by the part's share of the batch; or their sum, with loss_is_sum.
+    microbatch_size: samples that go through the model at once (None: the whole batch). The loss is a mean, and that over each part is
+    weighted by the part's share of the batch, as `count` of the target says (see base/losses.py); or a sum, with loss_is_sum.
     find_size(batch): asked at the first batch when microbatch_size is 'auto'.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value: bound of each gradient.
     average: is updated after each step.
@@ -33,7 +33,8 @@ class Stepper:
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None = None, *,
                  device: torch.device | str = 'cpu', precision: str = 'fp32', microbatch_size: int | str | None = None,
                  max_grad_norm: float | None = None, max_grad_value: float | None = None, max_skips: int | None = None,
-                 average: Average | None = None, loss_is_sum: bool = False, model: torch.nn.Module | None = None,
+                 average: Average | None = None, loss_is_sum: bool = False, count: Callable[[Any], Any] = length,
+                 model: torch.nn.Module | None = None,
                  loss_of: Callable[..., torch.Tensor] | None = None, find_size: Callable[[Any], int] | None = None):
         if precision not in DTYPES:
             raise ConfigError(f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}')
@@ -46,7 +47,7 @@ class Stepper:
         self.grad_norm = None     # of the last step before clipping, a 0-dim tensor
         self.max_skips = max_skips
         self.average = average
-        self.loss_is_sum = loss_is_sum
+        self.loss_is_sum, self._count = loss_is_sum, count
         self.loss_of = loss_of
         self.device_type = torch.device(device).type
         self.dtype = DTYPES[precision]
@@ -61,34 +62,34 @@ class Stepper:
                               'for a single process')
         self.model = model
         self._unshared = dist.unshared(self._parameters(), model)
-        self.weight = 1.0         # what this process's share of the batch counts for, see dist.in_step
-        self.largest_share = 0    # samples in that of the process with most of them
+        self.share = dist.WHOLE   # this process's of the batch, see dist.in_step
         self._keeps_step = dist.needs_equal_passes(model)
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError('a loss with weights of its own cannot be clipped together with a model in parts (distributed.strategy '
                               '"fsdp"): leave trainer.max_grad_norm and max_grad_value out, or say "ddp"')
         self.loss = None          # of the current batch so far, a 0-dim tensor
         self.n_skipped = self.n_skipped_in_a_row = 0
-        self._micro_batches = []  # of the current batch, with their shares of it, kept for a closure only
-        self._share = 1.0
+        self._micro_batches = []  # of the current batch, with their weights, kept for a closure only
+        self._weight = 1.0        # of the loss of the current micro-batch, a number or a 0-dim tensor
 
     def micro_batches(self, batch: Any) -> Iterator[Any]:
         """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
         self._micro_batches, self.loss = [], None
-        self._share = dist.n_processes() * bool(self.weight) if self.loss_is_sum else self.weight
+        of_process = dist.n_processes() * (not self.share.is_borrowed) if self.loss_is_sum else self.share.weight
+        self._weight = of_process
         if self._find_size is not None:
             self.microbatch_size, self._find_size = self._find_size(batch), None
             self.optimizer.zero_grad(set_to_none=True)  # what trying it left in the loss's own parameters
-        if self.microbatch_size is None or max(length(batch), self.largest_share * self._keeps_step) <= self.microbatch_size:
+        if self.microbatch_size is None or max(length(batch), self.share.largest * self._keeps_step) <= self.microbatch_size:
             self._remember(batch)
             yield batch
             return
-        n_samples = length(batch)
+        counted = self._count(target_of(batch)) if of_process and not self.loss_is_sum else None
         parts = list(split(batch, self.microbatch_size))
-        n_passes = max(len(parts), -(-self.largest_share // self.microbatch_size)) if self._keeps_step else len(parts)
+        n_passes = max(len(parts), -(-self.share.largest // self.microbatch_size)) if self._keeps_step else len(parts)
         for number, micro_batch in enumerate(parts, 1):
-            if not self.loss_is_sum:
-                self._share = self.weight * length(micro_batch) / n_samples
+            if counted is not None:
+                self._weight = of_process * (self._count(target_of(micro_batch)) / counted)
             self._remember(micro_batch)
             dist.share_gradients(self.model, wanted=number == n_passes)
             yield micro_batch
@@ -98,7 +99,7 @@ class Stepper:
 
     def _remember(self, micro_batch: Any) -> None:
         if self.needs_closure:
-            self._micro_batches.append((micro_batch, self._share))
+            self._micro_batches.append((micro_batch, self._weight))
 
     def autocast(self):
         """The context of the forward pass: lower precision where it is safe, when asked for."""
@@ -106,7 +107,7 @@ class Stepper:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of the current micro-batch's loss."""
-        loss = loss if self._share == 1 else loss * self._share
+        loss = _weighted(loss, self._weight)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
 
@@ -168,9 +169,9 @@ class Stepper:
             self.optimizer.zero_grad()
             total = 0.0
             with torch.enable_grad():
-                for micro_batch, share in self._micro_batches:
+                for micro_batch, weight in self._micro_batches:
                     with self.autocast():
-                        loss = self.loss_of(*micro_batch) * share
+                        loss = _weighted(self.loss_of(*micro_batch), weight)
                     loss.backward()
                     total = total + loss.detach()
             return total
@@ -186,3 +187,11 @@ class Stepper:
             self.scaler.load_state_dict(state['scaler'])
         if self._find_size is not None and state.get('microbatch_size'):
             self.microbatch_size, self._find_size = state['microbatch_size'], None  # what was found before
+
+
+def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
+    """Their product, and 0 where the weight is, even when the loss is the mean over nothing, nan."""
+    if isinstance(weight, float) and weight == 1:
+        return loss
+    weight = loss.new_ones(()) * weight
+    return (loss * weight).where(weight != 0, 0)

@@ -33,7 +33,7 @@ class StreamDataLoader(DataLoader):
         self.seed = torch.initial_seed() if seed is None else seed
         self._share = _Share(dataset, self.seed, batch_size, dist.rank(), dist.n_processes(), options['drop_last'])
         self._number, self._first = 0, 0
-        self.is_borrowed = False  # whether the newest batch is another process's: this one has no share of a last, small batch
+        self.share = dist.WHOLE  # only whether the newest batch is borrowed; how many samples others have, they tell
         super().__init__(dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options)
         # Not persistent: workers get the pass and the position when they start.
         options = {'generator': torch.Generator(), **options, 'persistent_workers': False, 'drop_last': False,
@@ -70,9 +70,10 @@ class StreamDataLoader(DataLoader):
         while True:
             with own_randomness(0):
                 try:
-                    batch, self.is_borrowed = next(batches)
+                    batch, is_borrowed = next(batches)
                 except StopIteration:
                     return
+            self.share = dist.Share(is_borrowed=is_borrowed)
             yield batch
 
 

@@ -26,7 +26,7 @@ from model.metric import accuracy
 from model.model import MnistModel
 from parse_config import ConfigParser
 from trainer import Trainer
-from utils import dist
+from utils import dist, job
 
 N_STEPS, BATCH_SIZE = 100, 64
 
@@ -90,7 +90,7 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=15)
     rounds = parser.parse_args().rounds
     if dist.is_started():
-        with dist.processes(1, on_cpu=True):
+        with job.processes(1, on_cpu=True):
             measure(rounds)
     else:
         measure(rounds)

@@ -24,7 +24,7 @@ class Pictures:
             raise ConfigError(f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of {", ".join(KINDS)}')
         self.kinds = kinds
         self._metrics = None
-        self.weight = 1.0  # 0 while a batch is another process's, see dist.in_step
+        self.share = dist.WHOLE
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
@@ -38,7 +38,7 @@ class Pictures:
                               f'{tuple(output.shape)} and {tuple(target.shape)}: leave them out')
         if self._metrics is None:
             self._metrics = self._make(output.shape[1], output.device)
-        if not self.weight:
+        if self.share.is_borrowed:
             return
         for metric in self._metrics.values():
             metric.update(output.detach().float(), target)

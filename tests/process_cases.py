@@ -5,6 +5,7 @@ processes, whose interrupted runs some cases resume.
 """
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from model.metric import accuracy, top_k_acc
 from parse_config import ConfigParser
 from trainer import Trainer
 from trainer.trainer import evaluate
-from utils import MetricTracker, dist
+from utils import MetricTracker, dist, job
 from utils.errors import ConfigError, exit_on_user_error
 from utils.seed import seed_everything
 
@@ -111,7 +112,7 @@ def train_workers(folder):
 
 
 def train_micro_batches(folder):
-    return trained(folder, loader=loader_of(batch_size=11), microbatch_size=2, max_grad_norm=0.5)
+    return trained(folder, loader=loader_of(batch_size=11), microbatch_size=2, max_grad_norm=0.5, ema_decay=0.9)
 
 
 def train_epochs_across_passes(folder):
@@ -126,12 +127,22 @@ def train_sum_of_losses(folder):
     return trained(folder, loader=loader_of(batch_size=11), criterion=nn.NLLLoss(reduction='sum'), microbatch_size=3)
 
 
+def train_class_weights(folder):
+    """Now and then all targets that a process has are ignored."""
+    return trained(folder, loader=loader_of(batch_size=6), criterion=nn.NLLLoss(torch.tensor([1.0, 3.0, 2.0]), ignore_index=2),
+                   microbatch_size=2)
+
+
+def weighted(output, target, weight):
+    return F.nll_loss(output, target, weight)
+
+
 def train_loss_with_weights(folder):
     return trained(folder, criterion=Center)
 
 
 def train_average(folder):
-    return trained(folder, ema_decay=0.9)
+    return trained(folder, distributed={'strategy': 'fsdp'}, swa_start=1)
 
 
 def train_skipping(folder):
@@ -139,7 +150,8 @@ def train_skipping(folder):
 
 
 def train_sharded(folder):
-    return trained(folder, loader=loader_of(batch_size=11), distributed={'strategy': 'fsdp'}, microbatch_size=4, max_grad_norm=0.5)
+    return trained(folder, loader=loader_of(batch_size=11), distributed={'strategy': 'fsdp'}, microbatch_size=4, max_grad_norm=0.5,
+                   ema_decay=0.9)
 
 
 def train_uneven_micro_batches(folder):
@@ -166,7 +178,7 @@ def train_stream_of_whole_batches(folder):
 
 def train_in_shards(folder):
     """Stopped inside the second epoch, saved in parts, gone on from them, now written in the background."""
-    options = {'loader': loader_of(batch_size=11), 'microbatch_size': 4, 'max_grad_norm': 0.5}
+    options = {'loader': loader_of(batch_size=11), 'microbatch_size': 4, 'max_grad_norm': 0.5, 'ema_decay': 0.9}
     sharing = {'strategy': 'fsdp', 'checkpoint': 'sharded'}
     first = trainer_of(folder, distributed=sharing, max_steps=11, **options)
     first.train()
@@ -249,11 +261,11 @@ def refusals(folder):
     fsdp = {'strategy': 'fsdp'}
     attempts = {
         'fp16': lambda: trainer_of(folder, distributed=fsdp, precision='fp16'),
-        'average': lambda: trainer_of(folder, distributed=fsdp, ema_decay=0.9),
+        'unfreezing': lambda: trainer_of(folder, distributed=fsdp, unfreeze_at={'epoch': 2}),
         'small batches': lambda: loader_of(batch_size=1),
         'a loader that does not share': lambda: trained(folder, loader=torch.utils.data.DataLoader(TensorDataset(*points()), 8)),
         'a closure': lambda: trainer_of(folder, optimizer=torch.optim.LBFGS),
-        'class weights': lambda: trainer_of(folder, criterion=nn.NLLLoss(weight=torch.ones(3))),
+        'class weights': lambda: trainer_of(folder, criterion=partial(weighted, weight=torch.ones(3))),
         'a model of its own': lambda: Trainer(Plain(), F.nll_loss, [], None, config_of(folder), torch.device('cpu'), loader_of()),
         'another config': lambda: config_of(folder, save_period=1 + dist.rank()).save_dir,
         'an unused parameter': lambda: trained(folder, model=HalfUsed),
@@ -334,5 +346,5 @@ def main(folder, cases):
 
 if __name__ == '__main__':
     BEFORE = Path(sys.argv[2])
-    with exit_on_user_error(), dist.processes(1, timeout_s=60, on_cpu=True):
+    with exit_on_user_error(), job.processes(1, timeout_s=60, on_cpu=True):
         main(sys.argv[1], sys.argv[3:])

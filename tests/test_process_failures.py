@@ -2,7 +2,7 @@
 import pytest
 
 from tests import process_faults
-from utils import dist
+from utils import job
 from utils.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
     given = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '29999'}
     for name, value in {**given, **change}.items():
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dist.torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(dist.torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(ConfigError, match=said), dist.processes(1):
+    monkeypatch.setattr(job.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(job.torch.cuda, 'device_count', lambda: 1)
+    with pytest.raises(ConfigError, match=said), job.processes(1):
         pass

@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 from utils.errors import CheckpointError
 
 TRAININGS = ['train_even', 'train_last_batch_of_one', 'train_workers', 'train_micro_batches', 'train_epochs_across_passes', 'train_stream',
-             'train_sum_of_losses', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded', 'train_in_shards',
-             'train_checkpointed', 'train_old_loop', 'train_uneven_micro_batches', 'train_stream_of_whole_batches']
+             'train_sum_of_losses', 'train_class_weights', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded',
+             'train_in_shards', 'train_checkpointed', 'train_old_loop', 'train_uneven_micro_batches', 'train_stream_of_whole_batches']
 OTHERS = ['evaluate_exactly', 'count_all_reduces', 'count_bytes', 'interrupted', 'interrupted_in_shards', 'uninterrupted']
 RESUMED = ['resumed', 'resumed_from_shards']
 
@@ -100,7 +100,7 @@ def test_gradients_cross_once_a_step(results, n_processes):
 
 
 def test_what_processes_cannot_do_is_said(results):
-    expected = {'fp16': 'trainer.precision', 'average': 'trainer.ema_decay', 'small batches': 'batch_size is 1',
+    expected = {'fp16': 'trainer.precision', 'unfreezing': 'trainer.unfreeze_at', 'small batches': 'batch_size is 1',
                 'a loader that does not share': 'BaseDataLoader', 'a closure': 'LBFGS', 'class weights': '"reduction": "sum"',
                 'a model of its own': 'config.wrap', 'another config': 'trainer.save_period in process 1',
                 'an unused parameter': 'find_unused_parameters'}

@@ -1,6 +1,7 @@
 """Laws of the training step's range, against plain loops: averages, schedules, groups, transfer, losses, metrics; exact under resume."""
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from base import checkpoint, weights
 from base.average import Average
 from base.fitting import fitting_size
 from base.groups import parameter_groups
-from base.losses import WeightedLosses, is_sum
+from base.losses import WeightedLosses, count_of, is_sum
 from base.schedule import Schedule
 from base.stepper import Stepper
 from base.transfer import Frozen, init_weights
@@ -22,6 +23,7 @@ from tests.test_resume import run
 from utils.compare import first_difference
 from utils.config_types import with_lengths
 from utils.errors import CheckpointError, ConfigError, NonFiniteError
+from utils.metrics import MetricTracker
 
 
 def norm_model():
@@ -63,13 +65,13 @@ def test_average_equals_torchs_averaged_model(kind):
     tensors = reference.module.state_dict() if kind == 'ema' else dict(reference.module.named_parameters())
     for name, value in tensors.items():
         if not name.endswith('num_batches_tracked'):  # torch averages this count too, which makes no sense
-            assert torch.equal(average.model.state_dict()[name], value), name
+            assert torch.equal(average.state_dict()['model'][name], value), name
     assert average.n_averaged == (9 if kind == 'ema' else 3)
 
     if kind == 'swa':
         average.renew_norm([batch[0][:4], batch[0][4:]])
         update_bn([batch[0][:4], batch[0][4:]], reference.module)
-        assert same(average.model.state_dict(), reference.module.state_dict())
+        assert same(average.state_dict()['model'], reference.module.state_dict())
 
 
 def test_average_is_what_is_validated_saved_and_tested(experiment):
@@ -88,7 +90,8 @@ def test_average_is_what_is_validated_saved_and_tested(experiment):
     assert not torch.equal(saved['out.weight'], trainer.model.out.weight)
     from trainer.trainer import evaluate
     from utils import MetricTracker
-    log = evaluate(trainer.weight_average.model, trainer.watched(trainer.valid_data_loader), F.nll_loss, MetricTracker('loss'))
+    with trainer.weight_average.in_model():
+        log = evaluate(trainer.model, trainer.watched(trainer.valid_data_loader), F.nll_loss, MetricTracker('loss'))
     assert log['loss'] == trainer.history[-1]['val_loss']
 
 
@@ -321,25 +324,44 @@ def test_parameters_of_the_loss_train_and_resume(experiment):
     assert [len(group['params']) for group in names] == [6, 1] and names[1]['lr'] == 1
 
 
-def test_loss_that_adds_up_is_not_weighted_by_share_and_one_that_cannot_be_split_is_refused():
-    def gradient(microbatch_size):
-        model, batch = nn.Linear(4, 3), a_batch(7)
+WEIGHTS = torch.tensor([1.0, 4.0, 0.5])
+
+
+@pytest.mark.parametrize('criterion', [
+    nn.CrossEntropyLoss(reduction='sum'), nn.CrossEntropyLoss(WEIGHTS), nn.CrossEntropyLoss(WEIGHTS, ignore_index=1),
+    nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=1), partial(F.cross_entropy, weight=WEIGHTS), F.cross_entropy])
+def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
+    def step(microbatch_size):
+        model, data = nn.Linear(4, 3), torch.linspace(-1, 1, 28).reshape(7, 4)
         nn.init.ones_(model.weight)
-        criterion = nn.CrossEntropyLoss(reduction='sum')
-        stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), microbatch_size=microbatch_size,
-                          loss_is_sum=is_sum(criterion, in_parts=True))
         nn.init.zeros_(model.bias)
-        for data, target in stepper.micro_batches(batch):
-            stepper.backward(criterion(model(data), target))
+        target = torch.tensor([0, 2, 2, 1, 1, 1, 0])  # with micro-batches of 3, all of one may be ignored
+        stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), microbatch_size=microbatch_size, count=count_of(criterion),
+                          loss_is_sum=is_sum(criterion, in_parts=True))
+        metrics = MetricTracker('loss', loss_is_sum=is_sum(criterion), count=count_of(criterion))
+        for part, classes in stepper.micro_batches((data, target)):
+            output = model(part)
+            stepper.backward(criterion(output, classes))
+            metrics.measure(criterion(output, classes), output, classes)
         stepper.step()
-        return model.weight.detach()
-    torch.testing.assert_close(gradient(3), gradient(None), rtol=1e-6, atol=1e-6)
-    weighted = nn.CrossEntropyLoss(weight=torch.ones(3))
-    with pytest.raises(ConfigError, match='weighted by class'):
-        is_sum(weighted, in_parts=True)
-    assert not is_sum(weighted)
+        return model.weight.detach(), stepper.loss, metrics.avg('loss')
+    for size in (1, 3):
+        torch.testing.assert_close(step(size), step(None), rtol=1e-6, atol=1e-6)
+
+
+def test_loss_that_cannot_be_split_is_refused():
+    sum_of_losses = WeightedLosses([('one', nn.CrossEntropyLoss(WEIGHTS), 1.0), ('two', nn.CrossEntropyLoss(), 1.0)])
+    for criterion in (sum_of_losses, partial(focal_loss, weight=WEIGHTS)):
+        assert not is_sum(criterion)
+        with pytest.raises(ConfigError, match='weighted by class'):
+            is_sum(criterion, in_parts=True)
     with pytest.raises(ConfigError, match='one number'):
         is_sum(nn.CrossEntropyLoss(reduction='none'))
+
+
+def focal_loss(output, target, weight):
+    losses = F.cross_entropy(output, target, weight, reduction='none')
+    return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
 
 
 def test_metrics_learn_the_number_of_classes_from_the_model():

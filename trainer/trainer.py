@@ -50,11 +50,11 @@ class Trainer(BaseTrainer):
         self.schedule = Schedule(lr_scheduler, schedule.get('interval', 'epoch'), self.mnt_metric, schedule.get('warmup_steps', 0))
         self.stepper = Stepper(
             optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'), average=self.weight_average,
-            microbatch_size=settings.get('microbatch_size'), loss_is_sum=loss_is_sum,
+            microbatch_size=settings.get('microbatch_size'), loss_is_sum=loss_is_sum, count=self._count,
             max_grad_norm=settings.get('max_grad_norm'), max_grad_value=settings.get('max_grad_value'),
             max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None, loss_of=self._loss_of, model=self.model,
             find_size=lambda batch: fitting_size(batch, self.model, self._loss_of, self.logger))
-        measured = {'metrics': metric_ftns, 'loss': criterion, 'loss_is_sum': loss_is_sum}
+        measured = {'metrics': metric_ftns, 'loss': criterion, 'loss_is_sum': loss_is_sum, 'count': self._count}
         self.train_metrics = MetricTracker('loss', skip_non_finite=on_nan == 'skip', **measured)
         self.valid_metrics = MetricTracker('loss', **measured)
         self.pictures = Pictures(settings.get('pictures', []))
@@ -83,9 +83,10 @@ class Trainer(BaseTrainer):
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
         """Averages over the validation data by name; of the averaged weights, when the run keeps an average."""
         self.pictures.reset()
-        dist.share_buffers(self.model_to_test)
         batches = self.watched(self.valid_data_loader, self.valid_metrics, self.pictures)
-        log = evaluate(self.model_to_test, batches, self.criterion, self.valid_metrics, self.stepper.autocast, self.pictures)
+        with self.weight_average.in_model() if self.weight_average else nullcontext():
+            dist.share_buffers(self.model)
+            log = evaluate(self.model, batches, self.criterion, self.valid_metrics, self.stepper.autocast, self.pictures)
         self.writer.set_step(self.step, 'valid')
         for name, value in log.items():
             self.writer.add_scalar(name, value)
@@ -95,7 +96,7 @@ class Trainer(BaseTrainer):
             self._log_images()
         if self.config['trainer'].get('log_histograms'):
             for name, parameter in self.model.named_parameters():
-                self.writer.add_histogram(name, parameter)
+                self.writer.add_histogram(name, dist.whole(parameter.detach()))
         return log
 
     def batches(self, epoch: int) -> Iterator[Any]:
@@ -107,11 +108,6 @@ class Trainer(BaseTrainer):
             seed_torch(key(self.seed, 'norm', epoch), self.device)
             inputs = (data for data, *_ in itertools.islice(self.watched(self.data_loader), self.len_epoch))
             self.weight_average.renew_norm(inputs)
-
-    @property
-    def model_to_test(self) -> nn.Module:
-        """What validation measures and test.py will use: the model, or the average of its weights when there is one by now."""
-        return self.weight_average.model if self.weight_average is not None and self.weight_average.n_averaged else self.model
 
     def _validate_between(self, epoch: int) -> None:
         """Validation inside an epoch (trainer.validate_every_steps): reported, and without a trace in the training."""

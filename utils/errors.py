@@ -38,12 +38,12 @@ def positive(text: str) -> int:
 @contextmanager
 def exit_on_user_error():
     """Inside, a UserError ends the process with its message on stderr and its exit code; so does Ctrl-C, without a word."""
-    from utils import dist
+    from utils import job
     try:
         yield
     except KeyboardInterrupt:
-        dist.leave_at_once(130)
+        job.leave_at_once(130)
     except UserError as error:
-        if dist.is_first_to_say(str(error)):
+        if job.is_first_to_say(str(error)):
             print(f'error: {error}', file=sys.stderr)
-        dist.leave_at_once(error.exit_code)
+        job.leave_at_once(error.exit_code)

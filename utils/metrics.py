@@ -20,17 +20,18 @@ class MetricTracker:
     writer: old style; each update is written to it at once, under the key.
     metrics: what `measure` computes: functions (output, target) -> mean over the samples, and objects with update, compute and
     reset (torchmetrics), which are copied and give one value over all batches. Each has a `__name__`.
-    weight: 0 while a batch is another process's (see dist.in_step), which is then left out. Averages are over all processes, so all
-    have to ask for them.
+    share: what dist.in_step says of the batch; one that is another process's is left out. Averages are over all processes, so all have
+    to ask for them.
     skip_non_finite: leave out values that are nan or infinite, with their samples.
     loss_is_sum: the loss given to `measure` is a sum over samples, and is brought to their mean.
+    count: what the loss's mean over a batch divides by, as a function of the target; its samples.
     loss: the loss whose `terms`, where it has any, are averaged too.
     """
 
     FOLD_AFTER = 1000  # values of a key kept before they are read anyway, to bound the memory they hold
 
     def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = (), skip_non_finite: bool = False,
-                 loss: Any = None, loss_is_sum: bool = False):
+                 loss: Any = None, loss_is_sum: bool = False, count: Callable[[Any], Any] = length):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
         self._functions = {metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')}
@@ -38,8 +39,8 @@ class MetricTracker:
         for metric in self._stateful.values():
             metric.persistent(True)  # torchmetrics keeps its sums out of state_dict unless told to
             metric.dist_sync_fn = dist.gather_tensors
-        self.weight = 1.0
-        self.loss_is_sum = loss_is_sum
+        self.share = dist.WHOLE
+        self.loss_is_sum, self._count = loss_is_sum, count
         self._loss = loss if hasattr(loss, 'terms') else None
         self._keys = [*keys, *(self._loss.names if self._loss else ()), *self._functions]
         self.reset()
@@ -51,13 +52,13 @@ class MetricTracker:
 
     def measure(self, loss: torch.Tensor, output: Any, target: Any) -> None:
         """Update 'loss' and every one of `metrics` with a batch."""
-        if not self.weight:
+        if self.share.is_borrowed:
             return
         n_samples = length(target)
         output = map_tensors(torch.Tensor.detach, output)
         losses = {'loss': loss} | (self._loss.terms if self._loss is not None else {})
         for name, value in losses.items():
-            self.update(name, value / n_samples if self.loss_is_sum else value, n_samples)
+            self.update(name, value / n_samples if self.loss_is_sum else value, self._count(target))
         for name, metric in self._functions.items():
             self.update(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
@@ -65,7 +66,7 @@ class MetricTracker:
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number, a numpy scalar or a tensor with one element."""
-        if not self.weight:
+        if self.share.is_borrowed:
             return
         if self.writer is not None:
             self.writer.add_scalar(key, value)
@@ -117,11 +118,12 @@ class MetricTracker:
 
     def _fold(self) -> None:
         """Read the pending values in one transfer and add them to the sums."""
-        values = [value for average in self._averages.values() for value, _ in average.pending]
-        tensors = [value if value.dim() == 0 else value.reshape(()) for value in values if isinstance(value, torch.Tensor)]
-        numbers = iter(torch.stack(tensors).tolist() if tensors else ())
+        given = [each for average in self._averages.values() for pair in average.pending for each in pair]
+        tensors = [each if each.dim() == 0 else each.reshape(()) for each in given if isinstance(each, torch.Tensor)]
+        on_host = iter(torch.stack(tensors).tolist() if tensors else ())
+        numbers = iter([next(on_host) if isinstance(each, torch.Tensor) else float(each) for each in given])
         for average in self._averages.values():
-            read = [(next(numbers) if isinstance(value, torch.Tensor) else float(value), int(n)) for value, n in average.pending]
+            read = [(next(numbers), next(numbers)) for _ in average.pending]
             average.add([pair for pair in read if math.isfinite(pair[0])] if self.skip_non_finite else read)
 
     @property
@@ -166,12 +168,13 @@ class _Average:
         self.total = self.recent_total = 0.0
         self.count = self.recent_count = 0
 
-    def add(self, weighted: list[tuple[float, int]]) -> None:
+    def add(self, weighted: list[tuple[float, float]]) -> None:
         total, count, recent_total = self.total, self.count, self.recent_total
         for value, n in weighted:
-            total += value * n
-            recent_total += value * n
-            count += n
+            if n:  # the mean over nothing is nan, and counts for nothing
+                total += value * n
+                recent_total += value * n
+                count += n
         self.recent_count += count - self.count
         self.total, self.count, self.recent_total = total, count, recent_total
         self.pending.clear()
