@@ -22,7 +22,7 @@ from utils.batch import length
 from utils.compare import first_difference
 from utils.errors import ConfigError, DataError, UserError
 
-EXCHANGE_S = 0.1  # how often processes tell each other their wishes
+EXCHANGE_S = 0.25  # how often processes tell each other their wishes
 
 
 # Who am I?
