@@ -22,6 +22,7 @@ from trainer import Trainer
 from trainer.trainer import evaluate
 from utils import MetricTracker, dist, job
 from utils.errors import ConfigError, exit_on_user_error
+from utils.metrics import OF_EACH
 from utils.seed import seed_everything
 
 N_SAMPLES, N_VALID = 101, 23  # 78 to train on: batches of 16 and a last one of 14; of 11 and a last one of 1
@@ -219,6 +220,25 @@ def evaluate_exactly(folder):
         results[str(batch_size)] = evaluate(Plain(), batches, F.nll_loss, metrics)
         results[f'{batch_size} counted'] = {key: sums[1] for key, sums in metrics._sums().items()}
     return results
+
+
+def correlate_in_two_parts(folder):
+    """[A metric whose state no process can tell for all, saved and loaded half-way, what it should be, what is said when it cannot be]."""
+    from torchmetrics.regression import PearsonCorrCoef
+    metric = PearsonCorrCoef()
+    metric.__name__ = 'correlation'
+    points = torch.randn(2, 40, generator=torch.Generator().manual_seed(1)).cumsum(0)
+    halves = [half[:, dist.rank()::dist.n_processes()] for half in points.split(20, dim=1)]
+    first, second = MetricTracker('loss', metrics=[metric]), MetricTracker('loss', metrics=[metric])
+    first.measure(torch.ones(()), *halves[0])
+    state = first.state_dict()
+    second.load_state_dict(state)
+    second.measure(torch.ones(()), *halves[1])
+    try:
+        state['stateful']['correlation'] |= {OF_EACH: [{}] * 9}
+        first.load_state_dict(state)
+    except ConfigError as error:
+        return [second.result()['correlation'], torch.corrcoef(points)[0, 1].item(), str(error)]
 
 
 def count_all_reduces(folder):

@@ -17,7 +17,8 @@ from utils.errors import CheckpointError
 TRAININGS = ['train_even', 'train_last_batch_of_one', 'train_workers', 'train_micro_batches', 'train_epochs_across_passes', 'train_stream',
              'train_sum_of_losses', 'train_class_weights', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded',
              'train_in_shards', 'train_checkpointed', 'train_old_loop', 'train_uneven_micro_batches', 'train_stream_of_whole_batches']
-OTHERS = ['evaluate_exactly', 'count_all_reduces', 'count_bytes', 'interrupted', 'interrupted_in_shards', 'uninterrupted']
+OTHERS = ['evaluate_exactly', 'correlate_in_two_parts', 'count_all_reduces', 'count_bytes', 'interrupted', 'interrupted_in_shards',
+          'uninterrupted']
 RESUMED = ['resumed', 'resumed_from_shards']
 
 
@@ -92,6 +93,12 @@ def test_each_sample_is_evaluated_once(results, n_processes):
         if name.endswith('counted'):
             assert set(value.values()) == {101}
     assert_equal_up_to_rounding(results[None]['evaluate_exactly'], results[n_processes]['evaluate_exactly'])
+
+
+@pytest.mark.parametrize('n_processes', [None, 2, 3])
+def test_metric_that_is_of_each_process_goes_on_in_as_many(results, n_processes):
+    value, expected, said = results[n_processes]['correlate_in_two_parts']
+    assert value == pytest.approx(expected, abs=1e-6) and 'in as many processes as before only, 9' in said
 
 
 @pytest.mark.parametrize('n_processes', [2, 3])

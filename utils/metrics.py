@@ -10,6 +10,8 @@ from utils import dist
 from utils.batch import length, map_tensors
 from utils.errors import ConfigError
 
+OF_EACH = 'of each process'
+
 
 class MetricTracker:
     """Weighted averages of the keys given at construction.
@@ -108,13 +110,17 @@ class MetricTracker:
     def load_state_dict(self, state: dict) -> None:
         """Take over the sums of the keys that both have."""
         self.reset()
-        if not dist.is_main():
-            return  # the sums are of all processes, and one goes on with them
-        for key in self._averages.keys() & state['averages'].keys():
-            self._averages[key].load(state['averages'][key])
         for name, metric in self._stateful.items():
             saved = copy.deepcopy(state['stateful'].get(name, {}))  # the next reset would empty the lists in it
-            metric.load_state_dict(saved, strict=False)
+            if OF_EACH not in saved and dist.is_main():
+                metric.load_state_dict(saved, strict=False)
+            elif OF_EACH in saved:
+                if len(saved[OF_EACH]) != dist.n_processes():
+                    raise ConfigError(f'metrics: {name} goes on inside an epoch in as many processes as before only, '
+                                      f'{len(saved[OF_EACH])}: start so many, or resume from the checkpoint of a whole epoch')
+                metric.load_state_dict(saved[OF_EACH][dist.rank()], strict=False)
+        for key in self._averages.keys() & state['averages'].keys() if dist.is_main() else ():  # the sums are of all processes
+            self._averages[key].load(state['averages'][key])
 
     def _fold(self) -> None:
         """Read the pending values in one transfer and add them to the sums."""
@@ -140,7 +146,10 @@ def _mean(total: float, count: float) -> float:
 
 
 def _state_of_all(metric: Any) -> dict:
-    """The state that a torchmetrics metric would have in a single process, as far as it can tell."""
+    """The state that a torchmetrics metric would have in a single process; that of each when it cannot tell (Pearson's correlation)."""
+    if dist.n_processes() > 1 and any(how is None and not isinstance(getattr(metric, name), list)
+                                      for name, how in metric._reductions.items()):
+        return {OF_EACH: dist.gather(metric.state_dict())}
     with metric.sync_context(dist_sync_fn=dist.gather_tensors):
         state = metric.state_dict()
     # what was a list of tensors has become their concatenation
