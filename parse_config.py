@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections import OrderedDict, namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from datetime import datetime
 from pathlib import Path
 
@@ -61,7 +61,8 @@ class ConfigParser:
             flags = {parser.add_argument(*option.flags, default=None, type=option.type).dest: option for option in options}
             add_if_absent(parser, '--set', action='append', default=[], metavar='KEY=VALUE', help='change a value of the config')
             add_if_absent(parser, '--print-config', action='store_true', help='show where each value comes from, and leave')
-        given = parser.parse_args() if flags or isinstance(parser, argparse.ArgumentParser) else parser
+        with redirect_stderr(sys.stderr if dist.is_first_here() else None):  # a mistake is shown once, not by each process
+            given = parser.parse_args() if flags or isinstance(parser, argparse.ArgumentParser) else parser
         device, resume, config = (getattr(given, key, None) for key in ('device', 'resume', 'config'))
         if device is not None:
             from utils.util import select_devices  # before anything asks torch for CUDA

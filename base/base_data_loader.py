@@ -86,6 +86,7 @@ class BaseDataLoader(DataLoader):
             self.n_samples = len(sampler)
         self._pass, self._first_sample = 0, 0
         self.share = dist.WHOLE  # what this process has of the newest batch
+        self._counts = None      # (n_samples,) what each sample counts for the loss; None: as one
         super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, **options)
         self._fetcher_options = {**options, 'num_workers': num_workers}
         self._samples = KeyedSamples(dataset, self.seed, self._augment, on_error == 'skip', num_workers)
@@ -134,15 +135,16 @@ class BaseDataLoader(DataLoader):
     @property
     def knows_shares(self) -> bool:
         """Whether the batches of all processes have as many samples as planned, so that each process knows its share by itself."""
-        if self._memory is not None:
-            return self._memory.unreadable is None
-        return self.collate_fn is default_collate and not self._samples.skip_unreadable and not hasattr(self.dataset, '__getitems__')
+        if type(self).__iter__ is not BaseDataLoader.__iter__ or self._samples.skip_unreadable:
+            return False
+        return self._memory is not None or self.collate_fn is default_collate and not hasattr(self.dataset, '__getitems__')
 
-    @property
-    def targets_in_memory(self) -> torch.Tensor | None:
-        """(n,) the last of what a sample is, for all of them; None when they are not in memory."""
-        tensors = self._memory.tensors if self._memory is not None else None
-        return tensors[-1] if isinstance(tensors, (list, tuple)) and isinstance(tensors[-1], torch.Tensor) else None
+    def weigh(self, count: Any) -> bool:
+        """Let a process's share be what its samples count for the loss, a ClassCount; False when their targets are not in memory."""
+        tensors = self._memory.tensors if self._memory is not None and self.knows_shares else None
+        is_known = isinstance(tensors, (list, tuple)) and len(tensors) == 2 and isinstance(tensors[1], torch.Tensor)
+        self._counts = count.of_each(tensors[1]) if is_known and self._counts is None else self._counts
+        return is_known
 
     def due_batches(self) -> Iterator[tuple[int, torch.Tensor, dist.Share]]:
         """(pass, indices, share) of what this process has of each batch of the pass that is due.
@@ -153,7 +155,7 @@ class BaseDataLoader(DataLoader):
         self.seek(number + 1)
         for indices in self.indices(number)[first_sample:].split(self.batch_size):
             if len(indices) == self.batch_size or not self.drop_last:
-                yield number, *dist.share(indices)
+                yield number, *dist.share(indices, self._counts)
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""

@@ -15,7 +15,7 @@ from base import checkpoint
 from base.checkpoint import BEST, LAST
 from base.feed import Feed
 from base.finite import LossWatch, broken_weights
-from base.losses import count_of
+from base.losses import count_in, count_of
 from base.monitor import Monitor
 from base.position import batches_from, samples_of
 from base.resume import load_optimizer, parts_of, restore_parts
@@ -26,7 +26,7 @@ from base.stop import Stopped, StopRequest
 from base.weights import bare, load_weights
 from logger import TensorboardWriter
 from utils import dist, job
-from utils.batch import length, target_of, to_device
+from utils.batch import length, to_device
 from utils.errors import ConfigError, NonFiniteError
 from utils.metrics import MetricTracker
 from utils.seed import key, rng_state, seed_torch, set_rng_state
@@ -167,7 +167,7 @@ class BaseTrainer(ABC):
                   disable=not (sys.stderr.isatty() and dist.is_main())) as bar:
             stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
             stream = self._feed.watch(stream, self.data_loader, self.model)
-            for batch in dist.in_step(stream, self.data_loader, sharing, self._wishes, self._obey, self._count_of_batch()):
+            for batch in dist.in_step(stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()):
                 self.step += 1
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
@@ -197,12 +197,11 @@ class BaseTrainer(ABC):
         for batch in dist.in_step(loader, loader, sharing, lambda: (self._stop.wish,), self._obey):
             yield to_device(batch, self.device)
 
-    def _count_of_batch(self) -> Callable[[Any], Any] | None:
-        """What the loss over a batch counts for, as a function of the batch; None when each sample counts as one."""
-        targets = getattr(self.data_loader, 'targets_in_memory', None)
-        if self._count is length or targets is not None and self._count.is_one_for_each(targets):
+    def _count_to_tell(self) -> Callable[[Any], Any] | None:
+        """What the loss over a batch counts for, as a function of the batch, where processes cannot know it by themselves."""
+        if dist.n_processes() == 1 or self._count is length or getattr(self.data_loader, 'weigh', lambda _: False)(self._count):
             return None
-        return lambda batch: self._count(target_of(batch))
+        return lambda batch: count_in(batch, self._count)
 
     def _wishes(self) -> tuple[int, bool, bool]:
         self._asked_about = self._saver.n_begun
@@ -346,7 +345,7 @@ class BaseTrainer(ABC):
             return
         notes = ['The checkpoint is of the old template, which saves no scheduler and no patience: both start fresh.']
         if 'parts' in self._resumed:
-            notes = restore_parts(self, self._resumed['parts'], self._resumed.get('config') or {})
+            notes = restore_parts(self, self._resumed['parts'], self._resumed.get('config') or {}, self._resumed.get('samples', 0) > 0)
         for note in [] if again else notes:
             self.logger.warning(note)
         self.position, rest = divmod(self._resumed.get('samples', 0), self._batch_size())

@@ -100,13 +100,13 @@ def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
             _write(each, f'{digest}  {path.name}\n'.encode())
         for path in paths:
             _sidecar(path).unlink(missing_ok=True)
-        _sync_folder(folder)
+        sync_folder(folder)
         for each, path in zip(files, paths):
             os.replace(each, path)
-        _sync_folder(folder)
+        sync_folder(folder)
         for each, path in zip(sidecars, paths):
             os.replace(each, _sidecar(path))
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         for each in temporaries:
             try:
@@ -122,7 +122,8 @@ def _write(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
     if os.name == 'nt':  # has no such thing
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -10,6 +10,8 @@ from torch import nn
 from utils.batch import length
 from utils.errors import ConfigError
 
+IGNORED = -100  # the target that torch leaves out unless told otherwise
+
 
 class WeightedLosses(nn.Module):
     """The sum of several losses, each times its weight; `terms` holds the value of each at the last call, by name."""
@@ -38,12 +40,17 @@ def is_sum(criterion: Any, in_parts: bool = False) -> bool:
     kinds = {_reduction(each) for each in parts}
     if 'none' in kinds or len(kinds) > 1:
         raise ConfigError('loss: expected one number for a batch, from losses of one reduction, "mean" or "sum"')
-    if in_parts and kinds == {'mean'} and any(_class_weights(each) is not None for each in parts) \
-            and count_of(criterion) is length:
-        raise ConfigError('loss: a mean that is weighted by class depends on which samples are together, so micro-batches '
+    if not in_parts or kinds == {'sum'}:
+        return kinds == {'sum'}
+    count = count_of(criterion)
+    if count is length and any(_class_weights(each) is not None or _ignored(each) not in (IGNORED, None) for each in parts):
+        raise ConfigError('loss: a mean that weights classes or leaves some out depends on which samples are together, so micro-batches '
                           '(trainer.microbatch_size) or several processes would change the result. Take CrossEntropyLoss or NLLLoss '
                           'of torch alone, give the loss "reduction": "sum", or leave the weights or the parts out')
-    return kinds == {'sum'}
+    if count is not length and count.weights is not None and not count.weights.all():
+        raise ConfigError('loss: a class has the weight 0, and torch\'s gradient of the mean over samples of it alone is nan, as may '
+                          'happen in micro-batches (trainer.microbatch_size) or several processes: say "ignore_index" instead')
+    return False
 
 
 def count_of(criterion: Any) -> Callable[[Any], Any]:
@@ -51,13 +58,9 @@ def count_of(criterion: Any) -> Callable[[Any], Any]:
 
     It is `length`, the number of samples; but a ClassCount for cross_entropy and nll_loss of torch, as functions or modules.
     """
-    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
-        options = {'weight': criterion.weight, 'ignore_index': criterion.ignore_index}
-    elif getattr(criterion, 'func', criterion) in (F.cross_entropy, F.nll_loss):
-        options = getattr(criterion, 'keywords', {})
-    else:
+    if not _is_torchs(criterion) or _reduction(criterion) != 'mean':
         return length
-    return ClassCount(options.get('weight'), options.get('ignore_index', -100)) if _reduction(criterion) == 'mean' else length
+    return ClassCount(_class_weights(criterion), _ignored(criterion))
 
 
 class ClassCount:
@@ -73,14 +76,28 @@ class ClassCount:
     def __call__(self, target: Any) -> Any:
         if not isinstance(target, torch.Tensor) or target.is_floating_point():  # the probabilities of each class
             return length(target)
+        return self._weights_of(target).sum()
+
+    def of_each(self, targets: torch.Tensor) -> torch.Tensor:
+        """(n,) what each of n samples counts, on the CPU."""
+        counts = torch.ones(len(targets)) if targets.is_floating_point() else self._weights_of(targets)
+        return counts.reshape(len(targets), -1).sum(1).double().cpu()
+
+    def _weights_of(self, target: torch.Tensor) -> torch.Tensor:
         is_counted = target != self.ignored
         if self.weights is None:
-            return is_counted.sum()
-        return self._weights_on(target.device)[target.where(is_counted, 0)].mul(is_counted).sum()
+            return is_counted
+        return self._weights_on(target.device)[target.where(is_counted, 0).long()].mul(is_counted)
 
-    def is_one_for_each(self, targets: torch.Tensor) -> bool:
-        """Whether each of these counts as one."""
-        return self.weights is None and targets.dim() == 1 and bool((targets != self.ignored).all())
+
+def count_in(batch: Any, count: Callable[[Any], Any]) -> Any:
+    """The `count` of the target in a batch (data, target)."""
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return count(batch[1])
+    if count is length or count.weights is None and count.ignored == IGNORED:
+        return length(batch)
+    raise ConfigError('loss: it weights classes or leaves some out, and in a batch that is not (data, target) nobody can tell which. '
+                      'Give it "reduction": "sum", or leave out what takes a batch in parts (trainer.microbatch_size, processes)')
 
 
 def _parts(criterion: Any) -> list:
@@ -91,6 +108,15 @@ def _reduction(loss: Any) -> str:
     return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction', 'mean')
 
 
+def _is_torchs(loss: Any) -> bool:
+    return getattr(type(loss), 'forward', None) in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward) \
+        or getattr(loss, 'func', loss) in (F.cross_entropy, F.nll_loss)
+
+
 def _class_weights(loss: Any) -> Any:
     return getattr(loss, 'weight', None) if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) \
         else getattr(loss, 'keywords', {}).get('weight')
+
+
+def _ignored(loss: Any) -> int:
+    return getattr(loss, 'ignore_index', getattr(loss, 'keywords', {}).get('ignore_index', IGNORED))

@@ -6,7 +6,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils import dist
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, ConfigError
 
 
 def parts_of(trainer: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def parts_of(trainer: Any) -> dict[str, Any]:
     return found
 
 
-def restore_parts(trainer: Any, saved: dict[str, Any], old_config: dict) -> list[str]:
+def restore_parts(trainer: Any, saved: dict[str, Any], old_config: dict, inside_epoch: bool = False) -> list[str]:
     """Load each part; returns what the user should know: parts that only the checkpoint or only the trainer has, changed arguments."""
     mine, notes = parts_of(trainer), []
     for name, part in mine.items():
@@ -46,6 +46,10 @@ def restore_parts(trainer: Any, saved: dict[str, Any], old_config: dict) -> list
         else:
             try:
                 part.load_state_dict(saved[name])
+            except ConfigError as error:
+                if inside_epoch:
+                    raise CheckpointError(f'{name}: {error}. Or take a checkpoint of a whole epoch') from error
+                notes.append(f'{name} starts fresh: {error}.')
             except (ValueError, KeyError, RuntimeError, TypeError) as error:
                 raise CheckpointError(f'the state of {name} in the checkpoint does not fit: {error}') from error
     return notes + [f'The checkpoint holds a state for {name}, which this trainer does not have.' for name in saved.keys() - mine.keys()]

@@ -4,7 +4,6 @@ Beside the folder stands an ordinary checkpoint file, the head, with everything 
 by any number of processes, also by one; nothing of them is looked at before its bytes are verified, and no code in them is run.
 """
 import hashlib
-import os
 import pickle
 import shutil
 import time
@@ -17,6 +16,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from base.checkpoint import sync_folder
 from utils import dist
 from utils.errors import CheckpointError
 
@@ -90,7 +90,7 @@ class Writing:
             dist.on_main(shutil.rmtree, self.folder, True)
             raise CheckpointError(f'{self.folder} could not be written by process {number}: {error}. The checkpoints that are there '
                                   'are whole')
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         self._then(self.folder.name, {name: digest for files, _ in said for name, digest in files.items()})
 
 
@@ -134,7 +134,9 @@ def read(head: dict, run: Path, model: torch.nn.Module | None = None, optimizer:
     known = reader.read_metadata().state_dict_metadata
     if not all(isinstance(each, TensorStorageMetadata) for each in known.values()):
         raise ValueError('its parts hold something else than tensors')
-    paths = head['shards']['tensors']
+    paths = head['shards'].get('tensors')
+    if paths is None:
+        raise ValueError('an earlier version has written its parts, which this one cannot read')
     weights = model.state_dict() if model is not None else {}
     groups = optimizer.param_groups if optimizer is not None else []
     parameters = dict(enumerate(parameter for group in groups for parameter in group['params']))
@@ -179,10 +181,3 @@ class _Unpickler(pickle.Unpickler):
 def _sha256(path: Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != 'nt':
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

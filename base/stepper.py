@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from base.average import Average
+from base.losses import count_in
 from base.schedule import Schedule
 from utils import dist
-from utils.batch import length, split, target_of
+from utils.batch import length, split
 from utils.errors import ConfigError, NonFiniteError
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -84,12 +85,12 @@ class Stepper:
             self._remember(batch)
             yield batch
             return
-        counted = self._count(target_of(batch)) if of_process and not self.loss_is_sum else None
+        counted = count_in(batch, self._count) if of_process and not self.loss_is_sum else None
         parts = list(split(batch, self.microbatch_size))
         n_passes = max(len(parts), -(-self.share.largest // self.microbatch_size)) if self._keeps_step else len(parts)
         for number, micro_batch in enumerate(parts, 1):
             if counted is not None:
-                self._weight = of_process * (self._count(target_of(micro_batch)) / counted)
+                self._weight = of_process * (count_in(micro_batch, self._count) / counted)
             self._remember(micro_batch)
             dist.share_gradients(self.model, wanted=number == n_passes)
             yield micro_batch

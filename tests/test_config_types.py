@@ -32,6 +32,8 @@ MODULES = [
     'model.model.torch',
     'model.loss.torch.os',
     'utils.util',
+    'utils.dist',
+    'utils.job',
     'utils.config_types',
     'base.checkpoint',
     'base',

@@ -98,7 +98,7 @@ def test_each_sample_is_evaluated_once(results, n_processes):
 @pytest.mark.parametrize('n_processes', [None, 2, 3])
 def test_metric_that_is_of_each_process_goes_on_in_as_many(results, n_processes):
     value, expected, said = results[n_processes]['correlate_in_two_parts']
-    assert value == pytest.approx(expected, abs=1e-6) and 'in as many processes as before only, 9' in said
+    assert value == pytest.approx(expected, abs=1e-6) and 'in as many processes as it was measured in, 9' in said
 
 
 @pytest.mark.parametrize('n_processes', [2, 3])

@@ -13,7 +13,7 @@ from base import checkpoint, weights
 from base.average import Average
 from base.fitting import fitting_size
 from base.groups import parameter_groups
-from base.losses import WeightedLosses, count_of, is_sum
+from base.losses import WeightedLosses, count_in, count_of, is_sum
 from base.schedule import Schedule
 from base.stepper import Stepper
 from base.transfer import Frozen, init_weights
@@ -329,7 +329,7 @@ WEIGHTS = torch.tensor([1.0, 4.0, 0.5])
 
 @pytest.mark.parametrize('criterion', [
     nn.CrossEntropyLoss(reduction='sum'), nn.CrossEntropyLoss(WEIGHTS), nn.CrossEntropyLoss(WEIGHTS, ignore_index=1),
-    nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=1), partial(F.cross_entropy, weight=WEIGHTS), F.cross_entropy])
+    nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=0), partial(F.cross_entropy, weight=WEIGHTS), F.cross_entropy])
 def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
     def step(microbatch_size):
         model, data = nn.Linear(4, 3), torch.linspace(-1, 1, 28).reshape(7, 4)
@@ -350,13 +350,29 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
 
 
 def test_loss_that_cannot_be_split_is_refused():
-    sum_of_losses = WeightedLosses([('one', nn.CrossEntropyLoss(WEIGHTS), 1.0), ('two', nn.CrossEntropyLoss(), 1.0)])
-    for criterion in (sum_of_losses, partial(focal_loss, weight=WEIGHTS)):
+    def and_another(loss):
+        return WeightedLosses([('one', loss, 1.0), ('two', nn.CrossEntropyLoss(), 1.0)])
+    for criterion in (and_another(nn.CrossEntropyLoss(WEIGHTS)), and_another(nn.NLLLoss(ignore_index=0)), OwnLoss(WEIGHTS),
+                      partial(focal_loss, weight=WEIGHTS), nn.CrossEntropyLoss(torch.tensor([0.0, 1.0, 1.0]))):
         assert not is_sum(criterion)
-        with pytest.raises(ConfigError, match='weighted by class'):
+        with pytest.raises(ConfigError, match='weights classes|has the weight 0'):
             is_sum(criterion, in_parts=True)
     with pytest.raises(ConfigError, match='one number'):
         is_sum(nn.CrossEntropyLoss(reduction='none'))
+
+
+class OwnLoss(nn.CrossEntropyLoss):
+    def forward(self, output, target):
+        return focal_loss(output, target, self.weight)
+
+
+def test_targets_are_counted_as_torch_weighs_them():
+    target = torch.tensor([[0, 2, 2], [1, 1, 255]], dtype=torch.uint8)
+    count = count_of(nn.NLLLoss(WEIGHTS, ignore_index=255))
+    assert count(target).item() == 10 and count.of_each(target).tolist() == [2, 8]
+    assert count_in((None, target), count).item() == 10 and count_in([target], count_of(nn.NLLLoss())) == 2
+    with pytest.raises(ConfigError, match=r'not \(data, target\)'):
+        count_in({'target': target}, count)
 
 
 def focal_loss(output, target, weight):

@@ -41,11 +41,6 @@ def length(batch: Any) -> int:
     return 0
 
 
-def target_of(batch: Any) -> Any:
-    """The second of (data, target), which most batches are; else all of it."""
-    return batch[1] if isinstance(batch, (list, tuple)) and len(batch) == 2 else batch
-
-
 def split(batch: Any, size: int) -> Iterator[Any]:
     """Parts of `size` samples, the last one smaller when the batch does not divide; strings and numbers are repeated in each."""
     n_samples = length(batch)

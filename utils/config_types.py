@@ -23,7 +23,7 @@ from utils.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 # What these define handles files and processes; a config has no business there. (utils also holds the users' helpers.)
 CORE = ('base', 'logger', 'tools', 'tests', 'benchmarks', 'parse_config', 'new_project', 'train', 'test', 'utils.util',
-        'utils.dist', 'utils.seed', 'utils.batch', 'utils.errors')
+        'utils.dist', 'utils.job', 'utils.seed', 'utils.batch', 'utils.errors')
 
 
 def _optimizers() -> dict:

@@ -169,13 +169,22 @@ class Share(NamedTuple):
 WHOLE = Share()
 
 
-def share(indices: torch.Tensor) -> tuple[torch.Tensor, Share]:
-    """Of the samples of a batch this process's: every n-th. When there are none, one of another's, to keep step."""
+def share(indices: torch.Tensor, counts: torch.Tensor | None = None) -> tuple[torch.Tensor, Share]:
+    """Of the samples of a batch this process's: every n-th. When there are none, one of another's, to keep step.
+
+    counts: what each sample of the data counts for the loss; None: as one.
+    """
     n = n_processes()
     mine = indices[rank()::n]
     if not len(mine):
         return indices[:1], Share(0.0, True, 1)
-    return mine, Share(len(mine) * n / len(indices), False, -(-len(indices) // n))
+    counted, of = (len(mine), len(indices)) if counts is None else (counts[mine].sum().item(), counts[indices].sum().item())
+    return mine, Share(_weight(counted, of), False, -(-len(indices) // n))
+
+
+def _weight(counted: float, of: float) -> float:
+    """What the mean over a part of a batch counts for in the mean over the processes; nan, as a mean over nothing is."""
+    return counted * n_processes() / of if of else math.nan
 
 
 def in_step(batches: Iterable[Any], loader: Any, sharing: Iterable[Any] = (), wishes: Callable[[], tuple] = tuple,
@@ -209,16 +218,18 @@ def in_step(batches: Iterable[Any], loader: Any, sharing: Iterable[Any] = (), wi
 
 def _known_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable) -> Iterator[tuple[Any, Share]]:
     """(batch, share of it) where each process knows by itself what all have."""
-    exchange, due, asked, step_s = Exchange(), 0, (0, time.monotonic()), EXCHANGE_S
+    exchange, due, gap, asked_at = Exchange(), 0, 1, 0.0
     for step, batch in enumerate(batches):
         is_due = step == due
         if is_due:
-            (last, asked_at), asked = asked, (step, time.monotonic())
-            exchange.start((asked[1] - asked_at) / (step - last) if step else EXCHANGE_S, *wishes())
+            now = time.perf_counter()
+            gap_s, asked_at = now - asked_at, now
+            exchange.start(gap_s, *wishes())
         yield batch, loader.share
         if is_due:
-            step_s, *wished = map(max, zip(*exchange.result()))
-            due = step + max(1, int(EXCHANGE_S / step_s))
+            gap_s, *wished = map(max, zip(*exchange.result()))
+            gap = min(2 * gap, max(1, int(gap * EXCHANGE_S / gap_s))) if step else 1
+            due += gap
             obey(*map(int, wished))
 
 
@@ -245,8 +256,7 @@ def _told_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Cal
         if batch is None:
             raise DataError(f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?')
         upcoming = following()
-        weight = counts[rank()] * n_processes() / sum(counts) if any(counts) else math.nan  # as the mean over nothing is
-        yield batch, Share(weight, not n_samples[rank()], int(max(n_samples)))
+        yield batch, Share(_weight(counts[rank()], sum(counts)), not n_samples[rank()], int(max(n_samples)))
 
 
 # Sharing the model

@@ -26,14 +26,27 @@ from utils.dist import gather, is_first_here, is_joined, is_main, is_started, lo
 from utils.errors import ConfigError, UserError
 
 VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')  # what torchrun tells each process
+# what torch says in a plain RuntimeError when a collective fails, since another process is gone or too late
+LOST_TOUCH = ('gloo', 'Gloo', 'NCCL', 'pair closure', 'Timed out waiting', 'Connection closed by peer', 'Connection reset by peer',
+              'Broken pipe')
 REPORT_S = 3.0       # how long processes wait for each other's last words
 WATCH_S = 1.0        # how often a process looks after the others, and after the one that started it
 START_S = 30.0       # how long torchrun may take to answer
 MEET_S = 60.0        # how much later one process may start than another, at least
 LEAVE_S = 20.0       # how long a process may go on when another has failed; torchrun ends it after 30
 LAST_STEP_S = 300.0  # for the step in progress and a checkpoint, when all are to stop
+
+# What they tell each other through _store, which they can all read, also when no collective works any more. N is a process:
+#   ended/N    it has come to its end
+#   trouble    somebody has lost touch: who is there?
+#   here/N     it is there: its watch says so, whatever its training does
+#   met/N      its training has lost touch as well, so that it does not hang
+#   lost/N     it hangs, and may leave
+#   over       the job has failed, and somebody has said why
+#   out/N      it looks at the store no more
+#   said/TEXT  TEXT has been shown
+_store = None
 _exit_code = 1       # of a process that has joined, until it has left as it should
-_store = None        # a few words that all processes can read, also when no collective works any more
 _names = []          # machine and pid of each process
 _agents = []         # what each process was started by
 _failed_at = math.inf  # when this process saw that another has failed and said so
@@ -220,7 +233,7 @@ def leave_at_once(exit_code: int) -> None:
 def _last_look() -> None:
     """When the main process keeps the store, let the others look into it once more."""
     global _is_leaving
-    if not _is_store_of_torchrun() and _failed_at == math.inf:
+    if not _is_store_of_torchrun():
         _tell(f'out/{rank()}')
         if is_main():
             _wait_for('out', REPORT_S)
@@ -267,8 +280,7 @@ def _report(error: Exception) -> None:
     timer = threading.Timer(4 * REPORT_S, os._exit, [1])  # the store may be on a machine that is away
     timer.daemon = True
     timer.start()
-    lost_touch = isinstance(error, dist.DistError) or type(error) is RuntimeError and any(
-        word in str(error) for word in ('gloo', 'Gloo', 'NCCL'))
+    lost_touch = isinstance(error, dist.DistError) or type(error) is RuntimeError and any(words in str(error) for words in LOST_TOUCH)
     if not lost_touch:
         is_first = is_first_to_say('a failure')
         _tell('over')

@@ -116,8 +116,7 @@ class MetricTracker:
                 metric.load_state_dict(saved, strict=False)
             elif OF_EACH in saved:
                 if len(saved[OF_EACH]) != dist.n_processes():
-                    raise ConfigError(f'metrics: {name} goes on inside an epoch in as many processes as before only, '
-                                      f'{len(saved[OF_EACH])}: start so many, or resume from the checkpoint of a whole epoch')
+                    raise ConfigError(f'{name} can only go on in as many processes as it was measured in, {len(saved[OF_EACH])}')
                 metric.load_state_dict(saved[OF_EACH][dist.rank()], strict=False)
         for key in self._averages.keys() & state['averages'].keys() if dist.is_main() else ():  # the sums are of all processes
             self._averages[key].load(state['averages'][key])
@@ -126,6 +125,8 @@ class MetricTracker:
         """Read the pending values in one transfer and add them to the sums."""
         given = [each for average in self._averages.values() for pair in average.pending for each in pair]
         tensors = [each if each.dim() == 0 else each.reshape(()) for each in given if isinstance(each, torch.Tensor)]
+        if len({each.dtype for each in tensors}) > 1:  # a bf16 loss must not round the number of its samples
+            tensors = [each.to(torch.float32 if each.device.type == 'mps' else torch.float64) for each in tensors]
         on_host = iter(torch.stack(tensors).tolist() if tensors else ())
         numbers = iter([next(on_host) if isinstance(each, torch.Tensor) else float(each) for each in given])
         for average in self._averages.values():
@@ -149,7 +150,7 @@ def _state_of_all(metric: Any) -> dict:
     """The state that a torchmetrics metric would have in a single process; that of each when it cannot tell (Pearson's correlation)."""
     if dist.n_processes() > 1 and any(how is None and not isinstance(getattr(metric, name), list)
                                       for name, how in metric._reductions.items()):
-        return {OF_EACH: dist.gather(metric.state_dict())}
+        return {OF_EACH: dist.gather(map_tensors(torch.Tensor.cpu, metric.state_dict()))}
     with metric.sync_context(dist_sync_fn=dist.gather_tensors):
         state = metric.state_dict()
     # what was a list of tensors has become their concatenation
