@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from base import BaseDataLoader, BaseModel
+from base.average import Average
 from base.stream import StreamDataLoader
 from model.metric import accuracy, top_k_acc
 from parse_config import ConfigParser
@@ -307,18 +308,18 @@ class HalfUsed(Plain):
 
 
 def count_bytes(folder):
-    """Bytes for each parameter that this process keeps between steps: [weights, gradients, optimizer], by strategy."""
+    """Bytes for each parameter that this process keeps between steps: [weights, gradients, optimizer, average], by strategy."""
     found = {}
     for strategy in ('ddp', 'fsdp'):
         config = config_of(folder, distributed={'strategy': strategy})
         model = nn.Sequential(*(nn.Linear(60, 60) for _ in range(4)))
         n_parameters = sum(parameter.numel() for parameter in model.parameters())
         model = config.wrap(model, torch.device('cpu'))
-        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer, average = torch.optim.AdamW(model.parameters()), Average(model, 0.9)
         model(torch.randn(2, 60)).sum().backward()
         optimizer.step()
         kinds = [list(model.parameters()), [parameter.grad for parameter in model.parameters()],
-                 [value for state in optimizer.state.values() for name, value in state.items() if name != 'step']]
+                 [value for state in optimizer.state.values() for name, value in state.items() if name != 'step'], average._mine]
         found[strategy] = [sum(dist.part(tensor).nbytes for tensor in tensors) / n_parameters for tensors in kinds]
     return found
 

@@ -94,17 +94,22 @@ def test_plain_torch_loader_resumes_inside_an_epoch_too(experiment):
     assert first_difference(resumed['state_dict'], expected['state_dict']) == ''
 
 
-def test_stop_during_validation_resumes_exactly(experiment, uninterrupted):
-    trainer = experiment.trainer()
+@pytest.mark.parametrize('settings', [{}, {'ema_decay': 0.9}, {'swa_start': 1}])
+def test_stop_during_validation_resumes_exactly(experiment, settings):
+    """Also when the model holds the average of its weights just then, which must not be saved as its own."""
+    uninterrupted = run(experiment.trainer(**settings))
+    trainer = experiment.trainer(**settings)
     validate = trainer._valid_epoch
 
     def stop_then_validate(epoch):
-        trainer._stop.reason = 'test' if epoch == 2 else ''
+        trainer._stop.wish = 143 if epoch == 2 else 0
         return validate(epoch)
     trainer._valid_epoch = stop_then_validate
-    trainer.train()
-    assert (trainer.epochs_done, trainer.position) == (1, STEPS_PER_EPOCH)
-    assert first_difference(run(experiment.trainer(trainer.checkpoint_dir / 'checkpoint-last.pth')), uninterrupted) == ''
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert trainer.epochs_done == 1 and trainer.position == STEPS_PER_EPOCH
+    resumed = run(experiment.trainer(trainer.checkpoint_dir / 'checkpoint-last.pth', **settings))
+    assert first_difference(resumed, uninterrupted) == ''
 
 
 def test_order_of_the_first_resumed_epoch_is_not_that_of_epoch_one(experiment):
