@@ -187,9 +187,9 @@ def ends(n: int, folder: Path) -> Result:
 
 # fault: (what is said, {launcher: exit codes, of process 0 and 1 in turn when it is theirs})
 FAULTS = {
+    'kill': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 137, 'by hand': -9}),
     'raise': (r'error: process {} of 2 \(.*\) failed:', {'torchrun': 1, '-d': 1, 'by hand': 1}),
     'refuse': (r'error: sample \d+: points.csv holds no number', {'torchrun': 1, '-d': 2, 'by hand': 2}),
-    'kill': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 137, 'by hand': -9}),
     'hang': (r'error: process {} of 2 \(.*\) hangs', {'torchrun': 1, '-d': 1, 'by hand': 1}),
     'exit': (r'error: process {} of 2 \(.*\) left by sys.exit\(0\)', {'torchrun': 1, '-d': 1, 'by hand': 1}),
     'vanish': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 1, 'by hand': 0}),
