@@ -32,7 +32,7 @@ class Average:
         self.is_swa = swa_start is not None
         self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
         self._combine = get_swa_multi_avg_fn() if self.is_swa else get_ema_multi_avg_fn(ema_decay)
-        self.has_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self._model.modules())
+        self.has_norm = dist.has_batch_norm(self._model)
         self.n_steps = self.n_averaged = 0
 
     @torch.no_grad()

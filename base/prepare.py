@@ -13,7 +13,7 @@ from utils.errors import ConfigError
 
 def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Module:
     """The model as the trainer section wants it."""
-    if settings.get('microbatch_size') and any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules()):
+    if settings.get('microbatch_size') and dist.has_batch_norm(model):
         logger.warning('trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch by itself, so its size '
                        'does change the result')
     if settings.get('matmul_precision'):
@@ -22,7 +22,7 @@ def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Mod
         model = model.to(memory_format=torch.channels_last)
     if settings.get('activation_checkpointing'):
         for block in dist.blocks_of(bare(model)):
-            if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in block.modules()):
+            if dist.has_batch_norm(block):
                 raise ConfigError(f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm, which would count '
                                   'each batch twice. Leave it out of what shard_blocks() of the model returns, or leave the option out')
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

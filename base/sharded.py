@@ -25,8 +25,6 @@ METADATA = {'torch.distributed.checkpoint.metadata': {'Metadata', 'TensorStorage
                                                       'ChunkStorageMetadata', 'MetadataIndex', 'StorageMeta'},
             'torch.distributed.checkpoint.filesystem': {'_StorageInfo'}, 'torch.serialization': {'_get_layout'}, 'torch': {'Size'},
             'pathlib': {'PosixPath', 'WindowsPath'}}
-
-
 PLACES = (('state_dict',), ('optimizer', 'state'), ('parts', 'weight_average', 'model'))  # where a state is large
 
 

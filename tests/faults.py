@@ -532,7 +532,7 @@ def mutations(n: int, folder: Path) -> Result:
     return tally(faults_runs.mutations(n, folder), {'noticed'})
 
 
-CAMPAIGNS = {  # flag: (campaign, full count; 0 means all there are)
+CAMPAIGNS = {
     'kills': (kills, 200),
     'every-step': (every_step, 48),
     'mutations': (mutations, 0),
@@ -546,22 +546,26 @@ CAMPAIGNS = {  # flag: (campaign, full count; 0 means all there are)
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    for flag, (campaign, full) in CAMPAIGNS.items():
+def run_campaigns(campaigns: dict[str, tuple], description: str, prepare: Callable[[Path], None] = lambda folder: None) -> int:
+    """Run the campaigns that the command line names with a count, or all in full; the exit code: 1 unless all are n/n.
+
+    campaigns: {flag: (campaign, full count; 0 means all there are)}. prepare: called with each campaign's folder before it.
+    """
+    parser = argparse.ArgumentParser(description=description.partition('\n')[0])
+    for flag, (campaign, full) in campaigns.items():
         parser.add_argument(f'--{flag}', type=int, metavar='N', help=f'{campaign.__doc__.splitlines()[0]} ({full or "all"})')
-    chosen = {flag: getattr(parser.parse_args(), flag.replace('-', '_')) for flag in CAMPAIGNS}
+    given = vars(parser.parse_args())
+    chosen = {flag: given[flag.replace('-', '_')] for flag in campaigns}
     if all(count is None for count in chosen.values()):
-        chosen = {flag: full for flag, (_, full) in CAMPAIGNS.items()}
-    torch.set_num_threads(1)  # before any operation, so that no pool of threads is there when we fork
+        chosen = {flag: full for flag, (_, full) in campaigns.items()}
     failed = False
     for flag, count in chosen.items():
         if count is None:
             continue
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            warm_up(Path(folder))
-            result = CAMPAIGNS[flag][0](count, Path(folder))
+            prepare(Path(folder))
+            result = campaigns[flag][0](count, Path(folder))
         print(f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}', flush=True)
         for failure in result.failures[:10]:
             print(f'    {failure}')
@@ -579,4 +583,5 @@ def warm_up(folder: Path) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    torch.set_num_threads(1)  # before any operation, so that no pool of threads is there when we fork
+    sys.exit(run_campaigns(CAMPAIGNS, __doc__, warm_up))

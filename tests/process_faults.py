@@ -3,7 +3,6 @@
 Each job is train.py in a small project, started in one of LAUNCHERS. Without flags all campaigns run in full; with flags, those named.
 Exit code 1 unless all are n/n.
 """
-import argparse
 import itertools
 import json
 import os
@@ -13,13 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 from base import checkpoint
 from tests.conftest import ROOT
-from tests.faults import Result, tally
+from tests.faults import Result, run_campaigns, tally
 from tools.project import KEPT, files_below, write_files
 from utils.compare import first_difference
 
@@ -246,26 +244,8 @@ def stops(n: int, folder: Path) -> Result:
     return tally(outcomes, {'equal'})
 
 
-# flag: (campaign, full count; 0 means all there are)
 CAMPAIGNS = {'kills': (kills, 10), 'restarts': (restarts, 10), 'ends': (ends, 20), 'faults': (faults, 0), 'stops': (stops, 0)}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    for flag, (campaign, full) in CAMPAIGNS.items():
-        parser.add_argument(f'--{flag}', type=int, metavar='N', help=f'{campaign.__doc__} ({full or "all"})')
-    chosen = {flag: count for flag, count in vars(parser.parse_args()).items() if count is not None}
-    failed = False
-    for flag, count in (chosen or {flag: full for flag, (_, full) in CAMPAIGNS.items()}).items():
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            result = CAMPAIGNS[flag][0](count, Path(folder))
-        print(f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}', flush=True)
-        for failure in result.failures[:10]:
-            print(f'    {failure}')
-        failed |= result.held < result.tried
-    return int(failed)
-
-
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_campaigns(CAMPAIGNS, __doc__))

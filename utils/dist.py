@@ -272,10 +272,9 @@ def wrap(model: nn.Module, device: torch.device, *, strategy: str = 'ddp', sync_
     """
     if not is_joined():
         return model.to(device)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if sync_bn and device.type == 'cuda':
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif norms and n_processes() > 1 and is_main():
+    elif has_batch_norm(model) and n_processes() > 1 and is_main():
         sys.stderr.write('warning: BatchNorm normalises each process\'s share of a batch by itself here, so the number of processes does '
                          'change the result (distributed.sync_bn needs GPUs)\n')
     if strategy == 'fsdp':
@@ -319,6 +318,11 @@ def is_wrapped(model: nn.Module) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     return is_joined() and model is not None and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether what comes out of it depends on which samples are together."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
 
 
 def needs_equal_passes(model: nn.Module | None) -> bool:

@@ -112,12 +112,12 @@ class MetricTracker:
         self.reset()
         for name, metric in self._stateful.items():
             saved = copy.deepcopy(state['stateful'].get(name, {}))  # the next reset would empty the lists in it
-            if OF_EACH not in saved and dist.is_main():
-                metric.load_state_dict(saved, strict=False)
-            elif OF_EACH in saved:
+            if OF_EACH in saved:
                 if len(saved[OF_EACH]) != dist.n_processes():
                     raise ConfigError(f'{name} can only go on in as many processes as it was measured in, {len(saved[OF_EACH])}')
                 metric.load_state_dict(saved[OF_EACH][dist.rank()], strict=False)
+            elif dist.is_main():
+                metric.load_state_dict(saved, strict=False)
         for key in self._averages.keys() & state['averages'].keys() if dist.is_main() else ():  # the sums are of all processes
             self._averages[key].load(state['averages'][key])
 
