@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from new_project import main
 from tests.conftest import ROOT, run_script
+from tests.test_project_git import commit_all
 from tools import project, project_update
-from tools.project import create, files_below, git
+from tools.project import create, files_below
+from tools.project_git import git
 from tools.project_update import merge, update_project
 from utils.errors import UserError
 
@@ -109,7 +111,7 @@ def old(tmp_path):
     (folder / 'utils/mine.py').write_text('MINE = 1\n')
     (folder / 'utils/metrics.py').unlink()
     (folder / 'utils/errors.py').write_bytes((folder / 'utils/errors.py').read_bytes().replace(b'\n', b'\r\n'))
-    project.commit(folder, 'mine')
+    commit_all(folder)
     return folder
 
 
@@ -172,7 +174,7 @@ def test_update_interrupted_at_any_moment_is_finished_by_the_next(old, newer, mo
 def test_second_update_has_nothing_to_do(old, newer):
     newer()
     update_project(old)
-    project.commit(old, 'updated')
+    commit_all(old)
     assert 'is up to date with template 1.1.0' in update_project(old)[0]
 
 
@@ -189,7 +191,7 @@ def test_project_that_cannot_be_updated_is_left_as_it_was(tmp_path, spoil, messa
     folder = create(tmp_path / 'project')
     spoil(folder)
     if 'committed' not in message and (folder / '.git').exists():
-        project.commit(folder, 'spoilt')
+        commit_all(folder)
     before = contents(folder)
     with pytest.raises(UserError, match=message):
         update_project(folder)

@@ -7,9 +7,10 @@ import pytest
 
 from base import checkpoint
 from tests.conftest import ROOT, run_script
+from tests.test_project_git import commit_all
 from tools import project_old, project_update
-from tools.project import commit, git
 from tools.project_adopt import BRANCH, REPORT, adopt_project
+from tools.project_git import git
 from utils.compare import first_difference
 from utils.errors import UserError
 
@@ -37,7 +38,7 @@ def old_project(tmp_path):
         shutil.copytree(GALLERY / name, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
         change(folder)
         git(folder, 'init', '-q', '-b', 'main')
-        assert commit(folder, 'as it was')
+        commit_all(folder)
         return folder
     return make
 

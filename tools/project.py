@@ -8,12 +8,12 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tools.project_git import commit, start_repository
 from utils.config_file import read_config
 from utils.errors import UserError
 
@@ -68,7 +68,7 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(f'{folder} cannot be made: {error.strerror or error}') from error
-    commit_first(folder)
+    commit_first(folder, files)
     return folder
 
 
@@ -127,26 +127,13 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         path.write_bytes(content)
 
 
-def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run git in `folder`; a UserError when git is not installed."""
-    try:
-        return subprocess.run(['git', *arguments], cwd=folder, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise UserError('git is needed for this and is not installed') from error
-
-
-def commit(folder: Path, message: str) -> bool:
-    """Commit all that is in `folder`; with a name of our own only where git knows none of the user's."""
-    if git(folder, 'add', '-A', '.').returncode:
-        return False
-    known = git(folder, 'config', 'user.email').stdout.strip()
-    identity = [] if known else ['-c', 'user.name=new_project', '-c', 'user.email=new_project@localhost']
-    return git(folder, *identity, 'commit', '-q', '-m', message, '--', '.').returncode == 0
-
-
-def commit_first(folder: Path) -> None:
-    """A repository of its own with everything in it; without git there is none, and the project is whole all the same."""
+def commit_first(folder: Path, files: Iterable[str]) -> None:
+    """A repository of its own with `files` in it; without git there is none, and the project is whole all the same."""
     if shutil.which('git') is None:
         print('git is not installed: the project has no repository yet; updates will need one', file=sys.stderr)
-    elif git(folder, 'init', '-q').returncode or not commit(folder, f'Start from the template, version {VERSION}'):
-        print(f'git could not commit in {folder}: do it yourself before the first update', file=sys.stderr)
+        return
+    try:
+        start_repository(folder)
+        commit(folder, f'Start from the template, version {VERSION}', files)
+    except UserError as error:
+        print(f'{error}\nThe project is complete: commit it yourself before the first update.', file=sys.stderr)

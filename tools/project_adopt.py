@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools import project_old as old
-from tools.project import KEPT, MANIFEST, TEMPLATE, VERSION, commit, files_below, git, stamp
+from tools.project import KEPT, MANIFEST, TEMPLATE, VERSION, files_below, stamp
+from tools.project_git import commit, git, repository_of, require_clean, require_known
 from tools.project_text import add_argument, add_imports, graft, import_of, member_names, text_of, top_names
-from tools.project_update import STAGING, apply, recover, require_clean
+from tools.project_update import STAGING, apply, recover
 from utils.errors import UserError
 
 BRANCH, REPORT, OLD_STYLE = 'adopt-template', 'ADOPTED.md', 'utils/old_style.py'
@@ -60,15 +61,22 @@ def adopt_project(folder: Path, dry_run: bool = False) -> str:
         return f'The adoption of {folder} that was interrupted is now finished: read {REPORT}, and commit.'
     if (folder / MANIFEST).is_file():
         raise UserError(f'{folder} has this template already: bring it up to date with --update')
-    under_git = shutil.which('git') is not None and git(folder, 'rev-parse', '--is-inside-work-tree').returncode == 0
+    under_git = is_under_git(folder)
     if under_git and not dry_run:
         require_clean(folder)
     adoption = inspect(folder)
     if dry_run:
         return f'What --adopt would do to {folder}:\n\n{report(adoption, "BRANCH")}'
     if under_git:
+        require_known(folder, adoption.changes)
         return on_branch(folder, adoption)
     return in_copy(folder, adoption)
+
+
+def is_under_git(folder: Path) -> bool:
+    """Whether a repository keeps this project: one further up that keeps none of its files does not."""
+    return (shutil.which('git') is not None and repository_of(folder) is not None
+            and bool(git(folder, 'ls-files', '--', '.').stdout))
 
 
 def on_branch(folder: Path, adoption: Adoption) -> str:
@@ -86,8 +94,9 @@ def on_branch(folder: Path, adoption: Adoption) -> str:
         git(folder, 'checkout', '-q', before)
         git(folder, 'branch', '-q', '-d', BRANCH)
         raise
-    committed = commit(folder, f'Adopt template {VERSION}')
-    return (f'{folder} is adopted, on the branch {BRANCH}{"" if committed else " (not committed: git would not)"}. '
+    removed = [path for path, content in adoption.changes.items() if content is None]
+    commit(folder, f'Adopt template {VERSION}', adoption.changes, removed)
+    return (f'{folder} is adopted, on the branch {BRANCH}. '
             f'Read {REPORT}, then train:\n\n    cd {folder}\n    python train.py -c config.json\n\n'
             f'Back to what it was: git checkout {before}')
 

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.project import KEPT, MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, files_below, git, is_below, stamp
+from tools.project import KEPT, MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, files_below, is_below, stamp
+from tools.project_git import environment, git, require_clean, require_known
 from utils.errors import UserError
 
 STAGING = '.template-update'
@@ -47,6 +48,7 @@ def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
         changes |= stamp(extra, left_alone, list(yours))
     summary = describe(folder, report, dry_run)
     if not dry_run:
+        require_known(folder, changes)
         apply(folder, changes)
     return summary, not report['conflict']
 
@@ -75,19 +77,6 @@ def read_pristine(folder: Path, manifest: dict) -> dict[str, bytes]:
     if {path: digest(content) for path, content in files.items()} != manifest['files']:
         raise UserError(f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} {MANIFEST}')
     return files
-
-
-def require_clean(folder: Path) -> None:
-    """UserError unless git could bring back every file as it is now."""
-    if git(folder, 'rev-parse', '--is-inside-work-tree').returncode:
-        raise UserError(f'{folder} is in no git repository, so an update could not be undone. In it: '
-                        'git init && git add -A && git commit -m "Before the update"')
-    if git(folder, 'rev-parse', 'HEAD').returncode:
-        raise UserError(f'{folder} has no commit yet, so an update could not be undone: git add -A && git commit first')
-    changed = git(folder, 'status', '--porcelain', '--', '.').stdout.splitlines()
-    if changed:
-        raise UserError(f'{folder} has changes that are not committed; commit them first, so that git can undo the update:\n'
-                        + '\n'.join(changed[:10]) + ('\n...' if len(changed) > 10 else ''))
 
 
 def plan(folder: Path, pristine: dict[str, bytes], offered: dict[str, bytes], before: str, now: str) \
@@ -132,14 +121,12 @@ def with_line_ends_of(mine: bytes, content: bytes) -> bytes:
 def merge(mine: bytes, base: bytes, theirs: bytes, before: str, now: str) -> tuple[bytes, int]:
     """(both sides' changes, number of conflicts), by git merge-file."""
     with tempfile.TemporaryDirectory() as temporary:
-        paths = [Path(temporary) / name for name in ('mine', 'base', 'theirs')]
-        for path, content in zip(paths, (mine, base, theirs)):
-            path.write_bytes(with_line_ends_of(mine, content))
-        done = subprocess.run(['git', 'merge-file', '-p', '-L', 'yours', '-L', before, '-L', now, *map(str, paths)],
-                              capture_output=True)
-    if not 0 <= done.returncode < 128:
-        raise UserError(f'git merge-file failed: {done.stderr.decode(errors="replace").strip()}')
-    return done.stdout, done.returncode
+        for name, content in (('mine', mine), ('base', base), ('theirs', theirs)):
+            (Path(temporary) / name).write_bytes(with_line_ends_of(mine, content))
+        done = git(Path(temporary), 'merge-file', '-L', 'yours', '-L', before, '-L', now, 'mine', 'base', 'theirs')
+        if not 0 <= done.returncode < 128:
+            raise UserError(f'git merge-file failed: {done.stderr.strip()}')
+        return (Path(temporary) / 'mine').read_bytes(), done.returncode
 
 
 def describe(folder: Path, report: dict[str, list[str]], dry_run: bool) -> str:
@@ -215,4 +202,4 @@ def run_tests(folder: Path, call: Callable = subprocess.call) -> int:
     if not (folder / 'tests').is_dir():
         return 0
     sys.stdout.flush()
-    return call([sys.executable, '-m', 'pytest'], cwd=folder)
+    return call([sys.executable, '-m', 'pytest'], cwd=folder, env=environment())
