@@ -8,10 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from armature.errors import exit_on_user_error
 from tools.project import create
 from tools.project_adopt import adopt_project
 from tools.project_update import run_tests, update_project
-from utils.errors import exit_on_user_error
 
 
 def start(arguments):

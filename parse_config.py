@@ -9,12 +9,14 @@ from contextlib import contextmanager, redirect_stderr
 from datetime import datetime
 from pathlib import Path
 
-from utils import config_types, dist, job
-from utils.compare import first_difference
-from utils.config_check import check, describe
-from utils.config_file import Document, did_you_mean, read_config, set_value, show
-from utils.config_schema import FOLDER_NAME, STRING, is_known, violation, without_nulls
-from utils.errors import ConfigError, UserError
+from armature.compare import first_difference
+from armature.config import build as config_types
+from armature.config.check import check, describe
+from armature.config.keys import FOLDER_NAME, STRING, is_known, violation, without_nulls
+from armature.config.read import Document, did_you_mean, read_config, set_value, show
+from armature.errors import ConfigError, UserError
+from armature.processes import dist
+from armature.processes import launch as job
 
 ROOT = Path(__file__).resolve().parent
 REHEARSALS = ('smoke', 'overfit', 'profile', 'check_resume')
@@ -97,7 +99,7 @@ class ConfigParser:
 
     def _unfinished(self) -> Path | None:
         """The newest checkpoint of the newest run of this name; None when that run is finished or there is none."""
-        from base import checkpoint
+        from armature.checkpoint import files as checkpoint
         run = checkpoint.newest_run(self._saved() / 'models' / self.name)
         newest = checkpoint.newest_valid(run) if run is not None else None
         state = checkpoint.load_head(newest) if newest is not None else {'finished': True}
@@ -110,8 +112,8 @@ class ConfigParser:
 
     def _left_by_this_job(self, agents: list) -> tuple[Path | None, Path | None]:
         """(run folder to go on in, checkpoint to go on from) when one of `agents` has trained before; else as the command line says."""
-        from base import checkpoint
-        from base.run_record import trained_by
+        from armature.checkpoint import files as checkpoint
+        from armature.run.folder import trained_by
         run = trained_by(agents, self._saved() / 'models' / self.name)
         newest = checkpoint.newest_valid(run) if run is not None else None
         writers = (checkpoint.load_head(newest).get('made_by') or {}).get('agents', []) if newest is not None else []
@@ -164,7 +166,7 @@ class ConfigParser:
         section = self.config['loss']
         if not isinstance(section, list):
             return config_types.build_callable(section, 'loss', ('loss',), module, self._document)
-        from base.losses import WeightedLosses
+        from armature.step.loss_share import WeightedLosses
         terms = []
         for index, entry in enumerate(section):
             term = config_types.build_callable(entry, 'loss', ('loss', index), module, self._document)
@@ -306,12 +308,12 @@ def find_file(text: str) -> Path:
 
 
 def find_checkpoint(text: str) -> Path:
-    from base import checkpoint
+    from armature.checkpoint import files as checkpoint
     return checkpoint.find(text, ROOT).resolve()
 
 
 def read_checkpoint_config(path: Path) -> Document:
-    from base import checkpoint
+    from armature.checkpoint import files as checkpoint
     config = checkpoint.load_head(path).get('config')
     if not isinstance(config, dict):
         raise ConfigError(f'{path}: this checkpoint holds no config: give one with -c config.json')

@@ -6,16 +6,17 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
-from base import checkpoint
-from base.losses import count_of, is_sum
-from base.weights import load_tested
-from logger.pictures import Pictures, save_pictures
+from armature.batch import to_device
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint.weights import load_tested
+from armature.errors import exit_on_user_error
+from armature.processes import dist
+from armature.run.plots import Pictures, save_pictures
+from armature.seed import seed_everything
+from armature.step.loss_share import count_of, is_sum
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
-from utils import MetricTracker, dist, prepare_device
-from utils.batch import to_device
-from utils.errors import exit_on_user_error
-from utils.seed import seed_everything
+from utils import MetricTracker, prepare_device
 
 
 def main(config, n_batches=None):

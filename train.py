@@ -8,16 +8,17 @@ import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
 import trainer.trainer as module_trainer
-from base.groups import parameter_groups
-from base.transfer import init_weights
+from armature.errors import exit_on_user_error, positive
+from armature.processes import dist
+from armature.seed import seed_everything
+from armature.step.groups import parameter_groups
+from armature.step.transfer import init_weights
 from parse_config import ConfigParser, CustomArgs
 from tools.check_resume import check_resume
 from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.smoke import smoke
-from utils import dist, prepare_device
-from utils.errors import exit_on_user_error, positive
-from utils.seed import seed_everything
+from utils import prepare_device
 
 
 def build(config):

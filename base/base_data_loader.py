@@ -1,6 +1,6 @@
 """BaseDataLoader: a torch DataLoader whose order is a function of (seed, epoch), with a validation split and a position.
 
-The order and every sample's randomness come from keys (utils/seed.py), so they are the same for any number of workers, and a loader
+The order and every sample's randomness come from keys (armature/seed.py), so they are the same for any number of workers, and a loader
 can be put at any batch of any epoch.
 """
 import logging
@@ -13,16 +13,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
-from base.augment import Augment
-from base.fetching import Collate, Fetched, KeyedSamples, checked, finish, make_fetcher, start
-from base.in_memory import InMemory, read_into_memory
-from base.samplers import Order, RandomSampler, SequentialSampler
-from base.splits import split_indices
-from utils import dist
-from utils.config_file import did_you_mean
-from utils.config_schema import parameters
-from utils.errors import ConfigError
-from utils.seed import key, own_randomness
+from armature.config.keys import parameters
+from armature.config.read import did_you_mean
+from armature.data.augment import Augment
+from armature.data.memory import InMemory, read_into_memory
+from armature.data.samplers import Order, RandomSampler, SequentialSampler
+from armature.data.splits import split_indices
+from armature.data.workers import Collate, Fetched, KeyedSamples, checked, finish, make_fetcher, start
+from armature.errors import ConfigError
+from armature.processes import dist
+from armature.seed import key, own_randomness
 from utils.util import prepare_device
 
 
@@ -34,7 +34,7 @@ class BaseDataLoader(DataLoader):
     stratify: the same share of each class in both parts; needs `dataset.targets` (or `labels`), or a dataset of tensors whose last
     one holds the classes. groups: a value a sample; samples with the same one stay in the same part.
     valid_dataset: what the validation part is read from, when it has transforms of its own; same indices as `dataset`.
-    sampler: the order of the training part (base/samplers.py) instead of shuffle; or the indices of an epoch, as a torch sampler or a
+    sampler: the order of the training part (armature/data/samplers.py) instead of shuffle; or the indices of an epoch, as a torch sampler or a
     sequence, instead of shuffle and split.
     in_memory: read all samples once into tensors, as they are, so that a batch is one indexed copy; 'device' puts them there.
     augment: random transforms of the inputs (torchvision v2), in training only, keyed by sample.

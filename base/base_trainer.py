@@ -11,25 +11,26 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from base import checkpoint
-from base.checkpoint import BEST, LAST
-from base.feed import Feed
-from base.finite import LossWatch, broken_weights
-from base.losses import count_in, count_of
-from base.monitor import Monitor
-from base.position import batches_from, samples_of
-from base.resume import load_optimizer, parts_of, restore_parts
-from base.run_record import RunLock, differences, made_by, write_history
-from base.saver import Saver
+from armature.batch import length, to_device
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint.files import BEST, LAST
+from armature.checkpoint.saver import Saver
+from armature.checkpoint.weights import bare, load_weights
+from armature.data.position import batches_from, samples_of
+from armature.errors import ConfigError, NonFiniteError
+from armature.processes import dist
+from armature.processes import launch as job
+from armature.run.feed import Feed
+from armature.run.finite import LossWatch, broken_weights
+from armature.run.folder import RunLock, differences, made_by, write_history
+from armature.run.metrics import MetricTracker
+from armature.run.monitor import Monitor
+from armature.run.resume import load_optimizer, parts_of, restore_parts
+from armature.run.stop import Stopped, StopRequest
+from armature.seed import key, rng_state, seed_torch, set_rng_state
+from armature.step.loss_share import count_in, count_of
 from base.stepper import Stepper
-from base.stop import Stopped, StopRequest
-from base.weights import bare, load_weights
 from logger import TensorboardWriter
-from utils import dist, job
-from utils.batch import length, to_device
-from utils.errors import ConfigError, NonFiniteError
-from utils.metrics import MetricTracker
-from utils.seed import key, rng_state, seed_torch, set_rng_state
 from utils.util import prepare_device, write_json
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from base.average import Average
-from base.losses import count_in
-from base.schedule import Schedule
-from utils import dist
-from utils.batch import length, split
-from utils.errors import ConfigError, NonFiniteError
+from armature.batch import length, split
+from armature.errors import ConfigError, NonFiniteError
+from armature.processes import dist
+from armature.step.average import Average
+from armature.step.loss_share import count_in
+from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -20,14 +20,14 @@ class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
     microbatch_size: samples that go through the model at once (None: the whole batch). The loss is a mean, and that over each part is
-    weighted by the part's share of the batch, as `count` of the target says (see base/losses.py); or a sum, with loss_is_sum.
+    weighted by the part's share of the batch, as `count` of the target says (see armature/step/loss_share.py); or a sum, with loss_is_sum.
     find_size(batch): asked at the first batch when microbatch_size is 'auto'.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value: bound of each gradient.
     average: is updated after each step.
     max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row (this reads a number from the
     device at each step); None takes them.
     model: what the gradients are of; where several processes train, those of its parameters are shared as it is wrapped
-    (utils/dist.py), those of other parameters of the optimizer by the stepper itself.
+    (armature/processes/dist.py), those of other parameters of the optimizer by the stepper itself.
     loss_of(*micro_batch): the loss; only optimizers that evaluate it several times a step (LBFGS) call it.
     """
 

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from armature.processes import dist
+from armature.processes import launch as job
 from base import BaseDataLoader
 from model.metric import accuracy
 from model.model import MnistModel
 from parse_config import ConfigParser
 from trainer import Trainer
-from utils import dist, job
 
 N_STEPS, BATCH_SIZE = 100, 64
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from base.average import Average
-from base.schedule import Schedule
+from armature.step.average import Average
+from armature.step.schedule import Schedule
 from base.stepper import Stepper
 
 N_STEPS = 150

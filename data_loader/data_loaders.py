@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from armature.data.samplers import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from armature.data.stream import StreamDataLoader
+from armature.errors import ConfigError, DataError
+from armature.processes import dist
 from base import BaseDataLoader
-from base.samplers import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
-from base.stream import StreamDataLoader
 from data_loader.collate import PadCollate
 from data_loader.datasets import ImageFolder, Standardize, digits, read_idx
 from data_loader.tables import Table, TargetKind
-from utils import dist
-from utils.errors import ConfigError, DataError
 
 __all__ = ['BaseDataLoader', 'CifarDataLoader', 'CsvDataLoader', 'DigitsDataLoader', 'FashionMnistDataLoader', 'ImageFolderDataLoader',
            'MnistDataLoader', 'PadCollate', 'RandomSampler', 'SequentialSampler', 'StreamDataLoader', 'SubsetRandomSampler',

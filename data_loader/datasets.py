@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, TensorDataset
 
-from utils.errors import DataError
+from armature.errors import DataError
 
 N_TEST = 360
 MEAN, STD = 0.3056, 0.3247  # of the training pixels, after scaling to [0, 1] and resizing

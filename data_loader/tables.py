@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from base.in_memory import InMemory
-from utils.errors import DataError
+from armature.data.memory import InMemory
+from armature.errors import DataError
 
 MISSING = ['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?']
 UNKNOWN = 0  # the code of a category that is missing or was not seen in training

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from armature.errors import ConfigError
 from base import BaseModel
-from utils.errors import ConfigError
 
 
 class MnistModel(BaseModel):

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
+from armature.seed import seed_everything
 from base import BaseDataLoader, BaseModel
 from model.metric import accuracy
 from parse_config import ConfigParser
 from trainer import Trainer
-from utils.seed import seed_everything
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'

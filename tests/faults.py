@@ -30,8 +30,9 @@ from typing import NamedTuple
 
 import torch
 
-from base import checkpoint, old_checkpoint
-from utils.errors import CheckpointError
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint import old as old_checkpoint
+from armature.errors import CheckpointError
 
 TRIAL_S = 60
 MEMORY_BYTES = 256 * 2**20  # more than any file of these campaigns may cost

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
 from tests.conftest import Experiment
 from trainer import Trainer
-from utils.compare import first_difference
 
 STEPS_PER_EPOCH = 6
 COMPARED = ('epoch', 'step', 'samples', 'state_dict', 'optimizer', 'monitor_best', 'parts', 'history', 'rng')

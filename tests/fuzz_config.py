@@ -18,8 +18,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from armature.config.read import all_paths, lookup
 from parse_config import ROOT, ConfigParser, CustomArgs
-from utils.config_file import all_paths, lookup
 
 NAMES = [
     '',

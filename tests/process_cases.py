@@ -14,17 +14,19 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from armature.data.stream import StreamDataLoader
+from armature.errors import ConfigError, exit_on_user_error
+from armature.processes import dist
+from armature.processes import launch as job
+from armature.run.metrics import OF_EACH
+from armature.seed import seed_everything
+from armature.step.average import Average
 from base import BaseDataLoader, BaseModel
-from base.average import Average
-from base.stream import StreamDataLoader
 from model.metric import accuracy, top_k_acc
 from parse_config import ConfigParser
 from trainer import Trainer
 from trainer.trainer import evaluate
-from utils import MetricTracker, dist, job
-from utils.errors import ConfigError, exit_on_user_error
-from utils.metrics import OF_EACH
-from utils.seed import seed_everything
+from utils import MetricTracker
 
 N_SAMPLES, N_VALID = 101, 23  # 78 to train on: batches of 16 and a last one of 14; of 11 and a last one of 1
 

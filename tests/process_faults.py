@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
 from tests.conftest import ROOT
 from tests.faults import Result, run_campaigns, tally
 from tools.project import KEPT, files_below, write_files
-from utils.compare import first_difference
 
 CONFIG = {
     'name': 'points', 'n_gpu': 0, 'arch': {'type': 'points.parts.Net'}, 'data_loader': {'type': 'points.parts.Points'},

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
+from armature.errors import DataError
 from base import BaseDataLoader, BaseModel
-from utils.errors import DataError
 
 N_SAMPLES = 52
 PACE_S = float(os.environ.get('PACE_S', 0))  # how long a sample takes to read

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.errors import CheckpointError
 from tests import faults
 from tests.faults import forked, same, small_state
-from utils.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks of faults.py start no thread

@@ -6,12 +6,12 @@ import json
 import pytest
 
 import train
+from armature.config.check import check, describe
+from armature.config.keys import TOP, TRAINER, is_near_miss
+from armature.config.read import Document, parse
+from armature.errors import ConfigError
 from parse_config import ROOT
 from tests import fuzz_config
-from utils.config_check import check, describe
-from utils.config_file import Document, parse
-from utils.config_schema import TOP, TRAINER, is_near_miss
-from utils.errors import ConfigError
 
 DEFAULT = json.loads((ROOT / 'config.json').read_text())
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from armature.errors import ConfigError
 from parse_config import ROOT, ConfigParser, CustomArgs, claim
-from utils.errors import ConfigError
 
 
 def start(*arguments, cwd=ROOT):

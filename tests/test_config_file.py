@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from utils.config_file import Document, merge, parse, read_config, set_value
-from utils.config_schema import is_known
-from utils.errors import ConfigError
+from armature.config.keys import is_known
+from armature.config.read import Document, merge, parse, read_config, set_value
+from armature.errors import ConfigError
 
 
 def read(tmp_path, **files):

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from armature.config.keys import FILE_ONLY, TOP, TRAINER
+from armature.config.read import parse
 from parse_config import ROOT
 from tools.schema import schema
-from utils.config_file import parse
-from utils.config_schema import FILE_ONLY, TOP, TRAINER
 
 jsonschema = pytest.importorskip('jsonschema')
 DEFAULT = json.loads((ROOT / 'config.json').read_text())

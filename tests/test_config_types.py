@@ -11,10 +11,10 @@ import torch
 
 import model.metric
 import model.model
+from armature.config import build as config_types
+from armature.config.build import KINDS, OWN, find
+from armature.errors import ConfigError
 from parse_config import ROOT, ConfigParser
-from utils import config_types
-from utils.config_types import KINDS, OWN, find
-from utils.errors import ConfigError
 
 MODULES = [
     'os',
@@ -32,10 +32,10 @@ MODULES = [
     'model.model.torch',
     'model.loss.torch.os',
     'utils.util',
-    'utils.dist',
-    'utils.job',
-    'utils.config_types',
-    'base.checkpoint',
+    'armature.processes.dist',
+    'armature.processes.launch',
+    'armature.config.build',
+    'armature.checkpoint.files',
     'base',
     'tests.fuzz_config',
     'parse_config',
@@ -152,7 +152,7 @@ def test_the_projects_own_comes_before_the_library():
 
 def test_heavy_libraries_are_not_imported_for_names_of_the_project():
     code = (
-        'import sys, model.model, model.loss, model.metric\nfrom utils.config_types import KINDS, find\n'
+        'import sys, model.model, model.loss, model.metric\nfrom armature.config.build import KINDS, find\n'
         "find('MnistModel', KINDS['arch'], model.model)\nfind('accuracy', KINDS['metrics'], model.metric)\n"
         "find('Adam', KINDS['optimizer'])\n"
         "print([name for name in ('torchvision', 'torchmetrics', 'pandas', 'sklearn') if name in sys.modules])"

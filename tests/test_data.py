@@ -11,14 +11,14 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
+from armature.data.memory import InMemory, refuse_what_does_not_fit
+from armature.data.samplers import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from armature.data.splits import split_indices
+from armature.data.stream import StreamDataLoader
+from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
-from base.in_memory import InMemory, refuse_what_does_not_fit
-from base.samplers import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
-from base.splits import split_indices
-from base.stream import StreamDataLoader
 from data_loader.collate import PadCollate
 from tests.conftest import NoisyPoints, PointModel
-from utils.errors import ConfigError, DataError
 
 N = 50
 

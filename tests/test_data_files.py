@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.errors import ConfigError, DataError
 from data_loader.data_loaders import CsvDataLoader, ImageFolderDataLoader, MnistDataLoader
 from tests.conftest import ROOT, run_script
-from utils.errors import ConfigError, DataError
 
 ROWS = [('1', 'red', 'yes'), ('2', 'blue', 'no'), ('3', 'red', 'yes'), ('4', 'blue', 'no'), ('', 'red', 'yes'), ('6', '?', 'no'),
         ('7', 'red', 'yes'), ('8', 'blue', 'no')]

@@ -7,13 +7,13 @@ import torch
 import torchvision
 from torch.overrides import TorchFunctionMode
 
+from armature.config import build as config_types
+from armature.config.check import check
+from armature.config.read import Document
 from model import loss as module_loss
 from model import metric as module_metric
 from model import model as module_arch
 from parse_config import ConfigParser
-from utils import config_types
-from utils.config_check import check
-from utils.config_file import Document
 
 MODEL_ARGS = {'Muon': {'lr': 0.01}}
 NOT_DENSE = {'SparseAdam'}  # takes sparse gradients only

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from base import checkpoint, old_checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint import old as old_checkpoint
+from armature.errors import CheckpointError
 from tests import faults
 from tests.faults import Config, Stranger, in_legacy, in_tar, in_zip, pickle_of, rezipped, same, small_state
-from utils.errors import CheckpointError
 
 REAL = Path('/work/shared/data/old-template-checkpoint/checkpoint-epoch2.pth')
 pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks of faults.py start no thread

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from base import BaseDataLoader, BaseModel, BaseTrainer, checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
+from base import BaseDataLoader, BaseModel, BaseTrainer
 from logger.visualization import TensorboardWriter
 from parse_config import ConfigParser
 from utils import MetricTracker, ensure_dir, inf_loop, old_style, prepare_device, read_json, write_json
-from utils.compare import first_difference
 
 DATA = torch.utils.data.TensorDataset(torch.linspace(-1, 1, 24).view(-1, 1), torch.linspace(-2, 2, 24))
 

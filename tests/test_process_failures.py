@@ -1,9 +1,9 @@
 """Jobs of several processes that go wrong end fast and name who failed; tests/process_faults.py tries many more of them."""
 import pytest
 
+from armature.errors import ConfigError
+from armature.processes import launch as job
 from tests import process_faults
-from utils import job
-from utils.errors import ConfigError
 
 
 def test_a_process_that_is_killed_or_raises_ends_the_job_and_is_named(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from base import checkpoint, sharded
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint import sharded
+from armature.errors import CheckpointError
 from tests.conftest import ROOT
-from utils.errors import CheckpointError
 
 TRAININGS = ['train_even', 'train_last_batch_of_one', 'train_workers', 'train_micro_batches', 'train_epochs_across_passes', 'train_stream',
              'train_sum_of_losses', 'train_class_weights', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded',

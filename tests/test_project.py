@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from armature.errors import UserError
 from new_project import main
 from tests.conftest import ROOT, run_script
 from tests.test_project_git import commit_all
@@ -15,16 +16,16 @@ from tools import project, project_update
 from tools.project import create, files_below
 from tools.project_git import git
 from tools.project_update import merge, update_project
-from utils.errors import UserError
 
-CHANGED = ['base/base_model.py', 'base/monitor.py', 'logger/logger.py', 'utils/batch.py', 'utils/seed.py']
+CHANGED = ['base/base_model.py', 'armature/run/monitor.py', 'logger/logger.py', 'armature/batch.py', 'armature/seed.py']
 
 
 def test_new_project_trains_resumes_and_passes_its_own_tests(tmp_path):
     run_script('new_project.py', 'digits', cwd=tmp_path)
     folder = tmp_path / 'digits'
     assert git(folder, 'status', '--porcelain').stdout == ''
-    assert not [path for path in folder.rglob('*') if path.name in ('new_project.py', 'old_style.py', '__pycache__', 'data')]
+    left_out = ('new_project.py', 'old_style.py', '__pycache__')
+    assert not [path for path in folder.rglob('*') if path.name in left_out] and not (folder / 'data').exists()
     assert '1 passed' in run_script('-m', 'pytest', cwd=folder).stdout
     assert git(folder, 'status', '--porcelain').stdout == ''
 
@@ -109,8 +110,8 @@ def old(tmp_path):
     edit(folder / 'trainer/trainer.py', lambda lines: [*lines, '# my trainer'])
     edit(folder / 'train.py', lambda lines: [*lines, '# my recipe'])
     (folder / 'utils/mine.py').write_text('MINE = 1\n')
-    (folder / 'utils/metrics.py').unlink()
-    (folder / 'utils/errors.py').write_bytes((folder / 'utils/errors.py').read_bytes().replace(b'\n', b'\r\n'))
+    (folder / 'armature/run/metrics.py').unlink()
+    (folder / 'armature/errors.py').write_bytes((folder / 'armature/errors.py').read_bytes().replace(b'\n', b'\r\n'))
     commit_all(folder)
     return folder
 
@@ -135,12 +136,12 @@ def test_update_merges_both_sides_and_loses_nothing(old, newer):
     assert now['base/base_model.py'] == (project.TEMPLATE / 'base/base_model.py').read_bytes()
     for path in CHANGED[1:-1]:
         assert all(line in now[path].decode() for line in ('# mine', '# new, above', '# new, below')) and b'<<<<' not in now[path]
-    conflict = now['utils/seed.py'].decode()
+    conflict = now['armature/seed.py'].decode()
     assert conflict.startswith('<<<<<<< yours\n# mine on top\n=======\n# new, above\n>>>>>>> template 1.1.0\n') and '# mine\n' in conflict
-    assert now['base/brand_new.py'] == b'NEW = 1\n' and 'logger/visualization.py' not in now and 'utils/metrics.py' not in now
-    untouched = ('trainer/trainer.py', 'train.py', 'utils/mine.py', 'utils/errors.py', 'config.json')
+    assert now['base/brand_new.py'] == b'NEW = 1\n' and 'logger/visualization.py' not in now and 'armature/run/metrics.py' not in now
+    untouched = ('trainer/trainer.py', 'train.py', 'utils/mine.py', 'armature/errors.py', 'config.json')
     assert all(now[path] == before[path] for path in untouched)
-    assert 'CONFLICTS: look for <<<<<<< in:\n    utils/seed.py' in summary and 'yours; left alone:\n    train.py' in summary
+    assert 'CONFLICTS: look for <<<<<<< in:\n    armature/seed.py' in summary and 'yours; left alone:\n    train.py' in summary
     git(old, 'checkout', '.')
     git(old, 'clean', '-fq')
     assert contents(old) == before

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
+from armature.errors import UserError
 from tests.conftest import ROOT, run_script
 from tests.test_project_git import commit_all
 from tools import project_old, project_update
 from tools.project_adopt import BRANCH, REPORT, adopt_project
 from tools.project_git import git
-from utils.compare import first_difference
-from utils.errors import UserError
 
 GALLERY = ROOT / 'tests/old_style'
 # Trains, then goes on from the first epoch, in one process: importing torch twice would be most of the time.
@@ -92,7 +92,7 @@ def test_users_additions_are_carried_over_and_named(old_project):
     report = (folder / REPORT).read_text()
     for place, text in (('base/base_trainer.py', '    # keeps the disk from filling up\n    def _delete_checkpoint(self, epoch):'),
                         ('base/base_trainer.py', 'import os\n'), ('logger/visualization.py', 'def save_results'),
-                        ('parse_config.py', 'def initialize_list'), ('utils/metrics.py', 'def contains'),
+                        ('parse_config.py', 'def initialize_list'), ('armature/run/metrics.py', 'def contains'),
                         ('utils/util.py', "LABELS = ('none', 'some', 'many')\n"),
                         ('utils/util.py', '# every script of ours calls this first\ndef fix_seeds(seed):\n    """Same numbers\n')):
         assert text in (folder / place).read_text()
@@ -173,7 +173,6 @@ def test_without_git_a_copy_is_adopted(old_project, monkeypatch):
 @pytest.mark.parametrize('change, message', [
     (lambda folder: (folder / 'base/base_model.py').write_text('print "old"'), 'not Python of today'),
     (lambda folder: (folder / 'base/base_trainer.py').unlink(), 'as far as one can see'),
-    (lambda folder: (folder / 'utils/seed.py').write_text('def seed_torch(n):\n    pass\n'), 'utils/seed.py: seed_torch'),
 ])
 def test_project_that_cannot_be_adopted_is_left_as_it_was(old_project, change, message):
     folder = old_project('core_2020', 'gan_2019', change)

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
+from armature.errors import UserError
 from new_project import main
 from tests.conftest import ROOT, run_script
 from tools.project_adopt import adopt_project
 from tools.project_git import commit, git, repository_of, require_clean, start_repository
 from tools.project_update import update_project
-from utils.errors import UserError
 
 
 def commit_all(folder):
@@ -146,12 +146,12 @@ def test_what_a_repository_further_up_does_not_keep_is_not_changed_in_place(host
     commit_all(host)
     folder = start(host / 'fresh')
     (folder / '.git').rename(host.parent / 'gone')
-    (folder / 'base/monitor.py').write_text('')
+    (folder / 'armature/run/monitor.py').write_text('')
     manifest = (folder / '.template.json').read_text()
     (folder / '.template.json').write_text(manifest.replace('"version": "1.0.0"', '"version": "0.9.0"'))
     with pytest.raises(UserError, match='git does not keep these files'):
         update_project(folder)
-    assert (folder / 'base/monitor.py').read_text() == ''
+    assert (folder / 'armature/run/monitor.py').read_text() == ''
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='only root can give a folder to another user')

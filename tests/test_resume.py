@@ -4,12 +4,13 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from base import BaseDataLoader, checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
+from armature.errors import ConfigError
+from base import BaseDataLoader
 from tests import faults
 from tests.conftest import ROOT, NoisyPoints, run_script
 from trainer import Trainer
-from utils.compare import first_difference
-from utils.errors import ConfigError
 
 N_STEPS, STEPS_PER_EPOCH = 18, 6
 

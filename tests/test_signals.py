@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from base import checkpoint
-from base.stop import DEBOUNCE_S, StopRequest
+from armature.checkpoint import files as checkpoint
+from armature.run.stop import DEBOUNCE_S, StopRequest
 from tests.conftest import ROOT, run_script
 
 
@@ -67,7 +67,7 @@ def test_second_ctrl_c_a_second_later_leaves_at_once():
 
 
 def test_interrupt_leaves_a_script_without_a_traceback():
-    done = run_script('-c', 'from utils.errors import exit_on_user_error\nwith exit_on_user_error(): raise KeyboardInterrupt', check=False)
+    done = run_script('-c', 'from armature.errors import exit_on_user_error\nwith exit_on_user_error(): raise KeyboardInterrupt', check=False)
     assert done.returncode == 130 and 'Traceback' not in done.stderr
 
 

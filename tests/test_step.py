@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from base.monitor import Monitor
-from base.schedule import Schedule
+from armature.batch import length, map_tensors, split
+from armature.errors import ConfigError
+from armature.run.monitor import Monitor
+from armature.step.schedule import Schedule
 from base.stepper import Stepper
-from utils.batch import length, map_tensors, split
-from utils.errors import ConfigError
 
 
 def make(seed=0, n_samples=8):
@@ -160,7 +160,7 @@ def test_batches_of_every_shape_are_split_and_measured():
 
 
 def test_keys_are_stable_and_distinct():
-    from utils.seed import key
+    from armature.seed import key
     assert key(1, 'order', 2) == 2250116526275059154
     keys = {key(*parts) for parts in itertools.product(range(20), ('order', 'sample'), range(20))}
     assert len(keys) == 800 and all(0 <= number < 2 ** 63 for number in keys)

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from base import BaseDataLoader, BaseModel, BaseTrainer, checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.errors import ConfigError, NonFiniteError, UserError
+from base import BaseDataLoader, BaseModel, BaseTrainer
 from model.metric import accuracy
 from tests.conftest import NoisyPoints
 from trainer import Trainer
 from trainer.trainer import evaluate
 from utils import MetricTracker
-from utils.errors import ConfigError, NonFiniteError, UserError
 
 
 class Scripted(BaseTrainer):
@@ -267,7 +268,7 @@ sys.stdin.read()'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def test_saving_fails_as_the_config_says(experiment, monkeypatch):
-    from utils.errors import CheckpointError
+    from armature.errors import CheckpointError
 
     def full(*_):
         raise CheckpointError('disk full')

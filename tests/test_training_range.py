@@ -9,21 +9,22 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-from base import checkpoint, weights
-from base.average import Average
-from base.fitting import fitting_size
-from base.groups import parameter_groups
-from base.losses import WeightedLosses, count_in, count_of, is_sum
-from base.schedule import Schedule
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint import weights
+from armature.compare import first_difference
+from armature.config.build import with_lengths
+from armature.errors import CheckpointError, ConfigError, NonFiniteError
+from armature.run.metrics import MetricTracker
+from armature.step.average import Average
+from armature.step.fitting import fitting_size
+from armature.step.groups import parameter_groups
+from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
+from armature.step.schedule import Schedule
+from armature.step.transfer import Frozen, init_weights
 from base.stepper import Stepper
-from base.transfer import Frozen, init_weights
 from parse_config import ConfigParser
 from tests.conftest import PointModel
 from tests.test_resume import run
-from utils.compare import first_difference
-from utils.config_types import with_lengths
-from utils.errors import CheckpointError, ConfigError, NonFiniteError
-from utils.metrics import MetricTracker
 
 
 def norm_model():
@@ -169,8 +170,8 @@ def test_longer_run_follows_the_longer_schedule(experiment, name, length):
 def report_of(**sections):
     """What the config check says of a config with these sections."""
     import train
-    from utils.config_check import check
-    from utils.config_file import Document
+    from armature.config.check import check
+    from armature.config.read import Document
     config = {'name': 'x', 'arch': {'type': 'MnistModel'}, 'data_loader': {'type': 'DigitsDataLoader', 'args': {'batch_size': 8}},
               'optimizer': {'type': 'Adam'}, 'loss': 'nll_loss', 'trainer': {'epochs': 1}, **sections}
     try:

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 import train
-from base import checkpoint
-from base.forecast import Forecast, show_bytes, show_time
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
+from armature.config.read import read_config
+from armature.errors import ConfigError, UserError
+from armature.run.forecast import Forecast, show_bytes, show_time
+from armature.run.plots import Pictures, save_pictures
 from examples.gan.trainer import GanTrainer
-from logger.pictures import Pictures, save_pictures
 from parse_config import ROOT, ConfigParser
 from tests.conftest import run_script
 from tests.test_resume import everything
@@ -20,9 +23,6 @@ from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.smoke import smoke
 from trainer import Trainer
-from utils.compare import first_difference
-from utils.config_file import read_config
-from utils.errors import ConfigError, UserError
 
 
 def config_of(name='config.json', **trainer):
@@ -168,7 +168,7 @@ def test_gan_resumes_exactly_and_trains_both_models(tmp_path):
 
 def test_gan_equals_the_hand_written_loop(tmp_path):
     """One epoch of two steps: the same batches and noise give the same weights, bit for bit."""
-    from utils.seed import seed_torch
+    from armature.seed import seed_torch
     config = config_of('examples/gan/config.json', save_dir=str(tmp_path), epochs=1, len_epoch=2, tensorboard=False)
     trainer = train.build(ConfigParser(config))
     batches = []

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from armature.compare import first_difference
 from tests.process_faults import in_own_folder, is_alive, make_project, outcome, run_folder, start, train, workers_of
-from utils.compare import first_difference
 
 NAMES = [f'armature{os.getpid()}{letter}' for letter in 'ab']
 CARDS = [f'v{os.getpid()}{letter}' for letter in 'ab']  # 15 letters at most

@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
+from armature.errors import UserError, exit_on_user_error
 from parse_config import ConfigParser
-from utils.compare import first_difference
-from utils.errors import UserError, exit_on_user_error
 from utils.util import write_json
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -2,8 +2,8 @@
 import argparse
 from pathlib import Path
 
-from base import checkpoint
-from utils.errors import CheckpointError, exit_on_user_error
+from armature.checkpoint import files as checkpoint
+from armature.errors import CheckpointError, exit_on_user_error
 
 
 def main() -> None:

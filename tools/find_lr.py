@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import train
-from logger.pictures import curves_picture, save_pictures
+from armature.errors import UserError, exit_on_user_error
+from armature.run.plots import curves_picture, save_pictures
 from parse_config import ConfigParser
 from tools.rehearse import quiet_trainer, rehearsal
-from utils.errors import UserError, exit_on_user_error
 
 LOWEST, HIGHEST = 1e-6, 10.0
 SMOOTHING = 0.9

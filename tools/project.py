@@ -13,13 +13,13 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from armature.config.read import read_config
+from armature.errors import UserError
 from tools.project_git import commit, start_repository
-from utils.config_file import read_config
-from utils.errors import UserError
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 VERSION = '1.0.0'
-KEPT = ('base', 'logger', 'utils', 'tools', 'parse_config.py')  # by the template, up to date
+KEPT = ('armature', 'base', 'logger', 'utils', 'tools', 'parse_config.py')  # by the template, up to date
 OWNED = ('model', 'data_loader', 'trainer', 'configs', 'config.json', 'train.py', 'test.py', 'pyproject.toml', 'requirements.txt',
          'requirements-dev.txt', '.gitignore')  # by the user
 TEMPLATE_ONLY = re.compile(r'tools/project.*|utils/old_style\.py|(.*/)?(__pycache__|\..*_cache)/.*|.*\.pyc')

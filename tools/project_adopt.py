@@ -8,12 +8,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from armature.errors import UserError
 from tools import project_old as old
 from tools.project import KEPT, MANIFEST, TEMPLATE, VERSION, files_below, stamp
 from tools.project_git import commit, git, repository_of, require_clean, require_known
 from tools.project_text import add_argument, add_imports, graft, import_of, member_names, text_of, top_names
 from tools.project_update import STAGING, apply, recover
-from utils.errors import UserError
 
 BRANCH, REPORT, OLD_STYLE = 'adopt-template', 'ADOPTED.md', 'utils/old_style.py'
 # Where the old template keeps a class, and where this one does. A class with `rewritten` methods that the project has changed is
@@ -25,7 +25,7 @@ CLASSES = {
     'logger/visualization.py': {'TensorboardWriter': ('logger/visualization.py', {'__init__', '__getattr__'})},
     'logger/logger.py': {},
     'parse_config.py': {'ConfigParser': ('parse_config.py', set(old.METHODS['ConfigParser'].split()) - {'get_logger'})},
-    'utils/util.py': {'MetricTracker': ('utils/metrics.py', set())},
+    'utils/util.py': {'MetricTracker': ('armature/run/metrics.py', set())},
 }
 MOVED = {'utils.py': 'utils/util.py', 'logger.py': 'logger/logger.py', 'utils/parse_config.py': 'parse_config.py',
          'utils/visualization.py': 'logger/visualization.py', 'utils/logger.py': 'logger/logger.py'}

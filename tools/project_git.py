@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from utils.errors import UserError
+from armature.errors import UserError
 
 # Of the user's settings these must not take part in what we do: hooks could refuse or change a commit, a signature could ask
 # for a passphrase, and the others change what a command accepts or prints.

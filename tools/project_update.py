@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from armature.errors import UserError
 from tools.project import KEPT, MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, files_below, is_below, stamp
 from tools.project_git import environment, git, require_clean, require_known
-from utils.errors import UserError
 
 STAGING = '.template-update'
 HEADINGS = {'added': 'Added', 'replaced': 'Replaced (you had not changed them)', 'removed': 'Removed (you had not changed them)',

@@ -6,8 +6,8 @@ import copy
 import json
 import re
 
-from utils import config_types
-from utils.config_schema import FILE_ONLY, OBJECT, SECTION, TERM, TOP, argument_schema, json_default, near_miss, parameters
+from armature.config import build as config_types
+from armature.config.keys import FILE_ONLY, OBJECT, SECTION, TERM, TOP, argument_schema, json_default, near_miss, parameters
 
 # What the template's train.py passes itself; a config that gives it too is refused.
 FROM_CODE = {'optimizer': ('params',), 'lr_scheduler': ('optimizer',),

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import data_loader.data_loaders as module_data
+from armature.batch import length, map_tensors
+from armature.errors import UserError, exit_on_user_error
+from armature.seed import own_randomness, seed_everything
 from parse_config import ConfigParser
-from utils.batch import length, map_tensors
-from utils.errors import UserError, exit_on_user_error
-from utils.seed import own_randomness, seed_everything
 
 TILE = 84  # pixels of an image in the grid
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
+from armature.errors import UserError
 from tools.rehearse import rehearsal, short_config
-from utils.errors import UserError
 
 PROJECT = Path(__file__).resolve().parent.parent
 N_BATCHES = 2

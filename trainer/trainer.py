@@ -9,19 +9,20 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from armature.data.position import length_of_pass
+from armature.processes import dist
+from armature.run.forecast import Forecast
+from armature.run.plots import Pictures
+from armature.seed import key, seed_torch
+from armature.step.average import average_of
+from armature.step.fitting import fitting_size
+from armature.step.loss_share import is_sum
+from armature.step.prepare import prepared
+from armature.step.schedule import Schedule
+from armature.step.transfer import Frozen
 from base import BaseTrainer
-from base.average import average_of
-from base.fitting import fitting_size
-from base.forecast import Forecast
-from base.losses import is_sum
-from base.position import length_of_pass
-from base.prepare import prepared
-from base.schedule import Schedule
 from base.stepper import Stepper
-from base.transfer import Frozen
-from logger.pictures import Pictures
-from utils import MetricTracker, dist
-from utils.seed import key, seed_torch
+from utils import MetricTracker
 
 
 class Trainer(BaseTrainer):

@@ -1,4 +1,4 @@
-from utils.metrics import MetricTracker
+from armature.run.metrics import MetricTracker
 from utils.util import ensure_dir, inf_loop, prepare_device, read_json, write_json
 
 __all__ = ['MetricTracker', 'ensure_dir', 'inf_loop', 'prepare_device', 'read_json', 'write_json']

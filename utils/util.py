@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from utils import dist
-from utils.errors import ConfigError
-from utils.metrics import MetricTracker as MetricTracker  # its place in the old template
+from armature.errors import ConfigError
+from armature.processes import dist
+from armature.run.metrics import MetricTracker as MetricTracker  # its place in the old template
 
 _requested = []  # what -d named
 

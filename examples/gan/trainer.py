@@ -3,8 +3,8 @@ import torch
 from torchvision.utils import make_grid
 
 import model.model as module_arch
+from armature.checkpoint.weights import bare
 from base.stepper import Stepper
-from base.weights import bare
 from trainer import Trainer
 from utils import MetricTracker
 

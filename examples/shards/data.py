@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from armature.errors import DataError
+from armature.processes import dist
 from base import BaseDataLoader
 from data_loader.datasets import Standardize
-from utils import dist
-from utils.errors import DataError
 
 
 class TarShards(Dataset):

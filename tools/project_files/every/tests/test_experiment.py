@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from base import checkpoint
+from armature.checkpoint import files as checkpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
 SMALL = ['--set', 'trainer.epochs=2', '--set', 'trainer.len_epoch=2', '--set', 'trainer.save_period=1']

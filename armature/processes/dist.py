@@ -1,0 +1,411 @@
+"""The only file that knows about processes, with armature/processes/launch.py, which starts and ends them. In a single process every function does nothing.
+
+All run the same script, take a share of each batch and keep the same weights, and talk through torch.distributed: NCCL between
+GPUs, gloo on the CPU. The main one (rank 0) writes.
+"""
+import functools
+import inspect
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from armature.batch import length
+from armature.compare import first_difference
+from armature.errors import ConfigError, DataError, UserError
+
+EXCHANGE_S = 0.25  # how often processes tell each other their wishes
+
+
+# Who am I?
+
+def is_started() -> bool:
+    """Whether this is one of several processes of a job, also before it has joined them."""
+    return 'RANK' in os.environ or 'WORLD_SIZE' in os.environ
+
+
+def is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_joined() else number_in('RANK', 0)
+
+
+def n_processes() -> int:
+    return dist.get_world_size() if is_joined() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes files and reports."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
+    return number_in('LOCAL_RANK', 0)
+
+
+def n_local() -> int:
+    """The processes of the job on this machine."""
+    return number_in('LOCAL_WORLD_SIZE', 1)
+
+
+def is_first_here() -> bool:
+    """Whether this is the first process of the job on its machine: its voice, before the processes have met."""
+    return (os.environ.get('LOCAL_RANK') or '0') == '0'
+
+
+def number_in(variable: str, otherwise: int) -> int:
+    """The whole number in an environment variable of torchrun."""
+    text = os.environ.get(variable) or str(otherwise)
+    if not text.isdecimal():
+        raise ConfigError(f'the variable {variable} is {text!r}: torchrun sets it to a whole number')
+    return int(text)
+
+
+# Talking
+
+def gather(value: Any) -> list[Any]:
+    """What each process gave, by rank, in all of them."""
+    if not is_joined():
+        return [value]
+    values = [None] * n_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def refuse_differences(value: Any, what: str) -> None:
+    """A ConfigError when the processes do not all have the same `value`."""
+    first, *others = gather(value)
+    for number, other in enumerate(others, 1):
+        if different := first_difference(first, other):
+            raise ConfigError(f'{what}: {different} in process {number} is another than in process 0. Start all processes with the same '
+                              'command, on the same files')
+
+
+def on_main(action: Callable, *args: Any) -> Any:
+    """What `action(*args)` returns in the main process, in all of them; a UserError there is raised in all."""
+    if not is_joined():
+        return action(*args)
+    result, error = None, None
+    if is_main():
+        try:
+            result = action(*args)
+        except UserError as caught:
+            error = caught
+    said = [result, error]
+    dist.broadcast_object_list(said, src=0, device=torch.device('cpu'))
+    if said[1] is not None:
+        raise said[1]
+    return said[0]
+
+
+def sums(numbers: list[float]) -> list[float]:
+    """The sum over the processes of each number, in float64."""
+    if not is_joined() or not numbers:
+        return numbers
+    total = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather_tensors(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
+    """The tensor of each process, of whatever size: how torchmetrics gathers. Those without elements are left out, as long as some have."""
+    found = [each.to(tensor.device) for each in gather(tensor.cpu())]
+    return [each for each in found if each.numel()] or found[:1]
+
+
+@contextmanager
+def first_on_machine():
+    """The first process of each machine goes through the body while the others wait, such as to download."""
+    if is_joined() and not is_first_here():
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if is_joined() and is_first_here():
+            dist.barrier()
+
+
+@functools.cache
+def quiet_group() -> Any:
+    """A second group of all processes, for a thread that must not mix its words with the training's."""
+    return dist.new_group(backend='gloo')
+
+
+class Exchange:
+    """A few numbers from each process to all, under way while the caller computes."""
+
+    def start(self, *numbers: float) -> None:
+        self._numbers = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
+        self._numbers[rank()] = torch.tensor(numbers, dtype=torch.float64)
+        self._work = dist.all_reduce(self._numbers, async_op=True)
+
+    def result(self) -> list[list[float]]:
+        """(processes, numbers)"""
+        self._work.wait()
+        return self._numbers.tolist()
+
+
+# Sharing the data
+
+class Share(NamedTuple):
+    """What a process has of the batch that all of them are at."""
+    weight: float = 1.0        # what the loss over it counts for in the mean over processes: 1 when all have the same number of samples
+    is_borrowed: bool = False  # it is another process's, to keep step
+    largest: int = 0           # samples of the process that has most
+
+
+WHOLE = Share()
+
+
+def share(indices: torch.Tensor, counts: torch.Tensor | None = None) -> tuple[torch.Tensor, Share]:
+    """Of the samples of a batch this process's: every n-th. When there are none, one of another's, to keep step.
+
+    counts: what each sample of the data counts for the loss; None: as one.
+    """
+    n = n_processes()
+    mine = indices[rank()::n]
+    if not len(mine):
+        return indices[:1], Share(0.0, True, 1)
+    counted, of = (len(mine), len(indices)) if counts is None else (counts[mine].sum().item(), counts[indices].sum().item())
+    return mine, Share(_weight(counted, of), False, -(-len(indices) // n))
+
+
+def _weight(counted: float, of: float) -> float:
+    """What the mean over a part of a batch counts for in the mean over the processes; nan, as a mean over nothing is."""
+    return counted * n_processes() / of if of else math.nan
+
+
+def in_step(batches: Iterable[Any], loader: Any, sharing: Iterable[Any] = (), wishes: Callable[[], tuple] = tuple,
+            obey: Callable[..., None] = lambda *_: None, count: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+    """A batch for each step that the processes take together: this process's share of it.
+
+    Before each, `share` of the objects in `sharing` becomes its Share, in which a process weighs as much as the `count` of its batch
+    (None: its samples). After it, `obey` is called with the largest of each of `wishes()` (whole numbers) that any process had: in a single
+    process at once, else with those from before the step, and a few times a second only when there is nothing else to talk about.
+    """
+    if not is_joined():
+        for batch in batches:
+            yield batch
+            obey(*wishes())
+        return
+    if n_processes() > 1 and not hasattr(loader, 'share') and not isinstance(getattr(loader, 'sampler', None), DistributedSampler):
+        raise ConfigError(f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them all of the data: make it a '
+                          'BaseDataLoader, or give it a DistributedSampler')
+    if count is None and getattr(loader, 'knows_shares', False):
+        refuse_differences({'number of samples': loader.n_samples}, 'the data')
+        steps = _known_steps(batches, loader, wishes, obey)
+    else:
+        steps = _told_steps(batches, loader, wishes, obey, count or length)
+    for batch, its_share in steps:
+        for each in sharing:
+            each.share = its_share
+        yield batch
+    for each in sharing:
+        each.share = WHOLE
+
+
+def _known_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable) -> Iterator[tuple[Any, Share]]:
+    """(batch, share of it) where each process knows by itself what all have."""
+    exchange, due, gap, asked_at = Exchange(), 0, 1, 0.0
+    for step, batch in enumerate(batches):
+        is_due = step == due
+        if is_due:
+            now = time.perf_counter()
+            gap_s, asked_at = now - asked_at, now
+            exchange.start(gap_s, *wishes())
+        yield batch, loader.share
+        if is_due:
+            gap_s, *wished = map(max, zip(*exchange.result()))
+            gap = min(2 * gap, max(1, int(gap * EXCHANGE_S / gap_s))) if step else 1
+            due += gap
+            obey(*map(int, wished))
+
+
+def _told_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable, count: Callable) -> Iterator[tuple[Any, Share]]:
+    """(batch, share of it) where the processes tell each other in each step what they have."""
+    batches, exchange, batch = iter(batches), Exchange(), None
+
+    def following():
+        upcoming = next(batches, None)
+        is_mine = upcoming is not None and not getattr(loader, 'share', WHOLE).is_borrowed
+        exchange.start(upcoming is not None, *(float(count(upcoming)), length(upcoming)) if is_mine else (0, 0), *wishes())
+        return upcoming
+
+    upcoming = following()
+    while True:
+        said = exchange.result()
+        have_batches, counts, n_samples, *wished = zip(*said)
+        obey(*(int(max(each)) for each in wished))
+        if not any(have_batches):
+            return
+        if not any(n_samples):
+            raise DataError('a batch holds no tensors, so that nobody can tell how many samples each process has of it')
+        batch = batch if upcoming is None else upcoming  # one whose stream has ended goes through its last batch again, for nothing
+        if batch is None:
+            raise DataError(f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?')
+        upcoming = following()
+        yield batch, Share(_weight(counts[rank()], sum(counts)), not n_samples[rank()], int(max(n_samples)))
+
+
+# Sharing the model
+
+def wrap(model: nn.Module, device: torch.device, *, strategy: str = 'ddp', sync_bn: bool = True, find_unused_parameters: bool = False,
+         mixed_precision: str | None = None, **_: Any) -> nn.Module:
+    """The model on `device`, whose gradients become the mean over the processes: DistributedDataParallel, or FSDP2.
+
+    strategy: 'ddp' keeps all of the model in each process; 'fsdp' keeps a part of each weight, and puts a block (`shard_blocks()` of
+    the model, its direct children without one) together while it computes. mixed_precision: 'bf16' lets FSDP compute and
+    send in it. sync_bn: BatchNorm over the samples of all processes (on GPUs). find_unused_parameters: for models that do not use
+    all of their parameters in each step.
+    """
+    if not is_joined():
+        return model.to(device)
+    if sync_bn and device.type == 'cuda':
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif has_batch_norm(model) and n_processes() > 1 and is_main():
+        sys.stderr.write('warning: BatchNorm normalises each process\'s share of a batch by itself here, so the number of processes does '
+                         'change the result (distributed.sync_bn needs GPUs)\n')
+    if strategy == 'fsdp':
+        return _sharded(model, device, mixed_precision)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError('the model has no parameters to train')
+    # Buffers are shared where it matters, by share_buffers: then forward passes without gradients need no company.
+    options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    no_buffers = {'forward_sync_buffers' if 'forward_sync_buffers' in options else 'broadcast_buffers': False}
+    return nn.parallel.DistributedDataParallel(model.to(device), [device] if device.type == 'cuda' else None,
+                                               find_unused_parameters=find_unused_parameters, gradient_as_bucket_view=True, **no_buffers)
+
+
+def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None) -> nn.Module:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    mesh = dist.init_device_mesh(device.type, (n_processes(),))
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed_precision == 'bf16' else MixedPrecisionPolicy()
+    try:
+        for block in blocks_of(model):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+    except ValueError as error:
+        raise ConfigError(f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): {error}. Its shard_blocks() says '
+                          'which blocks are to be; blocks that share weights belong to none of them') from error
+    return model.to(device)  # buffers, which are not sharded
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The parts of a model that make sense to keep in memory one at a time."""
+    blocks = list(model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children())
+    while any(isinstance(block, (nn.ModuleList, nn.ModuleDict)) for block in blocks):  # those have no forward pass
+        blocks = [each for block in blocks
+                  for each in (block.children() if isinstance(block, (nn.ModuleList, nn.ModuleDict)) else [block])]
+    return [block for block in blocks if any(True for _ in block.parameters())]
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether the gradients of `model` are shared."""
+    return not is_joined() or _shared_part(model) is not None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return is_joined() and model is not None and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether what comes out of it depends on which samples are together."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+
+
+def needs_equal_passes(model: nn.Module | None) -> bool:
+    """Whether the processes talk in each forward pass, and wait for ever when one makes more of them."""
+    return n_processes() > 1 and model is not None and (
+        is_sharded(model) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()))
+
+
+def _shared_part(model: nn.Module) -> nn.Module | None:
+    """The wrapper of DDP, or the root module of FSDP, also under torch.compile; None without one."""
+    model = getattr(model, '_orig_mod', model)
+    is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, 'set_requires_gradient_sync')
+    return model if is_shared else None
+
+
+def share_gradients(model: nn.Module | None, wanted: bool) -> None:
+    """Say whether the next backward pass sends gradients: only the last micro-batch of a step has to."""
+    if model is None or not is_joined():
+        return
+    shared = _shared_part(model)
+    if isinstance(shared, nn.parallel.DistributedDataParallel):
+        shared.require_backward_grad_sync = wanted
+    elif shared is not None:
+        shared.set_requires_gradient_sync(wanted)
+
+
+def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[torch.Tensor]:
+    """Those of `parameters` whose gradients the wrapper of `model` does not share."""
+    if n_processes() == 1:
+        return []
+    shared = set(map(id, model.parameters())) if model is not None and is_wrapped(model) else set()
+    return [parameter for parameter in parameters if id(parameter) not in shared]
+
+
+def mean_gradients(parameters: list[torch.Tensor]) -> None:
+    """Make each gradient the mean over the processes."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= n_processes()
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main one's buffers, such as running means, before they are tested or saved."""
+    if n_processes() > 1:
+        for buffer in model.buffers():
+            values = buffer.detach().contiguous()
+            dist.broadcast(values.flatten().view(torch.uint8), src=0)  # as bytes: gloo does not know every type of numbers
+            buffer.copy_(values)
+
+
+def whole(state: Any) -> Any:
+    """A state with the parts of each sharded tensor put together; to be called in all processes."""
+    if isinstance(state, torch.Tensor):
+        return state.full_tensor() if hasattr(state, 'full_tensor') else state
+    if isinstance(state, dict) and is_joined():
+        return {name: whole(value) for name, value in state.items()}
+    return type(state)(map(whole, state)) if type(state) in (list, tuple) and is_joined() else state
+
+
+def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:
+    """A tensor to be filled: in parts as `like` is, when that has the same size, else whole and on the CPU."""
+    if hasattr(like, 'full_tensor') and like.shape == size:
+        return torch.zeros_like(like, dtype=dtype, requires_grad=False)
+    return torch.zeros(size, dtype=dtype)
+
+
+def part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+
+
+def reshard(model: nn.Module) -> None:
+    """Make sure that what is written into the parameters of `model` is what the next forward pass puts together."""
+    for module in model.modules() if is_sharded(model) else ():
+        if hasattr(module, 'reshard'):
+            module.reshard()
+
+
+def sharded_like(tensor: Any, like: Any) -> Any:
+    """`tensor`, which is whole, in parts as `like` is, when it has the same shape."""
+    if not hasattr(like, 'full_tensor') or hasattr(tensor, 'full_tensor') or getattr(tensor, 'shape', None) != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

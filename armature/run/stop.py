@@ -1,0 +1,70 @@
+"""StopRequest: who asked the run to stop (a signal or the time limit), noted for the next safe moment."""
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+from armature.processes import dist
+
+# The signals that ask for a clean stop, and the exit codes that a shell expects after them.
+EXIT_CODES = {name: code for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143)) if hasattr(signal, name)}
+STOP_SIGNALS = {getattr(signal, name) for name in EXIT_CODES}
+TIME = 1          # the wish to stop since the time is over
+DEBOUNCE_S = 1.0  # torchrun delivers one Ctrl-C twice
+
+
+class Stopped(Exception):
+    """The run was stopped on request and is saved."""
+
+
+class StopRequest:
+    """`reason` is empty until the run has to stop.
+
+    A signal or the end of `max_minutes` only makes a `wish`, which is granted when the step in progress is finished, and saved; of
+    several processes all grant the same one in the same step. A second Ctrl-C, a second later, leaves at once.
+    """
+
+    def __init__(self, max_minutes: float | None = None):
+        self.max_minutes = max_minutes
+        self.wish = 0         # TIME, or the exit code that a signal asks for; 0: none
+        self.reason = ''
+        self.exit_code = 0
+        self._signal, self._received_at = '', 0.0
+
+    @contextmanager
+    def listening(self):
+        """Inside, the signals are noted instead of killing the process, and the time runs."""
+        timer = threading.Timer(min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX), self._time_is_over)
+        timer.daemon = True
+        if self.max_minutes is not None:
+            timer.start()
+        previous = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to handle
+            previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            timer.cancel()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def grant(self, wish: int) -> None:
+        """Stop for `wish`, if it is one."""
+        if wish and not self.reason:
+            signals = '/'.join(name for name, code in EXIT_CODES.items() if code == wish)
+            self.reason = f'trainer.max_minutes ({self.max_minutes})' if wish == TIME else self._signal or signals
+            self.exit_code = 0 if wish == TIME else wish
+
+    def _time_is_over(self) -> None:
+        self.wish = self.wish or TIME
+
+    def _note(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if not self._signal:
+            self._signal, self._received_at = signal.Signals(number).name, now
+            self.wish = EXIT_CODES[self._signal]
+            if dist.is_first_here():
+                os.write(2, f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'.encode())
+        elif number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
+            raise KeyboardInterrupt
