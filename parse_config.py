@@ -1,4 +1,5 @@
 """ConfigParser: from a command line and a JSON file to a checked config, the objects it describes and the run's folder."""
+
 import argparse
 import logging
 import math
@@ -30,8 +31,12 @@ class ConfigParser:
     run_id: name of the run's folder; the time of day when not given.
     """
 
-    def __init__(self, config: dict, resume=None, modification: dict | None = None, run_id: str | None = None):
-        if isinstance(config, argparse.ArgumentParser):  # how projects of early 2019 call it: (parser, options)
+    def __init__(
+        self, config: dict, resume=None, modification: dict | None = None, run_id: str | None = None
+    ):
+        if isinstance(
+            config, argparse.ArgumentParser
+        ):  # how projects of early 2019 call it: (parser, options)
             other = type(self).from_args(config, resume or '')
             self.__dict__.update(other.__dict__)
             return
@@ -39,11 +44,11 @@ class ConfigParser:
         for target, value in (modification or {}).items():
             if value is not None:
                 put_option(self._document, target, value, 'modification')
-        self.arguments = None                             # what the command line said, for the script
+        self.arguments = None  # what the command line said, for the script
         self.resume = None if resume is None else Path(resume)
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
         self.name = plain_name('name', self.config.get('name'))
-        self._continues = None                            # the run folder that a resumed run goes on in
+        self._continues = None  # the run folder that a resumed run goes on in
         self._save_dir = self._log_dir = None
 
     @classmethod
@@ -60,14 +65,38 @@ class ConfigParser:
     def _from_args(cls, parser, options):
         flags = {}
         if isinstance(parser, argparse.ArgumentParser):
-            flags = {parser.add_argument(*option.flags, default=None, type=option.type).dest: option for option in options}
-            add_if_absent(parser, '--set', action='append', default=[], metavar='KEY=VALUE', help='change a value of the config')
-            add_if_absent(parser, '--print-config', action='store_true', help='show where each value comes from, and leave')
-        with redirect_stderr(sys.stderr if dist.is_first_here() else None):  # a mistake is shown once, not by each process
-            given = parser.parse_args() if flags or isinstance(parser, argparse.ArgumentParser) else parser
-        device, resume, config = (getattr(given, key, None) for key in ('device', 'resume', 'config'))
+            flags = {
+                parser.add_argument(*option.flags, default=None, type=option.type).dest: option
+                for option in options
+            }
+            add_if_absent(
+                parser,
+                '--set',
+                action='append',
+                default=[],
+                metavar='KEY=VALUE',
+                help='change a value of the config',
+            )
+            add_if_absent(
+                parser,
+                '--print-config',
+                action='store_true',
+                help='show where each value comes from, and leave',
+            )
+        with redirect_stderr(
+            sys.stderr if dist.is_first_here() else None
+        ):  # a mistake is shown once, not by each process
+            given = (
+                parser.parse_args()
+                if flags or isinstance(parser, argparse.ArgumentParser)
+                else parser
+            )
+        device, resume, config = (
+            getattr(given, key, None) for key in ('device', 'resume', 'config')
+        )
         if device is not None:
             from utils.util import select_devices  # before anything asks torch for CUDA
+
             select_devices(device)
         resume = find_checkpoint(resume) if resume is not None else None
         if config is not None:
@@ -88,7 +117,9 @@ class ConfigParser:
         if getattr(given, 'print_config', False):
             sys.stdout.write(describe(document))
             sys.exit(0)
-        os.chdir(ROOT)  # paths in a config are relative to the project, wherever the command was typed
+        os.chdir(
+            ROOT
+        )  # paths in a config are relative to the project, wherever the command was typed
         parsed = cls(document, resume)
         parsed.arguments = given
         if getattr(given, 'resume_or_start', False):
@@ -100,37 +131,57 @@ class ConfigParser:
     def _unfinished(self) -> Path | None:
         """The newest checkpoint of the newest run of this name; None when that run is finished or there is none."""
         from armature.checkpoint import files as checkpoint
+
         run = checkpoint.newest_run(self._saved() / 'models' / self.name)
         newest = checkpoint.newest_valid(run) if run is not None else None
         state = checkpoint.load_head(newest) if newest is not None else {'finished': True}
         if state.get('finished'):
             return None
         if different := first_difference(state['config'], self.config):
-            raise ConfigError(f'--resume-or-start: {different} is another than in the unfinished run {run}. Go on with that '
-                              f'run as it was: -r {run}. Or start a new one: leave --resume-or-start out, or change "name".')
+            raise ConfigError(
+                f'--resume-or-start: {different} is another than in the unfinished run {run}. Go on with that '
+                f'run as it was: -r {run}. Or start a new one: leave --resume-or-start out, or change "name".'
+            )
         return newest
 
     def _left_by_this_job(self, agents: list) -> tuple[Path | None, Path | None]:
         """(run folder to go on in, checkpoint to go on from) when one of `agents` has trained before; else as the command line says."""
         from armature.checkpoint import files as checkpoint
         from armature.run.folder import trained_by
+
         run = trained_by(agents, self._saved() / 'models' / self.name)
         newest = checkpoint.newest_valid(run) if run is not None else None
-        writers = (checkpoint.load_head(newest).get('made_by') or {}).get('agents', []) if newest is not None else []
+        writers = (
+            (checkpoint.load_head(newest).get('made_by') or {}).get('agents', [])
+            if newest is not None
+            else []
+        )
         return run or self._continues, newest if set(writers) & set(agents) else self.resume
 
     @contextmanager
     def processes(self):
         """Inside, this is one of the processes that train together: those that torchrun started, or `-d` or `n_gpu` asks for."""
         from utils.util import is_on_cpu, n_processes_wanted
+
         n_gpu, settings = self.get('n_gpu', 1), self.get('distributed') or {}
-        rehearsal = next((f'--{name.replace("_", "-")}' for name in REHEARSALS if getattr(self.arguments, name, None)), None)
+        rehearsal = next(
+            (
+                f'--{name.replace("_", "-")}'
+                for name in REHEARSALS
+                if getattr(self.arguments, name, None)
+            ),
+            None,
+        )
         n_wanted = n_processes_wanted(n_gpu)
         if rehearsal and (dist.is_started() or n_wanted > 1):
-            raise ConfigError(f'{rehearsal} runs in a single process: without torchrun, on one device')
+            raise ConfigError(
+                f'{rehearsal} runs in a single process: without torchrun, on one device'
+            )
         with job.processes(n_wanted, settings.get('timeout_s', 600), is_on_cpu(n_gpu)):
             if dist.is_joined():
-                dist.refuse_differences({'-r': self.resume is not None, **self.config}, 'the config')
+                dist.refuse_differences(
+                    {'-r': self.resume is not None, **self.config}, 'the config'
+                )
                 self._continues, self.resume = dist.on_main(self._left_by_this_job, job.agents())
             yield
 
@@ -142,20 +193,26 @@ class ConfigParser:
         if dist.is_joined() and settings.get('strategy') == 'fsdp':
             for key, value in (('precision', 'fp16'), ('unfreeze_at', ...)):
                 if key in trainer and value in (trainer[key], ...):
-                    raise ConfigError(f'trainer.{key} is {show(trainer[key])}, which distributed.strategy "fsdp" cannot do yet: say "ddp", '
-                                      'or leave it out')
+                    raise ConfigError(
+                        f'trainer.{key} is {show(trainer[key])}, which distributed.strategy "fsdp" cannot do yet: say "ddp", '
+                        'or leave it out'
+                    )
         if trainer.get('freeze'):
             settings['find_unused_parameters'] = True  # what is frozen gets no gradients
         return dist.wrap(model, device, **settings)
 
     def init_obj(self, name: str, module, *args, **kwargs):
         """`config['name']` says {"type", "args"}: return type(*args, **kwargs, **args), looked up in `module` first."""
-        return config_types.make(self.init_ftn(name, module, *args, **kwargs), (name,), self._document)
+        return config_types.make(
+            self.init_ftn(name, module, *args, **kwargs), (name,), self._document
+        )
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""
         if name not in self.config:
-            raise ConfigError(f'{name}: the config has no such section{did_you_mean(name, self.config)}')
+            raise ConfigError(
+                f'{name}: the config has no such section{did_you_mean(name, self.config)}'
+            )
         return config_types.prepare(self.config[name], name, module, args, kwargs, self._document)
 
     initialize = init_obj
@@ -167,35 +224,56 @@ class ConfigParser:
         if not isinstance(section, list):
             return config_types.build_callable(section, 'loss', ('loss',), module, self._document)
         from armature.step.loss_share import WeightedLosses
+
         terms = []
         for index, entry in enumerate(section):
-            term = config_types.build_callable(entry, 'loss', ('loss', index), module, self._document)
+            term = config_types.build_callable(
+                entry, 'loss', ('loss', index), module, self._document
+            )
             more = entry if isinstance(entry, dict) else {}
-            terms.append((more.get('name') or getattr(term, '__name__', type(term).__name__), term, more.get('weight', 1.0)))
+            terms.append(
+                (
+                    more.get('name') or getattr(term, '__name__', type(term).__name__),
+                    term,
+                    more.get('weight', 1.0),
+                )
+            )
         return WeightedLosses(terms)
 
     def init_scheduler(self, optimizer, data_loader):
         """The learning rate scheduler, None without one. A length of "auto" is what the run has of its steps (or epochs)."""
         import torch
+
         section, trainer = self.config.get('lr_scheduler'), self.config['trainer']
         if not section:
             return None
         n_steps = trainer['epochs']
         if section.get('interval') == 'step':
-            n_steps = min(n_steps * (trainer.get('len_epoch') or len(data_loader)), trainer.get('max_steps') or math.inf)
+            n_steps = min(
+                n_steps * (trainer.get('len_epoch') or len(data_loader)),
+                trainer.get('max_steps') or math.inf,
+            )
         section = config_types.with_lengths(section, n_steps)
-        call = config_types.prepare(section, 'lr_scheduler', torch.optim.lr_scheduler, (optimizer,), {}, self._document)
+        call = config_types.prepare(
+            section, 'lr_scheduler', torch.optim.lr_scheduler, (optimizer,), {}, self._document
+        )
         return config_types.make(call, ('lr_scheduler',), self._document)
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first; Trainer when the config does not say."""
         with config_types.located(self._document, ('trainer', 'type')):
-            return config_types.find(self.config['trainer'].get('type', 'Trainer'), config_types.KINDS['trainer'], module)
+            return config_types.find(
+                self.config['trainer'].get('type', 'Trainer'), config_types.KINDS['trainer'], module
+            )
 
     def init_metrics(self, module) -> list:
         """The metrics as callables (output, target) with a `__name__`; torchmetrics ones have update() and compute()."""
-        return [config_types.build_callable(entry, 'metrics', ('metrics', index), module, self._document)
-                for index, entry in enumerate(self.config.get('metrics') or [])]
+        return [
+            config_types.build_callable(
+                entry, 'metrics', ('metrics', index), module, self._document
+            )
+            for index, entry in enumerate(self.config.get('metrics') or [])
+        ]
 
     # Reading it like a dict
 
@@ -248,14 +326,21 @@ class ConfigParser:
     def _make_folders(self) -> tuple[str, Path, Path]:
         from logger import setup_logging
         from utils.util import write_json
+
         saved = self._saved()
         models = saved / 'models' / self.name
         before = self._continues
-        is_ours = before is not None and before.parent == models.resolve() and (before / 'config.json').is_file()
+        is_ours = (
+            before is not None
+            and before.parent == models.resolve()
+            and (before / 'config.json').is_file()
+        )
         save_dir = before if is_ours and os.access(before, os.W_OK) else claim(models, self.run_id)
         log_dir = saved / 'log' / self.name / save_dir.name
         log_dir.mkdir(parents=True, exist_ok=True)
-        if save_dir != before:  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
+        if (
+            save_dir != before
+        ):  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
             write_json(self.config, save_dir / 'config.json')
         setup_logging(log_dir)
         return save_dir.name, save_dir, log_dir
@@ -288,10 +373,14 @@ def claim(parent: Path, run_id: str | None) -> Path:
         except FileExistsError:
             if run_id is not None or not parent.is_dir():
                 taken = folder if parent.is_dir() else parent
-                raise ConfigError(f'the run folder {folder} cannot be made: {taken} is there') from None
+                raise ConfigError(
+                    f'the run folder {folder} cannot be made: {taken} is there'
+                ) from None
             count += 1
         except OSError as error:
-            raise ConfigError(f'the run folder {folder} cannot be made: {error.strerror} (trainer.save_dir says where)') from None
+            raise ConfigError(
+                f'the run folder {folder} cannot be made: {error.strerror} (trainer.save_dir says where)'
+            ) from None
 
 
 def plain_name(key: str, value) -> str:
@@ -309,11 +398,13 @@ def find_file(text: str) -> Path:
 
 def find_checkpoint(text: str) -> Path:
     from armature.checkpoint import files as checkpoint
+
     return checkpoint.find(text, ROOT).resolve()
 
 
 def read_checkpoint_config(path: Path) -> Document:
     from armature.checkpoint import files as checkpoint
+
     config = checkpoint.load_head(path).get('config')
     if not isinstance(config, dict):
         raise ConfigError(f'{path}: this checkpoint holds no config: give one with -c config.json')
@@ -333,7 +424,15 @@ def put_option(document: Document, target, value, origin: str) -> None:
     """Lay a value from the command line over the config. target: 'optimizer;args;lr', or a sequence of keys."""
     path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f'{origin}: {".".join(path)}: {value} is not a number that a config may hold')
-    if len(path) > 1 and not isinstance(document.values.get(path[0]), dict) or not document.can_hold(path):
-        raise ConfigError(f'{origin}: {".".join(path)}: the config has no section {path[0]!r} with such a key')
+        raise ConfigError(
+            f'{origin}: {".".join(path)}: {value} is not a number that a config may hold'
+        )
+    if (
+        len(path) > 1
+        and not isinstance(document.values.get(path[0]), dict)
+        or not document.can_hold(path)
+    ):
+        raise ConfigError(
+            f'{origin}: {".".join(path)}: the config has no section {path[0]!r} with such a key'
+        )
     document.put(path, value, origin)

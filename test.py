@@ -1,4 +1,5 @@
 """Measure a checkpoint on the test data: python test.py -r saved/models/NAME/RUN/model_best.pth"""
+
 import argparse
 import itertools
 
@@ -27,7 +28,10 @@ def main(config, n_batches=None):
 
     if 'test_data_loader' not in config:  # the training's loader, on its test data
         settings = config['data_loader']
-        config['test_data_loader'] = settings | {'args': settings['args'] | {'shuffle': False, 'validation_split': 0.0, 'training': False}}
+        config['test_data_loader'] = settings | {
+            'args': settings['args']
+            | {'shuffle': False, 'validation_split': 0.0, 'training': False}
+        }
     data_loader = config.init_obj('test_data_loader', module_data)
 
     model = config.init_obj('arch', module_arch).to(device)
@@ -36,11 +40,18 @@ def main(config, n_batches=None):
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
-    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion, loss_is_sum=is_sum(criterion),
-                            count=count_of(criterion))
+    metrics = MetricTracker(
+        'loss',
+        metrics=config.init_metrics(module_metric),
+        loss=criterion,
+        loss_is_sum=is_sum(criterion),
+        count=count_of(criterion),
+    )
     pictures = Pictures(config['trainer'].get('pictures', []))
 
-    shares = dist.in_step(itertools.islice(data_loader, n_batches), data_loader, [metrics, pictures])
+    shares = dist.in_step(
+        itertools.islice(data_loader, n_batches), data_loader, [metrics, pictures]
+    )
     batches = (to_device(batch, device) for batch in shares)
     for name, value in evaluate(model, batches, criterion, metrics, pictures=pictures).items():
         logger.info(f'    {name:15s}: {value}')
@@ -51,9 +62,19 @@ def main(config, n_batches=None):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Measure a checkpoint on the test data.')
-    parser.add_argument('-r', '--resume', metavar='CHECKPOINT', required=True, help='the checkpoint, or a run folder')
-    parser.add_argument('-c', '--config', metavar='FILE', help='another config than the one in the checkpoint')
-    parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
+    parser.add_argument(
+        '-r',
+        '--resume',
+        metavar='CHECKPOINT',
+        required=True,
+        help='the checkpoint, or a run folder',
+    )
+    parser.add_argument(
+        '-c', '--config', metavar='FILE', help='another config than the one in the checkpoint'
+    )
+    parser.add_argument(
+        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+    )
     with exit_on_user_error():
         config = ConfigParser.from_args(parser)
         with config.processes():

@@ -1,4 +1,5 @@
 """Train what a config describes: python train.py -c config.json"""
+
 import argparse
 
 import torch
@@ -25,13 +26,18 @@ def build(config):
     """The trainer of an experiment, ready to train."""
     logger = config.get_logger('train')
     device, _ = prepare_device(config.get('n_gpu', 1))
-    logger.info(f'Training on {device}' + (f', in {dist.n_processes()} processes' if dist.n_processes() > 1 else ''))
+    logger.info(
+        f'Training on {device}'
+        + (f', in {dist.n_processes()} processes' if dist.n_processes() > 1 else '')
+    )
     seed_everything(config.get('seed', 123))
 
     data_loader = config.init_obj('data_loader', module_data)
     if 'valid_data_loader' in config:
         valid_data_loader = config.init_obj('valid_data_loader', module_data)
-        if hasattr(data_loader, 'state_dict'):  # what it learned from the training data, such as a table's means
+        if hasattr(
+            data_loader, 'state_dict'
+        ):  # what it learned from the training data, such as a table's means
             valid_data_loader.load_state_dict(data_loader.state_dict())
     else:
         valid_data_loader = data_loader.split_validation()
@@ -46,24 +52,59 @@ def build(config):
         criterion = criterion.to(device)
     metrics = config.init_metrics(module_metric)
 
-    optimizer = config.init_obj('optimizer', torch.optim, parameter_groups(config, model, criterion))
+    optimizer = config.init_obj(
+        'optimizer', torch.optim, parameter_groups(config, model, criterion)
+    )
     lr_scheduler = config.init_scheduler(optimizer, data_loader)
 
     trainer_class = config.trainer_class(module_trainer)
-    return trainer_class(model, criterion, metrics, optimizer, config, device, data_loader, valid_data_loader, lr_scheduler)
+    return trainer_class(
+        model,
+        criterion,
+        metrics,
+        optimizer,
+        config,
+        device,
+        data_loader,
+        valid_data_loader,
+        lr_scheduler,
+    )
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Train what a config describes.')
     parser.add_argument('-c', '--config', metavar='FILE', help='the experiment')
-    parser.add_argument('-r', '--resume', metavar='CHECKPOINT', help='go on from a checkpoint or a run folder')
-    parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
-    parser.add_argument('--resume-or-start', action='store_true', help='go on with the unfinished run of this name, if there is one')
+    parser.add_argument(
+        '-r', '--resume', metavar='CHECKPOINT', help='go on from a checkpoint or a run folder'
+    )
+    parser.add_argument(
+        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+    )
+    parser.add_argument(
+        '--resume-or-start',
+        action='store_true',
+        help='go on with the unfinished run of this name, if there is one',
+    )
     rehearsal = parser.add_mutually_exclusive_group()
-    rehearsal.add_argument('--check-resume', action='store_true', help='try whether this experiment resumes exactly, and leave')
-    rehearsal.add_argument('--smoke', action='store_true', help='rehearse: two batches through everything that the run will do')
-    rehearsal.add_argument('--overfit', type=positive, metavar='N', help='rehearse: can the model learn N batches by heart?')
-    rehearsal.add_argument('--profile', type=positive, metavar='N', help='show where the time of N steps goes')
+    rehearsal.add_argument(
+        '--check-resume',
+        action='store_true',
+        help='try whether this experiment resumes exactly, and leave',
+    )
+    rehearsal.add_argument(
+        '--smoke',
+        action='store_true',
+        help='rehearse: two batches through everything that the run will do',
+    )
+    rehearsal.add_argument(
+        '--overfit',
+        type=positive,
+        metavar='N',
+        help='rehearse: can the model learn N batches by heart?',
+    )
+    rehearsal.add_argument(
+        '--profile', type=positive, metavar='N', help='show where the time of N steps goes'
+    )
     options = [
         CustomArgs(['--lr', '--learning_rate'], type=float, target='optimizer;args;lr'),
         CustomArgs(['--bs', '--batch_size'], type=int, target='data_loader;args;batch_size'),

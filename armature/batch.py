@@ -1,4 +1,5 @@
 """What a batch may be: a tensor, or tuples, lists, dicts, named tuples and dataclasses of batches, nested."""
+
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,8 +17,13 @@ def map_tensors(function: Callable[[torch.Tensor], Any], batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return type(batch)({name: map_tensors(function, value) for name, value in batch.items()})
     if dataclasses.is_dataclass(batch):
-        return dataclasses.replace(batch, **{field.name: map_tensors(function, getattr(batch, field.name))
-                                             for field in dataclasses.fields(batch)})
+        return dataclasses.replace(
+            batch,
+            **{
+                field.name: map_tensors(function, getattr(batch, field.name))
+                for field in dataclasses.fields(batch)
+            },
+        )
     return batch
 
 
@@ -45,5 +51,9 @@ def split(batch: Any, size: int) -> Iterator[Any]:
     """Parts of `size` samples, the last one smaller when the batch does not divide; strings and numbers are repeated in each."""
     n_samples = length(batch)
     for start in range(0, n_samples, size):
-        yield map_tensors(lambda tensor, part=slice(start, start + size):
-                          tensor[part] if tensor.dim() and len(tensor) == n_samples else tensor, batch)
+        yield map_tensors(
+            lambda tensor, part=slice(start, start + size): (
+                tensor[part] if tensor.dim() and len(tensor) == n_samples else tensor
+            ),
+            batch,
+        )

@@ -1,4 +1,5 @@
 """Where two nested states differ, bit for bit."""
+
 from typing import Any
 
 import torch
@@ -9,12 +10,26 @@ def first_difference(one: Any, other: Any, where: str = '') -> str:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             place = f'{where}.{key}' if where else str(key)
-            different = first_difference(one[key], other[key], place) if key in one and key in other else place
+            different = (
+                first_difference(one[key], other[key], place)
+                if key in one and key in other
+                else place
+            )
             if different:
                 return different
         return ''
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+    if (
+        isinstance(one, (list, tuple))
+        and isinstance(other, (list, tuple))
+        and len(one) == len(other)
+    ):
         pairs = enumerate(zip(one, other))
-        return next(filter(None, (first_difference(*pair, f'{where}.{index}') for index, pair in pairs)), '')
-    equal = torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
+        return next(
+            filter(None, (first_difference(*pair, f'{where}.{index}') for index, pair in pairs)), ''
+        )
+    equal = (
+        torch.equal(one, other)
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+        else one == other
+    )
     return '' if equal else where or 'everything'

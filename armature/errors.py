@@ -1,4 +1,5 @@
 """What users can mend: the error classes, and how a script leaves on one (one message, an exit code, no traceback)."""
+
 import argparse
 import sys
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ def positive(text: str) -> int:
 def exit_on_user_error():
     """Inside, a UserError ends the process with its message on stderr and its exit code; so does Ctrl-C, without a word."""
     from armature.processes import launch as job
+
     try:
         yield
     except KeyboardInterrupt:

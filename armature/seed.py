@@ -3,6 +3,7 @@
 A key is a stable 63-bit hash of its parts, such as (seed, 'order', epoch) or (seed, 'sample', epoch, index), so nothing about
 the order of an epoch has to be saved, and it does not matter which worker draws a sample's augmentation.
 """
+
 import hashlib
 import random
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ def seed_torch(number: int, device: torch.device | None = None) -> None:
     """Start torch's generators (the CPU's and that of `device`) at `number`: 2 microseconds; torch.manual_seed takes 100."""
     torch.default_generator.manual_seed(number)
     if device is not None and device.type == 'cuda':
-        torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(number)
+        torch.cuda.default_generators[
+            torch.cuda.current_device() if device.index is None else device.index
+        ].manual_seed(number)
     elif device is not None and device.type == 'mps':
         torch.mps.manual_seed(number)
 
@@ -30,19 +33,23 @@ def seed_everything(number: int) -> None:
     """Start every global generator of this process at `number`: torch's on all devices, Python's, numpy's."""
     torch.manual_seed(number)
     random.seed(number)
-    np.random.seed(number % 2 ** 32)
+    np.random.seed(number % 2**32)
 
 
 def seed_sample(number: int) -> None:
     """Start the CPU generators that a dataset may draw from; 10 microseconds."""
     torch.default_generator.manual_seed(number)
     random.seed(number)
-    np.random.seed(number % 2 ** 32)
+    np.random.seed(number % 2**32)
 
 
 def rng_state() -> dict:
     """The state of every global generator, as plain data that a checkpoint can hold."""
-    state = {'torch': torch.get_rng_state(), 'python': random.getstate(), 'numpy': np.random.get_state(legacy=False)}
+    state = {
+        'torch': torch.get_rng_state(),
+        'python': random.getstate(),
+        'numpy': np.random.get_state(legacy=False),
+    }
     state['numpy']['state']['key'] = state['numpy']['state']['key'].tolist()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state['cuda'] = torch.cuda.get_rng_state_all()
@@ -60,7 +67,7 @@ def set_rng_state(state: dict) -> None:
     numpy_state['state']['key'] = np.array(numpy_state['state']['key'], dtype=np.uint32)
     np.random.set_state(numpy_state)
     if 'cuda' in state and torch.cuda.is_available():
-        for index, device_state in enumerate(state['cuda'][:torch.cuda.device_count()]):
+        for index, device_state in enumerate(state['cuda'][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(device_state, index)
     if 'mps' in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state['mps'])
@@ -69,7 +76,11 @@ def set_rng_state(state: dict) -> None:
 @contextmanager
 def own_randomness(number: int):
     """Inside, the CPU generators start at `number`; outside, nobody notices."""
-    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
+    torch_state, python_state, numpy_state = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state(legacy=False),
+    )
     try:
         seed_sample(number)
         yield

@@ -3,6 +3,7 @@
 The order and every sample's randomness come from keys (armature/seed.py), so they are the same for any number of workers, and a loader
 can be put at any batch of any epoch.
 """
+
 import logging
 import multiprocessing
 import weakref
@@ -19,7 +20,15 @@ from armature.data.augment import Augment
 from armature.data.memory import InMemory, read_into_memory
 from armature.data.samplers import Order, RandomSampler, SequentialSampler
 from armature.data.splits import split_indices
-from armature.data.workers import Collate, Fetched, KeyedSamples, checked, finish, make_fetcher, start
+from armature.data.workers import (
+    Collate,
+    Fetched,
+    KeyedSamples,
+    checked,
+    finish,
+    make_fetcher,
+    start,
+)
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.seed import key, own_randomness
@@ -49,36 +58,81 @@ class BaseDataLoader(DataLoader):
     A dataset with `__getitems__` (several samples at once) draws its randomness per batch instead of per sample.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, validation_split: float, num_workers: int,
-                 collate_fn: Callable = default_collate, *, stratify: bool = False, n_folds: int | None = None, fold: int = 0,
-                 groups: Sequence | None = None, valid_dataset: Dataset | None = None, sampler: Sampler | Sequence[int] | None = None,
-                 in_memory: bool | Literal['device'] = False, augment: list | None = None, batch_transform: Callable | None = None,
-                 on_error: Literal['stop', 'skip'] = 'stop', evaluation: bool = False, seed: int | None = None,
-                 drop_last: bool = False, pin_memory: bool | None = None, persistent_workers: bool | None = None,
-                 prefetch_factor: int | None = None, **loader_options: Any):
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        shuffle: bool,
+        validation_split: float,
+        num_workers: int,
+        collate_fn: Callable = default_collate,
+        *,
+        stratify: bool = False,
+        n_folds: int | None = None,
+        fold: int = 0,
+        groups: Sequence | None = None,
+        valid_dataset: Dataset | None = None,
+        sampler: Sampler | Sequence[int] | None = None,
+        in_memory: bool | Literal['device'] = False,
+        augment: list | None = None,
+        batch_transform: Callable | None = None,
+        on_error: Literal['stop', 'skip'] = 'stop',
+        evaluation: bool = False,
+        seed: int | None = None,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
+        persistent_workers: bool | None = None,
+        prefetch_factor: int | None = None,
+        **loader_options: Any,
+    ):
         if evaluation:
             shuffle, validation_split, n_folds, sampler, augment = False, 0, None, None, None
         if not hasattr(dataset, '__len__'):
-            raise ConfigError(f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader')
+            raise ConfigError(
+                f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader'
+            )
         if batch_size < 1 or num_workers < 0:
-            raise ConfigError(f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and at least 0')
+            raise ConfigError(
+                f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and at least 0'
+            )
         refuse_small_batches(batch_size)
-        options = loader_options_for({'drop_last': drop_last, 'pin_memory': pin_memory, 'persistent_workers': persistent_workers,
-                                      'prefetch_factor': prefetch_factor, **loader_options}, num_workers, type(self))
+        options = loader_options_for(
+            {
+                'drop_last': drop_last,
+                'pin_memory': pin_memory,
+                'persistent_workers': persistent_workers,
+                'prefetch_factor': prefetch_factor,
+                **loader_options,
+            },
+            num_workers,
+            type(self),
+        )
         self.validation_split = validation_split
         self.shuffle = shuffle
         self.seed = torch.initial_seed() if seed is None else seed
         self.n_samples = len(dataset)
-        self.init_kwargs = {'dataset': dataset, 'batch_size': batch_size, 'shuffle': shuffle, 'collate_fn': collate_fn,
-                            'num_workers': num_workers}
-        self.loader_options = {**options, 'in_memory': in_memory, 'batch_transform': batch_transform, 'on_error': on_error}
+        self.init_kwargs = {
+            'dataset': dataset,
+            'batch_size': batch_size,
+            'shuffle': shuffle,
+            'collate_fn': collate_fn,
+            'num_workers': num_workers,
+        }
+        self.loader_options = {
+            **options,
+            'in_memory': in_memory,
+            'batch_transform': batch_transform,
+            'on_error': on_error,
+        }
         self._valid_dataset, self._stratify = valid_dataset, stratify
         self._split_options = {'n_folds': n_folds, 'fold': fold, 'groups': groups}
         self._augment = Augment(augment) if augment else None
         self._batch_transform, self._unreadable = batch_transform, []
         self.valid_sampler = None
         if isinstance(sampler, DistributedSampler):
-            raise ConfigError('sampler is a DistributedSampler, and this loader gives each process its share by itself: leave it out')
+            raise ConfigError(
+                'sampler is a DistributedSampler, and this loader gives each process its share by itself: leave it out'
+            )
         if sampler is None or isinstance(sampler, Order):
             train_sampler, self.valid_sampler = self._split_sampler(validation_split)
             sampler = self._bound(sampler, train_sampler)
@@ -86,11 +140,22 @@ class BaseDataLoader(DataLoader):
             self.n_samples = len(sampler)
         self._pass, self._first_sample = 0, 0
         self.share = dist.WHOLE  # what this process has of the newest batch
-        self._counts = None      # (n_samples,) what each sample counts for the loss; None: as one
-        super().__init__(dataset, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, **options)
+        self._counts = None  # (n_samples,) what each sample counts for the loss; None: as one
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            **options,
+        )
         self._fetcher_options = {**options, 'num_workers': num_workers}
-        self._samples = KeyedSamples(dataset, self.seed, self._augment, on_error == 'skip', num_workers)
-        self._fetcher = make_fetcher(self._samples, _Plan(self), Collate(collate_fn, batch_transform), self._fetcher_options)
+        self._samples = KeyedSamples(
+            dataset, self.seed, self._augment, on_error == 'skip', num_workers
+        )
+        self._fetcher = make_fetcher(
+            self._samples, _Plan(self), Collate(collate_fn, batch_transform), self._fetcher_options
+        )
         self._memory = self._in_memory(in_memory)
 
     def seek(self, number: int, batch: int = 0) -> None:
@@ -118,7 +183,10 @@ class BaseDataLoader(DataLoader):
             if memory.unreadable is not None:
                 readable = indices[~memory.unreadable[indices]]
                 if not len(readable) and dist.n_processes() > 1:  # others may have read theirs
-                    readable, self.share = (~memory.unreadable).nonzero()[:1, 0], dist.Share(is_borrowed=True)
+                    readable, self.share = (
+                        (~memory.unreadable).nonzero()[:1, 0],
+                        dist.Share(is_borrowed=True),
+                    )
                 indices = readable
             batch = memory.take(indices.to(device))
             if self._augment is not None:
@@ -137,13 +205,23 @@ class BaseDataLoader(DataLoader):
         """Whether the batches of all processes have as many samples as planned, so that each process knows its share by itself."""
         if type(self).__iter__ is not BaseDataLoader.__iter__ or self._samples.skip_unreadable:
             return False
-        return self._memory is not None or self.collate_fn is default_collate and not hasattr(self.dataset, '__getitems__')
+        return (
+            self._memory is not None
+            or self.collate_fn is default_collate
+            and not hasattr(self.dataset, '__getitems__')
+        )
 
     def weigh(self, count: Any) -> bool:
         """Let a process's share be what its samples count for the loss, a ClassCount; False when their targets are not in memory."""
         tensors = self._memory.tensors if self._memory is not None and self.knows_shares else None
-        is_known = isinstance(tensors, (list, tuple)) and len(tensors) == 2 and isinstance(tensors[1], torch.Tensor)
-        self._counts = count.of_each(tensors[1]) if is_known and self._counts is None else self._counts
+        is_known = (
+            isinstance(tensors, (list, tuple))
+            and len(tensors) == 2
+            and isinstance(tensors[1], torch.Tensor)
+        )
+        self._counts = (
+            count.of_each(tensors[1]) if is_known and self._counts is None else self._counts
+        )
         return is_known
 
     def due_batches(self) -> Iterator[tuple[int, torch.Tensor, dist.Share]]:
@@ -172,7 +250,11 @@ class BaseDataLoader(DataLoader):
         classes = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
         if classes is None and type(dataset) in (TensorDataset, InMemory):
             classes = dataset.tensors[-1]
-        return classes if classes is None or isinstance(classes, list) else torch.as_tensor(classes).tolist()
+        return (
+            classes
+            if classes is None or isinstance(classes, list)
+            else torch.as_tensor(classes).tolist()
+        )
 
     # Split and order
 
@@ -188,16 +270,24 @@ class BaseDataLoader(DataLoader):
         """What goes through the training part: `sampler`, or what `shuffle` says."""
         if sampler is None and train_sampler is not None:
             return train_sampler
-        indices = range(self.n_samples) if train_sampler is None else getattr(train_sampler, 'indices', train_sampler)
+        indices = (
+            range(self.n_samples)
+            if train_sampler is None
+            else getattr(train_sampler, 'indices', train_sampler)
+        )
         if sampler is None:
             sampler = RandomSampler() if self.shuffle else SequentialSampler()
-        return sampler.bind(indices, lambda: [self._needed_classes('sampler')[index] for index in indices])
+        return sampler.bind(
+            indices, lambda: [self._needed_classes('sampler')[index] for index in indices]
+        )
 
     def _needed_classes(self, option: str) -> list:
         classes = self.sample_classes()
         if classes is None:
-            raise ConfigError(f'{option}: {type(self.init_kwargs["dataset"]).__name__} has neither .targets nor .labels; give it one, '
-                              f'or leave {option} out')
+            raise ConfigError(
+                f'{option}: {type(self.init_kwargs["dataset"]).__name__} has neither .targets nor .labels; give it one, '
+                f'or leave {option} out'
+            )
         return classes
 
     def _in_memory(self, where: bool | str) -> InMemory | None:
@@ -207,8 +297,12 @@ class BaseDataLoader(DataLoader):
             memory = InMemory(list(memory.tensors))
         elif where and not isinstance(memory, InMemory):
             if self.collate_fn is not default_collate:
-                raise ConfigError('in_memory needs samples of one shape, and collate_fn is there for others: leave one of them out')
-            samples = KeyedSamples(memory, self.seed, None, self._samples.skip_unreadable, self.num_workers)
+                raise ConfigError(
+                    'in_memory needs samples of one shape, and collate_fn is there for others: leave one of them out'
+                )
+            samples = KeyedSamples(
+                memory, self.seed, None, self._samples.skip_unreadable, self.num_workers
+            )
             memory, unreadable = read_into_memory(samples, self._fetcher_options)
             self._note_unreadable(unreadable)
             self._report_unreadable()
@@ -222,8 +316,10 @@ class BaseDataLoader(DataLoader):
     def _report_unreadable(self) -> None:
         """One warning for what a pass has left out."""
         if self._unreadable:
-            logging.getLogger('data').warning(f'{len(self._unreadable)} of {self.n_samples} samples cannot be read and are left out: '
-                                              f'{"; ".join(self._unreadable[:3])}{" ..." if len(self._unreadable) > 3 else ""}')
+            logging.getLogger('data').warning(
+                f'{len(self._unreadable)} of {self.n_samples} samples cannot be read and are left out: '
+                f'{"; ".join(self._unreadable[:3])}{" ..." if len(self._unreadable) > 3 else ""}'
+            )
         self._unreadable = []
 
 
@@ -231,7 +327,9 @@ class _Plan:
     """What the workers are asked for, as a torch batch sampler."""
 
     def __init__(self, loader: BaseDataLoader):
-        self.loader = weakref.proxy(loader)  # in a cycle, workers that wait for the next pass could not be told to leave
+        self.loader = weakref.proxy(
+            loader
+        )  # in a cycle, workers that wait for the next pass could not be told to leave
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -243,22 +341,42 @@ class _Plan:
 
 def refuse_small_batches(batch_size: int) -> None:
     if batch_size < dist.n_processes():
-        raise ConfigError(f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: expected at least one sample '
-                          'for each')
+        raise ConfigError(
+            f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: expected at least one sample '
+            'for each'
+        )
 
 
 def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
     """What torch's DataLoader gets beside what we give it, with defaults that suit the machine."""
     unknown = sorted(given.keys() - parameters(DataLoader)[0].keys())
     if 'training' in unknown:
-        raise ConfigError(f'{owner.__name__} does not know training from test data: say where the test data is in "test_data_loader"')
+        raise ConfigError(
+            f'{owner.__name__} does not know training from test data: say where the test data is in "test_data_loader"'
+        )
     if unknown:
         known = parameters(owner)[0].keys() | parameters(DataLoader)[0].keys()
-        raise ConfigError(f'{owner.__name__} has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}')
+        raise ConfigError(
+            f'{owner.__name__} has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}'
+        )
     # Workers that are forked start in a moment; others import torch first, so they are kept.
-    starts_slowly = (multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]) != 'fork'
+    starts_slowly = (
+        multiprocessing.get_start_method(allow_none=True)
+        or multiprocessing.get_all_start_methods()[0]
+    ) != 'fork'
     given = {name: value for name, value in given.items() if value is not None}
-    options = {'drop_last': False, 'pin_memory': torch.cuda.is_available(), 'persistent_workers': starts_slowly, **given}
-    if num_workers == 0:  # torch refuses what is for workers when there are none, as with --set data_loader.args.num_workers=0
-        options = {name: value for name, value in options.items() if name not in ('persistent_workers', 'prefetch_factor', 'timeout')}
+    options = {
+        'drop_last': False,
+        'pin_memory': torch.cuda.is_available(),
+        'persistent_workers': starts_slowly,
+        **given,
+    }
+    if (
+        num_workers == 0
+    ):  # torch refuses what is for workers when there are none, as with --set data_loader.args.num_workers=0
+        options = {
+            name: value
+            for name, value in options.items()
+            if name not in ('persistent_workers', 'prefetch_factor', 'timeout')
+        }
     return options

@@ -1,4 +1,5 @@
 """BaseModel: a torch module that prints its size."""
+
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,5 +18,7 @@ class BaseModel(nn.Module, ABC):
         return list(self.children())
 
     def __str__(self) -> str:
-        n_trainable = sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        n_trainable = sum(
+            parameter.numel() for parameter in self.parameters() if parameter.requires_grad
+        )
         return f'{super().__str__()}\nTrainable parameters: {n_trainable:,}'

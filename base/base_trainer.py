@@ -1,4 +1,5 @@
 """BaseTrainer: the run around the epochs: resume, watch, stop, save."""
+
 import math
 import sys
 import time
@@ -36,7 +37,10 @@ from utils.util import prepare_device, write_json
 
 def _of_monitor(name: str) -> property:
     """An attribute of the trainer that is one of its monitor."""
-    return property(lambda self: getattr(self._monitor, name), lambda self, value: setattr(self._monitor, name, value))
+    return property(
+        lambda self: getattr(self._monitor, name),
+        lambda self, value: setattr(self._monitor, name, value),
+    )
 
 
 class BaseTrainer(ABC):
@@ -49,14 +53,20 @@ class BaseTrainer(ABC):
     def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None):
         settings = config['trainer']
         if not dist.is_joined() and dist.is_started():
-            raise ConfigError('this script is started in several processes and does not join them: put "with config.processes():" '
-                              'around what it does with the config, as train.py of a new project does')
+            raise ConfigError(
+                'this script is started in several processes and does not join them: put "with config.processes():" '
+                'around what it does with the config, as train.py of a new project does'
+            )
         if not dist.is_wrapped(model):
-            raise ConfigError('several processes train, and each would train a model of its own: say model = config.wrap(model, device) '
-                              'before the optimizer is made')
+            raise ConfigError(
+                'several processes train, and each would train a model of its own: say model = config.wrap(model, device) '
+                'before the optimizer is made'
+            )
         self.config = config
         self.logger = config.get_logger('trainer', settings.get('verbosity', 2))
-        self.device, device_ids = (device, []) if device is not None else self._prepare_device(config.get('n_gpu', 1))
+        self.device, device_ids = (
+            (device, []) if device is not None else self._prepare_device(config.get('n_gpu', 1))
+        )
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
@@ -66,7 +76,9 @@ class BaseTrainer(ABC):
         self.optimizer = optimizer
         self.seed = torch.initial_seed()
         self._made_by = made_by(self.seed, self.device)
-        self._step_key = key(self.seed, 'step', dist.rank())  # each step's randomness starts at this number plus the step's
+        self._step_key = key(
+            self.seed, 'step', dist.rank()
+        )  # each step's randomness starts at this number plus the step's
 
         self.epochs = settings['epochs']
         self.save_period = settings.get('save_period', 1)
@@ -76,14 +88,14 @@ class BaseTrainer(ABC):
 
         self.start_epoch = 1
         self.epochs_done = 0
-        self.step = 0            # optimizer steps since the beginning of the run
-        self.position = 0        # batches of the epoch in progress that are behind us
-        self.history = []        # what each finished epoch reported
-        self._resumed = {}       # of the checkpoint: what is put back when training starts
+        self.step = 0  # optimizer steps since the beginning of the run
+        self.position = 0  # batches of the epoch in progress that are behind us
+        self.history = []  # what each finished epoch reported
+        self._resumed = {}  # of the checkpoint: what is put back when training starts
         self._losses = LossWatch()
         self._feed = Feed(self.logger)
-        self._asked_about = 0    # the sharded checkpoint that the last wishes were about
-        self._saved_at = None    # the moment that checkpoint-last.pth holds
+        self._asked_about = 0  # the sharded checkpoint that the last wishes were about
+        self._saved_at = None  # the moment that checkpoint-last.pth holds
         self._max_steps = settings.get('max_steps') or math.inf
         self._save_every_steps = settings.get('save_every_steps') or math.inf
         self._validate_every_steps = settings.get('validate_every_steps') or math.inf
@@ -92,14 +104,23 @@ class BaseTrainer(ABC):
 
         self.checkpoint_dir = config.save_dir
         sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
-        self._saver = Saver(self.checkpoint_dir, self.logger, is_sharded=sharing.get('checkpoint') == 'sharded',
-                            in_background=sharing.get('write_in_background', False) and type(self).train is BaseTrainer.train,
-                            stops=settings.get('on_save_error', 'stop') == 'stop')
+        self._saver = Saver(
+            self.checkpoint_dir,
+            self.logger,
+            is_sharded=sharing.get('checkpoint') == 'sharded',
+            in_background=sharing.get('write_in_background', False)
+            and type(self).train is BaseTrainer.train,
+            stops=settings.get('on_save_error', 'stop') == 'stop',
+        )
         if config.resume is not None:
             self._resume_checkpoint(config.resume)
         wants_tensorboard = settings.get('tensorboard', settings.get('tensorboardX', False))
-        self.writer = TensorboardWriter(config.log_dir, self.logger, wants_tensorboard and dist.is_main(),
-                                        purge_step=self.step + 1 if self.step else None)
+        self.writer = TensorboardWriter(
+            config.log_dir,
+            self.logger,
+            wants_tensorboard and dist.is_main(),
+            purge_step=self.step + 1 if self.step else None,
+        )
 
     @abstractmethod
     def _train_epoch(self, epoch: int) -> dict:
@@ -117,8 +138,10 @@ class BaseTrainer(ABC):
                     write_json(self.config.config, self.checkpoint_dir / 'config.json')
                 self._train_epochs()
         except Stopped:
-            self.logger.info(f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
-                             f'To go on: python train.py -r {self.checkpoint_dir}')
+            self.logger.info(
+                f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
+                f'To go on: python train.py -r {self.checkpoint_dir}'
+            )
             if self._stop.exit_code:
                 job.exit_together(self._stop.exit_code)
         finally:
@@ -160,15 +183,26 @@ class BaseTrainer(ABC):
         Around them happens what belongs to a step: position, randomness, progress, logging, saving, stopping.
         """
         if self.position:
-            self._restore_parts(again=True)  # the sums of the interrupted epoch, which its beginning has just reset
+            self._restore_parts(
+                again=True
+            )  # the sums of the interrupted epoch, which its beginning has just reset
         parts = parts_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
         sharing = steppers + [part for part in parts if isinstance(part, MetricTracker)]
-        with tqdm(total=self.len_epoch, initial=self.position, desc=f'epoch {epoch}', leave=False,
-                  disable=not (sys.stderr.isatty() and dist.is_main())) as bar:
-            stream = batches_from(self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng)
+        with tqdm(
+            total=self.len_epoch,
+            initial=self.position,
+            desc=f'epoch {epoch}',
+            leave=False,
+            disable=not (sys.stderr.isatty() and dist.is_main()),
+        ) as bar:
+            stream = batches_from(
+                self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng
+            )
             stream = self._feed.watch(stream, self.data_loader, self.model)
-            for batch in dist.in_step(stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()):
+            for batch in dist.in_step(
+                stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()
+            ):
                 self.step += 1
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
@@ -200,7 +234,11 @@ class BaseTrainer(ABC):
 
     def _count_to_tell(self) -> Callable[[Any], Any] | None:
         """What the loss over a batch counts for, as a function of the batch, where processes cannot know it by themselves."""
-        if dist.n_processes() == 1 or self._count is length or getattr(self.data_loader, 'weigh', lambda _: False)(self._count):
+        if (
+            dist.n_processes() == 1
+            or self._count is length
+            or getattr(self.data_loader, 'weigh', lambda _: False)(self._count)
+        ):
             return None
         return lambda batch: count_in(batch, self._count)
 
@@ -228,8 +266,13 @@ class BaseTrainer(ABC):
         """Report, judge and save an epoch that is trained and validated."""
         self._check_losses()
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
-        if not math.isfinite(averages.get('loss', 0)) and self.config['trainer'].get('on_nan', 'stop') == 'stop':
-            raise NonFiniteError(f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}')
+        if (
+            not math.isfinite(averages.get('loss', 0))
+            and self.config['trainer'].get('on_nan', 'stop') == 'stop'
+        ):
+            raise NonFiniteError(
+                f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}'
+            )
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self.epochs_done, self.position, self._resumed = epoch, 0, {}
@@ -251,7 +294,12 @@ class BaseTrainer(ABC):
         averages = {}
         for name, value in result.items():
             if name in ('metrics', 'val_metrics'):
-                averages.update({f'{name[:-7]}{metric.__name__}': float(each) for metric, each in zip(self.metric_ftns, value)})
+                averages.update(
+                    {
+                        f'{name[:-7]}{metric.__name__}': float(each)
+                        for metric, each in zip(self.metric_ftns, value)
+                    }
+                )
             else:
                 averages[name] = float(value) if hasattr(value, 'item') else value
         return averages
@@ -261,7 +309,11 @@ class BaseTrainer(ABC):
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
         """Save the state after `epoch`: as the newest, by number every `save_period` epochs, and as the best when it is."""
         self.epochs_done = epoch  # a train() of one's own counts only here
-        names = [LAST] + [f'checkpoint-epoch{epoch}.pth'] * (epoch % self.save_period == 0) + [BEST] * save_best
+        names = (
+            [LAST]
+            + [f'checkpoint-epoch{epoch}.pth'] * (epoch % self.save_period == 0)
+            + [BEST] * save_best
+        )
         self._write(names)
         keep_last = self.config['trainer'].get('keep_last')
         if keep_last is not None:
@@ -279,8 +331,13 @@ class BaseTrainer(ABC):
         self._check_weights()
         dist.share_buffers(bare(self.model))
         if self._saver.write(self._state(), names):
-            self._saved_at, self._save_due = (self.epochs_done, self.step), time.monotonic() + self._save_every_s
-            self.logger.debug(f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps')
+            self._saved_at, self._save_due = (
+                (self.epochs_done, self.step),
+                time.monotonic() + self._save_every_s,
+            )
+            self.logger.debug(
+                f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps'
+            )
 
     def _check_losses(self) -> None:
         """Raise NonFiniteError on the first loss since the last time that is not finite."""
@@ -290,32 +347,54 @@ class BaseTrainer(ABC):
         if broken is not None and self.config['trainer'].get('on_nan', 'stop') == 'stop':
             step, loss = broken
             position = self.position - 1 - (self.step - step)
-            samples, before = (samples_of(place, self.epochs_done + 1, self.len_epoch, self.data_loader)
-                               for place in (position, position - 1))
-            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. {self._way_back()} Its samples: '
-                                 f'{samples}. Those of the step before, whose gradients may have broken the weights: {before}.')
+            samples, before = (
+                samples_of(place, self.epochs_done + 1, self.len_epoch, self.data_loader)
+                for place in (position, position - 1)
+            )
+            raise NonFiniteError(
+                f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. {self._way_back()} Its samples: '
+                f'{samples}. Those of the step before, whose gradients may have broken the weights: {before}.'
+            )
 
     def _check_weights(self) -> None:
         broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
         if broken:
-            raise NonFiniteError(f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not finite '
-                                 f'({", ".join(broken[:3])}); they are not saved. {self._way_back()}')
+            raise NonFiniteError(
+                f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not finite '
+                f'({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
+            )
 
     def _way_back(self) -> str:
         newest = self.checkpoint_dir / LAST
         there = f'The last good state is {newest}. ' if newest.is_file() else ''
-        return (f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step, trainer.on_nan "skip" '
-                'leaves out such steps.')
+        return (
+            f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step, trainer.on_nan "skip" '
+            'leaves out such steps.'
+        )
 
     def _state(self) -> dict:
         """Everything a run needs to go on from here, as plain data."""
-        optimizer_state = self.optimizer.state_dict() if hasattr(self.optimizer, 'state_dict') else {}
+        optimizer_state = (
+            self.optimizer.state_dict() if hasattr(self.optimizer, 'state_dict') else {}
+        )
         rng, *rng_of_others = dist.gather(rng_state())
-        return {'arch': type(bare(self.model)).__name__, 'epoch': self.epochs_done,
-                'state_dict': bare(self.model).state_dict(), 'optimizer': optimizer_state, 'monitor_best': self.mnt_best,
-                'config': self.config.config, 'step': self.step, 'samples': self.position * self._batch_size(), 'seed': self.seed,
-                'parts': {name: part.state_dict() for name, part in parts_of(self).items()}, 'history': self.history,
-                'finished': bool(self._finished), 'rng': rng, 'rng_of_others': rng_of_others, 'made_by': self._made_by}
+        return {
+            'arch': type(bare(self.model)).__name__,
+            'epoch': self.epochs_done,
+            'state_dict': bare(self.model).state_dict(),
+            'optimizer': optimizer_state,
+            'monitor_best': self.mnt_best,
+            'config': self.config.config,
+            'step': self.step,
+            'samples': self.position * self._batch_size(),
+            'seed': self.seed,
+            'parts': {name: part.state_dict() for name, part in parts_of(self).items()},
+            'history': self.history,
+            'finished': bool(self._finished),
+            'rng': rng,
+            'rng_of_others': rng_of_others,
+            'made_by': self._made_by,
+        }
 
     # Resuming
 
@@ -324,7 +403,13 @@ class BaseTrainer(ABC):
         state = checkpoint.load(Path(resume_path), bare(self.model), self.optimizer)
         load_weights(self.model, state['state_dict'], resume_path)
         if state.get('optimizer') and hasattr(self.optimizer, 'load_state_dict'):
-            load_optimizer(self.optimizer, state['optimizer'], state.get('config') or {}, self.config, self.logger)
+            load_optimizer(
+                self.optimizer,
+                state['optimizer'],
+                state.get('config') or {},
+                self.config,
+                self.logger,
+            )
         self.epochs_done = state.get('epoch', 0)
         self.start_epoch = self.epochs_done + 1
         self.step = state.get('step', 0)
@@ -332,32 +417,52 @@ class BaseTrainer(ABC):
         if self.mnt_mode != 'off':
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state
-        dist.refuse_differences({'epoch': self.epochs_done, 'step': self.step, 'samples': state.get('samples', 0)}, str(resume_path))
+        dist.refuse_differences(
+            {'epoch': self.epochs_done, 'step': self.step, 'samples': state.get('samples', 0)},
+            str(resume_path),
+        )
         changes = differences(state.get('made_by', {}), self._made_by)
         if changes:
-            self.logger.warning(f'Since the checkpoint was written, these have changed: {changes}. '
-                                'The run goes on; its numbers may differ in the last digits.')
-        self.logger.info(f'{resume_path} is loaded. Resume training from epoch {self.start_epoch}'
-                         + (f', after step {self.step}' if state.get('samples') else ''))
+            self.logger.warning(
+                f'Since the checkpoint was written, these have changed: {changes}. '
+                'The run goes on; its numbers may differ in the last digits.'
+            )
+        self.logger.info(
+            f'{resume_path} is loaded. Resume training from epoch {self.start_epoch}'
+            + (f', after step {self.step}' if state.get('samples') else '')
+        )
 
     def _restore_parts(self, again: bool = False) -> None:
         """Put back what the checkpoint holds beside model and optimizer, and the place inside the epoch."""
         if not self._resumed:
             return
-        notes = ['The checkpoint is of the old template, which saves no scheduler and no patience: both start fresh.']
+        notes = [
+            'The checkpoint is of the old template, which saves no scheduler and no patience: both start fresh.'
+        ]
         if 'parts' in self._resumed:
-            notes = restore_parts(self, self._resumed['parts'], self._resumed.get('config') or {}, self._resumed.get('samples', 0) > 0)
+            notes = restore_parts(
+                self,
+                self._resumed['parts'],
+                self._resumed.get('config') or {},
+                self._resumed.get('samples', 0) > 0,
+            )
         for note in [] if again else notes:
             self.logger.warning(note)
         self.position, rest = divmod(self._resumed.get('samples', 0), self._batch_size())
         if rest:
-            raise ConfigError(f'The checkpoint stands inside epoch {self.start_epoch}, {self._resumed["samples"]} samples in, '
-                              f'which is no whole number of batches of {self._batch_size()}: finish the epoch with the batch '
-                              'size it was begun with, or resume from the checkpoint of a whole epoch.')
+            raise ConfigError(
+                f'The checkpoint stands inside epoch {self.start_epoch}, {self._resumed["samples"]} samples in, '
+                f'which is no whole number of batches of {self._batch_size()}: finish the epoch with the batch '
+                'size it was begun with, or resume from the checkpoint of a whole epoch.'
+            )
         self._restore_rng()
 
     def _restore_rng(self) -> None:
-        saved = [self._resumed['rng'], *self._resumed.get('rng_of_others', [])] if 'rng' in self._resumed else []
+        saved = (
+            [self._resumed['rng'], *self._resumed.get('rng_of_others', [])]
+            if 'rng' in self._resumed
+            else []
+        )
         if dist.rank() < len(saved):
             set_rng_state(saved[dist.rank()])
 
@@ -369,4 +474,6 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    mnt_mode, mnt_metric, mnt_best, early_stop = map(_of_monitor, ('mode', 'metric', 'best', 'early_stop'))
+    mnt_mode, mnt_metric, mnt_best, early_stop = map(
+        _of_monitor, ('mode', 'metric', 'best', 'early_stop')
+    )

@@ -1,4 +1,5 @@
 """Stepper: from losses to optimizer steps; precision, micro-batches and clipping live here, not in the loop."""
+
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -31,21 +32,35 @@ class Stepper:
     loss_of(*micro_batch): the loss; only optimizers that evaluate it several times a step (LBFGS) call it.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule | None = None, *,
-                 device: torch.device | str = 'cpu', precision: str = 'fp32', microbatch_size: int | str | None = None,
-                 max_grad_norm: float | None = None, max_grad_value: float | None = None, max_skips: int | None = None,
-                 average: Average | None = None, loss_is_sum: bool = False, count: Callable[[Any], Any] = length,
-                 model: torch.nn.Module | None = None,
-                 loss_of: Callable[..., torch.Tensor] | None = None, find_size: Callable[[Any], int] | None = None):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule | None = None,
+        *,
+        device: torch.device | str = 'cpu',
+        precision: str = 'fp32',
+        microbatch_size: int | str | None = None,
+        max_grad_norm: float | None = None,
+        max_grad_value: float | None = None,
+        max_skips: int | None = None,
+        average: Average | None = None,
+        loss_is_sum: bool = False,
+        count: Callable[[Any], Any] = length,
+        model: torch.nn.Module | None = None,
+        loss_of: Callable[..., torch.Tensor] | None = None,
+        find_size: Callable[[Any], int] | None = None,
+    ):
         if precision not in DTYPES:
-            raise ConfigError(f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}')
+            raise ConfigError(
+                f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}'
+            )
         self.optimizer = optimizer
         self.schedule = schedule or Schedule(None)
         self.microbatch_size = None if microbatch_size == 'auto' else microbatch_size
         self._find_size = find_size if microbatch_size == 'auto' else None
         self.max_grad_norm, self.max_grad_value = max_grad_norm, max_grad_value
         self.clips = max_grad_norm is not None or max_grad_value is not None
-        self.grad_norm = None     # of the last step before clipping, a 0-dim tensor
+        self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
         self.max_skips = max_skips
         self.average = average
         self.loss_is_sum, self._count = loss_is_sum, count
@@ -56,38 +71,57 @@ class Stepper:
         closure = inspect.signature(optimizer.step).parameters.get('closure')
         self.needs_closure = closure is not None and closure.default is closure.empty
         if self.needs_closure and (self.clips or precision == 'fp16'):
-            raise ConfigError(f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be combined '
-                              'with trainer.max_grad_norm, trainer.max_grad_value or trainer.precision "fp16"')
+            raise ConfigError(
+                f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be combined '
+                'with trainer.max_grad_norm, trainer.max_grad_value or trainer.precision "fp16"'
+            )
         if self.needs_closure and dist.n_processes() > 1:
-            raise ConfigError(f'{type(optimizer).__name__} evaluates the loss several times a step, as often as it finds fit: that is '
-                              'for a single process')
+            raise ConfigError(
+                f'{type(optimizer).__name__} evaluates the loss several times a step, as often as it finds fit: that is '
+                'for a single process'
+            )
         self.model = model
         self._unshared = dist.unshared(self._parameters(), model)
-        self.share = dist.WHOLE   # this process's of the batch, see dist.in_step
+        self.share = dist.WHOLE  # this process's of the batch, see dist.in_step
         self._keeps_step = dist.needs_equal_passes(model)
         if dist.is_sharded(model) and self._unshared and self.clips:
-            raise ConfigError('a loss with weights of its own cannot be clipped together with a model in parts (distributed.strategy '
-                              '"fsdp"): leave trainer.max_grad_norm and max_grad_value out, or say "ddp"')
-        self.loss = None          # of the current batch so far, a 0-dim tensor
+            raise ConfigError(
+                'a loss with weights of its own cannot be clipped together with a model in parts (distributed.strategy '
+                '"fsdp"): leave trainer.max_grad_norm and max_grad_value out, or say "ddp"'
+            )
+        self.loss = None  # of the current batch so far, a 0-dim tensor
         self.n_skipped = self.n_skipped_in_a_row = 0
         self._micro_batches = []  # of the current batch, with their weights, kept for a closure only
-        self._weight = 1.0        # of the loss of the current micro-batch, a number or a 0-dim tensor
+        self._weight = 1.0  # of the loss of the current micro-batch, a number or a 0-dim tensor
 
     def micro_batches(self, batch: Any) -> Iterator[Any]:
         """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
         self._micro_batches, self.loss = [], None
-        of_process = dist.n_processes() * (not self.share.is_borrowed) if self.loss_is_sum else self.share.weight
+        of_process = (
+            dist.n_processes() * (not self.share.is_borrowed)
+            if self.loss_is_sum
+            else self.share.weight
+        )
         self._weight = of_process
         if self._find_size is not None:
             self.microbatch_size, self._find_size = self._find_size(batch), None
-            self.optimizer.zero_grad(set_to_none=True)  # what trying it left in the loss's own parameters
-        if self.microbatch_size is None or max(length(batch), self.share.largest * self._keeps_step) <= self.microbatch_size:
+            self.optimizer.zero_grad(
+                set_to_none=True
+            )  # what trying it left in the loss's own parameters
+        if (
+            self.microbatch_size is None
+            or max(length(batch), self.share.largest * self._keeps_step) <= self.microbatch_size
+        ):
             self._remember(batch)
             yield batch
             return
         counted = count_in(batch, self._count) if of_process and not self.loss_is_sum else None
         parts = list(split(batch, self.microbatch_size))
-        n_passes = max(len(parts), -(-self.share.largest // self.microbatch_size)) if self._keeps_step else len(parts)
+        n_passes = (
+            max(len(parts), -(-self.share.largest // self.microbatch_size))
+            if self._keeps_step
+            else len(parts)
+        )
         for number, micro_batch in enumerate(parts, 1):
             if counted is not None:
                 self._weight = of_process * (count_in(micro_batch, self._count) / counted)
@@ -134,7 +168,9 @@ class Stepper:
         parameters = self._parameters()
         self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
-            self.grad_norm = dist.whole(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            self.grad_norm = dist.whole(
+                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            )
         if self.max_grad_value is not None:
             torch.nn.utils.clip_grad_value_(parameters, self.max_grad_value)
 
@@ -142,8 +178,12 @@ class Stepper:
         return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
 
     def _is_finite(self) -> bool:
-        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
-        norm = self.loss if self.scaler.is_enabled() else torch.nn.utils.get_total_norm(gradients)  # a scaler judges gradients itself
+        gradients = [
+            parameter.grad for parameter in self._parameters() if parameter.grad is not None
+        ]
+        norm = (
+            self.loss if self.scaler.is_enabled() else torch.nn.utils.get_total_norm(gradients)
+        )  # a scaler judges gradients itself
         is_broken = not (dist.whole(norm).isfinite() & self.loss.isfinite()).item()
         finite = dist.sums([is_broken])[0] == 0
         self.n_skipped_in_a_row = 0 if finite else self.n_skipped_in_a_row
@@ -153,8 +193,10 @@ class Stepper:
         self.n_skipped += 1
         self.n_skipped_in_a_row += 1
         if self.n_skipped_in_a_row > self.max_skips:
-            raise NonFiniteError(f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not finite '
-                                 f'(trainer.max_nan_skips is {self.max_skips}): look at the learning rate and the data')
+            raise NonFiniteError(
+                f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not finite '
+                f'(trainer.max_nan_skips is {self.max_skips}): look at the learning rate and the data'
+            )
         if self.scaler.is_enabled():
             if not self.clips:  # clipping has unscaled already
                 self.scaler.unscale_(self.optimizer)
@@ -176,18 +218,26 @@ class Stepper:
                     loss.backward()
                     total = total + loss.detach()
             return total
+
         return closure
 
     def state_dict(self) -> dict:
-        return {'scaler': self.scaler.state_dict(), 'n_skipped': self.n_skipped, 'n_skipped_in_a_row': self.n_skipped_in_a_row,
-                'microbatch_size': self.microbatch_size}
+        return {
+            'scaler': self.scaler.state_dict(),
+            'n_skipped': self.n_skipped,
+            'n_skipped_in_a_row': self.n_skipped_in_a_row,
+            'microbatch_size': self.microbatch_size,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler'] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state['scaler'])
         if self._find_size is not None and state.get('microbatch_size'):
-            self.microbatch_size, self._find_size = state['microbatch_size'], None  # what was found before
+            self.microbatch_size, self._find_size = (
+                state['microbatch_size'],
+                None,
+            )  # what was found before
 
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ Both are run as fresh processes, in turn, on the same random idx files, with 6,0
 of threads. "Loop" is the time from the first batch to the end of the epoch's training, as each process measures it itself; figures
 are medians, ratios medians of the rounds'. Bounds: loop 1.10, whole process 1.25.
 """
+
 import argparse
 import re
 import statistics
@@ -80,18 +81,25 @@ runpy.run_path('train.py', run_name='__main__')
 
 def write_idx(folder: Path) -> None:
     import numpy as np
+
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    for name, values in (('train-images-idx3-ubyte', random.integers(0, 256, (N_IMAGES, 28, 28), dtype=np.uint8)),
-                         ('train-labels-idx1-ubyte', random.integers(0, 10, N_IMAGES, dtype=np.uint8))):
-        head = bytes([0, 0, 8, values.ndim]) + b''.join(size.to_bytes(4, 'big') for size in values.shape)
+    for name, values in (
+        ('train-images-idx3-ubyte', random.integers(0, 256, (N_IMAGES, 28, 28), dtype=np.uint8)),
+        ('train-labels-idx1-ubyte', random.integers(0, 10, N_IMAGES, dtype=np.uint8)),
+    ):
+        head = bytes([0, 0, 8, values.ndim]) + b''.join(
+            size.to_bytes(4, 'big') for size in values.shape
+        )
         (folder / name).write_bytes(head + values.tobytes())
 
 
 def seconds(*arguments: str) -> tuple[float, float]:
     """(loop, whole process)"""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, '-c', *arguments], cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-c', *arguments], cwd=ROOT, text=True, capture_output=True
+    )
     whole = time.perf_counter() - started
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
@@ -104,17 +112,33 @@ def main():
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         write_idx(Path(folder) / 'MNIST' / 'raw')
-        settings = {'data_loader.args.data_dir': folder, 'data_loader.args.validation_split': 0.1, 'trainer.epochs': 1,
-                    'trainer.save_dir': folder, 'data_loader.args.batch_size': 128}
-        train = [TIMED, str(ROOT), '-c', 'configs/mnist.json', '-d', 'cpu',
-                 *(word for name, value in settings.items() for word in ('--set', f'{name}={value}'))]
+        settings = {
+            'data_loader.args.data_dir': folder,
+            'data_loader.args.validation_split': 0.1,
+            'trainer.epochs': 1,
+            'trainer.save_dir': folder,
+            'data_loader.args.batch_size': 128,
+        }
+        train = [
+            TIMED,
+            str(ROOT),
+            '-c',
+            'configs/mnist.json',
+            '-d',
+            'cpu',
+            *(word for name, value in settings.items() for word in ('--set', f'{name}={value}')),
+        ]
         times = [(*seconds(BY_HAND, folder, str(ROOT)), *seconds(*train)) for _ in range(rounds)]
-    hand_loop, hand_whole, our_loop, our_whole = (statistics.median(column) for column in zip(*times))
+    hand_loop, hand_whole, our_loop, our_whole = (
+        statistics.median(column) for column in zip(*times)
+    )
     print(f'{"":18s}{"loop":>9s}{"whole process":>16s}')
     print(f'{"by hand":18s}{hand_loop:7.2f} s{hand_whole:14.2f} s')
     print(f'{"train.py":18s}{our_loop:7.2f} s{our_whole:14.2f} s')
-    print(f'{"ratio":18s}{statistics.median(each[2] / each[0] for each in times):9.2f}'
-          f'{statistics.median(each[3] / each[1] for each in times):16.2f}   (medians of {rounds} rounds; bounds 1.10 and 1.25)')
+    print(
+        f'{"ratio":18s}{statistics.median(each[2] / each[0] for each in times):9.2f}'
+        f'{statistics.median(each[3] / each[1] for each in times):16.2f}   (medians of {rounds} rounds; bounds 1.10 and 1.25)'
+    )
 
 
 if __name__ == '__main__':

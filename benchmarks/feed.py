@@ -3,6 +3,7 @@
 Against indexing a tensor by hand (images[indices], in a random order). Ways are run in turn; ratios are medians of the rounds'.
 Bound: in memory at least 0.9. "per sample" reads and collates single samples, as a dataset of files does, here without the files.
 """
+
 import argparse
 import statistics
 import sys
@@ -70,21 +71,32 @@ def main():
 
         def loader(num_workers=0, dataset=dataset, **options):
             return BaseDataLoader(dataset, BATCH_SIZE, True, 0.0, num_workers, seed=0, **options)
+
         before = resident_bytes()
         in_memory = loader(in_memory=True)
         taken = resident_bytes() - before
-        loaders = {'per sample': loader(), 'per sample, 2 workers': loader(2), 'in memory': in_memory}
+        loaders = {
+            'per sample': loader(),
+            'per sample, 2 workers': loader(2),
+            'in memory': in_memory,
+        }
         times = {way: [] for way in ('by hand', 'by hand, index_select', *loaders)}
         for _ in range(rounds):
             times['by hand'].append(seconds(by_hand(dataset.images, dataset.labels)))
-            times['by hand, index_select'].append(seconds(by_hand_selected(dataset.images, dataset.labels)))
+            times['by hand, index_select'].append(
+                seconds(by_hand_selected(dataset.images, dataset.labels))
+            )
             for way, each in loaders.items():
                 times[way].append(seconds(each))
-        print(f'{name}: {len(images):,} images of bytes, batch {BATCH_SIZE}; in memory they take {taken / 1e6:.0f} MB, '
-              f'the dataset is {images.numel() / 1e6:.0f} MB')
+        print(
+            f'{name}: {len(images):,} images of bytes, batch {BATCH_SIZE}; in memory they take {taken / 1e6:.0f} MB, '
+            f'the dataset is {images.numel() / 1e6:.0f} MB'
+        )
         for way, values in times.items():
             ratio = statistics.median(hand / value for hand, value in zip(times['by hand'], values))
-            print(f'    {way:24s}{len(images) / statistics.median(values):12,.0f} samples/s   {ratio:6.3f} of by hand')
+            print(
+                f'    {way:24s}{len(images) / statistics.median(values):12,.0f} samples/s   {ratio:6.3f} of by hand'
+            )
 
 
 if __name__ == '__main__':

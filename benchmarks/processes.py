@@ -3,6 +3,7 @@
 LeNet on images in memory, 64 samples a step, one thread a process, gloo. In 1 and in 2 processes, our Trainer runs in turn with a loop
 written by hand over DistributedDataParallel that computes the same loss sum and accuracy; the ratio is the median over the rounds.
 """
+
 import argparse
 import os
 import shutil
@@ -35,7 +36,10 @@ N_STEPS, BATCH_SIZE = 100, 64
 def dataset() -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
     n_samples = N_STEPS * BATCH_SIZE
-    return TensorDataset(torch.randn(n_samples, 1, 28, 28, generator=generator), torch.randint(10, (n_samples,), generator=generator))
+    return TensorDataset(
+        torch.randn(n_samples, 1, 28, 28, generator=generator),
+        torch.randint(10, (n_samples,), generator=generator),
+    )
 
 
 def by_hand() -> float:
@@ -65,10 +69,23 @@ def by_hand() -> float:
 def ours(folder: str) -> float:
     """Seconds an epoch, without what comes before and after its steps."""
     torch.manual_seed(0)
-    config = ConfigParser({'name': 'benchmark', 'n_gpu': 0, 'trainer': {'epochs': 1, 'save_dir': folder, 'verbosity': 0}})
+    config = ConfigParser(
+        {
+            'name': 'benchmark',
+            'n_gpu': 0,
+            'trainer': {'epochs': 1, 'save_dir': folder, 'verbosity': 0},
+        }
+    )
     model = config.wrap(MnistModel(), torch.device('cpu'))
-    trainer = Trainer(model, F.nll_loss, [accuracy], torch.optim.SGD(model.parameters(), lr=0.01), config, torch.device('cpu'),
-                      BaseDataLoader(dataset(), BATCH_SIZE, True, 0.0, 0))
+    trainer = Trainer(
+        model,
+        F.nll_loss,
+        [accuracy],
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        config,
+        torch.device('cpu'),
+        BaseDataLoader(dataset(), BATCH_SIZE, True, 0.0, 0),
+    )
     started = time.perf_counter()
     trainer._train_epoch(1)
     return time.perf_counter() - started
@@ -78,16 +95,22 @@ def measure(n_rounds: int) -> None:
     torch.set_num_threads(1)
     folder = dist.on_main(tempfile.mkdtemp)
     pairs = []
-    for number in range(n_rounds + 1):  # either goes first in turn: a machine gets slower when it is warm
-        mine, theirs = (ours(folder), by_hand()) if number % 2 else reversed((by_hand(), ours(folder)))
+    for number in range(
+        n_rounds + 1
+    ):  # either goes first in turn: a machine gets slower when it is warm
+        mine, theirs = (
+            (ours(folder), by_hand()) if number % 2 else reversed((by_hand(), ours(folder)))
+        )
         pairs.append((mine, theirs))
     pairs = pairs[1:]  # the first one warms up
     if dist.is_main():
         shutil.rmtree(folder)
         speed = N_STEPS * BATCH_SIZE / statistics.median(mine for mine, _ in pairs)
         ratio = statistics.median(mine / theirs for mine, theirs in pairs)
-        print(f'{dist.n_processes()} {"process  " if dist.n_processes() == 1 else "processes"}   {speed:8.0f} samples/s   '
-              f'{ratio:.3f} of the time by hand')
+        print(
+            f'{dist.n_processes()} {"process  " if dist.n_processes() == 1 else "processes"}   {speed:8.0f} samples/s   '
+            f'{ratio:.3f} of the time by hand'
+        )
 
 
 if __name__ == '__main__':
@@ -99,5 +122,15 @@ if __name__ == '__main__':
             measure(rounds)
     else:
         measure(rounds)
-        subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', __file__,
-                        f'--rounds={rounds}'], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'torch.distributed.run',
+                '--standalone',
+                '--nproc-per-node=2',
+                __file__,
+                f'--rounds={rounds}',
+            ],
+            check=True,
+        )

@@ -2,6 +2,7 @@
 
 Each round runs both in fresh processes, in turn; figures are medians. The bound is `import torch` plus 2.5 s.
 """
+
 import argparse
 import statistics
 import subprocess
@@ -24,14 +25,24 @@ def main():
     parser.add_argument('--rounds', type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        first_step = ('train.py', '-c', 'config.json', '--set', f'trainer.save_dir={folder}', '--set', 'trainer.max_steps=1')
+        first_step = (
+            'train.py',
+            '-c',
+            'config.json',
+            '--set',
+            f'trainer.save_dir={folder}',
+            '--set',
+            'trainer.max_steps=1',
+        )
         seconds('-c', 'import torch'), seconds(*first_step)
         times = [(seconds('-c', 'import torch'), seconds(*first_step)) for _ in range(rounds)]
     torch_s, train_s = (statistics.median(column) for column in zip(*times))
     print(f'import torch                         {torch_s:5.2f} s')
     print(f'train.py, first step, saved, left    {train_s:5.2f} s')
-    print(f'difference                           {statistics.median(b - a for a, b in times):5.2f} s  '
-          f'(median of {rounds} rounds; bound 2.5 s)')
+    print(
+        f'difference                           {statistics.median(b - a for a, b in times):5.2f} s  '
+        f'(median of {rounds} rounds; bound 2.5 s)'
+    )
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 A step of about 1 ms (a 128-512-512-10 MLP, batch 64, AdamW, one thread). Both loops run in turn; the ratio is the median over the rounds.
 """
+
 import argparse
 import os
 import statistics
@@ -24,23 +25,46 @@ from base.stepper import Stepper
 
 N_STEPS = 150
 FEATURES = {
-    'nothing': {}, 'bf16': {'precision': 'bf16'}, 'micro-batches of 32': {'microbatch_size': 32},
-    'max_grad_norm': {'max_grad_norm': 1.0}, 'max_grad_value': {'max_grad_value': 1.0}, 'ema_decay': {'ema': 0.999},
-    'schedule per step': {'schedule': True}, 'everything': {
-        'precision': 'bf16', 'microbatch_size': 32, 'max_grad_norm': 1.0, 'max_grad_value': 1.0, 'ema': 0.999, 'schedule': True},
+    'nothing': {},
+    'bf16': {'precision': 'bf16'},
+    'micro-batches of 32': {'microbatch_size': 32},
+    'max_grad_norm': {'max_grad_norm': 1.0},
+    'max_grad_value': {'max_grad_value': 1.0},
+    'ema_decay': {'ema': 0.999},
+    'schedule per step': {'schedule': True},
+    'everything': {
+        'precision': 'bf16',
+        'microbatch_size': 32,
+        'max_grad_norm': 1.0,
+        'max_grad_value': 1.0,
+        'ema': 0.999,
+        'schedule': True,
+    },
 }
 
 
 def make():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    model = nn.Sequential(
+        nn.Linear(128, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    return model, optimizer, CosineAnnealingLR(optimizer, N_STEPS), (torch.randn(64, 128), torch.randint(10, (64,)))
+    return (
+        model,
+        optimizer,
+        CosineAnnealingLR(optimizer, N_STEPS),
+        (torch.randn(64, 128), torch.randint(10, (64,))),
+    )
 
 
 def ours(ema=None, schedule=False, **options) -> float:
     model, optimizer, scheduler, batch = make()
-    stepper = Stepper(optimizer, Schedule(scheduler, 'step') if schedule else None, average=Average(model, ema) if ema else None, **options)
+    stepper = Stepper(
+        optimizer,
+        Schedule(scheduler, 'step') if schedule else None,
+        average=Average(model, ema) if ema else None,
+        **options,
+    )
     started = time.perf_counter()
     for _ in range(N_STEPS):
         for data, target in stepper.micro_batches(batch):
@@ -51,7 +75,14 @@ def ours(ema=None, schedule=False, **options) -> float:
     return time.perf_counter() - started
 
 
-def by_hand(precision='fp32', microbatch_size=64, max_grad_norm=None, max_grad_value=None, ema=None, schedule=False) -> float:
+def by_hand(
+    precision='fp32',
+    microbatch_size=64,
+    max_grad_norm=None,
+    max_grad_value=None,
+    ema=None,
+    schedule=False,
+) -> float:
     model, optimizer, scheduler, (inputs, targets) = make()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(precision)
@@ -81,12 +112,16 @@ def main():
     parser.add_argument('--rounds', type=int, default=7)
     torch.set_num_threads(1)
     rounds = parser.parse_args().rounds
-    print(f'{"feature":22s} {"by hand":>10s} {"ours":>10s} {"ratio":>6s}   (medians of {rounds} rounds; bound 1.10)')
+    print(
+        f'{"feature":22s} {"by hand":>10s} {"ours":>10s} {"ratio":>6s}   (medians of {rounds} rounds; bound 1.10)'
+    )
     for name, options in FEATURES.items():
         by_hand(**options), ours(**options)
         times = [(by_hand(**options), ours(**options)) for _ in range(rounds)]
         hand, mine = (statistics.median(column) / N_STEPS * 1e6 for column in zip(*times))
-        print(f'{name:22s} {hand:7.0f} us {mine:7.0f} us {statistics.median(b / a for a, b in times):6.2f}')
+        print(
+            f'{name:22s} {hand:7.0f} us {mine:7.0f} us {statistics.median(b / a for a, b in times):6.2f}'
+        )
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 A 20-32-2 MLP, batch 32, SGD, data in memory, one thread: Trainer with loss, accuracy, progress and TensorBoard on, against a
 hand-written loop that computes the same loss sum and accuracy. Both run in turn; the ratio is the median over the rounds.
 """
+
 import argparse
 import os
 import statistics
@@ -29,7 +30,9 @@ N_STEPS, BATCH_SIZE = 2000, 32
 def make():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
-    dataset = TensorDataset(torch.randn(N_STEPS * BATCH_SIZE, 20), torch.randint(0, 2, (N_STEPS * BATCH_SIZE,)))
+    dataset = TensorDataset(
+        torch.randn(N_STEPS * BATCH_SIZE, 20), torch.randint(0, 2, (N_STEPS * BATCH_SIZE,))
+    )
     return model, torch.optim.SGD(model.parameters(), lr=0.01), dataset
 
 
@@ -55,9 +58,22 @@ def by_hand() -> float:
 def with_trainer(folder: str) -> float:
     """Seconds per epoch of Trainer, without its saving at the epoch's end."""
     model, optimizer, dataset = make()
-    config = ConfigParser({'name': 'step_overhead', 'trainer': {'epochs': 1, 'save_dir': folder, 'verbosity': 0, 'tensorboard': True}})
+    config = ConfigParser(
+        {
+            'name': 'step_overhead',
+            'trainer': {'epochs': 1, 'save_dir': folder, 'verbosity': 0, 'tensorboard': True},
+        }
+    )
     loader = BaseDataLoader(dataset, BATCH_SIZE, shuffle=True, validation_split=0.0, num_workers=0)
-    trainer = Trainer(model, nn.functional.cross_entropy, [accuracy], optimizer, config, torch.device('cpu'), loader)
+    trainer = Trainer(
+        model,
+        nn.functional.cross_entropy,
+        [accuracy],
+        optimizer,
+        config,
+        torch.device('cpu'),
+        loader,
+    )
     started = time.perf_counter()
     trainer._train_epoch(1)
     return time.perf_counter() - started
@@ -74,7 +90,9 @@ def main():
     hand, ours = (statistics.median(column) for column in zip(*times))
     print(f'hand-written loop  {hand / N_STEPS * 1e6:6.0f} us per step')
     print(f'Trainer            {ours / N_STEPS * 1e6:6.0f} us per step')
-    print(f'ratio              {statistics.median(ours / hand for hand, ours in times):6.2f}  (median of {rounds} rounds; bound 1.15)')
+    print(
+        f'ratio              {statistics.median(ours / hand for hand, ours in times):6.2f}  (median of {rounds} rounds; bound 1.15)'
+    )
 
 
 if __name__ == '__main__':

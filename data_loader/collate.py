@@ -1,4 +1,5 @@
 """How samples become a batch, where torch's default_collate will not do."""
+
 from typing import Any, NamedTuple
 
 import torch
@@ -7,7 +8,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 class Padded(NamedTuple):
     """A batch of sequences: what a model gets as its one argument."""
-    values: torch.Tensor   # (batch, longest, ...)
+
+    values: torch.Tensor  # (batch, longest, ...)
     lengths: torch.Tensor  # (batch,)
 
 
@@ -22,9 +24,14 @@ class PadCollate:
         self.padding, self.pad_targets = padding, pad_targets
 
     def __call__(self, samples: list[tuple[Any, Any]]) -> list:
-        sequences, targets = ([torch.as_tensor(each) for each in column] for column in zip(*samples))
+        sequences, targets = (
+            [torch.as_tensor(each) for each in column] for column in zip(*samples)
+        )
         values = pad_sequence(sequences, batch_first=True, padding_value=self.padding)
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         if self.pad_targets is None:
             return [Padded(values, lengths), torch.stack(targets)]
-        return [Padded(values, lengths), pad_sequence(targets, batch_first=True, padding_value=self.pad_targets)]
+        return [
+            Padded(values, lengths),
+            pad_sequence(targets, batch_first=True, padding_value=self.pad_targets),
+        ]

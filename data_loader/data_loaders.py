@@ -2,6 +2,7 @@
 
 Imports that only one loader needs stand inside it: they cost seconds.
 """
+
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from armature.data.samplers import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from armature.data.samplers import (
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
@@ -19,9 +25,21 @@ from data_loader.collate import PadCollate
 from data_loader.datasets import ImageFolder, Standardize, digits, read_idx
 from data_loader.tables import Table, TargetKind
 
-__all__ = ['BaseDataLoader', 'CifarDataLoader', 'CsvDataLoader', 'DigitsDataLoader', 'FashionMnistDataLoader', 'ImageFolderDataLoader',
-           'MnistDataLoader', 'PadCollate', 'RandomSampler', 'SequentialSampler', 'StreamDataLoader', 'SubsetRandomSampler',
-           'WeightedRandomSampler']  # what a config can name
+__all__ = [
+    'BaseDataLoader',
+    'CifarDataLoader',
+    'CsvDataLoader',
+    'DigitsDataLoader',
+    'FashionMnistDataLoader',
+    'ImageFolderDataLoader',
+    'MnistDataLoader',
+    'PadCollate',
+    'RandomSampler',
+    'SequentialSampler',
+    'StreamDataLoader',
+    'SubsetRandomSampler',
+    'WeightedRandomSampler',
+]  # what a config can name
 
 
 class DigitsDataLoader(BaseDataLoader):
@@ -30,9 +48,24 @@ class DigitsDataLoader(BaseDataLoader):
     training: the 1,437 training digits; False gives the 360 test digits, which training never sees.
     """
 
-    def __init__(self, batch_size: int, shuffle: bool = True, validation_split: float = 0.0, num_workers: int = 0,
-                 training: bool = True, **options: Any):
-        super().__init__(digits(training), batch_size, shuffle, validation_split, num_workers, evaluation=not training, **options)
+    def __init__(
+        self,
+        batch_size: int,
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 0,
+        training: bool = True,
+        **options: Any,
+    ):
+        super().__init__(
+            digits(training),
+            batch_size,
+            shuffle,
+            validation_split,
+            num_workers,
+            evaluation=not training,
+            **options,
+        )
 
 
 class MnistDataLoader(BaseDataLoader):
@@ -40,21 +73,43 @@ class MnistDataLoader(BaseDataLoader):
 
     name, mean, std = 'MNIST', 0.1307, 0.3081
 
-    def __init__(self, data_dir: str, batch_size: int, shuffle: bool = True, validation_split: float = 0.0,
-                 num_workers: int = 1, training: bool = True, **options: Any):
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 1,
+        training: bool = True,
+        **options: Any,
+    ):
         images, labels = self._read(Path(data_dir), 'train' if training else 't10k')
         if len(images) != len(labels):
-            raise DataError(f'{self.name} in {Path(data_dir).resolve()} has {len(images)} images and {len(labels)} labels')
-        self.dataset = TensorDataset(images.unsqueeze(1), labels.long())                              # (n, 1, 28, 28), (n,)
-        super().__init__(self.dataset, batch_size, shuffle, validation_split, num_workers,
-                         batch_transform=Standardize([self.mean], [self.std]), evaluation=not training, **options)
+            raise DataError(
+                f'{self.name} in {Path(data_dir).resolve()} has {len(images)} images and {len(labels)} labels'
+            )
+        self.dataset = TensorDataset(images.unsqueeze(1), labels.long())  # (n, 1, 28, 28), (n,)
+        super().__init__(
+            self.dataset,
+            batch_size,
+            shuffle,
+            validation_split,
+            num_workers,
+            batch_transform=Standardize([self.mean], [self.std]),
+            evaluation=not training,
+            **options,
+        )
 
     def _read(self, data_dir: Path, part: str) -> list[torch.Tensor]:
         folder = data_dir / self.name / 'raw'
         names = [f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte']
         with dist.first_on_machine():
             if not all((folder / name).is_file() for name in names):
-                download(self.name, data_dir, f'the four unpacked idx files ({names[0]}, ...) into {folder.resolve()}')
+                download(
+                    self.name,
+                    data_dir,
+                    f'the four unpacked idx files ({names[0]}, ...) into {folder.resolve()}',
+                )
         return [read_idx(folder / name) for name in names]
 
 
@@ -67,17 +122,38 @@ class FashionMnistDataLoader(MnistDataLoader):
 class CifarDataLoader(BaseDataLoader):
     """CIFAR-10 or CIFAR-100 in memory, as bytes until a batch is made; downloaded through torchvision into `data_dir`."""
 
-    def __init__(self, data_dir: str, batch_size: int, shuffle: bool = True, validation_split: float = 0.0,
-                 num_workers: int = 0, training: bool = True, n_classes: int = 10, **options: Any):
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 0,
+        training: bool = True,
+        n_classes: int = 10,
+        **options: Any,
+    ):
         if n_classes not in (10, 100):
             raise ConfigError(f'n_classes is {n_classes}: there are CIFAR-10 and CIFAR-100')
         archive = 'cifar-10-python.tar.gz' if n_classes == 10 else 'cifar-100-python.tar.gz'
         with dist.first_on_machine():
-            parts = download(f'CIFAR{n_classes}', Path(data_dir), f'{archive} into {Path(data_dir).resolve()}', train=training)
-        images = torch.from_numpy(parts.data).permute(0, 3, 1, 2).contiguous()                        # (n, 3, 32, 32)
-        super().__init__(TensorDataset(images, torch.tensor(parts.targets)), batch_size, shuffle, validation_split, num_workers,
-                         batch_transform=Standardize([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
-                         evaluation=not training, **options)
+            parts = download(
+                f'CIFAR{n_classes}',
+                Path(data_dir),
+                f'{archive} into {Path(data_dir).resolve()}',
+                train=training,
+            )
+        images = torch.from_numpy(parts.data).permute(0, 3, 1, 2).contiguous()  # (n, 3, 32, 32)
+        super().__init__(
+            TensorDataset(images, torch.tensor(parts.targets)),
+            batch_size,
+            shuffle,
+            validation_split,
+            num_workers,
+            batch_transform=Standardize([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+            evaluation=not training,
+            **options,
+        )
 
 
 class ImageFolderDataLoader(BaseDataLoader):
@@ -88,14 +164,34 @@ class ImageFolderDataLoader(BaseDataLoader):
     mode: 'RGB' or 'L' (grey). mean, std: of the pixels on a scale from 0 to 1, one number a channel.
     """
 
-    def __init__(self, data_dir: str, batch_size: int, shuffle: bool = True, validation_split: float = 0.0, num_workers: int = 0,
-                 training: bool = True, size: int = 64, mode: str = 'RGB', mean: list | None = None, std: list | None = None,
-                 transform: Callable | None = None, target_transform: Callable | None = None, **options: Any):
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 0,
+        training: bool = True,
+        size: int = 64,
+        mode: str = 'RGB',
+        mean: list | None = None,
+        std: list | None = None,
+        transform: Callable | None = None,
+        target_transform: Callable | None = None,
+        **options: Any,
+    ):
         root, n_channels = Path(data_dir), 1 if mode == 'L' else 3
         train_folder = root / 'train' if (root / 'train').is_dir() else root
         if not training and not (root / 'test').is_dir():
-            raise DataError(f'{root.resolve()} has no folder "test": say where the test data is in "test_data_loader"')
-        how = {'size': size, 'mode': mode, 'transform': transform, 'target_transform': target_transform}
+            raise DataError(
+                f'{root.resolve()} has no folder "test": say where the test data is in "test_data_loader"'
+            )
+        how = {
+            'size': size,
+            'mode': mode,
+            'transform': transform,
+            'target_transform': target_transform,
+        }
         dataset = ImageFolder(train_folder, **how)
         self.class_names = dataset.classes
         if not training:
@@ -103,17 +199,32 @@ class ImageFolderDataLoader(BaseDataLoader):
         self._valid_folder = None
         if training and (root / 'valid').is_dir():
             if validation_split or options.get('n_folds'):
-                raise ConfigError(f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds')
+                raise ConfigError(
+                    f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
+                )
             self._valid_folder = ImageFolder(root / 'valid', classes=self.class_names, **how)
         finish = Standardize(mean or [0.5] * n_channels, std or [0.25] * n_channels)
-        super().__init__(dataset, batch_size, shuffle, validation_split, num_workers, batch_transform=finish,
-                         evaluation=not training, **options)
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            validation_split,
+            num_workers,
+            batch_transform=finish,
+            evaluation=not training,
+            **options,
+        )
 
     def split_validation(self) -> BaseDataLoader | None:
         if self._valid_folder is None:
             return super().split_validation()
-        return BaseDataLoader(**{**self.init_kwargs, 'dataset': self._valid_folder}, validation_split=0.0, evaluation=True,
-                              seed=self.seed, **{**self.loader_options, 'drop_last': False})
+        return BaseDataLoader(
+            **{**self.init_kwargs, 'dataset': self._valid_folder},
+            validation_split=0.0,
+            evaluation=True,
+            seed=self.seed,
+            **{**self.loader_options, 'drop_last': False},
+        )
 
 
 class CsvDataLoader(BaseDataLoader):
@@ -126,31 +237,66 @@ class CsvDataLoader(BaseDataLoader):
     What is learned from the training part is saved with the run, and used again by test.py.
     """
 
-    def __init__(self, path: str, target: str, batch_size: int, numeric: list[str] = (), categorical: list[str] = (),
-                 target_kind: TargetKind = 'class', shuffle: bool = True, validation_split: float = 0.0, num_workers: int = 0,
-                 training: bool = True, test_path: str | None = None, group_by: str | None = None, **options: Any):
+    def __init__(
+        self,
+        path: str,
+        target: str,
+        batch_size: int,
+        numeric: list[str] = (),
+        categorical: list[str] = (),
+        target_kind: TargetKind = 'class',
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 0,
+        training: bool = True,
+        test_path: str | None = None,
+        group_by: str | None = None,
+        **options: Any,
+    ):
         if not training and test_path is None:
-            raise ConfigError('say where the test data is: data_loader.args.test_path, or a "test_data_loader"')
-        self._table = Table(path if training else test_path, list(numeric), list(categorical), target, target_kind)
+            raise ConfigError(
+                'say where the test data is: data_loader.args.test_path, or a "test_data_loader"'
+            )
+        self._table = Table(
+            path if training else test_path, list(numeric), list(categorical), target, target_kind
+        )
         groups = None
         if group_by is not None:
             if group_by not in self._table.cells:
-                raise DataError(f'{path} has no column {group_by!r} to group by: there are {", ".join(map(repr, self._table.cells))}')
+                raise DataError(
+                    f'{path} has no column {group_by!r} to group by: there are {", ".join(map(repr, self._table.cells))}'
+                )
             groups = self._table.cells[group_by].tolist()
-        everything = self._table.encode(self._table.fit(list(range(len(self._table.cells)))))  # until the split is known
-        super().__init__(everything, batch_size, shuffle, validation_split, num_workers, groups=groups,
-                         evaluation=not training, **options)
+        everything = self._table.encode(
+            self._table.fit(list(range(len(self._table.cells))))
+        )  # until the split is known
+        super().__init__(
+            everything,
+            batch_size,
+            shuffle,
+            validation_split,
+            num_workers,
+            groups=groups,
+            evaluation=not training,
+            **options,
+        )
         if not training:
             self._fitted = None  # until load_state_dict
             return
-        self.load_state_dict(self._table.fit(sorted(set(range(len(everything))) - set(self.valid_sampler or ()))))
+        self.load_state_dict(
+            self._table.fit(sorted(set(range(len(everything))) - set(self.valid_sampler or ())))
+        )
         sizes = [len(values) + 1 for values in self._fitted['categories'].values()]
-        logging.getLogger('data').debug(f'{path}: n_numeric {len(numeric)}, n_categories {sizes}, {len(self._fitted["classes"])} classes '
-                                        f'{self._fitted["classes"]}, for arch.args')
+        logging.getLogger('data').debug(
+            f'{path}: n_numeric {len(numeric)}, n_categories {sizes}, {len(self._fitted["classes"])} classes '
+            f'{self._fitted["classes"]}, for arch.args'
+        )
 
     def __iter__(self) -> Iterator[Any]:
         if self._fitted is None:
-            raise DataError('test rows are encoded as the training rows were: load_state_dict with what the checkpoint holds for them')
+            raise DataError(
+                'test rows are encoded as the training rows were: load_state_dict with what the checkpoint holds for them'
+            )
         return super().__iter__()
 
     def state_dict(self) -> dict:
@@ -167,9 +313,12 @@ class CsvDataLoader(BaseDataLoader):
 def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:
     """torchvision's dataset, downloaded when it is not there; a DataError says what to do when it cannot be."""
     from torchvision import datasets
+
     try:
         return getattr(datasets, name)(str(data_dir), download=True, **options)
     except (RuntimeError, OSError, EOFError) as error:
         reason = ' '.join(str(error).split())
-        raise DataError(f'{name} is not there and cannot be downloaded ({reason}). Put {by_hand}, or name another folder with '
-                        '--set data_loader.args.data_dir=FOLDER') from error
+        raise DataError(
+            f'{name} is not there and cannot be downloaded ({reason}). Put {by_hand}, or name another folder with '
+            '--set data_loader.args.data_dir=FOLDER'
+        ) from error

@@ -1,4 +1,5 @@
 """Sets up logging from logger_config.json: short lines on the console, everything in the run's info.log."""
+
 import json
 import logging
 import logging.config
@@ -7,7 +8,9 @@ from pathlib import Path
 DEFAULT_CONFIG = Path(__file__).parent / 'logger_config.json'
 
 
-def setup_logging(save_dir: str | Path, log_config: str | Path = DEFAULT_CONFIG, default_level: int = logging.INFO) -> None:
+def setup_logging(
+    save_dir: str | Path, log_config: str | Path = DEFAULT_CONFIG, default_level: int = logging.INFO
+) -> None:
     """Configure logging; files named in the configuration are put into `save_dir`.
 
     Without the configuration file, or where it cannot be used, plain console logging is set up: logging never stops a run.
@@ -20,4 +23,6 @@ def setup_logging(save_dir: str | Path, log_config: str | Path = DEFAULT_CONFIG,
         logging.config.dictConfig(config)
     except (OSError, ValueError, KeyError) as error:
         logging.basicConfig(level=default_level, format='%(message)s')
-        logging.getLogger('logger').warning(f'{log_config} cannot be used ({error}): logging to the console only')
+        logging.getLogger('logger').warning(
+            f'{log_config} cannot be used ({error}): logging to the console only'
+        )

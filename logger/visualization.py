@@ -1,4 +1,5 @@
 """TensorboardWriter: the only user of SummaryWriter; silent when TensorBoard is off, and never the reason a run stops."""
+
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,13 @@ class TensorboardWriter:
     UNTAGGED = ('add_histogram', 'add_embedding')
     UNSTEPPED = ('add_graph', 'add_hparams')
 
-    def __init__(self, log_dir: str | Path, logger: logging.Logger, enabled: bool, purge_step: int | None = None):
+    def __init__(
+        self,
+        log_dir: str | Path,
+        logger: logging.Logger,
+        enabled: bool,
+        purge_step: int | None = None,
+    ):
         self.logger = logger
         self.step, self.mode = 0, ''
         self._failed = set()
@@ -28,6 +35,7 @@ class TensorboardWriter:
             return None
         try:
             from torch.utils.tensorboard import SummaryWriter
+
             return SummaryWriter(self._log_dir, purge_step=self._purge_step)
         except (ImportError, OSError) as error:
             self.logger.warning(f'TensorBoard is off: {error}')
@@ -55,15 +63,22 @@ class TensorboardWriter:
             if self.mode and name not in self.UNTAGGED:
                 tag = f'{tag}/{self.mode}'
             self._write(name, tag, data, *args, **{'global_step': self.step, **kwargs})
+
         return add
 
     def _write(self, name: str, *args: Any, **kwargs: Any) -> None:
         if self.writer is None:
             return
-        method = getattr(self.writer, name)  # a name that TensorBoard does not know is the caller's mistake
+        method = getattr(
+            self.writer, name
+        )  # a name that TensorBoard does not know is the caller's mistake
         try:
             method(*args, **kwargs)
-        except Exception as error:  # a full disk, a tensor it cannot draw: the training is worth more
+        except (
+            Exception
+        ) as error:  # a full disk, a tensor it cannot draw: the training is worth more
             if name not in self._failed:
                 self._failed.add(name)
-                self.logger.warning(f'TensorBoard: {name} failed, going on: {type(error).__name__}: {error}')
+                self.logger.warning(
+                    f'TensorBoard: {name} failed, going on: {type(error).__name__}: {error}'
+                )

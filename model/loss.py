@@ -1,4 +1,5 @@
 """Your losses: functions (output, target) -> scalar tensor, the mean over the samples; `loss` in a config names one."""
+
 import torch
 import torch.nn.functional as F
 

@@ -2,6 +2,7 @@
 
 They run on every batch, so they return tensors and leave it to the trainer to read them.
 """
+
 import torch
 
 

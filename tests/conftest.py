@@ -1,4 +1,5 @@
 """What the tests share: a tiny real experiment, and the scripts run as a user runs them."""
+
 import os
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class NoisyPoints(Dataset):
         import random
 
         import numpy as np
+
         noise = 0.1 * torch.randn(4) + 0.1 * random.random() + 0.1 * np.random.rand()
         return (self.points[index] + noise).float(), self.targets[index]
 
@@ -50,7 +52,9 @@ class PointModel(BaseModel):
         self.hidden, self.norm, self.out = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
 
     def forward(self, x):
-        return F.log_softmax(self.out(F.dropout(F.relu(self.norm(self.hidden(x))), 0.2, self.training)), dim=1)
+        return F.log_softmax(
+            self.out(F.dropout(F.relu(self.norm(self.hidden(x))), 0.2, self.training)), dim=1
+        )
 
 
 class Experiment:
@@ -59,20 +63,61 @@ class Experiment:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def trainer(self, resume=None, *, num_workers=0, trainer_class=Trainer, run_id=None, optimizer=torch.optim.Adam,
-                scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7), interval='epoch', seed=3,
-                metrics=(accuracy,), len_epoch=None, loader=None, **settings):
-        config = ConfigParser({
-            'name': 'points', 'n_gpu': 0, 'optimizer': {'type': optimizer.__name__, 'args': {'lr': 0.01}},
-            'lr_scheduler': {'type': 'StepLR', 'args': {}, 'interval': interval},
-            'trainer': {'epochs': 3, 'save_dir': str(self.folder), 'verbosity': 1, 'monitor': 'min val_loss', **settings},
-        }, resume=resume, run_id=run_id)
+    def trainer(
+        self,
+        resume=None,
+        *,
+        num_workers=0,
+        trainer_class=Trainer,
+        run_id=None,
+        optimizer=torch.optim.Adam,
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7),
+        interval='epoch',
+        seed=3,
+        metrics=(accuracy,),
+        len_epoch=None,
+        loader=None,
+        **settings,
+    ):
+        config = ConfigParser(
+            {
+                'name': 'points',
+                'n_gpu': 0,
+                'optimizer': {'type': optimizer.__name__, 'args': {'lr': 0.01}},
+                'lr_scheduler': {'type': 'StepLR', 'args': {}, 'interval': interval},
+                'trainer': {
+                    'epochs': 3,
+                    'save_dir': str(self.folder),
+                    'verbosity': 1,
+                    'monitor': 'min val_loss',
+                    **settings,
+                },
+            },
+            resume=resume,
+            run_id=run_id,
+        )
         seed_everything(seed)
-        loader = loader or BaseDataLoader(NoisyPoints(), BATCH_SIZE, shuffle=True, validation_split=N_VALID, num_workers=num_workers)
+        loader = loader or BaseDataLoader(
+            NoisyPoints(),
+            BATCH_SIZE,
+            shuffle=True,
+            validation_split=N_VALID,
+            num_workers=num_workers,
+        )
         model = PointModel()
         optimizer = optimizer(model.parameters(), lr=0.01)
-        return trainer_class(model, F.nll_loss, list(metrics), optimizer, config, torch.device('cpu'), loader,
-                             loader.split_validation(), scheduler and scheduler(optimizer), len_epoch)
+        return trainer_class(
+            model,
+            F.nll_loss,
+            list(metrics),
+            optimizer,
+            config,
+            torch.device('cpu'),
+            loader,
+            loader.split_validation(),
+            scheduler and scheduler(optimizer),
+            len_epoch,
+        )
 
 
 @pytest.fixture
@@ -84,17 +129,26 @@ def experiment(tmp_path):
 def shared():
     """The folder with real data beside the repository."""
     if not SHARED.is_dir():
-        pytest.skip('needs ../shared (real MNIST digits and an old checkpoint), which is not beside this checkout')
+        pytest.skip(
+            'needs ../shared (real MNIST digits and an old checkpoint), which is not beside this checkout'
+        )
     return SHARED
 
 
-def run_script(*arguments, cwd=ROOT, script_folder=ROOT, check=True, **environment) -> subprocess.CompletedProcess:
+def run_script(
+    *arguments, cwd=ROOT, script_folder=ROOT, check=True, **environment
+) -> subprocess.CompletedProcess:
     """`python arguments...` as a user types it; with check, it has to succeed."""
     arguments = [str(argument) for argument in arguments]
     if arguments[0].endswith('.py'):
         arguments[0] = str(script_folder / arguments[0])
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, text=True, capture_output=True, timeout=300,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1', **environment})
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **environment},
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
-

@@ -3,6 +3,7 @@
 Each campaign damages files or ends processes many times and counts how often the promise held. Without flags all run in full;
 with flags, those named. Trials run in processes forked from one that has torch loaded. Exit code 1 unless all are n/n.
 """
+
 import argparse
 import ast
 import ctypes
@@ -49,9 +50,18 @@ class Result(NamedTuple):
 
 def tally(outcomes: dict[str, str], good: set[str]) -> Result:
     """From {trial: outcome} to a Result."""
-    failures = [f'{trial}: {outcome}' for trial, outcome in outcomes.items() if outcome.partition(':')[0] not in good]
+    failures = [
+        f'{trial}: {outcome}'
+        for trial, outcome in outcomes.items()
+        if outcome.partition(':')[0] not in good
+    ]
     counts = Counter(outcome.partition(':')[0] for outcome in outcomes.values())
-    return Result(len(outcomes), len(outcomes) - len(failures), failures, ', '.join(f'{n} {name}' for name, n in counts.items()))
+    return Result(
+        len(outcomes),
+        len(outcomes) - len(failures),
+        failures,
+        ', '.join(f'{n} {name}' for name, n in counts.items()),
+    )
 
 
 def forked(trials: dict[str, Callable[[], str]]) -> dict[str, str]:
@@ -71,10 +81,14 @@ def forked(trials: dict[str, Callable[[], str]]) -> dict[str, str]:
             results = [ast.literal_eval(line) for line in pipe]
         status = os.waitpid(pid, 0)[1]
         if len(results) < len(batch):
-            ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f'exit {status}'
+            ended_by = (
+                signal.Signals(os.WTERMSIG(status)).name
+                if os.WIFSIGNALED(status)
+                else f'exit {status}'
+            )
             results.append(f'crash: {ended_by}')
         outcomes |= zip(batch, results)
-        names = names[len(results):]
+        names = names[len(results) :]
     return outcomes
 
 
@@ -104,7 +118,9 @@ def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return type(a) is type(b) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return (
+            type(a) is type(b) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        )
     if isinstance(a, (list, tuple)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
@@ -113,19 +129,38 @@ def same(a, b) -> bool:
 def small_state(epoch: int = 1) -> dict:
     """A state with something of everything, as a trainer writes it."""
     torch.manual_seed(epoch)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)
+    )
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.randn(5, 4)).sum().backward()
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4])
-    return checkpoint.to_plain({
-        'format': 1, 'arch': 'Sequential', 'epoch': epoch, 'state_dict': model.state_dict(), 'optimizer': optimizer.state_dict(),
-        'monitor_best': 0.25, 'config': {'name': 'small', 'arch': {'type': 'Sequential', 'args': {}}}, 'step': 10 * epoch,
-        'samples': 0, 'seed': 123, 'parts': {'lr_scheduler': scheduler.state_dict()}, 'history': [{'epoch': 1, 'loss': 0.5}],
-        'rng': {'torch': torch.get_rng_state()[:64], 'python': random.Random(0).getstate()[1][:8]}, 'made_by': {'torch': '2.15'}})
+    return checkpoint.to_plain(
+        {
+            'format': 1,
+            'arch': 'Sequential',
+            'epoch': epoch,
+            'state_dict': model.state_dict(),
+            'optimizer': optimizer.state_dict(),
+            'monitor_best': 0.25,
+            'config': {'name': 'small', 'arch': {'type': 'Sequential', 'args': {}}},
+            'step': 10 * epoch,
+            'samples': 0,
+            'seed': 123,
+            'parts': {'lr_scheduler': scheduler.state_dict()},
+            'history': [{'epoch': 1, 'loss': 0.5}],
+            'rng': {
+                'torch': torch.get_rng_state()[:64],
+                'python': random.Random(0).getstate()[1][:8],
+            },
+            'made_by': {'torch': '2.15'},
+        }
+    )
 
 
 # Damaged files
+
 
 def flips(n: int, folder: Path) -> Result:
     """One flipped bit in a file with its sha256 beside it is noticed."""
@@ -150,8 +185,15 @@ def _flips(n: int, folder: Path, sidecar: bool, good: set[str]) -> Result:
         path.write_bytes(damaged)
         return loading(path, state)
 
-    return tally(forked({f'flip {index}: bit {bit}': partial(trial, bit)
-                         for index, bit in enumerate(rng.randrange(8 * len(whole)) for _ in range(n))}), good)
+    return tally(
+        forked(
+            {
+                f'flip {index}: bit {bit}': partial(trial, bit)
+                for index, bit in enumerate(rng.randrange(8 * len(whole)) for _ in range(n))
+            }
+        ),
+        good,
+    )
 
 
 def truncations(n: int, folder: Path) -> Result:
@@ -166,8 +208,15 @@ def truncations(n: int, folder: Path) -> Result:
         return loading(cut)
 
     cuts = [(kind, rng.randrange(len(kinds[kind]))) for kind, _ in zip(cycle(kinds), range(n))]
-    return tally(forked({f'{index}: {kind} cut to {length}': partial(trial, kind, length)
-                         for index, (kind, length) in enumerate(cuts)}), {'refused'})
+    return tally(
+        forked(
+            {
+                f'{index}: {kind} cut to {length}': partial(trial, kind, length)
+                for index, (kind, length) in enumerate(cuts)
+            }
+        ),
+        {'refused'},
+    )
 
 
 def sample_files(state: dict) -> dict[str, bytes]:
@@ -181,7 +230,11 @@ class Config:
     """Pickles as the old template's ConfigParser did: an object of a class in a module of the project."""
 
     def __reduce__(self):
-        return Stranger('parse_config.ConfigParser'), (), {'_config': {'name': 'old'}, '_save_dir': Path('saved/models')}
+        return (
+            Stranger('parse_config.ConfigParser'),
+            (),
+            {'_config': {'name': 'old'}, '_save_dir': Path('saved/models')},
+        )
 
 
 class Number:
@@ -236,7 +289,10 @@ def rezipped(content: bytes, data_pkl: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(buffer, 'w') as after:
         for info in before.infolist():
-            after.writestr(zipfile.ZipInfo(info.filename), data_pkl if info.filename.endswith('/data.pkl') else before.read(info))
+            after.writestr(
+                zipfile.ZipInfo(info.filename),
+                data_pkl if info.filename.endswith('/data.pkl') else before.read(info),
+            )
     return buffer.getvalue()
 
 
@@ -258,8 +314,15 @@ def fuzz(n: int, folder: Path) -> Result:
         path.write_bytes(content)
         return loading(path)
 
-    return tally(forked({f'{index}: {kind}': partial(trial, index, kind) for index, kind in zip(range(n), cycle(kinds))}),
-                 {'refused', 'loaded'})
+    return tally(
+        forked(
+            {
+                f'{index}: {kind}': partial(trial, index, kind)
+                for index, kind in zip(range(n), cycle(kinds))
+            }
+        ),
+        {'refused', 'loaded'},
+    )
 
 
 def fuzzed(content: bytes, rng: random.Random) -> bytes:
@@ -271,13 +334,15 @@ def fuzzed(content: bytes, rng: random.Random) -> bytes:
         if edit == 0:
             content[at] ^= 1 << rng.randrange(8)
         elif edit == 1:
-            content[at:at + length] = rng.randbytes(length)
+            content[at : at + length] = rng.randbytes(length)
         elif edit == 2:
-            content[at:at + length] = rng.choice((b'\xff', b'\0', b'\x7f')) * length
+            content[at : at + length] = rng.choice((b'\xff', b'\0', b'\x7f')) * length
         elif edit == 3:
-            del content[at:at + length]
+            del content[at : at + length]
         else:
-            content[at:at] = rng.choice(OPCODES) if rng.random() < 0.5 else content[at:at + length]
+            content[at:at] = (
+                rng.choice(OPCODES) if rng.random() < 0.5 else content[at : at + length]
+            )
     return bytes(content) or b'\0'
 
 
@@ -285,6 +350,7 @@ OPCODES = [opcode.code.encode('latin1') for opcode in pickletools.opcodes]
 
 
 # Hostile pickles
+
 
 def hostile(n: int, folder: Path) -> Result:
     """A pickle that would run code is refused, in each of torch's formats, alone and inside a good checkpoint, and runs nothing.
@@ -298,10 +364,14 @@ def hostile(n: int, folder: Path) -> Result:
         modules = set(sys.modules)
         outcome = loading(path)
         imported = sorted(set(sys.modules) - modules)
-        return f'side effect: {marker.exists()} {imported}' if marker.exists() or imported else outcome
+        return (
+            f'side effect: {marker.exists()} {imported}' if marker.exists() or imported else outcome
+        )
 
     files = list(hostile_files(str(marker)).items())
-    return tally(forked({name: partial(trial, content) for name, content in files[:n or None]}), {'refused'})
+    return tally(
+        forked({name: partial(trial, content) for name, content in files[: n or None]}), {'refused'}
+    )
 
 
 def hostile_files(marker: str) -> dict[str, bytes]:
@@ -319,15 +389,26 @@ def hostile_files(marker: str) -> dict[str, bytes]:
     return files
 
 
-LEGACY_HEAD = b''.join(pickle.dumps(each, 2) for each in (old_checkpoint.LEGACY_MAGIC, old_checkpoint.LEGACY_VERSION,
-                                                          {'protocol_version': 1001, 'little_endian': True}))
+LEGACY_HEAD = b''.join(
+    pickle.dumps(each, 2)
+    for each in (
+        old_checkpoint.LEGACY_MAGIC,
+        old_checkpoint.LEGACY_VERSION,
+        {'protocol_version': 1001, 'little_endian': True},
+    )
+)
 
 
 def in_tar(data: bytes) -> bytes:
     """The format of torch 0.1."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w') as archive:
-        for name, content in (('sys_info', data), ('pickle', data), ('storages', data), ('tensors', data)):
+        for name, content in (
+            ('sys_info', data),
+            ('pickle', data),
+            ('storages', data),
+            ('tensors', data),
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -352,55 +433,121 @@ def payloads(marker: str) -> dict[str, bytes]:
     shell, code = f'touch {marker}', f'open({marker!r}, "w").close()'
     touch = b'](' + text('touch') + text(marker) + b'e'  # a list
     one_call = {
-        'os.system': [text(shell)], 'posix.system': [text(shell)], 'nt.system': [text(shell)], 'os.popen': [text(shell)],
-        'os.execvp': [text('touch'), touch], 'os.mkdir': [text(marker)], 'os.unlink': [text(marker)],
-        'os.kill': [b'K\x00', b'K\x09'], 'os._exit': [b'K\x00'], 'os.abort': [], 'builtins.eval': [text(code)],
-        'builtins.exec': [text(code)], 'builtins.compile': [text(code), text('x'), text('exec')],
-        'builtins.open': [text(marker), text('w')], 'io.open': [text(marker), text('w')], '__builtin__.eval': [text(code)],
-        '__builtin__.execfile': [text(marker)], 'builtins.__import__': [text('antigravity')], 'builtins.breakpoint': [],
-        'builtins.input': [], 'importlib.import_module': [text('antigravity')], 'runpy.run_path': [text(marker)],
-        'subprocess.Popen': [touch], 'subprocess.call': [touch], 'subprocess.check_output': [touch],
-        'commands.getoutput': [text(shell)], 'pty.spawn': [touch], 'shutil.rmtree': [text(marker)],
-        'shutil.copyfile': [text('/etc/hostname'), text(marker)], 'pathlib.Path.touch': [text(marker)],
-        'ctypes.CDLL': [text('libc.so.6')], 'socket.create_connection': [text('localhost')],
-        'webbrowser.open': [text('http://localhost')], 'pickle.loads': [text('cos\nsystem\n.')], 'marshal.loads': [text('x')],
-        'code.interact': [], 'timeit.timeit': [text(code)], 'cProfile.run': [text(code)], 'pdb.run': [text(code)],
-        'asyncio.create_subprocess_shell': [text(shell)], 'logging.config.listen': [],
-        'functools.partial': [named('os.system'), text(shell)], 'operator.methodcaller': [text('system'), text(shell)],
-        'builtins.map': [named('os.system'), b'](' + text(shell) + b'e'], 'types.FunctionType': [b'N', b'}'],
-        'torch.load': [text(marker)], 'torch.hub.load': [text('a/b'), text('c')], 'torch.jit.load': [text(marker)],
-        'torch.utils.cpp_extension.load': [text('x'), text(marker)], 'numpy.load': [text(marker)],
+        'os.system': [text(shell)],
+        'posix.system': [text(shell)],
+        'nt.system': [text(shell)],
+        'os.popen': [text(shell)],
+        'os.execvp': [text('touch'), touch],
+        'os.mkdir': [text(marker)],
+        'os.unlink': [text(marker)],
+        'os.kill': [b'K\x00', b'K\x09'],
+        'os._exit': [b'K\x00'],
+        'os.abort': [],
+        'builtins.eval': [text(code)],
+        'builtins.exec': [text(code)],
+        'builtins.compile': [text(code), text('x'), text('exec')],
+        'builtins.open': [text(marker), text('w')],
+        'io.open': [text(marker), text('w')],
+        '__builtin__.eval': [text(code)],
+        '__builtin__.execfile': [text(marker)],
+        'builtins.__import__': [text('antigravity')],
+        'builtins.breakpoint': [],
+        'builtins.input': [],
+        'importlib.import_module': [text('antigravity')],
+        'runpy.run_path': [text(marker)],
+        'subprocess.Popen': [touch],
+        'subprocess.call': [touch],
+        'subprocess.check_output': [touch],
+        'commands.getoutput': [text(shell)],
+        'pty.spawn': [touch],
+        'shutil.rmtree': [text(marker)],
+        'shutil.copyfile': [text('/etc/hostname'), text(marker)],
+        'pathlib.Path.touch': [text(marker)],
+        'ctypes.CDLL': [text('libc.so.6')],
+        'socket.create_connection': [text('localhost')],
+        'webbrowser.open': [text('http://localhost')],
+        'pickle.loads': [text('cos\nsystem\n.')],
+        'marshal.loads': [text('x')],
+        'code.interact': [],
+        'timeit.timeit': [text(code)],
+        'cProfile.run': [text(code)],
+        'pdb.run': [text(code)],
+        'asyncio.create_subprocess_shell': [text(shell)],
+        'logging.config.listen': [],
+        'functools.partial': [named('os.system'), text(shell)],
+        'operator.methodcaller': [text('system'), text(shell)],
+        'builtins.map': [named('os.system'), b'](' + text(shell) + b'e'],
+        'types.FunctionType': [b'N', b'}'],
+        'torch.load': [text(marker)],
+        'torch.hub.load': [text('a/b'), text('c')],
+        'torch.jit.load': [text(marker)],
+        'torch.utils.cpp_extension.load': [text('x'), text(marker)],
+        'numpy.load': [text(marker)],
         'numpy.fromfile': [text(marker)],
         'numpy.testing._private.utils.runstring': [text(code), b'}'],
-        'builtins.bytearray': [b'\x8a\x06\0\0\0\0\0\x01'], 'torch.FloatStorage': [b'J\0\0\0\x40'],  # terabytes of zeros
+        'builtins.bytearray': [b'\x8a\x06\0\0\0\0\0\x01'],
+        'torch.FloatStorage': [b'J\0\0\0\x40'],  # terabytes of zeros
     }
     run, evaluate = named('os.system'), b'(' + text(shell) + b'tR'
     ran = run + evaluate
     tricks = {
-        'a chain of getattr': call('builtins.getattr', call('builtins.__import__', text('os')), text('system')) + evaluate,
+        'a chain of getattr': call(
+            'builtins.getattr', call('builtins.__import__', text('os')), text('system')
+        )
+        + evaluate,
         'a function from memory': run + b'q\xf0' + b'0h\xf0' + evaluate,
         'NEWOBJ': named('subprocess.Popen') + b'(' + touch + b't\x81',
         'NEWOBJ_EX': named('subprocess.Popen') + b'(' + touch + b't}\x92',
         'OBJ': b'(' + run + text(shell) + b'o',
         'INST': b'(' + text(shell) + b'ios\nsystem\n',
         'STACK_GLOBAL': text('os') + text('system') + b'\x93' + evaluate,
-        'STACK_GLOBAL with a dotted name': text('builtins') + text('eval.__call__') + b'\x93(' + text(code) + b'tR',
-        'EXT1': b'\x82\x01' + evaluate, 'EXT2': b'\x83\x01\x01' + evaluate, 'EXT4': b'\x84\x01\0\0\0' + evaluate,
-        'BUILD with __setstate__': run + b'}(' + text('__setstate__') + run + b'ub' + text(shell) + b'b' + evaluate,
-        'BUILD of a library object': named('threading.Thread') + b')\x81}(' + text('_target') + run + b'ub',
+        'STACK_GLOBAL with a dotted name': text('builtins')
+        + text('eval.__call__')
+        + b'\x93('
+        + text(code)
+        + b'tR',
+        'EXT1': b'\x82\x01' + evaluate,
+        'EXT2': b'\x83\x01\x01' + evaluate,
+        'EXT4': b'\x84\x01\0\0\0' + evaluate,
+        'BUILD with __setstate__': run
+        + b'}('
+        + text('__setstate__')
+        + run
+        + b'ub'
+        + text(shell)
+        + b'b'
+        + evaluate,
+        'BUILD of a library object': named('threading.Thread')
+        + b')\x81}('
+        + text('_target')
+        + run
+        + b'ub',
         'a persistent id that is a call': ran + b'Q',
         'a persistent id of a module': b'(' + text('module') + ran + text('a') + text('b') + b'tQ',
         'a persistent id in text': f'P{shell}\n'.encode(),
-        'a function as the type of a storage': b'(' + text('storage') + run + text('0') + text('cpu') + b'K\x01tQ',
-        'a call as the type of a storage': b'(' + text('storage') + ran + text('0') + text('cpu') + b'K\x01tQ',
+        'a function as the type of a storage': b'('
+        + text('storage')
+        + run
+        + text('0')
+        + text('cpu')
+        + b'K\x01tQ',
+        'a call as the type of a storage': b'('
+        + text('storage')
+        + ran
+        + text('0')
+        + text('cpu')
+        + b'K\x01tQ',
         'a hook of a tensor': call('collections.OrderedDict', b'](](' + text('x') + ran + b'ee'),
         'a call as the type of a number': call('numpy.core.multiarray.scalar', ran, text('x')),
-        'a number of type object': call('numpy.core.multiarray.scalar', call('numpy.dtype', text('O8')), text('x' * 8)),
+        'a number of type object': call(
+            'numpy.core.multiarray.scalar', call('numpy.dtype', text('O8')), text('x' * 8)
+        ),
         'a container that is extended': call('collections.deque') + b'(' + ran + b'e',
         'a type as a flag of a tensor': tensor(numel=32, size=100, flag=named('torch.uint8')),
         'a defaultdict': call('collections.defaultdict', run) + ran + b'0',
         'a wild place in memory': b'Nr\xff\xff\xff\x7f' + ran,
-        'a text of 4 GB': b'X\xff\xff\xff\xff', 'bytes of a petabyte': b'\x8e' + struct.pack('<Q', 2**50),
+        'a text of 4 GB': b'X\xff\xff\xff\xff',
+        'bytes of a petabyte': b'\x8e' + struct.pack('<Q', 2**50),
         'a bytearray of a petabyte': b'\x96' + struct.pack('<Q', 2**50),
         'a frame of a petabyte': b'\x95' + struct.pack('<Q', 2**50),
         'a tensor of 10 TB': tensor(numel=10**13 // 4, size=10**13 // 4),
@@ -408,10 +555,13 @@ def payloads(marker: str) -> dict[str, bytes]:
         'a tensor beyond its storage': tensor(numel=32, size=33),
         'a tensor before its storage': tensor(numel=32, size=2, stride=-1),
         'a tensor with a wild offset': tensor(numel=32, size=1, offset=2**40),
-        'keys nested deeply': b'})' + b'\x85' * 200_000 + b'Ns', 'lists nested deeply': b']' * 200_000 + b'a' * 199_999,
+        'keys nested deeply': b'})' + b'\x85' * 200_000 + b'Ns',
+        'lists nested deeply': b']' * 200_000 + b'a' * 199_999,
         'a list that contains itself': b']q\xf1h\xf1a',
-        'a billion laughs': b']q\xf2' + b''.join(b'](' + b'h\xf2' * 10 + b'eq\xf2' for _ in range(30)),
-        'no object': b'0', 'a mark without end': b'(' * 1000,
+        'a billion laughs': b']q\xf2'
+        + b''.join(b'](' + b'h\xf2' * 10 + b'eq\xf2' for _ in range(30)),
+        'no object': b'0',
+        'a mark without end': b'(' * 1000,
     }
     return {name: call(name, *arguments) for name, arguments in one_call.items()} | tricks
 
@@ -419,12 +569,29 @@ def payloads(marker: str) -> dict[str, bytes]:
 def tensor(numel: int, size: int, stride: int = 1, offset: int = 0, flag: bytes = b'\x89') -> bytes:
     def whole(number: int) -> bytes:
         return b'\x8a\x08' + struct.pack('<q', number)
-    storage = b'(' + text('storage') + named('torch.FloatStorage') + text('0') + text('cpu') + whole(numel) + b'tQ'
-    return call('torch._utils._rebuild_tensor_v2', storage, whole(offset), whole(size) + b'\x85', whole(stride) + b'\x85',
-                flag, call('collections.OrderedDict'))
+
+    storage = (
+        b'('
+        + text('storage')
+        + named('torch.FloatStorage')
+        + text('0')
+        + text('cpu')
+        + whole(numel)
+        + b'tQ'
+    )
+    return call(
+        'torch._utils._rebuild_tensor_v2',
+        storage,
+        whole(offset),
+        whole(size) + b'\x85',
+        whole(stride) + b'\x85',
+        flag,
+        call('collections.OrderedDict'),
+    )
 
 
 # Processes that die
+
 
 def save_crashes(n: int, folder: Path) -> Result:
     """Killed at any system call of a save: every file loads, each an old or a new whole state, and the next save cleans up.
@@ -439,16 +606,30 @@ def save_crashes(n: int, folder: Path) -> Result:
 
     def check(run: Path) -> str:
         found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
-        wrong = [name for name, state in found.items() if not same(state, old) and not same(state, new)]
+        wrong = [
+            name for name, state in found.items() if not same(state, old) and not same(state, new)
+        ]
         newest = checkpoint.newest_valid(run)
         checkpoint.save(after, *(run / name for name in names))
         left = [path.name for path in run.iterdir() if path.suffix not in ('.pth', '.sha256')]
-        damaged = [path.name for path in run.glob('*.pth') if path.name in names and not same(checkpoint.load(path), after)]
-        if wrong or left or damaged or newest is None or not {*names[:2], 'checkpoint-epoch1.pth'} <= found.keys():
+        damaged = [
+            path.name
+            for path in run.glob('*.pth')
+            if path.name in names and not same(checkpoint.load(path), after)
+        ]
+        if (
+            wrong
+            or left
+            or damaged
+            or newest is None
+            or not {*names[:2], 'checkpoint-epoch1.pth'} <= found.keys()
+        ):
             return f'broken: {wrong} {left} {damaged} {newest} {sorted(found)}'
         return 'new' if same(found['checkpoint-last.pth'], new) else 'old'
 
-    return _crashes(n, folder, prepare, lambda run: checkpoint.save(new, *(run / name for name in names)), check)
+    return _crashes(
+        n, folder, prepare, lambda run: checkpoint.save(new, *(run / name for name in names)), check
+    )
 
 
 def prune_crashes(n: int, folder: Path) -> Result:
@@ -457,7 +638,11 @@ def prune_crashes(n: int, folder: Path) -> Result:
 
     def prepare(run: Path) -> None:
         for epoch, state in states.items():
-            checkpoint.save(state, run / f'checkpoint-epoch{epoch}.pth', *[run / 'model_best.pth'] * (epoch == 1))
+            checkpoint.save(
+                state,
+                run / f'checkpoint-epoch{epoch}.pth',
+                *[run / 'model_best.pth'] * (epoch == 1),
+            )
 
     def check(run: Path) -> str:
         found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
@@ -518,18 +703,21 @@ def _killed_at(stop: int | None, prepare: Callable, act: Callable, run: Path) ->
 def kills(n: int, folder: Path) -> Result:
     """A run killed at a random moment and resumed equals, bit for bit, one that was never stopped."""
     from tests import faults_runs
+
     return tally(faults_runs.kills(n, folder), {'equal'})
 
 
 def every_step(n: int, folder: Path) -> Result:
     """A run of n steps resumed after each of them, with 0 and 2 workers, equals, bit for bit, one that was never stopped."""
     from tests import faults_runs
+
     return tally(faults_runs.every_step(n, folder), {'equal'})
 
 
 def mutations(n: int, folder: Path) -> Result:
     """Every saved piece matters: a run resumed without it is noticed to differ."""
     from tests import faults_runs
+
     return tally(faults_runs.mutations(n, folder), {'noticed'})
 
 
@@ -547,14 +735,23 @@ CAMPAIGNS = {
 }
 
 
-def run_campaigns(campaigns: dict[str, tuple], description: str, prepare: Callable[[Path], None] = lambda folder: None) -> int:
+def run_campaigns(
+    campaigns: dict[str, tuple],
+    description: str,
+    prepare: Callable[[Path], None] = lambda folder: None,
+) -> int:
     """Run the campaigns that the command line names with a count, or all in full; the exit code: 1 unless all are n/n.
 
     campaigns: {flag: (campaign, full count; 0 means all there are)}. prepare: called with each campaign's folder before it.
     """
     parser = argparse.ArgumentParser(description=description.partition('\n')[0])
     for flag, (campaign, full) in campaigns.items():
-        parser.add_argument(f'--{flag}', type=int, metavar='N', help=f'{campaign.__doc__.splitlines()[0]} ({full or "all"})')
+        parser.add_argument(
+            f'--{flag}',
+            type=int,
+            metavar='N',
+            help=f'{campaign.__doc__.splitlines()[0]} ({full or "all"})',
+        )
     given = vars(parser.parse_args())
     chosen = {flag: given[flag.replace('-', '_')] for flag in campaigns}
     if all(count is None for count in chosen.values()):
@@ -567,7 +764,10 @@ def run_campaigns(campaigns: dict[str, tuple], description: str, prepare: Callab
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder))
             result = campaigns[flag][0](count, Path(folder))
-        print(f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}', flush=True)
+        print(
+            f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}',
+            flush=True,
+        )
         for failure in result.failures[:10]:
             print(f'    {failure}')
         failed |= result.held < result.tried
@@ -584,5 +784,7 @@ def warm_up(folder: Path) -> None:
 
 
 if __name__ == '__main__':
-    torch.set_num_threads(1)  # before any operation, so that no pool of threads is there when we fork
+    torch.set_num_threads(
+        1
+    )  # before any operation, so that no pool of threads is there when we fork
     sys.exit(run_campaigns(CAMPAIGNS, __doc__, warm_up))

@@ -1,4 +1,5 @@
 """The campaigns of tests/faults.py that end and resume whole runs: kills at random moments, and what each saved piece is worth."""
+
 import copy
 import os
 import random
@@ -18,7 +19,17 @@ from tests.conftest import Experiment
 from trainer import Trainer
 
 STEPS_PER_EPOCH = 6
-COMPARED = ('epoch', 'step', 'samples', 'state_dict', 'optimizer', 'monitor_best', 'parts', 'history', 'rng')
+COMPARED = (
+    'epoch',
+    'step',
+    'samples',
+    'state_dict',
+    'optimizer',
+    'monitor_best',
+    'parts',
+    'history',
+    'rng',
+)
 
 
 class Everything(Trainer):
@@ -31,7 +42,9 @@ class Everything(Trainer):
     def _train_epoch(self, epoch):
         if self.position == 0:  # an interrupted epoch has done this already
             with torch.no_grad():
-                self.model.out.bias += 0.01 * torch.randn(2)  # from the state the generator is in, not from a step's key
+                self.model.out.bias += 0.01 * torch.randn(
+                    2
+                )  # from the state the generator is in, not from a step's key
         return super()._train_epoch(epoch)
 
     def batches(self, epoch):
@@ -45,12 +58,26 @@ class Keeping(Everything):
 
     def _write(self, names):
         super()._write(names)
-        shutil.copy(self.checkpoint_dir / checkpoint.LAST, self.checkpoint_dir / f'step{self.step}.pth')
+        shutil.copy(
+            self.checkpoint_dir / checkpoint.LAST, self.checkpoint_dir / f'step{self.step}.pth'
+        )
 
 
-def trainer(folder: Path, resume: Path | None = None, trainer_class: type = Everything, **settings) -> Trainer:
-    return Experiment(folder).trainer(resume, trainer_class=trainer_class, run_id='run' if resume is None else None,
-                                      **{'verbosity': 0, 'precision': 'fp16', 'save_every_steps': 1, 'monitor': 'max val_loss', **settings})
+def trainer(
+    folder: Path, resume: Path | None = None, trainer_class: type = Everything, **settings
+) -> Trainer:
+    return Experiment(folder).trainer(
+        resume,
+        trainer_class=trainer_class,
+        run_id='run' if resume is None else None,
+        **{
+            'verbosity': 0,
+            'precision': 'fp16',
+            'save_every_steps': 1,
+            'monitor': 'max val_loss',
+            **settings,
+        },
+    )
 
 
 def finish(run: Trainer, path: Path) -> None:
@@ -92,10 +119,16 @@ def kills(n: int, folder: Path) -> dict[str, str]:
         place, after_s = folder / str(trial), rng.uniform(0, duration_s)
         in_fork(lambda place=place: trainer(place).train(), after_s)
         newest = checkpoint.newest_valid(place / 'models' / 'points' / 'run')
-        wrong = in_fork(lambda place=place, newest=newest: finish(trainer(place / 'resumed', newest, save_every_steps=None), end))
+        wrong = in_fork(
+            lambda place=place, newest=newest: finish(
+                trainer(place / 'resumed', newest, save_every_steps=None), end
+            )
+        )
         wrong = wrong or first_difference(expected, checkpoint.load(end))
         step = checkpoint.load(newest)['step'] if newest else 0
-        outcomes[f'run {trial} killed after {after_s:.3f} s, resumed at step {step}'] = f'differs: {wrong}' if wrong else 'equal'
+        outcomes[f'run {trial} killed after {after_s:.3f} s, resumed at step {step}'] = (
+            f'differs: {wrong}' if wrong else 'equal'
+        )
         shutil.rmtree(place, ignore_errors=True)
     return outcomes
 
@@ -104,16 +137,27 @@ def every_step(n: int, folder: Path) -> dict[str, str]:
     """A run of n steps resumed after each of them, with and without workers, equals one that was never stopped."""
     end, epochs, outcomes = folder / 'end.pth', n // STEPS_PER_EPOCH, {}
     folder.mkdir(exist_ok=True)
-    wrong = in_fork(lambda: finish(trainer(folder / 'whole', trainer_class=Keeping, epochs=epochs), end))
+    wrong = in_fork(
+        lambda: finish(trainer(folder / 'whole', trainer_class=Keeping, epochs=epochs), end)
+    )
     assert not wrong, wrong
     expected = checkpoint.load(end)
     for step in range(1, epochs * STEPS_PER_EPOCH + 1):
         kept = folder / 'whole' / 'models' / 'points' / 'run' / f'step{step}.pth'
         for n_workers in (0, 2):
-            place, options = folder / f'{step}-{n_workers}', {'epochs': epochs, 'num_workers': n_workers, 'save_every_steps': None}
-            wrong = in_fork(lambda place=place, kept=kept, options=options: finish(trainer(place, kept, **options), end))
+            place, options = (
+                folder / f'{step}-{n_workers}',
+                {'epochs': epochs, 'num_workers': n_workers, 'save_every_steps': None},
+            )
+            wrong = in_fork(
+                lambda place=place, kept=kept, options=options: finish(
+                    trainer(place, kept, **options), end
+                )
+            )
             wrong = wrong or first_difference(expected, checkpoint.load(end))
-            outcomes[f'resumed after step {step} with {n_workers} workers'] = f'differs: {wrong}' if wrong else 'equal'
+            outcomes[f'resumed after step {step} with {n_workers} workers'] = (
+                f'differs: {wrong}' if wrong else 'equal'
+            )
             shutil.rmtree(place)
     return outcomes
 
@@ -129,15 +173,23 @@ def mutations(n: int, folder: Path) -> dict[str, str]:
     numpy_state = np.random.RandomState(1).get_state(legacy=False)
     numpy_state['state']['key'] = numpy_state['state']['key'].tolist()
     without = {
-        'torch generator': lambda state: _reset(state, 'rng', 'torch', value=torch.Generator().manual_seed(1).get_state()),
+        'torch generator': lambda state: _reset(
+            state, 'rng', 'torch', value=torch.Generator().manual_seed(1).get_state()
+        ),
         'numpy generator': lambda state: _reset(state, 'rng', 'numpy', value=numpy_state),
-        'python generator': lambda state: _reset(state, 'rng', 'python', value=random.Random(1).getstate()),
+        'python generator': lambda state: _reset(
+            state, 'rng', 'python', value=random.Random(1).getstate()
+        ),
         'scaler': lambda state: _reset(state, 'parts', 'stepper', 'scaler', value={}),
         'scheduler': lambda state: state['parts'].pop('lr_scheduler'),
         'moving average': lambda state: state['parts'].pop('average'),
         'position': lambda state: _reset(state, 'samples', value=0),
-        'patience': lambda state: _reset(state, 'parts', '_monitor', 'n_epochs_since_best', value=0),
-        'BatchNorm buffers': lambda state: _reset(state, 'state_dict', 'norm.running_mean', value=torch.zeros(8)),
+        'patience': lambda state: _reset(
+            state, 'parts', '_monitor', 'n_epochs_since_best', value=0
+        ),
+        'BatchNorm buffers': lambda state: _reset(
+            state, 'state_dict', 'norm.running_mean', value=torch.zeros(8)
+        ),
         'optimizer': lambda state: _reset(state, 'optimizer', 'state', value={}),
         'averages of the epoch': lambda state: state['parts'].pop('train_metrics'),
     }
@@ -145,17 +197,26 @@ def mutations(n: int, folder: Path) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     assert not (wrong := in_fork(lambda: finish(trainer(folder / 'whole'), end))), wrong
     expected = checkpoint.load(end)
-    for place, stop in (('between epochs', {'epochs': 2}), ('inside an epoch', {'max_steps': 2 * STEPS_PER_EPOCH + 3})):
-        assert not (wrong := in_fork(lambda stop=stop, place=place: trainer(folder / place, **stop).train())), wrong
+    for place, stop in (
+        ('between epochs', {'epochs': 2}),
+        ('inside an epoch', {'max_steps': 2 * STEPS_PER_EPOCH + 3}),
+    ):
+        assert not (
+            wrong := in_fork(lambda stop=stop, place=place: trainer(folder / place, **stop).train())
+        ), wrong
         complete = checkpoint.load(folder / place / 'models' / 'points' / 'run' / checkpoint.LAST)
         for piece, drop in {'nothing': lambda state: None, **without}.items():
             state = copy.deepcopy(complete)
             drop(state)
             checkpoint.save(state, folder / 'mutated.pth')
-            wrong = in_fork(lambda: finish(trainer(folder / 'resumed', folder / 'mutated.pth'), end))
+            wrong = in_fork(
+                lambda: finish(trainer(folder / 'resumed', folder / 'mutated.pth'), end)
+            )
             wrong = wrong or first_difference(expected, checkpoint.load(end))
             outcomes.setdefault(piece, 'unnoticed')
             if wrong:
                 outcomes[piece] = f'noticed: {wrong}'
-    outcomes['nothing'] = 'noticed' if outcomes['nothing'] == 'unnoticed' else f'differs: {outcomes["nothing"]}'
+    outcomes['nothing'] = (
+        'noticed' if outcomes['nothing'] == 'unnoticed' else f'differs: {outcomes["nothing"]}'
+    )
     return outcomes

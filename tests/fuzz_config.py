@@ -117,7 +117,9 @@ def mutate(data, config: dict) -> str:
         elif how == 'remove':
             del parent[path[-1]]
         elif how == 'rename' and isinstance(parent, dict):
-            parent[data.draw(st.sampled_from([path[-1][:-1], f'{path[-1]}x', path[-1].upper(), *KEYS]))] = parent.pop(path[-1])
+            parent[
+                data.draw(st.sampled_from([path[-1][:-1], f'{path[-1]}x', path[-1].upper(), *KEYS]))
+            ] = parent.pop(path[-1])
         elif how == 'add' and isinstance(parent, dict):
             parent[data.draw(st.sampled_from(KEYS))] = data.draw(VALUES)
         elif how == 'swap':
@@ -130,7 +132,11 @@ def mutate(data, config: dict) -> str:
     text = json.dumps(config, indent=4, ensure_ascii=data.draw(st.booleans()))
     if data.draw(st.integers(0, 3)) == 0:
         at = data.draw(st.integers(0, len(text)))
-        text = text[:at] + data.draw(st.sampled_from(TEXTS)) + text[at + data.draw(st.integers(0, 2)) :]
+        text = (
+            text[:at]
+            + data.draw(st.sampled_from(TEXTS))
+            + text[at + data.draw(st.integers(0, 2)) :]
+        )
     return text
 
 
@@ -198,7 +204,9 @@ def campaign(count: int) -> Counter:
 
 
 def _files() -> set[str]:
-    return {str(path) for path in (ROOT / 'saved').rglob('*')} | {path.name for path in ROOT.iterdir()}
+    return {str(path) for path in (ROOT / 'saved').rglob('*')} | {
+        path.name for path in ROOT.iterdir()
+    }
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 A case is a function; what it returns in the main process is written to FOLDER/CASE.json. BEFORE is such a folder of another number of
 processes, whose interrupted runs some cases resume.
 """
+
 import json
 import sys
 from functools import partial
@@ -28,7 +29,10 @@ from trainer import Trainer
 from trainer.trainer import evaluate
 from utils import MetricTracker
 
-N_SAMPLES, N_VALID = 101, 23  # 78 to train on: batches of 16 and a last one of 14; of 11 and a last one of 1
+N_SAMPLES, N_VALID = (
+    101,
+    23,
+)  # 78 to train on: batches of 16 and a last one of 14; of 11 and a last one of 1
 
 
 class Plain(BaseModel):
@@ -54,36 +58,90 @@ class Stream(IterableDataset):
 
 
 def config_of(folder, resume=None, distributed=None, **settings):
-    return ConfigParser({'name': 'points', 'n_gpu': 0, 'distributed': distributed or {},
-                         'trainer': {'epochs': 2, 'save_dir': str(folder), 'verbosity': 0, 'monitor': 'min val_loss', **settings}}, resume)
+    return ConfigParser(
+        {
+            'name': 'points',
+            'n_gpu': 0,
+            'distributed': distributed or {},
+            'trainer': {
+                'epochs': 2,
+                'save_dir': str(folder),
+                'verbosity': 0,
+                'monitor': 'min val_loss',
+                **settings,
+            },
+        },
+        resume,
+    )
 
 
 def loader_of(batch_size=16, in_memory=True, num_workers=0, **options):
     dataset = TensorDataset(*points())
     if not in_memory:
         dataset = [tuple(row) for row in dataset]
-    return BaseDataLoader(dataset, batch_size, shuffle=True, validation_split=N_VALID, num_workers=num_workers, seed=3, **options)
+    return BaseDataLoader(
+        dataset,
+        batch_size,
+        shuffle=True,
+        validation_split=N_VALID,
+        num_workers=num_workers,
+        seed=3,
+        **options,
+    )
 
 
-def trainer_of(folder, loader=None, resume=None, distributed=None, criterion=F.nll_loss, metrics=(accuracy,), model=Plain,
-               optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.01), trainer_class=Trainer, **settings):
+def trainer_of(
+    folder,
+    loader=None,
+    resume=None,
+    distributed=None,
+    criterion=F.nll_loss,
+    metrics=(accuracy,),
+    model=Plain,
+    optimizer=lambda parameters: torch.optim.AdamW(parameters, 0.01),
+    trainer_class=Trainer,
+    **settings,
+):
     config = config_of(folder, resume, distributed, **settings)
     seed_everything(3)
     loader = loader or loader_of()
     model = config.wrap(model(), torch.device('cpu'))
     criterion = criterion() if isinstance(criterion, type) else criterion
-    parameters = [*model.parameters(), *(criterion.parameters() if isinstance(criterion, nn.Module) else ())]
+    parameters = [
+        *model.parameters(),
+        *(criterion.parameters() if isinstance(criterion, nn.Module) else ()),
+    ]
     optimizer = optimizer(parameters)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    valid = loader.split_validation() if hasattr(loader, 'split_validation') else loader_of().split_validation()
-    return trainer_class(model, criterion, list(metrics), optimizer, config, torch.device('cpu'), loader, valid, scheduler)
+    valid = (
+        loader.split_validation()
+        if hasattr(loader, 'split_validation')
+        else loader_of().split_validation()
+    )
+    return trainer_class(
+        model,
+        criterion,
+        list(metrics),
+        optimizer,
+        config,
+        torch.device('cpu'),
+        loader,
+        valid,
+        scheduler,
+    )
 
 
 def outcome(trainer):
     """The history and the weights after training, as plain data."""
     weights = dist.whole(dict(trainer.model.state_dict()))
-    return {'history': trainer.history, 'step': trainer.step, 'run': str(trainer.checkpoint_dir),
-            'weights': {name.removeprefix('module.'): value.tolist() for name, value in weights.items()}}
+    return {
+        'history': trainer.history,
+        'step': trainer.step,
+        'run': str(trainer.checkpoint_dir),
+        'weights': {
+            name.removeprefix('module.'): value.tolist() for name, value in weights.items()
+        },
+    }
 
 
 def trained(folder, **options):
@@ -116,7 +174,9 @@ def train_workers(folder):
 
 
 def train_micro_batches(folder):
-    return trained(folder, loader=loader_of(batch_size=11), microbatch_size=2, max_grad_norm=0.5, ema_decay=0.9)
+    return trained(
+        folder, loader=loader_of(batch_size=11), microbatch_size=2, max_grad_norm=0.5, ema_decay=0.9
+    )
 
 
 def train_epochs_across_passes(folder):
@@ -124,17 +184,28 @@ def train_epochs_across_passes(folder):
 
 
 def train_stream(folder):
-    return trained(folder, loader=StreamDataLoader(Stream(), 10, seed=3), len_epoch=13)  # ends with one of a single sample
+    return trained(
+        folder, loader=StreamDataLoader(Stream(), 10, seed=3), len_epoch=13
+    )  # ends with one of a single sample
 
 
 def train_sum_of_losses(folder):
-    return trained(folder, loader=loader_of(batch_size=11), criterion=nn.NLLLoss(reduction='sum'), microbatch_size=3)
+    return trained(
+        folder,
+        loader=loader_of(batch_size=11),
+        criterion=nn.NLLLoss(reduction='sum'),
+        microbatch_size=3,
+    )
 
 
 def train_class_weights(folder):
     """Now and then all targets that a process has are ignored."""
-    return trained(folder, loader=loader_of(batch_size=6), criterion=nn.NLLLoss(torch.tensor([1.0, 3.0, 2.0]), ignore_index=2),
-                   microbatch_size=2)
+    return trained(
+        folder,
+        loader=loader_of(batch_size=6),
+        criterion=nn.NLLLoss(torch.tensor([1.0, 3.0, 2.0]), ignore_index=2),
+        microbatch_size=2,
+    )
 
 
 def weighted(output, target, weight):
@@ -154,13 +225,25 @@ def train_skipping(folder):
 
 
 def train_sharded(folder):
-    return trained(folder, loader=loader_of(batch_size=11), distributed={'strategy': 'fsdp'}, microbatch_size=4, max_grad_norm=0.5,
-                   ema_decay=0.9)
+    return trained(
+        folder,
+        loader=loader_of(batch_size=11),
+        distributed={'strategy': 'fsdp'},
+        microbatch_size=4,
+        max_grad_norm=0.5,
+        ema_decay=0.9,
+    )
 
 
 def train_uneven_micro_batches(folder):
     """One process has a micro-batch more than the others, and with FSDP all have to make as many passes."""
-    return trained(folder, loader=loader_of(batch_size=9), distributed={'strategy': 'fsdp'}, microbatch_size=2, model=Listed)
+    return trained(
+        folder,
+        loader=loader_of(batch_size=9),
+        distributed={'strategy': 'fsdp'},
+        microbatch_size=2,
+        model=Listed,
+    )
 
 
 class Listed(Plain):
@@ -177,31 +260,55 @@ class Listed(Plain):
 
 
 def train_stream_of_whole_batches(folder):
-    return trained(folder, loader=StreamDataLoader(Stream(), 8, seed=3, drop_last=True), len_epoch=14)  # passes of 12
+    return trained(
+        folder, loader=StreamDataLoader(Stream(), 8, seed=3, drop_last=True), len_epoch=14
+    )  # passes of 12
 
 
 def train_in_shards(folder):
     """Stopped inside the second epoch, saved in parts, gone on from them, now written in the background."""
-    options = {'loader': loader_of(batch_size=11), 'microbatch_size': 4, 'max_grad_norm': 0.5, 'ema_decay': 0.9}
+    options = {
+        'loader': loader_of(batch_size=11),
+        'microbatch_size': 4,
+        'max_grad_norm': 0.5,
+        'ema_decay': 0.9,
+    }
     sharing = {'strategy': 'fsdp', 'checkpoint': 'sharded'}
     first = trainer_of(folder, distributed=sharing, max_steps=11, **options)
     first.train()
     options['loader'] = loader_of(batch_size=11)
-    return trained(folder, resume=first.checkpoint_dir / 'checkpoint-last.pth',
-                   distributed={**sharing, 'write_in_background': True}, **options)
+    return trained(
+        folder,
+        resume=first.checkpoint_dir / 'checkpoint-last.pth',
+        distributed={**sharing, 'write_in_background': True},
+        **options,
+    )
 
 
 def interrupted_in_shards(folder):
-    trainer = trainer_of(folder, distributed={'strategy': 'fsdp', 'checkpoint': 'sharded'}, loader=loader_of(batch_size=11), max_steps=11)
+    trainer = trainer_of(
+        folder,
+        distributed={'strategy': 'fsdp', 'checkpoint': 'sharded'},
+        loader=loader_of(batch_size=11),
+        max_steps=11,
+    )
     trainer.train()
-    return {'run': str(trainer.checkpoint_dir), 'position': trainer.position, 'weights': outcome(trainer)['weights']}
+    return {
+        'run': str(trainer.checkpoint_dir),
+        'position': trainer.position,
+        'weights': outcome(trainer)['weights'],
+    }
 
 
 def resumed_from_shards(folder):
     """As the interrupted run was, but in whatever number of processes there are now: with FSDP in several, plain in one."""
     run = json.loads((BEFORE / 'interrupted_in_shards.json').read_text())['run']
-    return trained(folder, loader=loader_of(batch_size=11), resume=Path(run) / 'checkpoint-last.pth',
-                   distributed={'strategy': 'fsdp'} if dist.n_processes() > 1 else None)
+    return trained(
+        folder,
+        loader=loader_of(batch_size=11),
+        resume=Path(run) / 'checkpoint-last.pth',
+        distributed={'strategy': 'fsdp'} if dist.n_processes() > 1 else None,
+    )
 
 
 def train_checkpointed(folder):
@@ -211,6 +318,7 @@ def train_checkpointed(folder):
 def evaluate_exactly(folder):
     """Metrics of 101 samples, and how many were counted."""
     from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+
     made = [MulticlassAccuracy(3), MulticlassAUROC(3)]
     for metric in made:
         metric.__name__ = type(metric).__name__
@@ -228,10 +336,11 @@ def evaluate_exactly(folder):
 def correlate_in_two_parts(folder):
     """[A metric whose state no process can tell for all, saved and loaded half-way, what it should be, what is said when it cannot be]."""
     from torchmetrics.regression import PearsonCorrCoef
+
     metric = PearsonCorrCoef()
     metric.__name__ = 'correlation'
     points = torch.randn(2, 40, generator=torch.Generator().manual_seed(1)).cumsum(0)
-    halves = [half[:, dist.rank()::dist.n_processes()] for half in points.split(20, dim=1)]
+    halves = [half[:, dist.rank() :: dist.n_processes()] for half in points.split(20, dim=1)]
     first, second = MetricTracker('loss', metrics=[metric]), MetricTracker('loss', metrics=[metric])
     first.measure(torch.ones(()), *halves[0])
     state = first.state_dict()
@@ -286,10 +395,16 @@ def refusals(folder):
         'fp16': lambda: trainer_of(folder, distributed=fsdp, precision='fp16'),
         'unfreezing': lambda: trainer_of(folder, distributed=fsdp, unfreeze_at={'epoch': 2}),
         'small batches': lambda: loader_of(batch_size=1),
-        'a loader that does not share': lambda: trained(folder, loader=torch.utils.data.DataLoader(TensorDataset(*points()), 8)),
+        'a loader that does not share': lambda: trained(
+            folder, loader=torch.utils.data.DataLoader(TensorDataset(*points()), 8)
+        ),
         'a closure': lambda: trainer_of(folder, optimizer=torch.optim.LBFGS),
-        'class weights': lambda: trainer_of(folder, criterion=partial(weighted, weight=torch.ones(3))),
-        'a model of its own': lambda: Trainer(Plain(), F.nll_loss, [], None, config_of(folder), torch.device('cpu'), loader_of()),
+        'class weights': lambda: trainer_of(
+            folder, criterion=partial(weighted, weight=torch.ones(3))
+        ),
+        'a model of its own': lambda: Trainer(
+            Plain(), F.nll_loss, [], None, config_of(folder), torch.device('cpu'), loader_of()
+        ),
         'another config': lambda: config_of(folder, save_period=1 + dist.rank()).save_dir,
         'an unused parameter': lambda: trained(folder, model=HalfUsed),
     }
@@ -320,28 +435,47 @@ def count_bytes(folder):
         optimizer, average = torch.optim.AdamW(model.parameters()), Average(model, 0.9)
         model(torch.randn(2, 60)).sum().backward()
         optimizer.step()
-        kinds = [list(model.parameters()), [parameter.grad for parameter in model.parameters()],
-                 [value for state in optimizer.state.values() for name, value in state.items() if name != 'step'], average._mine]
-        found[strategy] = [sum(dist.part(tensor).nbytes for tensor in tensors) / n_parameters for tensors in kinds]
+        kinds = [
+            list(model.parameters()),
+            [parameter.grad for parameter in model.parameters()],
+            [
+                value
+                for state in optimizer.state.values()
+                for name, value in state.items()
+                if name != 'step'
+            ],
+            average._mine,
+        ]
+        found[strategy] = [
+            sum(dist.part(tensor).nbytes for tensor in tensors) / n_parameters for tensors in kinds
+        ]
     return found
 
 
 def count_and_reduce(n_calls, bucket):
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
     n_calls.append(1)
     return allreduce_hook(None, bucket)
 
 
 def interrupted(folder):
     """Stops inside the second epoch."""
-    trainer = trainer_of(folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()], max_steps=11)
+    trainer = trainer_of(
+        folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()], max_steps=11
+    )
     trainer.train()
     return {'step': trainer.step, 'position': trainer.position, 'run': str(trainer.checkpoint_dir)}
 
 
 def resumed(folder):
     run = json.loads((BEFORE / 'interrupted.json').read_text())['run']
-    return trained(folder, loader=loader_of(batch_size=11), metrics=[accuracy, _auroc()], resume=Path(run) / 'checkpoint-last.pth')
+    return trained(
+        folder,
+        loader=loader_of(batch_size=11),
+        metrics=[accuracy, _auroc()],
+        resume=Path(run) / 'checkpoint-last.pth',
+    )
 
 
 def uninterrupted_plainly(folder):
@@ -354,6 +488,7 @@ def uninterrupted(folder):
 
 def _auroc():
     from torchmetrics.classification import MulticlassAUROC
+
     metric = MulticlassAUROC(3)
     metric.__name__ = 'auroc'
     return metric

@@ -3,6 +3,7 @@
 Each job is train.py in a small project, started in one of LAUNCHERS. Without flags all campaigns run in full; with flags, those named.
 Exit code 1 unless all are n/n.
 """
+
 import itertools
 import json
 import os
@@ -22,12 +23,36 @@ from tests.faults import Result, run_campaigns, tally
 from tools.project import KEPT, files_below, write_files
 
 CONFIG = {
-    'name': 'points', 'n_gpu': 0, 'arch': {'type': 'points.parts.Net'}, 'data_loader': {'type': 'points.parts.Points'},
-    'optimizer': {'type': 'Adam', 'args': {'lr': 0.01}}, 'loss': 'nll_loss', 'metrics': ['accuracy'],
+    'name': 'points',
+    'n_gpu': 0,
+    'arch': {'type': 'points.parts.Net'},
+    'data_loader': {'type': 'points.parts.Points'},
+    'optimizer': {'type': 'Adam', 'args': {'lr': 0.01}},
+    'loss': 'nll_loss',
+    'metrics': ['accuracy'],
     'lr_scheduler': {'type': 'StepLR', 'args': {'step_size': 1, 'gamma': 0.7}},
-    'trainer': {'epochs': 3, 'save_dir': 'saved', 'verbosity': 1, 'monitor': 'min val_loss', 'tensorboard': False, 'save_every_steps': 2},
+    'trainer': {
+        'epochs': 3,
+        'save_dir': 'saved',
+        'verbosity': 1,
+        'monitor': 'min val_loss',
+        'tensorboard': False,
+        'save_every_steps': 2,
+    },
 }
-COMPARED = ('epoch', 'step', 'samples', 'state_dict', 'optimizer', 'monitor_best', 'parts', 'history', 'rng', 'rng_of_others', 'finished')
+COMPARED = (
+    'epoch',
+    'step',
+    'samples',
+    'state_dict',
+    'optimizer',
+    'monitor_best',
+    'parts',
+    'history',
+    'rng',
+    'rng_of_others',
+    'finished',
+)
 LAUNCHERS = ('torchrun', '-d', 'by hand')
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
 LEAVE_S = 45  # how long processes may take to end after one of them was killed
@@ -43,15 +68,31 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def start(project: Path, *arguments: object, prefix: tuple = (), **environment: object) -> subprocess.Popen:
+def start(
+    project: Path, *arguments: object, prefix: tuple = (), **environment: object
+) -> subprocess.Popen:
     """`python arguments...` in the project, with a process group of its own, as a shell starts it."""
-    known = {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}  # it is imported often
-    return subprocess.Popen([*prefix, sys.executable, *map(str, arguments)], cwd=project, start_new_session=True, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**known, 'OMP_NUM_THREADS': '1', **{name: str(value) for name, value in environment.items()}})
+    known = {
+        name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'
+    }  # it is imported often
+    return subprocess.Popen(
+        [*prefix, sys.executable, *map(str, arguments)],
+        cwd=project,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={
+            **known,
+            'OMP_NUM_THREADS': '1',
+            **{name: str(value) for name, value in environment.items()},
+        },
+    )
 
 
-def launch(project: Path, launcher: str, *arguments: object, **environment: object) -> list[subprocess.Popen]:
+def launch(
+    project: Path, launcher: str, *arguments: object, **environment: object
+) -> list[subprocess.Popen]:
     """train.py in two processes: what has been started, a launcher or the processes themselves."""
     if launcher == 'torchrun':
         return [start(project, *TORCHRUN, 'train.py', *arguments, **environment)]
@@ -63,9 +104,17 @@ def launch(project: Path, launcher: str, *arguments: object, **environment: obje
 def by_hand(project: Path, *commands: tuple, **environment: object) -> list[subprocess.Popen]:
     """A process of one job for each of the `commands`."""
     with socket.create_server(('127.0.0.1', 0)) as server:
-        shared = {'WORLD_SIZE': len(commands), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': server.getsockname()[1]}
-    return [start(project, 'train.py', *arguments, **shared, RANK=number, LOCAL_RANK=number, **environment)
-            for number, arguments in enumerate(commands)]
+        shared = {
+            'WORLD_SIZE': len(commands),
+            'MASTER_ADDR': '127.0.0.1',
+            'MASTER_PORT': server.getsockname()[1],
+        }
+    return [
+        start(
+            project, 'train.py', *arguments, **shared, RANK=number, LOCAL_RANK=number, **environment
+        )
+        for number, arguments in enumerate(commands)
+    ]
 
 
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str]:
@@ -102,7 +151,10 @@ def outcome(run: Path) -> dict:
 def workers_of(process: subprocess.Popen) -> list[int]:
     """The processes that a torchrun has started, as long as it lives."""
     try:
-        return [int(each) for each in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()]
+        return [
+            int(each)
+            for each in Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        ]
     except OSError:
         return []
 
@@ -114,15 +166,27 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def killed(project: Path, rng: random.Random, after_s: float, *arguments: object, whom: tuple = ('agent', '0', '1')) -> tuple[str, str]:
+def killed(
+    project: Path,
+    rng: random.Random,
+    after_s: float,
+    *arguments: object,
+    whom: tuple = ('agent', '0', '1'),
+) -> tuple[str, str]:
     """Start a job and SIGKILL its torchrun or one of its processes after so many seconds: (who it was, what went wrong then)."""
-    process, who, started = start(project, *arguments, PACE_S=0.01), rng.choice(whom), time.monotonic()
+    process, who, started = (
+        start(project, *arguments, PACE_S=0.01),
+        rng.choice(whom),
+        time.monotonic(),
+    )
     while (here := workers_of(process)) and len(here) < 2 or time.monotonic() - started < after_s:
         time.sleep(0.01)
     workers = workers_of(process)
     victim = process.pid if who == 'agent' or len(workers) < 2 else workers[int(who)]
     os.kill(victim, signal.SIGKILL)
-    said, _ = process.communicate(timeout=300)  # the processes hold the other end of the pipe: all have left, or said something
+    said, _ = process.communicate(
+        timeout=300
+    )  # the processes hold the other end of the pipe: all have left, or said something
     deadline = time.monotonic() + LEAVE_S
     while (left := [pid for pid in workers if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -137,7 +201,9 @@ def kills(n: int, folder: Path) -> Result:
     expected, start_s, end_s = measured(project)
     for trial in range(n):
         after_s = rng.uniform(start_s - 1, end_s)
-        who, wrong = killed(project, rng, after_s, *TORCHRUN, 'train.py', *in_own_folder(project, trial))
+        who, wrong = killed(
+            project, rng, after_s, *TORCHRUN, 'train.py', *in_own_folder(project, trial)
+        )
         run = run_folder(project, trial)
         newest = checkpoint.newest_valid(run) if run else None
         step = checkpoint.load(newest)['step'] if newest else None
@@ -147,7 +213,9 @@ def kills(n: int, folder: Path) -> Result:
         else:
             train(project, '-r', run)
         wrong = wrong or first_difference(expected, outcome(run))
-        outcomes[f'{trial}: {who} killed after {after_s:.2f} s, resumed at step {step}'] = f'differs: {wrong}' if wrong else 'equal'
+        outcomes[f'{trial}: {who} killed after {after_s:.2f} s, resumed at step {step}'] = (
+            f'differs: {wrong}' if wrong else 'equal'
+        )
     return tally(outcomes, {'equal'})
 
 
@@ -170,7 +238,11 @@ def measured(project: Path) -> tuple[dict, float, float]:
     started = time.time()
     train(project, *in_own_folder(project, 'whole'), PACE_S=0.01)
     run = run_folder(project, 'whole')
-    return outcome(run), (run / 'config.json').stat().st_mtime - started, (run / checkpoint.LAST).stat().st_mtime - started
+    return (
+        outcome(run),
+        (run / 'config.json').stat().st_mtime - started,
+        (run / checkpoint.LAST).stat().st_mtime - started,
+    )
 
 
 def ends(n: int, folder: Path) -> Result:
@@ -178,19 +250,36 @@ def ends(n: int, folder: Path) -> Result:
     project, outcomes = make_project(folder / 'project'), {}
     for trial, launcher in zip(range(n), itertools.cycle(('torchrun', 'by hand'))):
         codes, said = finish(launch(project, launcher, *in_own_folder(project, trial)))
-        is_quiet = all(line.startswith(('Training ends', 'warning: BatchNorm')) for line in said.strip().splitlines()[-1:])
-        outcomes[f'{trial}: {launcher}'] = 'left' if set(codes) == {0} and is_quiet else f'exit codes {codes}: {said[-500:]}'
+        is_quiet = all(
+            line.startswith(('Training ends', 'warning: BatchNorm'))
+            for line in said.strip().splitlines()[-1:]
+        )
+        outcomes[f'{trial}: {launcher}'] = (
+            'left' if set(codes) == {0} and is_quiet else f'exit codes {codes}: {said[-500:]}'
+        )
     return tally(outcomes, {'left'})
 
 
 # fault: (what is said, {launcher: exit codes, of process 0 and 1 in turn when it is theirs})
 FAULTS = {
-    'kill': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 137, 'by hand': -9}),
+    'kill': (
+        r'error: process {} of 2 \(.*\) does not answer',
+        {'torchrun': 1, '-d': 137, 'by hand': -9},
+    ),
     'raise': (r'error: process {} of 2 \(.*\) failed:', {'torchrun': 1, '-d': 1, 'by hand': 1}),
-    'refuse': (r'error: sample \d+: points.csv holds no number', {'torchrun': 1, '-d': 2, 'by hand': 2}),
+    'refuse': (
+        r'error: sample \d+: points.csv holds no number',
+        {'torchrun': 1, '-d': 2, 'by hand': 2},
+    ),
     'hang': (r'error: process {} of 2 \(.*\) hangs', {'torchrun': 1, '-d': 1, 'by hand': 1}),
-    'exit': (r'error: process {} of 2 \(.*\) left by sys.exit\(0\)', {'torchrun': 1, '-d': 1, 'by hand': 1}),
-    'vanish': (r'error: process {} of 2 \(.*\) does not answer', {'torchrun': 1, '-d': 1, 'by hand': 0}),
+    'exit': (
+        r'error: process {} of 2 \(.*\) left by sys.exit\(0\)',
+        {'torchrun': 1, '-d': 1, 'by hand': 1},
+    ),
+    'vanish': (
+        r'error: process {} of 2 \(.*\) does not answer',
+        {'torchrun': 1, '-d': 1, 'by hand': 0},
+    ),
 }
 WITHOUT_STORE = r'error: process 1 of 2 \(.*\) has lost touch with process 0'  # which kept it
 TRACEBACKS = {'raise': 1}
@@ -202,27 +291,52 @@ def faults(n: int, folder: Path) -> Result:
     trials = itertools.product(LAUNCHERS, (1, 0), FAULTS)
     for launcher, process, kind in itertools.islice(trials, n or None):
         fault = f'{kind}:{process}:30'
-        arguments = (*in_own_folder(project, f'{launcher}-{fault}'), '--set', 'distributed.timeout_s=5')
+        arguments = (
+            *in_own_folder(project, f'{launcher}-{fault}'),
+            '--set',
+            'distributed.timeout_s=5',
+        )
         codes, said = finish(launch(project, launcher, *arguments, FAULT=fault))
         took_s = time.time() - (project / f'wrong-{fault}').stat().st_mtime
         longest_s[kind] = max(longest_s.get(kind, 0), took_s)
         pattern, expected = FAULTS[kind]
-        pattern = WITHOUT_STORE if launcher == 'by hand' and process == 0 and kind in ('kill', 'vanish') else pattern.format(process)
+        pattern = (
+            WITHOUT_STORE
+            if launcher == 'by hand' and process == 0 and kind in ('kill', 'vanish')
+            else pattern.format(process)
+        )
         code = codes[process] if launcher == 'by hand' else codes[0]
-        ours = said.partition('SignalException')[0].partition('in _run_module_as_main')[0]  # less torchrun's own last words
+        ours = said.partition('SignalException')[0].partition('in _run_module_as_main')[
+            0
+        ]  # less torchrun's own last words
         n_tracebacks = ours.count('Traceback') - ('_run_module' in said)
-        is_good = (('in hang' in said) == (kind == 'hang') and code == expected[launcher] and re.search(pattern, said)
-                   and n_tracebacks <= TRACEBACKS.get(kind, 0) and took_s < 20 and 'forcefully' not in said and said.count('error: ') == 1)
-        outcomes[f'{launcher}, {fault}'] = 'named' if is_good else f'exit codes {codes} after {took_s:.1f} s: {said}'
+        is_good = (
+            ('in hang' in said) == (kind == 'hang')
+            and code == expected[launcher]
+            and re.search(pattern, said)
+            and n_tracebacks <= TRACEBACKS.get(kind, 0)
+            and took_s < 20
+            and 'forcefully' not in said
+            and said.count('error: ') == 1
+        )
+        outcomes[f'{launcher}, {fault}'] = (
+            'named' if is_good else f'exit codes {codes} after {took_s:.1f} s: {said}'
+        )
     times = ', '.join(f'{kind} {seconds:.1f}' for kind, seconds in longest_s.items())
     return tally(outcomes, {'named'})._replace(note=f'seconds to the end, at most: {times}')
 
 
 # (launcher, what is sent, exit codes)
 STOPS = [
-    ('torchrun', 'SIGTERM', [1]), ('-d', 'SIGTERM', [143]), ('by hand', 'self-SIGTERM', [143, 143]), ('torchrun', 'group-SIGINT', [1]),
-    ('-d', 'group-SIGINT', [130]), ('by hand', 'self-SIGINT', [130, 130]), ('-d', 'SIGUSR1', [143]),
-    ('torchrun', 'SIGKILL', [-9]), ('-d', 'SIGKILL', [-9]),
+    ('torchrun', 'SIGTERM', [1]),
+    ('-d', 'SIGTERM', [143]),
+    ('by hand', 'self-SIGTERM', [143, 143]),
+    ('torchrun', 'group-SIGINT', [1]),
+    ('-d', 'group-SIGINT', [130]),
+    ('by hand', 'self-SIGINT', [130, 130]),
+    ('-d', 'SIGUSR1', [143]),
+    ('torchrun', 'SIGKILL', [-9]),
+    ('-d', 'SIGKILL', [-9]),
 ]
 
 
@@ -231,20 +345,41 @@ def stops(n: int, folder: Path) -> Result:
     project, outcomes = make_project(folder / 'project'), {}
     train(project, *in_own_folder(project, 'whole'))
     expected = outcome(run_folder(project, 'whole'))
-    for launcher, sent, expected_codes in STOPS[:n or None]:
+    for launcher, sent, expected_codes in STOPS[: n or None]:
         name = f'{launcher}-{sent}'
-        codes, said = finish(launch(project, launcher, *in_own_folder(project, name), FAULT=f'{sent}:1:36', PACE_S=0.02))
-        took_s, run = time.time() - (project / f'wrong-{sent}:1:36').stat().st_mtime, run_folder(project, name)
+        codes, said = finish(
+            launch(
+                project, launcher, *in_own_folder(project, name), FAULT=f'{sent}:1:36', PACE_S=0.02
+            )
+        )
+        took_s, run = (
+            time.time() - (project / f'wrong-{sent}:1:36').stat().st_mtime,
+            run_folder(project, name),
+        )
         step = checkpoint.load(run / checkpoint.LAST)['step']
         train(project, '-r', run)
-        is_good = (codes == expected_codes and said.count('Stopped by SIG') == 1 >= said.count('saving after this step')
-                   and f'after {step} steps' in said and step < expected['step'] and took_s < 15 and 'error: ' not in said)
+        is_good = (
+            codes == expected_codes
+            and said.count('Stopped by SIG') == 1 >= said.count('saving after this step')
+            and f'after {step} steps' in said
+            and step < expected['step']
+            and took_s < 15
+            and 'error: ' not in said
+        )
         different = first_difference(expected, outcome(run))
-        outcomes[f'{name} at step {step}, {took_s:.1f} s'] = 'equal' if is_good and not different else f'{different} {codes}: {said}'
+        outcomes[f'{name} at step {step}, {took_s:.1f} s'] = (
+            'equal' if is_good and not different else f'{different} {codes}: {said}'
+        )
     return tally(outcomes, {'equal'})
 
 
-CAMPAIGNS = {'kills': (kills, 10), 'restarts': (restarts, 10), 'ends': (ends, 20), 'faults': (faults, 0), 'stops': (stops, 0)}
+CAMPAIGNS = {
+    'kills': (kills, 10),
+    'restarts': (restarts, 10),
+    'ends': (ends, 20),
+    'faults': (faults, 0),
+    'stops': (stops, 0),
+}
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ are for the first, the second, ... attempt of a job that torchrun starts again. 
 which is sent to the launcher, with 'group-' before it to the launcher's process group, as Ctrl-C is, with 'self-' to the process
 itself. The file wrong-FAULT tells when it was.
 """
+
 import os
 import signal
 import sys
@@ -22,7 +23,10 @@ from base import BaseDataLoader, BaseModel
 N_SAMPLES = 52
 PACE_S = float(os.environ.get('PACE_S', 0))  # how long a sample takes to read
 ATTEMPT = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
-KIND, PROCESS, AT_READ = [*filter(None, os.environ.get('FAULT', '').split(',')), *['none:-1:0'] * 9][ATTEMPT].split(':')
+KIND, PROCESS, AT_READ = [
+    *filter(None, os.environ.get('FAULT', '').split(',')),
+    *['none:-1:0'] * 9,
+][ATTEMPT].split(':')
 
 
 def read_something_broken():
@@ -38,8 +42,14 @@ def hang():
         time.sleep(60)
 
 
-FAULTS = {'raise': read_something_broken, 'refuse': read_something_useless, 'hang': hang, 'exit': lambda: sys.exit(0),
-          'vanish': lambda: os._exit(0), 'kill': lambda: os.kill(os.getpid(), signal.SIGKILL)}
+FAULTS = {
+    'raise': read_something_broken,
+    'refuse': read_something_useless,
+    'hang': hang,
+    'exit': lambda: sys.exit(0),
+    'vanish': lambda: os._exit(0),
+    'kill': lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
 
 
 class NoisyPoints(Dataset):
@@ -77,7 +87,9 @@ class Points(BaseDataLoader):
     """40 points to train on, five batches of 8, and 12 to validate; each of two processes reads 26 samples an epoch."""
 
     def __init__(self, batch_size: int = 8):
-        super().__init__(NoisyPoints(), batch_size, shuffle=True, validation_split=12, num_workers=0)
+        super().__init__(
+            NoisyPoints(), batch_size, shuffle=True, validation_split=12, num_workers=0
+        )
 
 
 class Net(BaseModel):
@@ -85,7 +97,13 @@ class Net(BaseModel):
 
     def __init__(self, width: int = 8):
         super().__init__()
-        self.hidden, self.norm, self.out = nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2)
+        self.hidden, self.norm, self.out = (
+            nn.Linear(4, width),
+            nn.BatchNorm1d(width),
+            nn.Linear(width, 2),
+        )
 
     def forward(self, x):
-        return F.log_softmax(self.out(F.dropout(F.relu(self.norm(self.hidden(x))), 0.2, self.training)), dim=1)
+        return F.log_softmax(
+            self.out(F.dropout(F.relu(self.norm(self.hidden(x))), 0.2, self.training)), dim=1
+        )

@@ -1,4 +1,5 @@
 """Laws of checkpoint files: written whole or not at all, verified, plain data, the right one found, the right ones kept."""
+
 import hashlib
 import logging
 import os
@@ -20,7 +21,9 @@ from tests import faults
 from tests.faults import forked, same, small_state
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks of faults.py start no thread
+pytestmark = pytest.mark.filterwarnings(
+    'ignore:This process .* is multi-threaded'
+)  # the forks of faults.py start no thread
 
 
 @pytest.fixture
@@ -29,7 +32,9 @@ def run(tmp_path):
     folder = tmp_path / 'models' / 'name' / '20261121_120000'
     folder.mkdir(parents=True)
     for epoch in (1, 2, 3):
-        names = ['checkpoint-last.pth', f'checkpoint-epoch{epoch}.pth'] + ['model_best.pth'] * (epoch == 2)
+        names = ['checkpoint-last.pth', f'checkpoint-epoch{epoch}.pth'] + ['model_best.pth'] * (
+            epoch == 2
+        )
         checkpoint.save(small_state(epoch), *(folder / name for name in names))
     return folder
 
@@ -47,20 +52,32 @@ def files(folder):
 
 # Content
 
+
 def test_a_saved_state_comes_back_equal(tmp_path):
     checkpoint.save(small_state(), tmp_path / 'a.pth')
     assert same(checkpoint.load(tmp_path / 'a.pth'), small_state())
 
 
-@pytest.mark.parametrize('make', [
-    lambda: torch.optim.lr_scheduler.MultiStepLR, lambda: torch.optim.lr_scheduler.OneCycleLR,
-    lambda: torch.optim.lr_scheduler.ReduceLROnPlateau, lambda: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: torch.optim.lr_scheduler.MultiStepLR,
+        lambda: torch.optim.lr_scheduler.OneCycleLR,
+        lambda: torch.optim.lr_scheduler.ReduceLROnPlateau,
+        lambda: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts,
+    ],
+)
 def test_a_schedulers_state_comes_back_equal(tmp_path, make):
-    arguments = {'MultiStepLR': {'milestones': [2, 2, 5]}, 'OneCycleLR': {'max_lr': 1.0, 'total_steps': 9},
-                 'CosineAnnealingWarmRestarts': {'T_0': 3}}
+    arguments = {
+        'MultiStepLR': {'milestones': [2, 2, 5]},
+        'OneCycleLR': {'max_lr': 1.0, 'total_steps': 9},
+        'CosineAnnealingWarmRestarts': {'T_0': 3},
+    }
     optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
     scheduler = make()(optimizer, **arguments.get(make().__name__, {}))
-    checkpoint.save({'state_dict': {}, 'parts': {'scheduler': scheduler.state_dict()}}, tmp_path / 'a.pth')
+    checkpoint.save(
+        {'state_dict': {}, 'parts': {'scheduler': scheduler.state_dict()}}, tmp_path / 'a.pth'
+    )
     assert same(checkpoint.load(tmp_path / 'a.pth')['parts']['scheduler'], scheduler.state_dict())
 
 
@@ -68,18 +85,37 @@ class HasConfig:
     config = {'name': 'x', 'at': Path('a/b')}
 
 
-@pytest.mark.parametrize('value, plain', [
-    (np.float64(0.5), 0.5), (np.int64(3), 3), (np.bool_(True), True), (np.str_('x'), 'x'), (Path('a/b'), 'a/b'),
-    (OrderedDict(a=np.float32(1)), {'a': 1.0}), (HasConfig(), {'name': 'x', 'at': 'a/b'}), ({1: (2, [3])}, {1: (2, [3])}),
-    ({1, 2}, {1, 2}), (Counter('aab'), Counter('aab')), (torch.float16, torch.float16), (torch.Size([2]), torch.Size([2])),
-    (2**300, 2**300), (1 + 2j, 1 + 2j), (None, None), ({np.int64(1): 2}, {1: 2})])
+@pytest.mark.parametrize(
+    'value, plain',
+    [
+        (np.float64(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.bool_(True), True),
+        (np.str_('x'), 'x'),
+        (Path('a/b'), 'a/b'),
+        (OrderedDict(a=np.float32(1)), {'a': 1.0}),
+        (HasConfig(), {'name': 'x', 'at': 'a/b'}),
+        ({1: (2, [3])}, {1: (2, [3])}),
+        ({1, 2}, {1, 2}),
+        (Counter('aab'), Counter('aab')),
+        (torch.float16, torch.float16),
+        (torch.Size([2]), torch.Size([2])),
+        (2**300, 2**300),
+        (1 + 2j, 1 + 2j),
+        (None, None),
+        ({np.int64(1): 2}, {1: 2}),
+    ],
+)
 def test_plain_values(value, plain):
     result = checkpoint.to_plain(value)
     assert result == plain and type(result) is type(plain)
 
 
 def test_arrays_become_tensors_and_parts_of_tensors_leave_the_rest_behind():
-    assert torch.equal(checkpoint.to_plain(np.arange(6, dtype='u4')[::-2]), torch.tensor([5, 3, 1], dtype=torch.uint32))
+    assert torch.equal(
+        checkpoint.to_plain(np.arange(6, dtype='u4')[::-2]),
+        torch.tensor([5, 3, 1], dtype=torch.uint32),
+    )
     part = checkpoint.to_plain(torch.arange(1000)[:3])
     assert part.untyped_storage().nbytes() == 24
     assert not checkpoint.to_plain(torch.nn.Parameter(torch.ones(1))).requires_grad
@@ -91,19 +127,42 @@ def itself():
     return value
 
 
-@pytest.mark.parametrize('value', [
-    object(), print, b'x', np.datetime64('2026-01-01'), np.array([None]), frozenset(), np.longdouble(1), torch.eye(2).to_mkldnn(),
-    itself()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    'value',
+    [
+        object(),
+        print,
+        b'x',
+        np.datetime64('2026-01-01'),
+        np.array([None]),
+        frozenset(),
+        np.longdouble(1),
+        torch.eye(2).to_mkldnn(),
+        itself(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_is_not_plain_is_named_with_its_place(value, tmp_path):
     with pytest.raises(CheckpointError, match=r'optimizer\.state\.0'):
         checkpoint.save({'state_dict': {}, 'optimizer': {'state': {0: value}}}, tmp_path / 'a.pth')
     assert not files(tmp_path)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'state_dict': None}, 'state_dict'), ({'state_dict': {'a': 1}}, "'a' is a int"), ({'epoch': 'three'}, "'epoch' is a str"),
-    ({'epoch': True}, "'epoch' is a bool"), ({'optimizer': [1]}, "'optimizer' is a list"), ({'config': 'x'}, "'config'"),
-    ({'format': 2}, 'format 2'), ({'history': {}}, "'history'"), ({'epoch': -1}, "'epoch'"), ({'history': [1]}, "'history'")])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'state_dict': None}, 'state_dict'),
+        ({'state_dict': {'a': 1}}, "'a' is a int"),
+        ({'epoch': 'three'}, "'epoch' is a str"),
+        ({'epoch': True}, "'epoch' is a bool"),
+        ({'optimizer': [1]}, "'optimizer' is a list"),
+        ({'config': 'x'}, "'config'"),
+        ({'format': 2}, 'format 2'),
+        ({'history': {}}, "'history'"),
+        ({'epoch': -1}, "'epoch'"),
+        ({'history': [1]}, "'history'"),
+    ],
+)
 def test_content_of_another_shape_is_refused(tmp_path, change, message):
     torch.save(small_state() | change, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=message):
@@ -111,11 +170,17 @@ def test_content_of_another_shape_is_refused(tmp_path, change, message):
 
 
 def test_names_of_tensors_that_are_not_finite():
-    tensors = {'a': torch.tensor([1.0, float('nan')]), 'b': torch.ones(2), 'c': torch.tensor(float('inf')), 'd': 3}
+    tensors = {
+        'a': torch.tensor([1.0, float('nan')]),
+        'b': torch.ones(2),
+        'c': torch.tensor(float('inf')),
+        'd': 3,
+    }
     assert checkpoint.non_finite(tensors) == ['a', 'c']
 
 
 # Damage
+
 
 def test_flipped_bits_are_noticed(tmp_path):
     assert_held(faults.flips(150, tmp_path))
@@ -148,14 +213,22 @@ def assert_held(result):
 def test_the_sha256_beside_a_file_is_what_the_usual_tool_reads(tmp_path):
     path = tmp_path / 'a.pth'
     checkpoint.save(small_state(), path)
-    assert (tmp_path / 'a.pth.sha256').read_text() == f'{hashlib.sha256(path.read_bytes()).hexdigest()}  a.pth\n'
+    assert (
+        tmp_path / 'a.pth.sha256'
+    ).read_text() == f'{hashlib.sha256(path.read_bytes()).hexdigest()}  a.pth\n'
 
 
 def test_a_file_for_which_torch_would_return_uninitialized_memory_is_refused(tmp_path):
     checkpoint.save(small_state(), tmp_path / 'a.pth')
-    with zipfile.ZipFile(tmp_path / 'a.pth') as before, zipfile.ZipFile(tmp_path / 'b.pth', 'w') as after:
+    with (
+        zipfile.ZipFile(tmp_path / 'a.pth') as before,
+        zipfile.ZipFile(tmp_path / 'b.pth', 'w') as after,
+    ):
         for info in before.infolist():
-            content, info.external_attr = before.read(info), 0x10 * info.filename.endswith('/data/0')
+            content, info.external_attr = (
+                before.read(info),
+                0x10 * info.filename.endswith('/data/0'),
+            )
             after.writestr(info, content)
     with pytest.raises(CheckpointError, match='marked as a folder'):
         checkpoint.load(tmp_path / 'b.pth')
@@ -163,7 +236,10 @@ def test_a_file_for_which_torch_would_return_uninitialized_memory_is_refused(tmp
 
 def test_compressed_records_are_refused_before_they_are_inflated(tmp_path):
     torch.save({'state_dict': {'a': torch.zeros(10**6)}}, tmp_path / 'a.pth')
-    with zipfile.ZipFile(tmp_path / 'a.pth') as before, zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as after:
+    with (
+        zipfile.ZipFile(tmp_path / 'a.pth') as before,
+        zipfile.ZipFile(tmp_path / 'b.pth', 'w', zipfile.ZIP_DEFLATED) as after,
+    ):
         for name in before.namelist():
             after.writestr(name, before.read(name))
     with pytest.raises(CheckpointError, match='compressed'):
@@ -172,7 +248,10 @@ def test_compressed_records_are_refused_before_they_are_inflated(tmp_path):
 
 def test_records_that_share_their_bytes_are_refused(tmp_path):
     torch.save({'state_dict': {'a': torch.zeros(9), 'b': torch.zeros(9)}}, tmp_path / 'a.pth')
-    with zipfile.ZipFile(tmp_path / 'a.pth') as before, zipfile.ZipFile(tmp_path / 'b.pth', 'w') as after:
+    with (
+        zipfile.ZipFile(tmp_path / 'a.pth') as before,
+        zipfile.ZipFile(tmp_path / 'b.pth', 'w') as after,
+    ):
         for info in before.infolist():
             after.writestr(zipfile.ZipInfo(info.filename), before.read(info))
         first, second = (after.getinfo(f'a/data/{key}') for key in '01')
@@ -181,7 +260,9 @@ def test_records_that_share_their_bytes_are_refused(tmp_path):
         checkpoint.load(tmp_path / 'b.pth')
 
 
-@pytest.mark.parametrize('content', [b'', b'PK\3\4', b'{"epoch": 1}', b'\x80\x02}.', b'PK\5\6' + bytes(18), bytes(1000)])
+@pytest.mark.parametrize(
+    'content', [b'', b'PK\3\4', b'{"epoch": 1}', b'\x80\x02}.', b'PK\5\6' + bytes(18), bytes(1000)]
+)
 def test_what_is_no_checkpoint_is_one_error_that_names_the_file(tmp_path, content):
     (tmp_path / 'a.pth').write_bytes(content)
     with pytest.raises(CheckpointError, match='a.pth is no checkpoint'):
@@ -196,18 +277,25 @@ def test_a_folder_or_nothing_is_one_error(tmp_path):
 
 # Disks that do not take it
 
+
 def test_when_the_disk_is_full_the_previous_generation_stays(run):
     before = files(run)
 
     def trial():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # as a full disk: a write ends half-way
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (5000, 5000)
+        )  # as a full disk: a write ends half-way
         try:
             checkpoint.save(small_state(4), run / 'checkpoint-last.pth', run / 'model_best.pth')
         except CheckpointError as error:
             return str(error)
 
     message = forked({'full': trial})['full']
-    assert 'checkpoint-last.pth could not be written' in message and 'bytes; ' in message and 'are free' in message
+    assert (
+        'checkpoint-last.pth could not be written' in message
+        and 'bytes; ' in message
+        and 'are free' in message
+    )
     assert files(run) == before
 
 
@@ -219,7 +307,9 @@ def test_in_a_folder_that_has_vanished_it_is_one_error(run):
 
 @pytest.mark.parametrize('function', ['fsync', 'replace', 'unlink', 'open'])
 @pytest.mark.parametrize('failing', range(1, 8))
-def test_whichever_call_fails_every_file_is_whole_and_nothing_is_left_over(run, monkeypatch, function, failing):
+def test_whichever_call_fails_every_file_is_whole_and_nothing_is_left_over(
+    run, monkeypatch, function, failing
+):
     real, calls = getattr(os, function), []
 
     def fails_once(*args, **kwargs):
@@ -234,10 +324,15 @@ def test_whichever_call_fails_every_file_is_whole_and_nothing_is_left_over(run, 
     except CheckpointError as error:
         assert 'Read-only' in str(error)
     else:
-        assert len(calls) < failing or function == 'unlink'  # not being able to remove left-overs is no reason to stop
+        assert (
+            len(calls) < failing or function == 'unlink'
+        )  # not being able to remove left-overs is no reason to stop
     monkeypatch.undo()
     states = [checkpoint.load(path) for path in run.glob('*.pth')]
-    assert all(any(same(state, small_state(epoch)) for epoch in (1, 2, 3, 4)) for state in states) and len(states) >= 5
+    assert (
+        all(any(same(state, small_state(epoch)) for epoch in (1, 2, 3, 4)) for state in states)
+        and len(states) >= 5
+    )
     assert not [path for path in run.iterdir() if path.suffix == '.tmp'] or function == 'unlink'
 
 
@@ -268,12 +363,19 @@ def test_a_file_can_be_read_while_it_is_saved_again_and_again(tmp_path):
 
 # Choosing
 
+
 def test_a_run_folder_means_its_newest(run, monkeypatch):
-    assert checkpoint.find(str(run)) == checkpoint.find(str(run / 'last')) == run / 'checkpoint-last.pth'
+    assert (
+        checkpoint.find(str(run))
+        == checkpoint.find(str(run / 'last'))
+        == run / 'checkpoint-last.pth'
+    )
     assert checkpoint.find(str(run / 'best')) == run / 'model_best.pth'
     assert checkpoint.find(str(run / 'checkpoint-epoch1.pth')) == run / 'checkpoint-epoch1.pth'
     monkeypatch.chdir('/')
-    assert checkpoint.find('models/name/20261121_120000/best', run.parents[2]).samefile(run / 'model_best.pth')
+    assert checkpoint.find('models/name/20261121_120000/best', run.parents[2]).samefile(
+        run / 'model_best.pth'
+    )
 
 
 def test_epochs_are_counted_not_spelled(tmp_path):
@@ -287,7 +389,10 @@ def test_a_damaged_newest_falls_back_with_one_warning_that_names_both(run, caplo
     flip(run / 'checkpoint-epoch3.pth')
     assert checkpoint.find(str(run)) == run / 'checkpoint-epoch2.pth'
     assert len(caplog.records) == 1 and caplog.records[0].levelno == logging.WARNING
-    assert all(name in caplog.text for name in ('checkpoint-last.pth', 'checkpoint-epoch3.pth', 'checkpoint-epoch2.pth'))
+    assert all(
+        name in caplog.text
+        for name in ('checkpoint-last.pth', 'checkpoint-epoch3.pth', 'checkpoint-epoch2.pth')
+    )
 
 
 def test_when_all_are_damaged_or_none_is_there_it_is_one_error(run):
@@ -316,10 +421,17 @@ def test_the_newest_run_is_the_one_begun_last(tmp_path):
 
 # Keeping
 
+
 def test_prune_keeps_the_newest_and_the_best(run):
     checkpoint.prune(run, keep=1)
-    assert {path.name for path in run.glob('*.pth')} == {'checkpoint-last.pth', 'checkpoint-epoch3.pth', 'model_best.pth'}
-    assert {path.name.removesuffix('.sha256') for path in run.glob('*.sha256')} == {path.name for path in run.glob('*.pth')}
+    assert {path.name for path in run.glob('*.pth')} == {
+        'checkpoint-last.pth',
+        'checkpoint-epoch3.pth',
+        'model_best.pth',
+    }
+    assert {path.name.removesuffix('.sha256') for path in run.glob('*.sha256')} == {
+        path.name for path in run.glob('*.pth')
+    }
 
 
 def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
@@ -333,12 +445,27 @@ def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
 
 # Converting
 
+
 def test_convert_checkpoint_writes_todays_format_and_overwrites_nothing(tmp_path):
     (tmp_path / 'old.pth').write_bytes(faults.sample_files(small_state())['old legacy'])
-    command = [sys.executable, '-m', 'tools.convert_checkpoint', tmp_path / 'old.pth', tmp_path / 'new.pth']
+    command = [
+        sys.executable,
+        '-m',
+        'tools.convert_checkpoint',
+        tmp_path / 'old.pth',
+        tmp_path / 'new.pth',
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     new = checkpoint.load(tmp_path / 'new.pth')
-    assert new['format'] == 1 and new['config'] == {'name': 'old'} and same(new['state_dict'], small_state()['state_dict'])
+    assert (
+        new['format'] == 1
+        and new['config'] == {'name': 'old'}
+        and same(new['state_dict'], small_state()['state_dict'])
+    )
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 2 and 'there already' in again.stderr and 'Traceback' not in again.stderr
+    assert (
+        again.returncode == 2
+        and 'there already' in again.stderr
+        and 'Traceback' not in again.stderr
+    )

@@ -43,7 +43,10 @@ def report(config: dict) -> str:
     ('change', 'expected'),
     [
         # keys
-        ({'trainer__earlystopp': 3}, "trainer.earlystopp: unknown key (did you mean 'early_stop'?)"),
+        (
+            {'trainer__earlystopp': 3},
+            "trainer.earlystopp: unknown key (did you mean 'early_stop'?)",
+        ),
         ({'lr_schedular': {}}, "lr_schedular: unknown key (did you mean 'lr_scheduler'?)"),
         ({'optimizer__arg': {}}, "optimizer.arg: unknown key (did you mean 'args'?)"),
         ({'trainer__epochs': ...}, 'trainer.epochs: is missing'),
@@ -68,7 +71,10 @@ def report(config: dict) -> str:
         ({'name': 'a/b'}, 'name: expected a plain folder name'),
         ({'name': ''}, 'name: expected a plain folder name'),
         # classes and their arguments
-        ({'arch__type': 'MnistModl'}, 'arch.type: no model is called "MnistModl" (did you mean \'MnistModel\'?)'),
+        (
+            {'arch__type': 'MnistModl'},
+            'arch.type: no model is called "MnistModl" (did you mean \'MnistModel\'?)',
+        ),
         ({'arch__type': 'BaseModel'}, 'is abstract'),
         ({'arch__args': {'n': 1}}, "arch.args.n: MnistModel has no 'n'"),
         (
@@ -76,29 +82,55 @@ def report(config: dict) -> str:
             "optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean 'lr'?)",
         ),
         ({'optimizer__args': {'lr': 'abc'}}, 'optimizer.args.lr: expected a number, got "abc"'),
-        ({'optimizer__args': {'lr': -1}}, 'optimizer.args.lr: Adam refuses: Invalid learning rate: -1'),
+        (
+            {'optimizer__args': {'lr': -1}},
+            'optimizer.args.lr: Adam refuses: Invalid learning rate: -1',
+        ),
         ({'optimizer__args': {'betas': [0.9]}}, 'optimizer.args.betas: Adam refuses'),
         ({'optimizer__args': {'params': []}}, 'optimizer.args.params: is given by the code'),
-        ({'optimizer__type': 'Adan'}, 'optimizer.type: no optimizer is called "Adan" (did you mean \'Adam\'?)'),
-        ({'data_loader__args__batch_size': ...}, 'data_loader.args.batch_size: is missing: DigitsDataLoader needs it'),
-        ({'data_loader__args__shuffle': 1}, 'data_loader.args.shuffle: expected true or false, got 1'),
+        (
+            {'optimizer__type': 'Adan'},
+            'optimizer.type: no optimizer is called "Adan" (did you mean \'Adam\'?)',
+        ),
+        (
+            {'data_loader__args__batch_size': ...},
+            'data_loader.args.batch_size: is missing: DigitsDataLoader needs it',
+        ),
+        (
+            {'data_loader__args__shuffle': 1},
+            'data_loader.args.shuffle: expected true or false, got 1',
+        ),
         ({'lr_scheduler__args': {}}, 'lr_scheduler.args.step_size: is missing: StepLR needs it'),
         ({'lr_scheduler__args': {'step_size': 0}}, 'lr_scheduler.args.step_size: StepLR refuses'),
-        ({'lr_scheduler__interval': 'batch'}, 'lr_scheduler.interval: expected "epoch" or "step", got "batch"'),
+        (
+            {'lr_scheduler__interval': 'batch'},
+            'lr_scheduler.interval: expected "epoch" or "step", got "batch"',
+        ),
         ({'loss': 'nl_loss'}, 'loss: no loss is called "nl_loss" (did you mean \'nll_loss\'?)'),
         (
             {'loss': {'type': 'CrossEntropyLoss', 'args': {'smoothing': 1}}},
             "CrossEntropyLoss has no 'smoothing' (did you mean 'label_smoothing'?)",
         ),
-        ({'metrics': [{'type': 'top_k_acc', 'args': {'kk': 1}}]}, "metrics.0.args.kk: top_k_acc has no 'kk' (did you mean 'k'?)"),
+        (
+            {'metrics': [{'type': 'top_k_acc', 'args': {'kk': 1}}]},
+            "metrics.0.args.kk: top_k_acc has no 'kk' (did you mean 'k'?)",
+        ),
         ({'metrics': [{'typ': 'accuracy'}]}, "metrics.0.typ: unknown key (did you mean 'type'?)"),
         ({'metrics': [{'args': {}}]}, 'metrics.0.type: is missing'),
         (
-            {'lr_scheduler': {'type': 'ChainedScheduler', 'args': {'schedulers': [{'type': 'StepLR', 'args': {'step': 1}}]}}},
+            {
+                'lr_scheduler': {
+                    'type': 'ChainedScheduler',
+                    'args': {'schedulers': [{'type': 'StepLR', 'args': {'step': 1}}]},
+                }
+            },
             "lr_scheduler.args.schedulers.0.args.step: StepLR has no 'step' (did you mean 'step_size'?)",
         ),
         # several keys together
-        ({'trainer__monitor': 'min val_los'}, "no epoch reports 'val_los' (did you mean 'val_loss'?)"),
+        (
+            {'trainer__monitor': 'min val_los'},
+            "no epoch reports 'val_los' (did you mean 'val_loss'?)",
+        ),
         ({'trainer__monitor': 'max f1'}, "no epoch reports 'f1'"),
         ({'trainer__monitor': 'maximal loss'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
         ({'trainer__monitor': 'min'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
@@ -111,17 +143,27 @@ def report(config: dict) -> str:
             {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}}, 'trainer__monitor': 'off'},
             'ReduceLROnPlateau needs a trainer.monitor',
         ),
-        ({'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}, 'interval': 'step'}}, 'waits for the value of an epoch'),
+        (
+            {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}, 'interval': 'step'}},
+            'waits for the value of an epoch',
+        ),
         (
             {
-                'lr_scheduler': {'type': 'CosineAnnealingLR', 'args': {'T_max': 500}, 'interval': 'step'},
+                'lr_scheduler': {
+                    'type': 'CosineAnnealingLR',
+                    'args': {'T_max': 500},
+                    'interval': 'step',
+                },
                 'trainer__epochs': 40,
                 'trainer__len_epoch': 10,
             },
             '500 steps are not reached: the run has 400',
         ),
         (
-            {'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 30}}, 'trainer__epochs': 40},
+            {
+                'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 30}},
+                'trainer__epochs': 40,
+            },
             'OneCycleLR ends after 30 epochs, and the run has 40',
         ),
     ],
@@ -135,7 +177,12 @@ def test_one_mistake_is_one_line(change, expected):
     'change',
     [
         {},
-        {'my_section': {'anything': [1, {'type': 3}]}, 'arch_g': {'type': 'Generator'}, 'optimizer_d': 3, 'vocabulary': None},
+        {
+            'my_section': {'anything': [1, {'type': 3}]},
+            'arch_g': {'type': 'Generator'},
+            'optimizer_d': 3,
+            'vocabulary': None,
+        },
         {'trainer__early_stop': 0, 'n_gpu': 0, 'seed': 0},
         {'trainer__monitor': 'off', 'data_loader__args__validation_split': 0},
         {'trainer__monitor': 'max accuracy', 'data_loader__args__validation_split': 0.0},
@@ -147,7 +194,11 @@ def test_one_mistake_is_one_line(change, expected):
             'trainer__monitor': 'max val_MulticlassAccuracy',
         },
         {
-            'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 0.1, 'total_steps': 400}, 'interval': 'step'},
+            'lr_scheduler': {
+                'type': 'OneCycleLR',
+                'args': {'max_lr': 0.1, 'total_steps': 400},
+                'interval': 'step',
+            },
             'trainer__epochs': 40,
             'trainer__len_epoch': 10,
         },
@@ -164,14 +215,18 @@ def test_a_null_section_is_an_absent_one():
 
 
 def test_a_config_of_the_old_template_passes():
-    old = changed(seed=..., data_loader__type='MnistDataLoader', data_loader__args__data_dir='data/')
+    old = changed(
+        seed=..., data_loader__type='MnistDataLoader', data_loader__args__data_dir='data/'
+    )
     assert report(old) == ''
     old['trainer']['tensorboardX'] = old['trainer'].pop('tensorboard')
     assert report(old) == ''
 
 
 def test_what_is_legal_but_odd_is_noted():
-    config = changed(lr_scheduler={'type': 'CosineAnnealingLR', 'args': {'T_max': 5000}}, trainer__zebra=3)
+    config = changed(
+        lr_scheduler={'type': 'CosineAnnealingLR', 'args': {'T_max': 5000}}, trainer__zebra=3
+    )
     notes = '\n'.join(check(Document(config), train))
     assert '5000 epochs are not reached' in notes and 'trainer.zebra: not a key of ours' in notes
 
@@ -194,7 +249,10 @@ def test_six_mistakes_are_six_lines_in_the_order_of_the_file():
     lines = str(caught.value).splitlines()
     numbers = [int(line.split(':')[1]) for line in lines]
     assert len(lines) == 6 and numbers == sorted(numbers)
-    assert all(text.splitlines()[number - 1].count(line.split(': ')[1].split('.')[-1]) for number, line in zip(numbers, lines))
+    assert all(
+        text.splitlines()[number - 1].count(line.split(': ')[1].split('.')[-1])
+        for number, line in zip(numbers, lines)
+    )
 
 
 def test_classes_with_kwargs_are_checked_as_far_as_they_can_be():
@@ -213,7 +271,11 @@ def test_the_printed_config_is_the_same_config():
     text = describe(document, train)
     again = parse(text, 'printed').values
     assert again['optimizer']['args']['lr'] == DEFAULT['optimizer']['args']['lr']
-    assert again['optimizer']['args']['betas'] == [0.9, 0.999] and '// default of Adam' in text and '// config.json:' in text
+    assert (
+        again['optimizer']['args']['betas'] == [0.9, 0.999]
+        and '// default of Adam' in text
+        and '// config.json:' in text
+    )
     assert report({key: value for key, value in again.items() if value is not None}) == ''
 
 

@@ -14,7 +14,12 @@ from parse_config import ROOT, ConfigParser, CustomArgs, claim
 
 
 def start(*arguments, cwd=ROOT):
-    return subprocess.run([sys.executable, str(ROOT / 'train.py'), *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'train.py'), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
 
 
 def runs():
@@ -48,18 +53,37 @@ def test_six_planted_errors_give_six_lines_and_no_folder(tmp_path):
     before = runs()
     done = start('-c', 'bad.json', cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ''
-    assert [line.partition(': ')[0] for line in done.stderr.splitlines()] == [f'bad.json:{n}' for n in (3, 6, 10, 12, 16, 17)]
-    assert "bad.json:10: optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean 'lr'?)" in done.stderr
+    assert [line.partition(': ')[0] for line in done.stderr.splitlines()] == [
+        f'bad.json:{n}' for n in (3, 6, 10, 12, 16, 17)
+    ]
+    assert (
+        "bad.json:10: optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean 'lr'?)"
+        in done.stderr
+    )
     assert done.stderr.count('did you mean') == 5
     assert runs() == before and os.listdir(tmp_path) == ['bad.json']
 
 
 def test_print_config_shows_where_each_value_comes_from(tmp_path):
-    (tmp_path / 'mine.json').write_text(json.dumps({'base': str(ROOT / 'config.json'), 'name': 'mine'}, indent=1))
+    (tmp_path / 'mine.json').write_text(
+        json.dumps({'base': str(ROOT / 'config.json'), 'name': 'mine'}, indent=1)
+    )
     before = runs()
-    done = start('-c', 'mine.json', '--print-config', '--set', 'trainer.epochs=7', '--lr', '0.5', cwd=tmp_path)
+    done = start(
+        '-c',
+        'mine.json',
+        '--print-config',
+        '--set',
+        'trainer.epochs=7',
+        '--lr',
+        '0.5',
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    lines = {line.split('//')[0].strip().rstrip(',').strip(): line.split('//')[-1].strip() for line in done.stdout.splitlines()}
+    lines = {
+        line.split('//')[0].strip().rstrip(',').strip(): line.split('//')[-1].strip()
+        for line in done.stdout.splitlines()
+    }
     assert lines['"name": "mine"'] == 'mine.json:3'
     assert lines['"epochs": 7'] == '--set'
     assert lines['"lr": 0.5'].startswith('--l')
@@ -103,42 +127,67 @@ def test_options_change_the_config(tmp_path, monkeypatch):
         CustomArgs(['--lr', '--learning_rate'], float, 'optimizer;args;lr'),
         CustomArgs(['--bs'], int, ('data_loader', 'args', 'batch_size')),
     ]
-    config = parsed(['-c', str(ROOT / 'config.json'), '--learning_rate', '0.25', '--bs', '8'], options)
-    assert config['optimizer']['args']['lr'] == 0.25 and config['data_loader']['args']['batch_size'] == 8
+    config = parsed(
+        ['-c', str(ROOT / 'config.json'), '--learning_rate', '0.25', '--bs', '8'], options
+    )
+    assert (
+        config['optimizer']['args']['lr'] == 0.25
+        and config['data_loader']['args']['batch_size'] == 8
+    )
     assert os.path.samefile(os.getcwd(), ROOT)
 
 
 def test_an_option_for_a_section_that_is_not_there_is_an_error(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
-        parsed(['-c', 'config.json', '--gan', '1'], [CustomArgs(['--gan'], float, 'optimizer_g;args;lr')])
-    assert "--gan: optimizer_g.args.lr: the config has no section 'optimizer_g' with such a key" in capsys.readouterr().err
+        parsed(
+            ['-c', 'config.json', '--gan', '1'],
+            [CustomArgs(['--gan'], float, 'optimizer_g;args;lr')],
+        )
+    assert (
+        "--gan: optimizer_g.args.lr: the config has no section 'optimizer_g' with such a key"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_nan_on_the_command_line_is_refused(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
-        parsed(['-c', 'config.json', '--lr', 'nan'], [CustomArgs(['--lr'], float, 'optimizer;args;lr')])
+        parsed(
+            ['-c', 'config.json', '--lr', 'nan'], [CustomArgs(['--lr'], float, 'optimizer;args;lr')]
+        )
     assert '--lr: optimizer.args.lr' in capsys.readouterr().err
 
 
 def test_the_config_is_found_from_the_project_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert parsed(['-c', 'config.json'])['name'] == json.loads((ROOT / 'config.json').read_text())['name']
+    assert (
+        parsed(['-c', 'config.json'])['name']
+        == json.loads((ROOT / 'config.json').read_text())['name']
+    )
 
 
 def test_building_a_config_touches_no_disk():
     before = runs()
     config = ConfigParser({'name': 'untouched', 'trainer': {'save_dir': 'saved/'}})
-    assert config.name == 'untouched' and config['name'] == 'untouched' and 'trainer' in config and config.get('x', 3) == 3
+    assert (
+        config.name == 'untouched'
+        and config['name'] == 'untouched'
+        and 'trainer' in config
+        and config.get('x', 3) == 3
+    )
     assert runs() == before
 
 
 def test_the_run_folder_is_claimed_when_asked_for(tmp_path):
     config = ConfigParser(
-        {'name': 'run', 'trainer': {'save_dir': str(tmp_path)}}, modification={'trainer;epochs': 4, 'seed': None}
+        {'name': 'run', 'trainer': {'save_dir': str(tmp_path)}},
+        modification={'trainer;epochs': 4, 'seed': None},
     )
-    assert config.save_dir.parent == tmp_path / 'models' / 'run' and config.log_dir == tmp_path / 'log' / 'run' / config.run_id
+    assert (
+        config.save_dir.parent == tmp_path / 'models' / 'run'
+        and config.log_dir == tmp_path / 'log' / 'run' / config.run_id
+    )
     assert (
         json.loads((config.save_dir / 'config.json').read_text())
         == config.config
@@ -147,7 +196,9 @@ def test_the_run_folder_is_claimed_when_asked_for(tmp_path):
     assert config.save_dir is config.save_dir and config.log_dir.is_dir()
 
 
-@pytest.mark.parametrize('name', ['../x', 'a/b', '', '.hidden', 'a\0', 'a\\b', None, 3, 'x' * 300, 'x\n'])
+@pytest.mark.parametrize(
+    'name', ['../x', 'a/b', '', '.hidden', 'a\0', 'a\\b', None, 3, 'x' * 300, 'x\n']
+)
 def test_names_that_leave_the_folder_are_refused(name):
     with pytest.raises(ConfigError):
         ConfigParser({'name': name})
@@ -164,7 +215,10 @@ def claim_after(barrier, folder):
 def test_simultaneous_starts_get_different_folders(tmp_path):
     context = multiprocessing.get_context('fork')
     barrier = context.Barrier(64)
-    starts = [context.Process(target=claim_after, args=(barrier, tmp_path / 'models' / 'run')) for _ in range(64)]
+    starts = [
+        context.Process(target=claim_after, args=(barrier, tmp_path / 'models' / 'run'))
+        for _ in range(64)
+    ]
     for each in starts:
         each.start()
     for each in starts:
@@ -177,7 +231,10 @@ def test_the_parser_call_of_early_2019_still_works(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['train.py', '-c', 'config.json'])
     parser = argparse.ArgumentParser()
     parser.add_argument('-c', '--config')
-    assert ConfigParser(parser)['name'] == ConfigParser(json.loads((ROOT / 'config.json').read_text())).name
+    assert (
+        ConfigParser(parser)['name']
+        == ConfigParser(json.loads((ROOT / 'config.json').read_text())).name
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
@@ -189,7 +246,10 @@ def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
     ):
         with pytest.raises(ConfigError, match='cannot be made'):
             _ = ConfigParser({'name': 'run', 'trainer': settings}).save_dir
-    first, second = (ConfigParser({'name': 'run', 'trainer': {'save_dir': str(tmp_path)}}, run_id='mine') for _ in range(2))
+    first, second = (
+        ConfigParser({'name': 'run', 'trainer': {'save_dir': str(tmp_path)}}, run_id='mine')
+        for _ in range(2)
+    )
     assert first.save_dir.name == 'mine'
     with pytest.raises(ConfigError, match='mine is there'):
         _ = second.save_dir
@@ -206,5 +266,8 @@ def test_strange_file_names_are_one_line(text, monkeypatch, capsys):
 def test_an_option_for_a_section_of_the_wrong_kind_is_an_error(tmp_path, capsys):
     (tmp_path / 'x.json').write_text('{"name": "x", "optimizer": 3}')
     with pytest.raises(SystemExit):
-        parsed(['-c', str(tmp_path / 'x.json'), '--lr', '1'], [CustomArgs(['--lr'], float, 'optimizer;args;lr')])
+        parsed(
+            ['-c', str(tmp_path / 'x.json'), '--lr', '1'],
+            [CustomArgs(['--lr'], float, 'optimizer;args;lr')],
+        )
     assert '--lr: optimizer.args.lr' in capsys.readouterr().err

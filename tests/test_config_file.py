@@ -27,7 +27,9 @@ def test_reads_what_json_reads():
 
 
 def test_comments_and_trailing_commas_are_accepted():
-    assert parse('{ // one\n "a": [1, /* two\n three */ 2,], "b": "// no /* comment */", }', 'x').values == {
+    assert parse(
+        '{ // one\n "a": [1, /* two\n three */ 2,], "b": "// no /* comment */", }', 'x'
+    ).values == {
         'a': [1, 2],
         'b': '// no /* comment */',
     }
@@ -35,7 +37,10 @@ def test_comments_and_trailing_commas_are_accepted():
 
 def test_every_value_knows_its_line():
     document = parse('{\n "a": {\n\n  "b": [1,\n 2]}\n}', 'x.json')
-    assert [document.origin(path) for path in [('a',), ('a', 'b'), ('a', 'b', 0), ('a', 'b', 1), ('a', 'missing')]] == [
+    assert [
+        document.origin(path)
+        for path in [('a',), ('a', 'b'), ('a', 'b', 0), ('a', 'b', 1), ('a', 'missing')]
+    ] == [
         'x.json:2',
         'x.json:4',
         'x.json:4',
@@ -90,7 +95,10 @@ def test_files_that_are_no_configs_are_refused(tmp_path):
 
 def test_base_merges_sections_and_keeps_their_origin(tmp_path):
     document = read(
-        tmp_path, a={'base': ['b.json', 'sub.json'], 'x': {'p': 1}}, b='{"x": {"p": 0,\n"q": 0}}', sub='{"x":\n{"r": [1]}}'
+        tmp_path,
+        a={'base': ['b.json', 'sub.json'], 'x': {'p': 1}},
+        b='{"x": {"p": 0,\n"q": 0}}',
+        sub='{"x":\n{"r": [1]}}',
     )
     assert document.values == {'x': {'p': 1, 'q': 0, 'r': [1]}}
     assert [document.origin(('x', key)) for key in 'pqr'] == ['a.json:1', 'b.json:2', 'sub.json:2']
@@ -98,30 +106,36 @@ def test_base_merges_sections_and_keeps_their_origin(tmp_path):
 
 def test_a_section_with_another_type_does_not_inherit_args(tmp_path):
     b = {'optimizer': {'type': 'Adam', 'args': {'amsgrad': True}}}
-    assert read(tmp_path, a={'base': 'b.json', 'optimizer': {'type': 'SGD', 'args': {'lr': 1}}}, b=b).values == {
-        'optimizer': {'type': 'SGD', 'args': {'lr': 1}}
-    }
-    assert read(tmp_path, a={'base': 'b.json', 'optimizer': {'type': 'Adam', 'args': {'lr': 1}}}, b=b).values == {
-        'optimizer': {'type': 'Adam', 'args': {'amsgrad': True, 'lr': 1}}
-    }
+    assert read(
+        tmp_path, a={'base': 'b.json', 'optimizer': {'type': 'SGD', 'args': {'lr': 1}}}, b=b
+    ).values == {'optimizer': {'type': 'SGD', 'args': {'lr': 1}}}
+    assert read(
+        tmp_path, a={'base': 'b.json', 'optimizer': {'type': 'Adam', 'args': {'lr': 1}}}, b=b
+    ).values == {'optimizer': {'type': 'Adam', 'args': {'amsgrad': True, 'lr': 1}}}
 
 
 def test_null_and_delete_remove_what_is_inherited(tmp_path):
     b = {'x': {'p': 1, 'q': 2}, 'y': {'z': 1}}
-    assert read(tmp_path, a={'base': 'b.json', 'x': {'p': None}, 'y': {'delete': True}}, b=b).values == {'x': {'q': 2}}
+    assert read(
+        tmp_path, a={'base': 'b.json', 'x': {'p': None}, 'y': {'delete': True}}, b=b
+    ).values == {'x': {'q': 2}}
     text = message(lambda: read(tmp_path, a={'base': 'b.json', 'yy': {'delete': True}}, b=b))
     assert text.startswith('a.json:1: yy: nothing here to delete')
     assert merge(Document({}), Document({'p': None})).values == {'p': None}
 
 
 def test_a_loop_of_bases_is_shown(tmp_path):
-    text = message(lambda: read(tmp_path, a='{"base":\n"b.json"}', b={'base': 'c.json'}, c={'base': 'a.json'}))
+    text = message(
+        lambda: read(tmp_path, a='{"base":\n"b.json"}', b={'base': 'c.json'}, c={'base': 'a.json'})
+    )
     assert text == 'c.json:1: base: a.json -> b.json -> c.json -> a.json is a loop'
 
 
 def test_many_bases_over_the_same_files_are_read_once(tmp_path):
     for i in range(25):
-        (tmp_path / f'{i}.json').write_text(json.dumps({'base': [f'{i + 1}.json'] * 2 if i < 24 else [], 'x': i}))
+        (tmp_path / f'{i}.json').write_text(
+            json.dumps({'base': [f'{i + 1}.json'] * 2 if i < 24 else [], 'x': i})
+        )
     assert read_config(tmp_path / '0.json', '0.json').values == {'x': 0}
 
 
@@ -132,7 +146,12 @@ def test_a_missing_base_names_the_line(tmp_path):
     assert 'expected the path' in message(lambda: read(tmp_path, a={'base': {'x': 1}}))
 
 
-CONFIG = {'optimizer': {'type': 'Adam', 'args': {'lr': 1}}, 'metrics': ['a', 'b'], 'trainer': {'epochs': 1}, 'own': {'x': 1}}
+CONFIG = {
+    'optimizer': {'type': 'Adam', 'args': {'lr': 1}},
+    'metrics': ['a', 'b'],
+    'trainer': {'epochs': 1},
+    'own': {'x': 1},
+}
 
 
 @pytest.mark.parametrize(
@@ -169,8 +188,14 @@ def test_set_null_removes():
 @pytest.mark.parametrize(
     ('assignment', 'expected'),
     [
-        ('trainer.epoch=3', "--set: trainer.epoch: the config has no such key (did you mean 'trainer.epochs'?)"),
-        ('own.zzz=3', "--set: own.zzz: the config has no such key (to add it, write 'own.zzz+=...')"),
+        (
+            'trainer.epoch=3',
+            "--set: trainer.epoch: the config has no such key (did you mean 'trainer.epochs'?)",
+        ),
+        (
+            'own.zzz=3',
+            "--set: own.zzz: the config has no such key (to add it, write 'own.zzz+=...')",
+        ),
         ('metrics.2=c', '--set: metrics.2: metrics is a list of 2'),
         ('metrics.x=c', '--set: metrics.x: metrics is a list of 2'),
         ('own.x+=3', "--set: own.x: is there already: write '=' to change it"),
@@ -185,4 +210,6 @@ def test_set_null_removes():
     ],
 )
 def test_a_set_that_cannot_be_meant_is_refused(assignment, expected):
-    assert expected in message(set_value, Document(json.loads(json.dumps(CONFIG))), assignment, is_known)
+    assert expected in message(
+        set_value, Document(json.loads(json.dumps(CONFIG))), assignment, is_known
+    )

@@ -22,12 +22,18 @@ def validator():
 
 
 def shipped():
-    return [ROOT / 'config.json', *sorted(ROOT.glob('configs/*.json')), *sorted(ROOT.glob('examples/*/*.json'))]
+    return [
+        ROOT / 'config.json',
+        *sorted(ROOT.glob('configs/*.json')),
+        *sorted(ROOT.glob('examples/*/*.json')),
+    ]
 
 
 @pytest.mark.parametrize('path', shipped(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_configs_are_valid(validator, path):
-    assert [error.message for error in validator.iter_errors(parse(path.read_text(), path.name).values)] == []
+    assert [
+        error.message for error in validator.iter_errors(parse(path.read_text(), path.name).values)
+    ] == []
 
 
 @pytest.mark.parametrize(
@@ -39,8 +45,21 @@ def test_shipped_configs_are_valid(validator, path):
         {'loss': {'type': 'CrossEntropyLoss', 'args': {'label_smoothing': 0.1}}},
         {'metrics': ['MulticlassAccuracy']},
         {'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'weight': 0.1, 'name': 'margin'}]},
-        {'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 0.1, 'total_steps': 'auto'}, 'interval': 'step', 'warmup_steps': 5}},
-        {'optimizer': {'type': 'SGD', 'args': {}, 'groups': [{'match': '*.bias', 'weight_decay': 0}]}},
+        {
+            'lr_scheduler': {
+                'type': 'OneCycleLR',
+                'args': {'max_lr': 0.1, 'total_steps': 'auto'},
+                'interval': 'step',
+                'warmup_steps': 5,
+            }
+        },
+        {
+            'optimizer': {
+                'type': 'SGD',
+                'args': {},
+                'groups': [{'match': '*.bias', 'weight_decay': 0}],
+            }
+        },
         {'init_from': {'file': 'x.pth', 'ignore': ['fc.*']}},
         {'arch': {'type': 'examples.gan.model.Generator', 'args': {'anything': 1}}},
     ],
@@ -80,6 +99,14 @@ def test_planted_errors_are_rejected(validator, path, value):
 def test_the_docs_name_every_key():
     text = (ROOT / 'docs' / 'config.md').read_text()
     keys = [*TOP, *FILE_ONLY, *(f'trainer.{key}' for key in TRAINER)]
-    described = {**TOP, **FILE_ONLY, **{f'trainer.{key}': schema for key, schema in TRAINER.items()}}
-    missing = [key for key in keys if f'| `{key}` |' not in text or described[key]['description'] not in text]
+    described = {
+        **TOP,
+        **FILE_ONLY,
+        **{f'trainer.{key}': schema for key, schema in TRAINER.items()},
+    }
+    missing = [
+        key
+        for key in keys
+        if f'| `{key}` |' not in text or described[key]['description'] not in text
+    ]
     assert missing == []

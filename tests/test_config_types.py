@@ -99,8 +99,18 @@ def test_no_hostile_name_reaches_anything(monkeypatch):
     ]:
         monkeypatch.setattr(module, name, lambda *args, _name=name, **kwargs: calls.append(_name))
     loaded = set(sys.modules)
-    for section in ('arch', 'loss', 'metrics', 'optimizer', 'lr_scheduler', 'data_loader', 'own_section'):
-        module = {'arch': model.model, 'metrics': model.metric}.get(section, model.loss if section == 'own_section' else None)
+    for section in (
+        'arch',
+        'loss',
+        'metrics',
+        'optimizer',
+        'lr_scheduler',
+        'data_loader',
+        'own_section',
+    ):
+        module = {'arch': model.model, 'metrics': model.metric}.get(
+            section, model.loss if section == 'own_section' else None
+        )
         for name in HOSTILE:
             config = ConfigParser({'name': 'x', section: {'type': name, 'args': {}}})
             with pytest.raises(ConfigError):
@@ -108,7 +118,9 @@ def test_no_hostile_name_reaches_anything(monkeypatch):
             with pytest.raises(ConfigError):
                 find(name, config_types.kind_of(section).inside(), module)
     new = {
-        name for name in set(sys.modules) - loaded if not name.startswith(('torch', 'torchvision', 'PIL', 'lightning', 'numpy'))
+        name
+        for name in set(sys.modules) - loaded
+        if not name.startswith(('torch', 'torchvision', 'PIL', 'lightning', 'numpy'))
     }
     assert calls == [] and not {'tests.hostile', 'antigravity', 'this'} & new
     assert len(HOSTILE) >= 200
@@ -157,7 +169,9 @@ def test_heavy_libraries_are_not_imported_for_names_of_the_project():
         "find('Adam', KINDS['optimizer'])\n"
         "print([name for name in ('torchvision', 'torchmetrics', 'pandas', 'sklearn') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == '[]'
 
 
@@ -189,13 +203,20 @@ def test_objects_in_args_are_built_inside_out():
         },
     }
     args = {'batch_size': 3, 'transform': transform, 'options': {'type': 'sgd', 'momentum': 1}}
-    loader = ConfigParser({'name': 'x', 'data_loader': {'type': 'Loader', 'args': args}}).init_obj('data_loader', module)
-    assert loader.transform(torch.zeros(1, 2, 2, dtype=torch.uint8).numpy().transpose(1, 2, 0)).dtype == torch.float32
+    loader = ConfigParser({'name': 'x', 'data_loader': {'type': 'Loader', 'args': args}}).init_obj(
+        'data_loader', module
+    )
+    assert (
+        loader.transform(torch.zeros(1, 2, 2, dtype=torch.uint8).numpy().transpose(1, 2, 0)).dtype
+        == torch.float32
+    )
     assert loader.options == {'type': 'sgd', 'momentum': 1}
 
 
 def test_a_list_for_a_tensor_becomes_one():
-    loss = ConfigParser({'name': 'x', 'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2.5]}}}).init_loss(None)
+    loss = ConfigParser(
+        {'name': 'x', 'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2.5]}}}
+    ).init_loss(None)
     assert torch.equal(loss.weight, torch.tensor([1, 2.5]))
 
 
@@ -208,7 +229,9 @@ def test_code_and_config_may_not_give_the_same_argument():
 
 
 def test_metrics_have_names():
-    config = ConfigParser({'name': 'x', 'metrics': ['accuracy', {'type': 'top_k_acc', 'args': {'k': 1}}]})
+    config = ConfigParser(
+        {'name': 'x', 'metrics': ['accuracy', {'type': 'top_k_acc', 'args': {'k': 1}}]}
+    )
     first, second = config.init_metrics(model.metric)
     output, target = torch.eye(3), torch.tensor([0, 1, 1])
     assert (first.__name__, second.__name__) == ('accuracy', 'top_k_acc')

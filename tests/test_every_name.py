@@ -73,7 +73,9 @@ def test_every_optimizer_trains_one_step(name):
 def test_no_scheduler_is_left_out():
     named = set(config_types._schedulers()) - TAKES_CODE - NOT_FOR_USE
     assert named == set(SCHEDULERS)
-    print(f'{len(OPTIMIZERS)}/{len(OPTIMIZERS)} optimizers, {len(SCHEDULERS)}/{len(named)} schedulers')
+    print(
+        f'{len(OPTIMIZERS)}/{len(OPTIMIZERS)} optimizers, {len(SCHEDULERS)}/{len(named)} schedulers'
+    )
 
 
 @pytest.mark.parametrize('name', sorted(SCHEDULERS))
@@ -81,7 +83,8 @@ def test_no_scheduler_is_left_out():
 def test_every_scheduler_steps(name):
     weight = torch.nn.Parameter(torch.ones(2, 2))
     config = config_of(
-        optimizer={'type': 'SGD', 'args': {'lr': 0.1, 'momentum': 0.9}}, lr_scheduler={'type': name, 'args': SCHEDULERS[name]}
+        optimizer={'type': 'SGD', 'args': {'lr': 0.1, 'momentum': 0.9}},
+        lr_scheduler={'type': name, 'args': SCHEDULERS[name]},
     )
     optimizer = config.init_obj('optimizer', torch.optim, [weight])
     scheduler = config.init_obj('lr_scheduler', torch.optim.lr_scheduler, optimizer)
@@ -98,7 +101,9 @@ class WeightsOnMeta(TorchFunctionMode):
     """Weights take no memory and no time; the small tensors that a constructor computes with stay real."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return function(*args, **(kwargs or {}) | ({'device': 'meta'} if function is torch.empty else {}))
+        return function(
+            *args, **(kwargs or {}) | ({'device': 'meta'} if function is torch.empty else {})
+        )
 
 
 def test_every_classification_model_builds():
@@ -107,14 +112,20 @@ def test_every_classification_model_builds():
     with WeightsOnMeta(), warnings.catch_warnings():
         warnings.simplefilter('ignore')  # inception and googlenet announce a slow initialisation
         for name in names:
-            args = {'num_classes': 7} | ({'init_weights': False} if name in ('googlenet', 'inception_v3') else {})
+            args = {'num_classes': 7} | (
+                {'init_weights': False} if name in ('googlenet', 'inception_v3') else {}
+            )
             model = config_of(arch={'type': name, 'args': args}).init_obj('arch', module_arch)
             assert isinstance(model, torch.nn.Module)
     print(f'{len(names)}/{len(names)} torchvision models')
 
 
 TASK = {'task': 'multiclass', 'num_classes': 3}
-METRIC_ARGS = {'CriticalSuccessIndex': {'threshold': 0.5}, 'MinkowskiDistance': {'p': 3}, 'TweedieDevianceScore': {'power': 0}}
+METRIC_ARGS = {
+    'CriticalSuccessIndex': {'threshold': 0.5},
+    'MinkowskiDistance': {'p': 3},
+    'TweedieDevianceScore': {'power': 0},
+}
 
 
 LOSS_ARGS = {'LinearCrossEntropyLoss': {'in_features': 4, 'num_classes': 3}}
@@ -127,10 +138,22 @@ def metric_cases():
     chances, binary = torch.rand(16), torch.randint(2, (16,))
     many, many_binary = torch.rand(16, 3), torch.randint(2, (16, 3))
     values, truth = torch.rand(16) + 0.1, torch.rand(16) + 0.1
-    other = ('FixedRecall', 'FixedPrecision', 'AtSpecificity', 'AtSensitivity', 'AtFixed', 'GroupStat', 'Fairness')
+    other = (
+        'FixedRecall',
+        'FixedPrecision',
+        'AtSpecificity',
+        'AtSensitivity',
+        'AtFixed',
+        'GroupStat',
+        'Fairness',
+    )
     for name in sorted(config_types._metrics()):
         where = config_types._metrics()[name].__module__
-        if any(part in name for part in other) or '.classification.' not in where and '.regression.' not in where:
+        if (
+            any(part in name for part in other)
+            or '.classification.' not in where
+            and '.regression.' not in where
+        ):
             continue
         beta = {'beta': 0.5} if 'FBeta' in name else {}
         if name == 'ContinuousRankedProbabilityScore':  # several forecasts a target
@@ -159,7 +182,9 @@ def test_every_metric_of_predictions_and_targets_computes():
         warnings.simplefilter('ignore')  # metrics warn about the small sample
         for name, args, preds, target in metric_cases():
             try:
-                (metric,) = config_of(metrics=[{'type': name, 'args': args}]).init_metrics(module_metric)
+                (metric,) = config_of(metrics=[{'type': name, 'args': args}]).init_metrics(
+                    module_metric
+                )
                 metric.update(preds, target)
                 assert metric.compute() is not None and metric.__name__
                 done += 1
@@ -173,6 +198,8 @@ def test_every_metric_of_predictions_and_targets_computes():
 def test_every_loss_of_torch_is_found_by_name():
     names = sorted(config_types._losses())
     for name in names:
-        criterion = config_of(loss={'type': name, 'args': LOSS_ARGS.get(name, {})}).init_loss(module_loss)
+        criterion = config_of(loss={'type': name, 'args': LOSS_ARGS.get(name, {})}).init_loss(
+            module_loss
+        )
         assert callable(criterion) and criterion.__name__
     print(f'{len(names)}/{len(names)} losses')

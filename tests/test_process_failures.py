@@ -1,4 +1,5 @@
 """Jobs of several processes that go wrong end fast and name who failed; tests/process_faults.py tries many more of them."""
+
 import pytest
 
 from armature.errors import ConfigError
@@ -16,13 +17,28 @@ def test_stop_is_one_for_all_processes_and_resumes_exactly(tmp_path):
     assert (result.held, result.tried) == (1, 1), result.failures
 
 
-@pytest.mark.parametrize('change, said', [
-    ({'MASTER_PORT': None}, 'MASTER_PORT is not set'), ({'RANK': 'one'}, "RANK is 'one'"), ({'RANK': '2'}, 'counted from 0'),
-    ({}, '2 processes are started on this machine, which has 1 GPUs')])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        ({'MASTER_PORT': None}, 'MASTER_PORT is not set'),
+        ({'RANK': 'one'}, "RANK is 'one'"),
+        ({'RANK': '2'}, 'counted from 0'),
+        ({}, '2 processes are started on this machine, which has 1 GPUs'),
+    ],
+)
 def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch, change, said):
-    given = {'RANK': '0', 'WORLD_SIZE': '2', 'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': '29999'}
+    given = {
+        'RANK': '0',
+        'WORLD_SIZE': '2',
+        'LOCAL_RANK': '0',
+        'LOCAL_WORLD_SIZE': '2',
+        'MASTER_ADDR': 'localhost',
+        'MASTER_PORT': '29999',
+    }
     for name, value in {**given, **change}.items():
-        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(
+            name, value
+        )
     monkeypatch.setattr(job.torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(job.torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(ConfigError, match=said), job.processes(1):

@@ -1,4 +1,5 @@
 """Several processes train and test as one does: the same samples in each step, the same numbers up to the order of additions."""
+
 import json
 import math
 import os
@@ -15,19 +16,52 @@ from armature.checkpoint import sharded
 from armature.errors import CheckpointError
 from tests.conftest import ROOT
 
-TRAININGS = ['train_even', 'train_last_batch_of_one', 'train_workers', 'train_micro_batches', 'train_epochs_across_passes', 'train_stream',
-             'train_sum_of_losses', 'train_class_weights', 'train_loss_with_weights', 'train_average', 'train_skipping', 'train_sharded',
-             'train_in_shards', 'train_checkpointed', 'train_old_loop', 'train_uneven_micro_batches', 'train_stream_of_whole_batches']
-OTHERS = ['evaluate_exactly', 'correlate_in_two_parts', 'count_all_reduces', 'count_bytes', 'interrupted', 'interrupted_in_shards',
-          'uninterrupted']
+TRAININGS = [
+    'train_even',
+    'train_last_batch_of_one',
+    'train_workers',
+    'train_micro_batches',
+    'train_epochs_across_passes',
+    'train_stream',
+    'train_sum_of_losses',
+    'train_class_weights',
+    'train_loss_with_weights',
+    'train_average',
+    'train_skipping',
+    'train_sharded',
+    'train_in_shards',
+    'train_checkpointed',
+    'train_old_loop',
+    'train_uneven_micro_batches',
+    'train_stream_of_whole_batches',
+]
+OTHERS = [
+    'evaluate_exactly',
+    'correlate_in_two_parts',
+    'count_all_reduces',
+    'count_bytes',
+    'interrupted',
+    'interrupted_in_shards',
+    'uninterrupted',
+]
 RESUMED = ['resumed', 'resumed_from_shards']
 
 
 def start(n_processes, script, *arguments, **environment):
     """`script` in so many processes: by torchrun, also for one; None is plain python."""
-    torchrun = [] if n_processes is None else ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n_processes}']
-    return subprocess.Popen([sys.executable, *torchrun, str(script), *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, 'OMP_NUM_THREADS': '1', **environment})
+    torchrun = (
+        []
+        if n_processes is None
+        else ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n_processes}']
+    )
+    return subprocess.Popen(
+        [sys.executable, *torchrun, str(script), *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **environment},
+    )
 
 
 def run_cases(n_processes, folder, before, *cases):
@@ -45,20 +79,37 @@ def results(tmp_path_factory):
     None is a run without torchrun.
     """
     folder = tmp_path_factory.mktemp('processes')
-    return {3: run_cases(3, folder / '3', '-', *TRAININGS, *OTHERS),
-            2: run_cases(2, folder / '2', folder / '3', *TRAININGS, *OTHERS, *RESUMED, 'refusals'),
-            None: run_cases(None, folder / '1', folder / '2', *TRAININGS, *OTHERS, *RESUMED, 'uninterrupted_plainly')}
+    return {
+        3: run_cases(3, folder / '3', '-', *TRAININGS, *OTHERS),
+        2: run_cases(2, folder / '2', folder / '3', *TRAININGS, *OTHERS, *RESUMED, 'refusals'),
+        None: run_cases(
+            None, folder / '1', folder / '2', *TRAININGS, *OTHERS, *RESUMED, 'uninterrupted_plainly'
+        ),
+    }
 
 
 def differences(one, other, place=''):
     """(place, how far apart) of every number in two nests."""
     if isinstance(one, dict):
         assert one.keys() == other.keys()
-        return [each for key in one.keys() - {'run'} for each in differences(one[key], other[key], f'{place}.{key}')]
+        return [
+            each
+            for key in one.keys() - {'run'}
+            for each in differences(one[key], other[key], f'{place}.{key}')
+        ]
     if isinstance(one, list):
         assert len(one) == len(other)
-        return [each for index, pair in enumerate(zip(one, other)) for each in differences(*pair, f'{place}.{index}')]
-    return [(place, 0.0 if one == other else abs(one - other) if math.isfinite(one - other) else math.inf)]
+        return [
+            each
+            for index, pair in enumerate(zip(one, other))
+            for each in differences(*pair, f'{place}.{index}')
+        ]
+    return [
+        (
+            place,
+            0.0 if one == other else abs(one - other) if math.isfinite(one - other) else math.inf,
+        )
+    ]
 
 
 def assert_equal_up_to_rounding(one, other):
@@ -74,7 +125,9 @@ def test_processes_train_as_one_does(results, case, n_processes):
 
 
 def test_sharded_model_trains_as_a_whole_one_does(results):
-    whole = results[2]['train_micro_batches']  # differs in the size of micro-batches only, which changes nothing
+    whole = results[2][
+        'train_micro_batches'
+    ]  # differs in the size of micro-batches only, which changes nothing
     assert_equal_up_to_rounding(whole, results[2]['train_sharded'])
     assert_equal_up_to_rounding(whole, results[2]['train_in_shards'])
 
@@ -84,7 +137,9 @@ def test_checkpoint_of_any_strategy_is_the_plain_models(results, case):
     for n_processes in (None, 2, 3):
         result = results[n_processes][case]
         state = checkpoint.load(Path(result['run']) / 'checkpoint-last.pth')
-        assert {name: value.tolist() for name, value in state['state_dict'].items()} == result['weights']
+        assert {name: value.tolist() for name, value in state['state_dict'].items()} == result[
+            'weights'
+        ]
         assert state['optimizer']['state'].keys() == {0, 1, 2, 3}
 
 
@@ -93,13 +148,18 @@ def test_each_sample_is_evaluated_once(results, n_processes):
     for name, value in results[n_processes]['evaluate_exactly'].items():
         if name.endswith('counted'):
             assert set(value.values()) == {101}
-    assert_equal_up_to_rounding(results[None]['evaluate_exactly'], results[n_processes]['evaluate_exactly'])
+    assert_equal_up_to_rounding(
+        results[None]['evaluate_exactly'], results[n_processes]['evaluate_exactly']
+    )
 
 
 @pytest.mark.parametrize('n_processes', [None, 2, 3])
 def test_metric_that_is_of_each_process_goes_on_in_as_many(results, n_processes):
     value, expected, said = results[n_processes]['correlate_in_two_parts']
-    assert value == pytest.approx(expected, abs=1e-6) and 'in as many processes as it was measured in, 9' in said
+    assert (
+        value == pytest.approx(expected, abs=1e-6)
+        and 'in as many processes as it was measured in, 9' in said
+    )
 
 
 @pytest.mark.parametrize('n_processes', [2, 3])
@@ -108,12 +168,21 @@ def test_gradients_cross_once_a_step(results, n_processes):
 
 
 def test_what_processes_cannot_do_is_said(results):
-    expected = {'fp16': 'trainer.precision', 'unfreezing': 'trainer.unfreeze_at', 'small batches': 'batch_size is 1',
-                'a loader that does not share': 'BaseDataLoader', 'a closure': 'LBFGS', 'class weights': '"reduction": "sum"',
-                'a model of its own': 'config.wrap', 'another config': 'trainer.save_period in process 1',
-                'an unused parameter': 'find_unused_parameters'}
+    expected = {
+        'fp16': 'trainer.precision',
+        'unfreezing': 'trainer.unfreeze_at',
+        'small batches': 'batch_size is 1',
+        'a loader that does not share': 'BaseDataLoader',
+        'a closure': 'LBFGS',
+        'class weights': '"reduction": "sum"',
+        'a model of its own': 'config.wrap',
+        'another config': 'trainer.save_period in process 1',
+        'an unused parameter': 'find_unused_parameters',
+    }
     said = results[2]['refusals']
-    assert said.keys() == expected.keys() and all(words in said[name] for name, words in expected.items())
+    assert said.keys() == expected.keys() and all(
+        words in said[name] for name, words in expected.items()
+    )
 
 
 def test_memory_is_what_docs_scale_says(results):
@@ -124,12 +193,19 @@ def test_memory_is_what_docs_scale_says(results):
 
 @pytest.mark.parametrize('before, after', [(3, 2), (2, None)])
 def test_run_goes_on_in_another_number_of_processes_inside_an_epoch(results, before, after):
-    assert results[before]['interrupted']['position'] == results[before]['interrupted_in_shards']['position'] == 3
+    assert (
+        results[before]['interrupted']['position']
+        == results[before]['interrupted_in_shards']['position']
+        == 3
+    )
     assert_equal_up_to_rounding(results[None]['uninterrupted'], results[after]['resumed'])
-    assert_equal_up_to_rounding(results[None]['uninterrupted_plainly'], results[after]['resumed_from_shards'])
+    assert_equal_up_to_rounding(
+        results[None]['uninterrupted_plainly'], results[after]['resumed_from_shards']
+    )
 
 
 # What can be wrong with the parts of a sharded checkpoint
+
 
 @pytest.fixture
 def sharded_run(results, tmp_path):
@@ -144,26 +220,41 @@ def parts_of_last(run):
 def test_sharded_checkpoint_is_a_whole_one_in_a_single_process(results, sharded_run):
     state = checkpoint.load(sharded_run / 'checkpoint-last.pth')
     weights = {name: value.tolist() for name, value in state['state_dict'].items()}
-    assert weights == results[2]['interrupted_in_shards']['weights'] and len(state['optimizer']['state']) == 4
+    assert (
+        weights == results[2]['interrupted_in_shards']['weights']
+        and len(state['optimizer']['state']) == 4
+    )
 
 
-@pytest.mark.parametrize('damage', [lambda part: part.unlink(), lambda part: part.write_bytes(part.read_bytes()[:-1] + b'?')])
+@pytest.mark.parametrize(
+    'damage',
+    [lambda part: part.unlink(), lambda part: part.write_bytes(part.read_bytes()[:-1] + b'?')],
+)
 def test_missing_or_damaged_part_is_named_and_passed_over(sharded_run, damage, caplog):
     folder = parts_of_last(sharded_run)
     part = sorted(folder.glob('__*'))[-1]
     damage(part)
     with pytest.raises(CheckpointError, match=f'{part.name} is (missing|damaged)'):
         checkpoint.load(sharded_run / 'checkpoint-last.pth')
-    assert checkpoint.find(str(sharded_run)).name == 'checkpoint-epoch1.pth' and 'falling back' in caplog.text
+    assert (
+        checkpoint.find(str(sharded_run)).name == 'checkpoint-epoch1.pth'
+        and 'falling back' in caplog.text
+    )
 
 
 def test_parts_run_no_code(sharded_run, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / 'it ran',)
-    folder, head = parts_of_last(sharded_run), checkpoint.load_head(sharded_run / 'checkpoint-last.pth')
+
+    folder, head = (
+        parts_of_last(sharded_run),
+        checkpoint.load_head(sharded_run / 'checkpoint-last.pth'),
+    )
     (folder / '.metadata').write_bytes(pickle.dumps(Evil()))
-    head['shards']['files']['.metadata'] = sharded._sha256(folder / '.metadata')  # whoever writes it can say so
+    head['shards']['files']['.metadata'] = sharded._sha256(
+        folder / '.metadata'
+    )  # whoever writes it can say so
     checkpoint.save(head, sharded_run / 'checkpoint-last.pth')
     with pytest.raises(CheckpointError, match=r'names pathlib\.Path\.touch'):
         checkpoint.load(sharded_run / 'checkpoint-last.pth')
@@ -172,7 +263,10 @@ def test_parts_run_no_code(sharded_run, tmp_path):
 
 def test_head_cannot_name_parts_elsewhere(sharded_run):
     head = checkpoint.load_head(sharded_run / 'checkpoint-last.pth')
-    for shards in ({**head['shards'], 'folder': '../run'}, {**head['shards'], 'files': {'../config.json': ''}}):
+    for shards in (
+        {**head['shards'], 'folder': '../run'},
+        {**head['shards'], 'files': {'../config.json': ''}},
+    ):
         checkpoint.save({**head, 'shards': shards}, sharded_run / 'checkpoint-last.pth')
         with pytest.raises(CheckpointError, match='is missing|as the folder of its parts'):
             checkpoint.load(sharded_run / 'checkpoint-last.pth')

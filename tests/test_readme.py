@@ -1,4 +1,5 @@
 """What users copy is code: the README's blocks are run, and what it shows of our code stands there."""
+
 import re
 import shutil
 
@@ -14,13 +15,15 @@ def blocks(language):
 
 
 def test_training_step_in_the_readme_is_the_real_one():
-    step, = (block for block in blocks('python') if '_train_epoch' in block)
+    (step,) = (block for block in blocks('python') if '_train_epoch' in block)
     assert step.strip() in (ROOT / 'trainer' / 'trainer.py').read_text(encoding='utf-8')
 
 
 def test_every_path_in_the_readme_exists():
-    tree, = (block for block in blocks('') if block.startswith('train.py'))
-    names = re.findall(r'[\w/]+(?:\.py|\.json|/)(?=\s)', '\n'.join(line[:24] + ' ' for line in tree.splitlines()))
+    (tree,) = (block for block in blocks('') if block.startswith('train.py'))
+    names = re.findall(
+        r'[\w/]+(?:\.py|\.json|/)(?=\s)', '\n'.join(line[:24] + ' ' for line in tree.splitlines())
+    )
     names += re.findall(r'\]\(([^)]+)\)', README) + re.findall(r'python (\S+\.py)', README)
     assert len(names) > 20
     assert [name for name in names if not (ROOT / name).exists() and name != 'saved/'] == []
@@ -30,14 +33,21 @@ def test_commands_of_the_readme_run(tmp_path):
     project = tmp_path / 'clone'
     shutil.copytree(ROOT, project, ignore=NOT_COPIED)
     config = project / 'config.json'
-    config.write_text(re.sub(r'"epochs": \d+', '"epochs": 2', config.read_text()))  # the only change: shorter
+    config.write_text(
+        re.sub(r'"epochs": \d+', '"epochs": 2', config.read_text())
+    )  # the only change: shorter
     run_script('train.py', '-c', 'config.json', cwd=project, script_folder=project)
-    run, = (project / 'saved' / 'models' / 'Digits_LeNet').iterdir()
+    (run,) = (project / 'saved' / 'models' / 'Digits_LeNet').iterdir()
     shutil.copy(run / 'checkpoint-epoch1.pth', tmp_path / 'checkpoint.pth')
-    commands, = (block for block in blocks('sh') if 'anywhere' in block)
+    (commands,) = (block for block in blocks('sh') if 'anywhere' in block)
     said = {}
     for command in commands.splitlines():
-        program, *arguments = command.partition('#')[0].replace('anywhere', str(tmp_path)).replace('RUN', run.name).split()
+        program, *arguments = (
+            command.partition('#')[0]
+            .replace('anywhere', str(tmp_path))
+            .replace('RUN', run.name)
+            .split()
+        )
         if program == 'python' and arguments[1:] != ['-c', 'config.json']:
             said[command] = run_script(*arguments, cwd=project, script_folder=project).stdout
     going_on, copied, smoke, or_start, test = list(said.values())[2:]
@@ -48,5 +58,14 @@ def test_commands_of_the_readme_run(tmp_path):
     assert 'accuracy' in test and '-> ' not in test
     # a new run, one with --lr, one with --set, the copied checkpoint, and the one begun because the newest was finished
     assert len(list((project / 'saved' / 'models' / 'Digits_LeNet').iterdir())) == 5
-    assert list((project / 'saved' / 'log').rglob('events.out.tfevents.*')) and list((project / 'saved' / 'log').rglob('info.log'))
-    assert len((project / 'saved' / 'log' / 'Digits_LeNet' / run.name / 'metrics.csv').read_text().splitlines()) == 3
+    assert list((project / 'saved' / 'log').rglob('events.out.tfevents.*')) and list(
+        (project / 'saved' / 'log').rglob('info.log')
+    )
+    assert (
+        len(
+            (project / 'saved' / 'log' / 'Digits_LeNet' / run.name / 'metrics.csv')
+            .read_text()
+            .splitlines()
+        )
+        == 3
+    )

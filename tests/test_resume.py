@@ -1,4 +1,5 @@
 """Interrupted or not, the same run: laws of resuming, compared bit for bit."""
+
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -40,6 +41,7 @@ def stopped_after(experiment, n_steps, **options):
         take_step()
         if trainer.step == n_steps:
             trainer._stop.reason = 'test'
+
     trainer.stepper.step = step
     trainer.train()
     return trainer.checkpoint_dir / 'checkpoint-last.pth'
@@ -53,28 +55,44 @@ def test_run_stopped_after_any_step_equals_uninterrupted_run(experiment, uninter
 
 def test_metric_that_keeps_its_samples_is_resumed_inside_an_epoch(experiment):
     from torchmetrics.classification import MulticlassAUROC
+
     metric = MulticlassAUROC(2)
     metric.__name__ = 'auroc'
     whole = run(experiment.trainer(metrics=[metric]))
-    resumed = run(experiment.trainer(stopped_after(experiment, 9, metrics=[metric]), metrics=[metric]))
+    resumed = run(
+        experiment.trainer(stopped_after(experiment, 9, metrics=[metric]), metrics=[metric])
+    )
     assert first_difference(resumed, whole) == ''
 
 
 @pytest.mark.parametrize('before, after', [(2, 0), (0, 2), (1, 2)])
 def test_number_of_workers_changes_nothing(experiment, uninterrupted, before, after):
-    resumed = run(experiment.trainer(stopped_after(experiment, 9, num_workers=before), num_workers=after))
+    resumed = run(
+        experiment.trainer(stopped_after(experiment, 9, num_workers=before), num_workers=after)
+    )
     assert first_difference(resumed, uninterrupted) == ''
 
 
 @pytest.mark.parametrize('n_epochs', [1, 2])
-def test_run_resumed_at_an_epochs_start_equals_uninterrupted_run(experiment, uninterrupted, n_epochs):
+def test_run_resumed_at_an_epochs_start_equals_uninterrupted_run(
+    experiment, uninterrupted, n_epochs
+):
     first = experiment.trainer(epochs=n_epochs)
     first.train()
-    assert first_difference(run(experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth')), uninterrupted) == ''
+    assert (
+        first_difference(
+            run(experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth')), uninterrupted
+        )
+        == ''
+    )
 
 
 def test_schedule_per_step_and_epochs_over_several_passes_resume_exactly(experiment):
-    options = {'interval': 'step', 'len_epoch': 4, 'scheduler': lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12)}
+    options = {
+        'interval': 'step',
+        'len_epoch': 4,
+        'scheduler': lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12),
+    }
     whole = experiment.trainer(**options)
     expected = run(whole)
     assert whole.step == 12 and whole.optimizer.param_groups[0]['lr'] == pytest.approx(0, abs=1e-9)
@@ -90,6 +108,7 @@ def test_plain_torch_loader_resumes_inside_an_epoch_too(experiment):
 
     def options():
         return {'loader': Loader(NoisyPoints(), batch_size=7, shuffle=True), 'monitor': 'off'}
+
     expected = run(experiment.trainer(**options()))
     resumed = run(experiment.trainer(stopped_after(experiment, 10, **options()), **options()))
     assert first_difference(resumed['state_dict'], expected['state_dict']) == ''
@@ -105,6 +124,7 @@ def test_stop_during_validation_resumes_exactly(experiment, settings):
     def stop_then_validate(epoch):
         trainer._stop.wish = 143 if epoch == 2 else 0
         return validate(epoch)
+
     trainer._valid_epoch = stop_then_validate
     with pytest.raises(SystemExit):
         trainer.train()
@@ -124,7 +144,9 @@ def test_state_of_a_users_own_attribute_is_restored(experiment):
     class WithAverage(Trainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            self.extras = {'average': AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))}
+            self.extras = {
+                'average': AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+            }
 
         def _train_epoch(self, epoch):
             log = super()._train_epoch(epoch)
@@ -133,7 +155,11 @@ def test_state_of_a_users_own_attribute_is_restored(experiment):
 
     expected = run(experiment.trainer(trainer_class=WithAverage))
     assert 'extras.average' in expected['parts']
-    resumed = run(experiment.trainer(stopped_after(experiment, 13, trainer_class=WithAverage), trainer_class=WithAverage))
+    resumed = run(
+        experiment.trainer(
+            stopped_after(experiment, 13, trainer_class=WithAverage), trainer_class=WithAverage
+        )
+    )
     assert first_difference(resumed, expected) == ''
 
 
@@ -145,7 +171,7 @@ def test_learning_rate_changed_on_resume_holds_and_keeps_the_schedule(experiment
     resumed._resume_checkpoint(first.checkpoint_dir / 'checkpoint-last.pth')
     assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.07)
     resumed.train()
-    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.1 * 0.7 ** 3)
+    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.1 * 0.7**3)
 
 
 def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
@@ -157,27 +183,73 @@ def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
 
 def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
     settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false']
-    run_script('train.py', '-c', ROOT / 'config.json', *settings, '--set', 'trainer.epochs=1', cwd=tmp_path)
-    folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
-    run_script('train.py', '-r', f'models/Digits_LeNet/{folder.name}/checkpoint-epoch1.pth', '--set', 'trainer.epochs=2', cwd=tmp_path)
-    assert {path.name for path in folder.glob('checkpoint-epoch*.pth')} == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth'}
-    assert len((tmp_path / 'log' / 'Digits_LeNet' / folder.name / 'metrics.csv').read_text().splitlines()) == 3
-    run_script('train.py', '-r', folder, '-c', 'config.json', *settings, '--set', 'trainer.epochs=3', cwd=tmp_path)
+    run_script(
+        'train.py', '-c', ROOT / 'config.json', *settings, '--set', 'trainer.epochs=1', cwd=tmp_path
+    )
+    (folder,) = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
+    run_script(
+        'train.py',
+        '-r',
+        f'models/Digits_LeNet/{folder.name}/checkpoint-epoch1.pth',
+        '--set',
+        'trainer.epochs=2',
+        cwd=tmp_path,
+    )
+    assert {path.name for path in folder.glob('checkpoint-epoch*.pth')} == {
+        'checkpoint-epoch1.pth',
+        'checkpoint-epoch2.pth',
+    }
+    assert (
+        len(
+            (tmp_path / 'log' / 'Digits_LeNet' / folder.name / 'metrics.csv')
+            .read_text()
+            .splitlines()
+        )
+        == 3
+    )
+    run_script(
+        'train.py',
+        '-r',
+        folder,
+        '-c',
+        'config.json',
+        *settings,
+        '--set',
+        'trainer.epochs=3',
+        cwd=tmp_path,
+    )
     assert len(list((tmp_path / 'models' / 'Digits_LeNet').iterdir())) == 2
 
 
 def test_refused_resume_leaves_the_run_folder_as_it_was(tmp_path):
     settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.max_steps=3']
     run_script('train.py', '-c', 'config.json', *settings, cwd=ROOT)
-    folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
+    (folder,) = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
     logs = tmp_path / 'log' / 'Digits_LeNet' / folder.name
     before = {path: path.read_bytes() for path in [*folder.iterdir(), *logs.glob('events*')]}
-    refused = run_script('train.py', '-r', folder, '--bs', '50', '--set', 'trainer.max_steps=9', check=False, cwd=ROOT)
+    refused = run_script(
+        'train.py',
+        '-r',
+        folder,
+        '--bs',
+        '50',
+        '--set',
+        'trainer.max_steps=9',
+        check=False,
+        cwd=ROOT,
+    )
     assert refused.returncode == 2 and '96 samples in' in refused.stderr
-    assert {path: path.read_bytes() for path in [*folder.iterdir(), *logs.glob('events*')]} == before
+    assert {
+        path: path.read_bytes() for path in [*folder.iterdir(), *logs.glob('events*')]
+    } == before
 
 
-@pytest.mark.filterwarnings('ignore:This process .* is multi-threaded')  # the forks train in one thread
+@pytest.mark.filterwarnings(
+    'ignore:This process .* is multi-threaded'
+)  # the forks train in one thread
 def test_killed_runs_resume_exactly_and_every_saved_piece_matters(tmp_path):
-    for result in (faults.kills(5, tmp_path / 'kills'), faults.mutations(0, tmp_path / 'mutations')):
+    for result in (
+        faults.kills(5, tmp_path / 'kills'),
+        faults.mutations(0, tmp_path / 'mutations'),
+    ):
         assert result.held == result.tried, result.failures

@@ -1,4 +1,5 @@
 """Asked to stop, a run finishes its step, saves, and leaves with the code a shell expects; then it goes on as if nothing was."""
+
 import os
 import signal
 import subprocess
@@ -17,15 +18,25 @@ def start(tmp_path, *arguments, n_workers=0, method='fork'):
     (tmp_path / 'slow.json').write_text(f'''{{"base": "{ROOT}/config.json", "name": "slow",
         "data_loader": {{"args": {{"num_workers": {n_workers}}}}},
         "trainer": {{"save_dir": "{tmp_path}", "epochs": 2000, "early_stop": 0, "tensorboard": false}}}}''')
-    program = f'import sys, runpy, torch; sys.argv[0] = "train.py"; sys.path.insert(0, {str(ROOT)!r})\n'
+    program = (
+        f'import sys, runpy, torch; sys.argv[0] = "train.py"; sys.path.insert(0, {str(ROOT)!r})\n'
+    )
     if n_workers:  # the digits are tensors in memory, which need no workers: read them one by one
         program += f'import torch.multiprocessing as mp; mp.set_start_method({method!r}) if __name__ == "__main__" else None\n'
-        program += 'import base.base_data_loader as loader; loader.TensorDataset = type("Other", (), {})\n'
+        program += (
+            'import base.base_data_loader as loader; loader.TensorDataset = type("Other", (), {})\n'
+        )
     program += f'if __name__ == "__main__": runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")\n'
     script = tmp_path / 'start.py'
     script.write_text(program)
-    return subprocess.Popen([sys.executable, script, '-c', tmp_path / 'slow.json', *arguments], start_new_session=True,
-                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return subprocess.Popen(
+        [sys.executable, script, '-c', tmp_path / 'slow.json', *arguments],
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
 
 
 def wait_for_epoch(tmp_path, epoch, process):
@@ -35,18 +46,25 @@ def wait_for_epoch(tmp_path, epoch, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize('number, code, n_workers, method', [
-    (signal.SIGUSR1, 143, 0, 'fork'), (signal.SIGINT, 130, 2, 'fork'), (signal.SIGTERM, 143, 1, 'spawn'),
-    (signal.SIGTERM, 143, 1, 'forkserver'),
-])
-def test_signal_to_the_whole_group_saves_and_leaves_with_its_code(tmp_path, number, code, n_workers, method):
+@pytest.mark.parametrize(
+    'number, code, n_workers, method',
+    [
+        (signal.SIGUSR1, 143, 0, 'fork'),
+        (signal.SIGINT, 130, 2, 'fork'),
+        (signal.SIGTERM, 143, 1, 'spawn'),
+        (signal.SIGTERM, 143, 1, 'forkserver'),
+    ],
+)
+def test_signal_to_the_whole_group_saves_and_leaves_with_its_code(
+    tmp_path, number, code, n_workers, method
+):
     process = start(tmp_path, n_workers=n_workers, method=method)
     wait_for_epoch(tmp_path, 1, process)
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
     assert 'Traceback' not in err and 'To go on: python train.py -r' in out
-    run, = tmp_path.glob('models/slow/*')
+    (run,) = tmp_path.glob('models/slow/*')
     state = checkpoint.load(run / 'checkpoint-last.pth')
     assert state['epoch'] >= 1 and state['samples'] % 32 == 0
     assert not list(run.glob('.*pth*'))
@@ -67,7 +85,11 @@ def test_second_ctrl_c_a_second_later_leaves_at_once():
 
 
 def test_interrupt_leaves_a_script_without_a_traceback():
-    done = run_script('-c', 'from armature.errors import exit_on_user_error\nwith exit_on_user_error(): raise KeyboardInterrupt', check=False)
+    done = run_script(
+        '-c',
+        'from armature.errors import exit_on_user_error\nwith exit_on_user_error(): raise KeyboardInterrupt',
+        check=False,
+    )
     assert done.returncode == 130 and 'Traceback' not in done.stderr
 
 
@@ -81,10 +103,19 @@ def test_signal_at_start_up_leaves_nothing_half_written(tmp_path):
 
 
 def test_time_limit_saves_and_leaves_with_zero_and_resume_or_start_goes_on(tmp_path):
-    settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false', '--set', 'trainer.max_minutes=0.01']
+    settings = [
+        '--set',
+        f'trainer.save_dir={tmp_path}',
+        '--set',
+        'trainer.tensorboard=false',
+        '--set',
+        'trainer.max_minutes=0.01',
+    ]
     first = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings)
     assert 'Stopped by trainer.max_minutes' in first.stdout
     second = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings)
     assert 'Resume training' in second.stdout and len(list(tmp_path.glob('models/*/*'))) == 1
-    other = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings, '--lr', '0.5', check=False)
+    other = run_script(
+        'train.py', '-c', 'config.json', '--resume-or-start', *settings, '--lr', '0.5', check=False
+    )
     assert other.returncode == 2 and 'optimizer.args.lr' in other.stderr

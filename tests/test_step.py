@@ -1,4 +1,5 @@
 """Laws of the training step, against a plain loop."""
+
 import itertools
 
 import pytest
@@ -15,7 +16,11 @@ from base.stepper import Stepper
 def make(seed=0, n_samples=8):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
-    return model, torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9), (torch.randn(n_samples, 5), torch.randint(3, (n_samples,)))
+    return (
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9),
+        (torch.randn(n_samples, 5), torch.randint(3, (n_samples,))),
+    )
 
 
 def train(stepper, model, batch, n_steps=3):
@@ -49,8 +54,9 @@ def test_micro_batches_change_the_result_by_rounding_only(n_samples, microbatch_
     model, optimizer, batch = make(n_samples=n_samples)
     expected = by_hand(*make(n_samples=n_samples))
     stepper = Stepper(optimizer, microbatch_size=microbatch_size)
-    assert [len(data) for data, _ in stepper.micro_batches(batch)] == [min(microbatch_size, n_samples - start)
-                                                                       for start in range(0, n_samples, microbatch_size)]
+    assert [len(data) for data, _ in stepper.micro_batches(batch)] == [
+        min(microbatch_size, n_samples - start) for start in range(0, n_samples, microbatch_size)
+    ]
     for mine, other in zip(train(stepper, model, batch), expected):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
@@ -58,7 +64,9 @@ def test_micro_batches_change_the_result_by_rounding_only(n_samples, microbatch_
 def test_clipping_equals_the_hand_written_one():
     model, optimizer, batch = make()
     expected = by_hand(*make(), max_norm=0.1)
-    assert all(map(torch.equal, train(Stepper(optimizer, max_grad_norm=0.1), model, batch), expected))
+    assert all(
+        map(torch.equal, train(Stepper(optimizer, max_grad_norm=0.1), model, batch), expected)
+    )
 
 
 def test_bf16_equals_the_hand_written_one():
@@ -74,13 +82,23 @@ def test_bf16_equals_the_hand_written_one():
     assert all(map(torch.equal, result, model.parameters()))
 
 
-@pytest.mark.parametrize('options, microbatch_size', [
-    ({}, None), ({'line_search_fn': 'strong_wolfe'}, None), ({'max_iter': 1}, None), ({}, 3), ({'max_iter': 1}, 3),
-])
+@pytest.mark.parametrize(
+    'options, microbatch_size',
+    [
+        ({}, None),
+        ({'line_search_fn': 'strong_wolfe'}, None),
+        ({'max_iter': 1}, None),
+        ({}, 3),
+        ({'max_iter': 1}, 3),
+    ],
+)
 def test_optimizer_with_a_closure_takes_the_same_step(options, microbatch_size):
     model, _, batch = make()
-    stepper = Stepper(torch.optim.LBFGS(model.parameters(), lr=0.1, **options), microbatch_size=microbatch_size,
-                      loss_of=lambda data, target: nn.functional.cross_entropy(model(data), target))
+    stepper = Stepper(
+        torch.optim.LBFGS(model.parameters(), lr=0.1, **options),
+        microbatch_size=microbatch_size,
+        loss_of=lambda data, target: nn.functional.cross_entropy(model(data), target),
+    )
     n_steps = 3 if microbatch_size is None else 1  # twenty evaluations a step magnify rounding
     result = train(stepper, model, batch, n_steps)
 
@@ -92,18 +110,25 @@ def test_optimizer_with_a_closure_takes_the_same_step(options, microbatch_size):
         loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
         loss.backward()
         return loss
+
     for _ in range(n_steps):
         optimizer.step(closure)
     for mine, other in zip(result, model.parameters()):
-        torch.testing.assert_close(mine, other.detach(), rtol=0 if microbatch_size is None else 1e-3,
-                                   atol=0 if microbatch_size is None else 1e-4)
+        torch.testing.assert_close(
+            mine,
+            other.detach(),
+            rtol=0 if microbatch_size is None else 1e-3,
+            atol=0 if microbatch_size is None else 1e-4,
+        )
 
 
 def test_one_batch_is_one_step_of_the_schedule_whatever_the_micro_batches():
     model, optimizer, batch = make(n_samples=7)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    train(Stepper(optimizer, Schedule(scheduler, 'step'), microbatch_size=2), model, batch, n_steps=3)
-    assert optimizer.param_groups[0]['lr'] == pytest.approx(0.5 ** 4)
+    train(
+        Stepper(optimizer, Schedule(scheduler, 'step'), microbatch_size=2), model, batch, n_steps=3
+    )
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(0.5**4)
 
 
 def test_schedule_per_epoch_ignores_steps_and_the_other_way_round():
@@ -126,11 +151,14 @@ def test_monitor_refuses_what_is_no_rule(rule):
         Monitor(rule)
 
 
-@pytest.mark.parametrize('rule, values, improved', [
-    ('min x', [3, 2, 2, float('nan'), 1], [True, True, False, False, True]),
-    ('max x', [3, 2, 3, 4, 4], [True, False, False, True, False]),
-    ('off', [3, 2], [False, False]),
-])
+@pytest.mark.parametrize(
+    'rule, values, improved',
+    [
+        ('min x', [3, 2, 2, float('nan'), 1], [True, True, False, False, True]),
+        ('max x', [3, 2, 3, 4, 4], [True, False, False, True, False]),
+        ('off', [3, 2], [False, False]),
+    ],
+)
 def test_monitor_counts_only_what_is_better(rule, values, improved):
     monitor = Monitor(rule, early_stop=2)
     assert [monitor.update({'x': value}) for value in values] == improved
@@ -150,17 +178,26 @@ def test_batches_of_every_shape_are_split_and_measured():
         data: torch.Tensor
         name: str
 
-    batch = {'a': torch.arange(5), 'b': [Pair(torch.arange(5), 'text'), Record(torch.arange(10).view(5, 2), 'x')], 'c': torch.tensor(1)}
+    batch = {
+        'a': torch.arange(5),
+        'b': [Pair(torch.arange(5), 'text'), Record(torch.arange(10).view(5, 2), 'x')],
+        'c': torch.tensor(1),
+    }
     parts = list(split(batch, 2))
     assert [length(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part['b'][1].data for part in parts]), batch['b'][1].data)
-    assert parts[0]['b'][0].right == 'text' and isinstance(parts[0]['b'][0], Pair) and parts[0]['c'] == 1
+    assert (
+        parts[0]['b'][0].right == 'text'
+        and isinstance(parts[0]['b'][0], Pair)
+        and parts[0]['c'] == 1
+    )
     doubled = map_tensors(lambda tensor: tensor * 2, batch)
     assert doubled['a'].tolist() == [0, 2, 4, 6, 8] and batch['a'].tolist() == list(range(5))
 
 
 def test_keys_are_stable_and_distinct():
     from armature.seed import key
+
     assert key(1, 'order', 2) == 2250116526275059154
     keys = {key(*parts) for parts in itertools.product(range(20), ('order', 'sample'), range(20))}
-    assert len(keys) == 800 and all(0 <= number < 2 ** 63 for number in keys)
+    assert len(keys) == 800 and all(0 <= number < 2**63 for number in keys)

@@ -1,4 +1,5 @@
 """Laws of a run: lengths, best, patience, averages, what is written, what stops it."""
+
 import csv
 import math
 
@@ -28,6 +29,7 @@ class Scripted(BaseTrainer):
 def scripted(experiment, values, **settings):
     def build(*arguments):
         return type('ScriptedTrainer', (Scripted,), {'values': values})(*arguments[:6])
+
     return experiment.trainer(trainer_class=build, **{'epochs': len(values), **settings})
 
 
@@ -87,7 +89,12 @@ def test_nan_is_never_the_best(experiment):
 def test_keep_last_prunes_numbered_checkpoints_but_never_the_best(experiment):
     trainer = scripted(experiment, [1.0, 2.0, 3.0, 4.0, 5.0], keep_last=2)
     trainer.train()
-    assert names(trainer) == {'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth', 'checkpoint-last.pth', 'model_best.pth'}
+    assert names(trainer) == {
+        'checkpoint-epoch4.pth',
+        'checkpoint-epoch5.pth',
+        'checkpoint-last.pth',
+        'model_best.pth',
+    }
 
 
 def test_log_may_hold_tensors_numpy_numbers_and_old_lists(experiment):
@@ -95,10 +102,18 @@ def test_log_may_hold_tensors_numpy_numbers_and_old_lists(experiment):
 
     class OldLog(BaseTrainer):
         def _train_epoch(self, epoch):
-            return {'loss': torch.tensor(0.5), 'metrics': np.array([0.25]), 'val_loss': np.float32(2), 'val_metrics': [0.75]}
+            return {
+                'loss': torch.tensor(0.5),
+                'metrics': np.array([0.25]),
+                'val_loss': np.float32(2),
+                'val_metrics': [0.75],
+            }
+
     trainer = experiment.trainer(trainer_class=lambda *arguments: OldLog(*arguments[:6]), epochs=1)
     trainer.train()
-    assert trainer.history == [{'epoch': 1, 'loss': 0.5, 'accuracy': 0.25, 'val_loss': 2.0, 'val_accuracy': 0.75}]
+    assert trainer.history == [
+        {'epoch': 1, 'loss': 0.5, 'accuracy': 0.25, 'val_loss': 2.0, 'val_accuracy': 0.75}
+    ]
 
 
 def test_history_is_a_table_with_a_row_an_epoch(experiment):
@@ -112,11 +127,16 @@ def test_history_is_a_table_with_a_row_an_epoch(experiment):
 
 def test_averages_are_those_over_all_samples():
     generator = torch.Generator().manual_seed(0)
-    outputs, targets = torch.randn(900, 10, generator=generator), torch.randint(10, (900,), generator=generator)
+    outputs, targets = (
+        torch.randn(900, 10, generator=generator),
+        torch.randint(10, (900,), generator=generator),
+    )
     tracker = MetricTracker('loss', metrics=[accuracy])
     for output, target in zip(outputs.split(128), targets.split(128)):
         tracker.measure(torch.tensor(0.0), output, target)
-    assert tracker.avg('accuracy') == pytest.approx((outputs.argmax(1) == targets).double().mean().item(), abs=1e-8)
+    assert tracker.avg('accuracy') == pytest.approx(
+        (outputs.argmax(1) == targets).double().mean().item(), abs=1e-8
+    )
 
 
 def test_averages_keep_no_graph_alive_and_do_not_depend_on_when_they_are_read():
@@ -139,6 +159,7 @@ def test_metric_that_was_never_updated_is_nan_and_an_unknown_one_an_error():
 
 def test_torchmetrics_are_computed_over_the_whole_epoch(experiment):
     from torchmetrics.classification import MulticlassF1Score
+
     metric = MulticlassF1Score(num_classes=2)
     metric.__name__ = 'f1'
     trainer = experiment.trainer(metrics=[metric], epochs=1)
@@ -147,21 +168,29 @@ def test_torchmetrics_are_computed_over_the_whole_epoch(experiment):
     batches = list(trainer.watched(trainer.valid_data_loader))
     with torch.no_grad():
         outputs = torch.cat([trainer.model(data) for data, _ in batches])
-    expected = MulticlassF1Score(num_classes=2)(outputs, torch.cat([target for _, target in batches]))
+    expected = MulticlassF1Score(num_classes=2)(
+        outputs, torch.cat([target for _, target in batches])
+    )
     assert trainer.history[0]['val_f1'] == expected.item()
 
 
 def test_validation_is_in_a_fixed_order_and_leaves_no_sample_out(experiment):
     trainer = experiment.trainer()
-    seen = [torch.cat([target for _, target in trainer.watched(trainer.valid_data_loader)]) for _ in range(2)]
+    seen = [
+        torch.cat([target for _, target in trainer.watched(trainer.valid_data_loader)])
+        for _ in range(2)
+    ]
     assert torch.equal(*seen) and len(seen[0]) == 12
-    assert set(trainer.data_loader.valid_sampler).isdisjoint(trainer.data_loader.indices(0).tolist())
+    assert set(trainer.data_loader.valid_sampler).isdisjoint(
+        trainer.data_loader.indices(0).tolist()
+    )
 
 
 def test_loader_leaves_global_randomness_alone(experiment):
     import random
 
     import numpy as np
+
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     loader = BaseDataLoader(NoisyPoints(), 7, shuffle=True, validation_split=0.2, num_workers=0)
     list(loader), list(loader.split_validation())
@@ -173,14 +202,19 @@ def test_loader_leaves_global_randomness_alone(experiment):
 def test_samples_are_the_same_for_any_number_of_workers(n_workers):
     alone, helped = (BaseDataLoader(NoisyPoints(), 7, True, 0.2, n, seed=5) for n in (0, n_workers))
     for _ in range(2):
-        assert all(torch.equal(a, b) for one, other in zip(alone, helped) for a, b in zip(one, other))
+        assert all(
+            torch.equal(a, b) for one, other in zip(alone, helped) for a, b in zip(one, other)
+        )
 
 
 def test_tensors_in_memory_give_the_same_batches_as_one_by_one():
     class OneByOne(TensorDataset):
         pass
+
     tensors = torch.randn(20, 3), torch.arange(20)
-    fast, slow = (BaseDataLoader(kind(*tensors), 6, True, 5, 0, seed=5) for kind in (TensorDataset, OneByOne))
+    fast, slow = (
+        BaseDataLoader(kind(*tensors), 6, True, 5, 0, seed=5) for kind in (TensorDataset, OneByOne)
+    )
     for one, other in zip(fast, slow, strict=True):
         assert type(one) is type(other) and all(torch.equal(a, b) for a, b in zip(one, other))
 
@@ -201,9 +235,12 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_its_samples(experiment)
         def __getitem__(self, index):
             data, target = super().__getitem__(index)
             return (data * torch.nan if index == 5 else data), target
+
     loader = BaseDataLoader(Poisoned(), 7, True, 0, 0)
     trainer = experiment.trainer(loader=loader, monitor='off')
-    bad_step = next(step for step, indices in enumerate(loader.indices(0).split(7), start=1) if 5 in indices)
+    bad_step = next(
+        step for step, indices in enumerate(loader.indices(0).split(7), start=1) if 5 in indices
+    )
     with pytest.raises(NonFiniteError, match=rf'epoch 1, step {bad_step}: .*\b5\b'):
         trainer.train()
     assert not names(trainer) and NonFiniteError.exit_code == 1
@@ -212,13 +249,16 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_its_samples(experiment)
 def test_step_that_is_not_finite_is_left_out_when_asked(experiment):
     trainer = experiment.trainer(on_nan='skip')
     nll_loss = trainer.criterion
-    trainer.criterion = lambda output, target: nll_loss(output, target) * (torch.nan if trainer.step == 4 else 1)
+    trainer.criterion = lambda output, target: (
+        nll_loss(output, target) * (torch.nan if trainer.step == 4 else 1)
+    )
     before = {}
     take_step = trainer.stepper.step
 
     def step():
         before[trainer.step] = trainer.model.out.weight.clone()
         take_step()
+
     trainer.stepper.step = step
     trainer.train()
     assert trainer.epochs_done == 3 and trainer.stepper.n_skipped == 1
@@ -242,22 +282,33 @@ def test_weights_that_are_not_finite_are_not_saved(experiment):
     trainer.step += 1
     with pytest.raises(NonFiniteError, match='out.bias'):
         trainer._save_last()
-    assert torch.equal(checkpoint.load(trainer.checkpoint_dir / 'checkpoint-last.pth')['state_dict']['out.bias'],
-                       before['state_dict']['out.bias'])
+    assert torch.equal(
+        checkpoint.load(trainer.checkpoint_dir / 'checkpoint-last.pth')['state_dict']['out.bias'],
+        before['state_dict']['out.bias'],
+    )
 
 
 def test_second_trainer_of_a_run_folder_is_refused(experiment):
     import subprocess
     import sys
+
     trainer = experiment.trainer(epochs=1)
-    holder = subprocess.Popen([sys.executable, '-c', f'''
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            f"""
 import sys
 sys.path.insert(0, {str(experiment.folder)!r})
 import fcntl
-handle = open({str(trainer.checkpoint_dir / ".lock")!r}, "a")
+handle = open({str(trainer.checkpoint_dir / '.lock')!r}, "a")
 fcntl.lockf(handle, fcntl.LOCK_EX)
 print("held", flush=True)
-sys.stdin.read()'''], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+sys.stdin.read()""",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     with holder:
         holder.stdout.readline()
         with pytest.raises(UserError, match='another process'):
@@ -272,6 +323,7 @@ def test_saving_fails_as_the_config_says(experiment, monkeypatch):
 
     def full(*_):
         raise CheckpointError('disk full')
+
     monkeypatch.setattr(checkpoint, 'save', full)
     with pytest.raises(CheckpointError):
         experiment.trainer(epochs=1).train()
@@ -283,6 +335,7 @@ def test_saving_fails_as_the_config_says(experiment, monkeypatch):
 def test_saves_inside_an_epoch_when_asked(experiment):
     class Dies(Exception):
         pass
+
     trainer = experiment.trainer(save_every_steps=2)
     step = trainer.stepper.step
 
@@ -290,6 +343,7 @@ def test_saves_inside_an_epoch_when_asked(experiment):
         step()
         if trainer.step == 5:
             raise Dies
+
     trainer.stepper.step = dying_step
     with pytest.raises(Dies):
         trainer.train()
@@ -299,6 +353,7 @@ def test_saves_inside_an_epoch_when_asked(experiment):
 def test_plateau_scheduler_gets_the_monitored_value(experiment):
     def plateau(optimizer):
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+
     trainer = experiment.trainer(scheduler=plateau, epochs=3)
     trainer._valid_epoch = lambda epoch: {'loss': float(epoch)}
     trainer.train()
@@ -318,17 +373,27 @@ def test_base_model_enforces_forward_and_prints_its_parameters():
 
         def forward(self, x):
             return self.layer(x)
+
     assert str(Linear()).endswith('Trainable parameters: 8')
 
 
-def test_tensorboard_holds_each_tag_once_per_step_and_a_resumed_run_hides_what_it_repeats(experiment):
+def test_tensorboard_holds_each_tag_once_per_step_and_a_resumed_run_hides_what_it_repeats(
+    experiment,
+):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     trainer = experiment.trainer(epochs=2, tensorboard=True, log_step=2, log_histograms=True)
     trainer.train()
     events = EventAccumulator(str(trainer.config.log_dir))
     events.Reload()
-    assert set(events.Tags()['scalars']) >= {'loss/train', 'accuracy/train', 'learning_rate/train', 'samples_per_second/train',
-                                             'loss/valid', 'accuracy/valid'}
+    assert set(events.Tags()['scalars']) >= {
+        'loss/train',
+        'accuracy/train',
+        'learning_rate/train',
+        'samples_per_second/train',
+        'loss/valid',
+        'accuracy/valid',
+    }
     assert [event.step for event in events.Scalars('loss/train')] == [2, 4, 6, 8, 10, 12]
     assert events.Tags()['histograms'] and not events.Tags()['images']
 
@@ -338,6 +403,7 @@ def test_writer_that_fails_does_not_stop_the_training(experiment):
 
     def broken(*args, **kwargs):
         raise OSError('disk full')
+
     trainer.writer.writer.add_scalar = broken
     trainer.train()
     assert trainer.epochs_done == 1
@@ -346,9 +412,16 @@ def test_writer_that_fails_does_not_stop_the_training(experiment):
 def test_evaluate_equals_validation(experiment):
     trainer = experiment.trainer(epochs=1)
     trainer.train()
-    again = evaluate(trainer.model, trainer.watched(trainer.valid_data_loader), trainer.criterion,
-                     MetricTracker('loss', metrics=[accuracy]))
-    assert again == {'loss': trainer.history[0]['val_loss'], 'accuracy': trainer.history[0]['val_accuracy']}
+    again = evaluate(
+        trainer.model,
+        trainer.watched(trainer.valid_data_loader),
+        trainer.criterion,
+        MetricTracker('loss', metrics=[accuracy]),
+    )
+    assert again == {
+        'loss': trainer.history[0]['val_loss'],
+        'accuracy': trainer.history[0]['val_accuracy'],
+    }
 
 
 def test_subclass_with_the_old_loop_trains(experiment):
@@ -366,11 +439,17 @@ def test_subclass_with_the_old_loop_trains(experiment):
                 self.train_metrics.update('loss', loss.item())
             self.lr_scheduler.step()
             return self.train_metrics.result()
+
     whole = experiment.trainer(trainer_class=OldLoop, monitor='min loss')
     whole.train()
     half = experiment.trainer(trainer_class=OldLoop, monitor='min loss', epochs=1)
     half.train()
-    resumed = experiment.trainer(half.checkpoint_dir / 'checkpoint-last.pth', trainer_class=OldLoop, monitor='min loss')
+    resumed = experiment.trainer(
+        half.checkpoint_dir / 'checkpoint-last.pth', trainer_class=OldLoop, monitor='min loss'
+    )
     resumed.train()
-    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.01 * 0.7 ** 3)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()))
+    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.01 * 0.7**3)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values())
+    )

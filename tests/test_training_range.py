@@ -1,4 +1,5 @@
 """Laws of the training step's range, against plain loops: averages, schedules, groups, transfer, losses, metrics; exact under resume."""
+
 import itertools
 import math
 from functools import partial
@@ -7,7 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import (
+    AveragedModel,
+    get_ema_multi_avg_fn,
+    get_swa_multi_avg_fn,
+    update_bn,
+)
 
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import weights
@@ -52,6 +58,7 @@ def same(one, other):
 
 # Average
 
+
 @pytest.mark.parametrize('kind', ['ema', 'swa'])
 def test_average_equals_torchs_averaged_model(kind):
     model, batch = norm_model(), a_batch()
@@ -63,9 +70,15 @@ def test_average_equals_torchs_averaged_model(kind):
         take_steps(stepper, model, batch, 1)
         if kind == 'ema' or (step >= 4 and step % 2 == 0):
             reference.update_parameters(model)
-    tensors = reference.module.state_dict() if kind == 'ema' else dict(reference.module.named_parameters())
+    tensors = (
+        reference.module.state_dict()
+        if kind == 'ema'
+        else dict(reference.module.named_parameters())
+    )
     for name, value in tensors.items():
-        if not name.endswith('num_batches_tracked'):  # torch averages this count too, which makes no sense
+        if not name.endswith(
+            'num_batches_tracked'
+        ):  # torch averages this count too, which makes no sense
             assert torch.equal(average.state_dict()['model'][name], value), name
     assert average.n_averaged == (9 if kind == 'ema' else 3)
 
@@ -77,12 +90,15 @@ def test_average_equals_torchs_averaged_model(kind):
 
 def test_average_is_what_is_validated_saved_and_tested(experiment):
     trainer = experiment.trainer(ema_decay=0.9)
-    reference = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    reference = AveragedModel(
+        trainer.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
     take_step = trainer.stepper.step
 
     def step():
         take_step()
         reference.update_parameters(trainer.model)
+
     trainer.stepper.step = step
     trainer.train()
     saved = weights.tested_weights(checkpoint.load(trainer.checkpoint_dir / 'checkpoint-last.pth'))
@@ -91,8 +107,14 @@ def test_average_is_what_is_validated_saved_and_tested(experiment):
     assert not torch.equal(saved['out.weight'], trainer.model.out.weight)
     from trainer.trainer import evaluate
     from utils import MetricTracker
+
     with trainer.weight_average.in_model():
-        log = evaluate(trainer.model, trainer.watched(trainer.valid_data_loader), F.nll_loss, MetricTracker('loss'))
+        log = evaluate(
+            trainer.model,
+            trainer.watched(trainer.valid_data_loader),
+            F.nll_loss,
+            MetricTracker('loss'),
+        )
     assert log['loss'] == trainer.history[-1]['val_loss']
 
 
@@ -103,14 +125,21 @@ def test_two_kinds_of_average_are_refused():
 
 # Schedules
 
-@pytest.mark.parametrize('name, args, interval', [
-    ('StepLR', {'step_size': 3, 'gamma': 0.5}, 'step'), ('CosineAnnealingLR', {'T_max': 12}, 'step'),
-    ('OneCycleLR', {'max_lr': 0.3, 'total_steps': 12}, 'step'), ('ExponentialLR', {'gamma': 0.5}, 'epoch'),
-])
+
+@pytest.mark.parametrize(
+    'name, args, interval',
+    [
+        ('StepLR', {'step_size': 3, 'gamma': 0.5}, 'step'),
+        ('CosineAnnealingLR', {'T_max': 12}, 'step'),
+        ('OneCycleLR', {'max_lr': 0.3, 'total_steps': 12}, 'step'),
+        ('ExponentialLR', {'gamma': 0.5}, 'epoch'),
+    ],
+)
 def test_warm_up_scales_what_the_scheduler_says(name, args, interval):
     def make():
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
         return optimizer, getattr(torch.optim.lr_scheduler, name)(optimizer, **args)
+
     optimizer, scheduler = make()
     plain_optimizer, plain = make()
     schedule = Schedule(scheduler, interval, warmup_steps=5)
@@ -132,28 +161,59 @@ def test_warm_up_scales_what_the_scheduler_says(name, args, interval):
 
 
 def test_auto_lengths_are_those_of_the_run():
-    config = ConfigParser({'name': 'x', 'trainer': {'epochs': 5}, 'lr_scheduler': {
-        'type': 'SequentialLR', 'interval': 'step', 'args': {'milestones': [10], 'schedulers': [
-            {'type': 'LinearLR', 'args': {'total_iters': 'auto'}}, {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}}]}}})
+    config = ConfigParser(
+        {
+            'name': 'x',
+            'trainer': {'epochs': 5},
+            'lr_scheduler': {
+                'type': 'SequentialLR',
+                'interval': 'step',
+                'args': {
+                    'milestones': [10],
+                    'schedulers': [
+                        {'type': 'LinearLR', 'args': {'total_iters': 'auto'}},
+                        {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}},
+                    ],
+                },
+            },
+        }
+    )
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     warm_up, cosine = config.init_scheduler(optimizer, range(20))._schedulers
     assert (warm_up.total_iters, cosine.T_max) == (10, 90)
     section = {'type': 'OneCycleLR', 'args': {'total_steps': 'auto', 'max_lr': 1}}
-    assert with_lengths(section, 7)['args'] == {'total_steps': 7, 'max_lr': 1} and section['args']['total_steps'] == 'auto'
+    assert (
+        with_lengths(section, 7)['args'] == {'total_steps': 7, 'max_lr': 1}
+        and section['args']['total_steps'] == 'auto'
+    )
     config['lr_scheduler'] = {**section, 'interval': 'step'}
     config['trainer']['max_steps'] = 30
     assert config.init_scheduler(optimizer, range(20)).total_steps == 30
 
 
-@pytest.mark.parametrize('name, length', [('CosineAnnealingLR', 'T_max'), ('OneCycleLR', 'total_steps')])
+@pytest.mark.parametrize(
+    'name, length', [('CosineAnnealingLR', 'T_max'), ('OneCycleLR', 'total_steps')]
+)
 def test_longer_run_follows_the_longer_schedule(experiment, name, length):
     args = {'max_lr': 0.1} if name == 'OneCycleLR' else {}
 
     def trainer(epochs, **options):
-        made = experiment.trainer(epochs=epochs, interval='step', optimizer=torch.optim.SGD, scheduler=lambda optimizer: getattr(
-            torch.optim.lr_scheduler, name)(optimizer, **args, **{length: 6 * epochs}), **options)
-        made.config['lr_scheduler'] = {'type': name, 'args': {**args, length: 'auto'}, 'interval': 'step'}
+        made = experiment.trainer(
+            epochs=epochs,
+            interval='step',
+            optimizer=torch.optim.SGD,
+            scheduler=lambda optimizer: getattr(torch.optim.lr_scheduler, name)(
+                optimizer, **args, **{length: 6 * epochs}
+            ),
+            **options,
+        )
+        made.config['lr_scheduler'] = {
+            'type': name,
+            'args': {**args, length: 'auto'},
+            'interval': 'step',
+        }
         return made
+
     short = trainer(1)
     short.train()
     longer = trainer(2, resume=short.checkpoint_dir / 'checkpoint-last.pth')
@@ -172,8 +232,16 @@ def report_of(**sections):
     import train
     from armature.config.check import check
     from armature.config.read import Document
-    config = {'name': 'x', 'arch': {'type': 'MnistModel'}, 'data_loader': {'type': 'DigitsDataLoader', 'args': {'batch_size': 8}},
-              'optimizer': {'type': 'Adam'}, 'loss': 'nll_loss', 'trainer': {'epochs': 1}, **sections}
+
+    config = {
+        'name': 'x',
+        'arch': {'type': 'MnistModel'},
+        'data_loader': {'type': 'DigitsDataLoader', 'args': {'batch_size': 8}},
+        'optimizer': {'type': 'Adam'},
+        'loss': 'nll_loss',
+        'trainer': {'epochs': 1},
+        **sections,
+    }
     try:
         check(Document(config), train)
     except ConfigError as error:
@@ -181,28 +249,71 @@ def report_of(**sections):
     return ''
 
 
-@pytest.mark.parametrize('sections, expected', [
-    ({'optimizer': {'type': 'Adam', 'groups': [{'match': '*.bias', 'weight_decy': 0}]}}, "no 'weight_decy' (did you mean 'weight_decay'"),
-    ({'optimizer': {'type': 'Adam', 'groups': [{'weight_decay': 0}]}}, 'optimizer.groups.0.match: expected a pattern'),
-    ({'optimizer': {'type': 'Adam', 'groups': [{'match': '*', 'lr': 'x'}]}}, 'optimizer.groups.0.lr: expected a number'),
-    ({'loss': ['nll_loss', {'type': 'nl_loss'}]}, 'loss.1.type'),
-    ({'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'wieght': 2}]}, 'loss.1.wieght'),
-    ({'trainer': {'epochs': 1, 'ema_decay': 1.5}}, 'trainer.ema_decay: expected a number of at most 1'),
-    ({'trainer': {'epochs': 1, 'microbatch_size': 'autos'}}, 'trainer.microbatch_size'),
-    ({'trainer': {'epochs': 1, 'type': 'Trainr'}}, "trainer.type: no trainer is called"),
-    ({'trainer': {'epochs': 1, 'unfreeze_at': {'epoch': 1}}}, 'trainer.unfreeze_at.epoch'),
-    ({'lr_scheduler': {'type': 'StepLR', 'args': {'step_size': 'auto'}}}, 'lr_scheduler.args.step_size'),
-    ({'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 'auto'}, 'interval': 'step', 'warmup_steps': 3}}, ''),
-    ({'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'weight': 2, 'name': 'm'}], 'metrics': ['Accuracy', 'MulticlassF1Score'],
-      'trainer': {'epochs': 1, 'type': 'examples.gan.trainer.GanTrainer', 'freeze': ['conv*'], 'unfreeze_at': {'epoch': 2},
-                  'monitor': 'min m', 'swa_start': 1, 'pictures': ['roc'], 'compile': 'max-autotune'}}, ''),
-])
+@pytest.mark.parametrize(
+    'sections, expected',
+    [
+        (
+            {'optimizer': {'type': 'Adam', 'groups': [{'match': '*.bias', 'weight_decy': 0}]}},
+            "no 'weight_decy' (did you mean 'weight_decay'",
+        ),
+        (
+            {'optimizer': {'type': 'Adam', 'groups': [{'weight_decay': 0}]}},
+            'optimizer.groups.0.match: expected a pattern',
+        ),
+        (
+            {'optimizer': {'type': 'Adam', 'groups': [{'match': '*', 'lr': 'x'}]}},
+            'optimizer.groups.0.lr: expected a number',
+        ),
+        ({'loss': ['nll_loss', {'type': 'nl_loss'}]}, 'loss.1.type'),
+        ({'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'wieght': 2}]}, 'loss.1.wieght'),
+        (
+            {'trainer': {'epochs': 1, 'ema_decay': 1.5}},
+            'trainer.ema_decay: expected a number of at most 1',
+        ),
+        ({'trainer': {'epochs': 1, 'microbatch_size': 'autos'}}, 'trainer.microbatch_size'),
+        ({'trainer': {'epochs': 1, 'type': 'Trainr'}}, 'trainer.type: no trainer is called'),
+        ({'trainer': {'epochs': 1, 'unfreeze_at': {'epoch': 1}}}, 'trainer.unfreeze_at.epoch'),
+        (
+            {'lr_scheduler': {'type': 'StepLR', 'args': {'step_size': 'auto'}}},
+            'lr_scheduler.args.step_size',
+        ),
+        (
+            {
+                'lr_scheduler': {
+                    'type': 'OneCycleLR',
+                    'args': {'max_lr': 1, 'total_steps': 'auto'},
+                    'interval': 'step',
+                    'warmup_steps': 3,
+                }
+            },
+            '',
+        ),
+        (
+            {
+                'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'weight': 2, 'name': 'm'}],
+                'metrics': ['Accuracy', 'MulticlassF1Score'],
+                'trainer': {
+                    'epochs': 1,
+                    'type': 'examples.gan.trainer.GanTrainer',
+                    'freeze': ['conv*'],
+                    'unfreeze_at': {'epoch': 2},
+                    'monitor': 'min m',
+                    'swa_start': 1,
+                    'pictures': ['roc'],
+                    'compile': 'max-autotune',
+                },
+            },
+            '',
+        ),
+    ],
+)
 def test_config_check_knows_the_keys(sections, expected):
     report = report_of(**sections)
     assert expected in report if expected else report == ''
 
 
 # Groups, freezing, weights from elsewhere
+
 
 def settings_of(model, groups=None, criterion=None, **trainer):
     config = {'trainer': trainer, 'optimizer': {'type': 'AdamW', 'groups': groups}}
@@ -211,15 +322,23 @@ def settings_of(model, groups=None, criterion=None, **trainer):
 
 def test_groups_equal_the_hand_written_ones():
     model, batch = norm_model(), a_batch()
-    groups = settings_of(model, [{'match': '0.*', 'lr': 0.001}, {'match': '*.bias|1.*', 'weight_decay': 0}])
+    groups = settings_of(
+        model, [{'match': '0.*', 'lr': 0.001}, {'match': '*.bias|1.*', 'weight_decay': 0}]
+    )
     take_steps(Stepper(torch.optim.AdamW(groups, lr=0.1, weight_decay=0.1)), model, batch, 3)
 
     expected = norm_model()
     named = dict(expected.named_parameters())
-    optimizer = torch.optim.AdamW([
-        {'params': [named['0.weight']], 'lr': 0.001}, {'params': [named['0.bias']], 'lr': 0.001, 'weight_decay': 0},
-        {'params': [named['1.weight'], named['1.bias'], named['3.bias']], 'weight_decay': 0}, {'params': [named['3.weight']]},
-    ], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        [
+            {'params': [named['0.weight']], 'lr': 0.001},
+            {'params': [named['0.bias']], 'lr': 0.001, 'weight_decay': 0},
+            {'params': [named['1.weight'], named['1.bias'], named['3.bias']], 'weight_decay': 0},
+            {'params': [named['3.weight']]},
+        ],
+        lr=0.1,
+        weight_decay=0.1,
+    )
     for _ in range(3):
         optimizer.zero_grad()
         F.cross_entropy(expected(batch[0]), batch[1]).backward()
@@ -241,10 +360,19 @@ def test_frozen_part_stays_as_it_is_until_its_epoch(experiment):
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     after = trainer.model.state_dict()
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {'out.weight', 'out.bias'}
-    longer = experiment.trainer(trainer.checkpoint_dir / 'checkpoint-last.pth', freeze=['hidden.*|norm.*'], unfreeze_at={'epoch': 3})
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        'out.weight',
+        'out.bias',
+    }
+    longer = experiment.trainer(
+        trainer.checkpoint_dir / 'checkpoint-last.pth',
+        freeze=['hidden.*|norm.*'],
+        unfreeze_at={'epoch': 3},
+    )
     longer.train()
-    assert all(not torch.equal(before[name], value) for name, value in longer.model.state_dict().items())
+    assert all(
+        not torch.equal(before[name], value) for name, value in longer.model.state_dict().items()
+    )
 
 
 def test_what_is_frozen_for_good_gets_no_optimizer_state():
@@ -255,7 +383,11 @@ def test_what_is_frozen_for_good_gets_no_optimizer_state():
 
 def test_weights_from_elsewhere_are_taken_reported_or_refused(tmp_path, caplog):
     import logging
-    torch.save({'module.' + name: value for name, value in norm_model().state_dict().items()}, tmp_path / 'plain.pth')
+
+    torch.save(
+        {'module.' + name: value for name, value in norm_model().state_dict().items()},
+        tmp_path / 'plain.pth',
+    )
     model = norm_model()
     for parameter in model.parameters():
         nn.init.constant_(parameter, 7)
@@ -264,39 +396,74 @@ def test_weights_from_elsewhere_are_taken_reported_or_refused(tmp_path, caplog):
     assert same(model.state_dict(), norm_model().state_dict()) and '9 of 9' in caplog.text
 
     other = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5))
-    with pytest.raises(CheckpointError, match=r'of another shape: 3.weight \[3, 6\] -> \[5, 6\].*ignore'):
+    with pytest.raises(
+        CheckpointError, match=r'of another shape: 3.weight \[3, 6\] -> \[5, 6\].*ignore'
+    ):
         init_weights(other, str(tmp_path / 'plain.pth'), logging.getLogger('x'))
-    init_weights(other, {'file': str(tmp_path / 'plain.pth'), 'ignore': ['3.*']}, logging.getLogger('x'))
-    assert torch.equal(other[0].weight, norm_model()[0].weight) and 'fresh: 3.weight, 3.bias' in caplog.text
+    init_weights(
+        other, {'file': str(tmp_path / 'plain.pth'), 'ignore': ['3.*']}, logging.getLogger('x')
+    )
+    assert (
+        torch.equal(other[0].weight, norm_model()[0].weight)
+        and 'fresh: 3.weight, 3.bias' in caplog.text
+    )
     with pytest.raises(ConfigError, match='fc'):
-        init_weights(model, {'file': str(tmp_path / 'plain.pth'), 'ignore': ['fc.*']}, logging.getLogger('x'))
+        init_weights(
+            model, {'file': str(tmp_path / 'plain.pth'), 'ignore': ['fc.*']}, logging.getLogger('x')
+        )
 
 
 # Losses and metrics
 
+
 def test_sum_of_losses_equals_the_hand_written_one():
     output, target = torch.randn(6, 3, requires_grad=True), torch.randint(3, (6,))
-    config = ConfigParser({'name': 'x', 'loss': ['cross_entropy', {'type': 'MultiMarginLoss', 'weight': 0.25, 'name': 'margin'}]})
+    config = ConfigParser(
+        {
+            'name': 'x',
+            'loss': [
+                'cross_entropy',
+                {'type': 'MultiMarginLoss', 'weight': 0.25, 'name': 'margin'},
+            ],
+        }
+    )
     criterion = config.init_loss(None)
     loss = criterion(output, target)
-    assert torch.equal(loss, F.cross_entropy(output, target) + 0.25 * nn.MultiMarginLoss()(output, target))
+    assert torch.equal(
+        loss, F.cross_entropy(output, target) + 0.25 * nn.MultiMarginLoss()(output, target)
+    )
     assert torch.equal(criterion.terms['margin'], nn.MultiMarginLoss()(output, target))
     assert list(criterion.terms) == ['cross_entropy', 'margin']
 
 
 def test_each_term_is_logged(experiment):
     trainer = experiment.trainer(epochs=1)
-    criterion = WeightedLosses([('nll', F.nll_loss, 1.0), ('second', lambda output, target: output.square().mean(), 0.5)])
-    trainer = type(trainer)(PointModel(), criterion, [], trainer.optimizer, trainer.config, torch.device('cpu'), trainer.data_loader,
-                            trainer.valid_data_loader)
+    criterion = WeightedLosses(
+        [('nll', F.nll_loss, 1.0), ('second', lambda output, target: output.square().mean(), 0.5)]
+    )
+    trainer = type(trainer)(
+        PointModel(),
+        criterion,
+        [],
+        trainer.optimizer,
+        trainer.config,
+        torch.device('cpu'),
+        trainer.data_loader,
+        trainer.valid_data_loader,
+    )
     log = trainer._train_epoch(1)
     assert log['loss'] == pytest.approx(log['nll'] + 0.5 * log['second']) and 'val_second' in log
 
 
 def test_class_weights_are_a_list():
-    config = ConfigParser({'name': 'x', 'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2.5, 1]}}})
+    config = ConfigParser(
+        {'name': 'x', 'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2.5, 1]}}}
+    )
     output, target = torch.randn(6, 3), torch.randint(3, (6,))
-    assert torch.equal(config.init_loss(None)(output, target), F.cross_entropy(output, target, weight=torch.tensor([1, 2.5, 1])))
+    assert torch.equal(
+        config.init_loss(None)(output, target),
+        F.cross_entropy(output, target, weight=torch.tensor([1, 2.5, 1])),
+    )
 
 
 def test_parameters_of_the_loss_train_and_resume(experiment):
@@ -314,6 +481,7 @@ def test_parameters_of_the_loss_train_and_resume(experiment):
         base.optimizer.add_param_group({'params': [criterion.scale]})
         base.criterion = base.loss = criterion
         return base
+
     first = trainer(epochs=1)
     first.train()
     assert first.criterion.scale.item() != 1
@@ -328,17 +496,31 @@ def test_parameters_of_the_loss_train_and_resume(experiment):
 WEIGHTS = torch.tensor([1.0, 4.0, 0.5])
 
 
-@pytest.mark.parametrize('criterion', [
-    nn.CrossEntropyLoss(reduction='sum'), nn.CrossEntropyLoss(WEIGHTS), nn.CrossEntropyLoss(WEIGHTS, ignore_index=1),
-    nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=0), partial(F.cross_entropy, weight=WEIGHTS), F.cross_entropy])
+@pytest.mark.parametrize(
+    'criterion',
+    [
+        nn.CrossEntropyLoss(reduction='sum'),
+        nn.CrossEntropyLoss(WEIGHTS),
+        nn.CrossEntropyLoss(WEIGHTS, ignore_index=1),
+        nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=0),
+        partial(F.cross_entropy, weight=WEIGHTS),
+        F.cross_entropy,
+    ],
+)
 def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
     def step(microbatch_size):
         model, data = nn.Linear(4, 3), torch.linspace(-1, 1, 28).reshape(7, 4)
         nn.init.ones_(model.weight)
         nn.init.zeros_(model.bias)
-        target = torch.tensor([0, 2, 2, 1, 1, 1, 0])  # with micro-batches of 3, all of one may be ignored
-        stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), microbatch_size=microbatch_size, count=count_of(criterion),
-                          loss_is_sum=is_sum(criterion, in_parts=True))
+        target = torch.tensor(
+            [0, 2, 2, 1, 1, 1, 0]
+        )  # with micro-batches of 3, all of one may be ignored
+        stepper = Stepper(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            microbatch_size=microbatch_size,
+            count=count_of(criterion),
+            loss_is_sum=is_sum(criterion, in_parts=True),
+        )
         metrics = MetricTracker('loss', loss_is_sum=is_sum(criterion), count=count_of(criterion))
         for part, classes in stepper.micro_batches((data, target)):
             output = model(part)
@@ -346,6 +528,7 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
             metrics.measure(criterion(output, classes), output, classes)
         stepper.step()
         return model.weight.detach(), stepper.loss, metrics.avg('loss')
+
     for size in (1, 3):
         torch.testing.assert_close(step(size), step(None), rtol=1e-6, atol=1e-6)
 
@@ -353,8 +536,14 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
 def test_loss_that_cannot_be_split_is_refused():
     def and_another(loss):
         return WeightedLosses([('one', loss, 1.0), ('two', nn.CrossEntropyLoss(), 1.0)])
-    for criterion in (and_another(nn.CrossEntropyLoss(WEIGHTS)), and_another(nn.NLLLoss(ignore_index=0)), OwnLoss(WEIGHTS),
-                      partial(focal_loss, weight=WEIGHTS), nn.CrossEntropyLoss(torch.tensor([0.0, 1.0, 1.0]))):
+
+    for criterion in (
+        and_another(nn.CrossEntropyLoss(WEIGHTS)),
+        and_another(nn.NLLLoss(ignore_index=0)),
+        OwnLoss(WEIGHTS),
+        partial(focal_loss, weight=WEIGHTS),
+        nn.CrossEntropyLoss(torch.tensor([0.0, 1.0, 1.0])),
+    ):
         assert not is_sum(criterion)
         with pytest.raises(ConfigError, match='weights classes|has the weight 0'):
             is_sum(criterion, in_parts=True)
@@ -371,7 +560,10 @@ def test_targets_are_counted_as_torch_weighs_them():
     target = torch.tensor([[0, 2, 2], [1, 1, 255]], dtype=torch.uint8)
     count = count_of(nn.NLLLoss(WEIGHTS, ignore_index=255))
     assert count(target).item() == 10 and count.of_each(target).tolist() == [2, 8]
-    assert count_in((None, target), count).item() == 10 and count_in([target], count_of(nn.NLLLoss())) == 2
+    assert (
+        count_in((None, target), count).item() == 10
+        and count_in([target], count_of(nn.NLLLoss())) == 2
+    )
     with pytest.raises(ConfigError, match=r'not \(data, target\)'):
         count_in({'target': target}, count)
 
@@ -382,11 +574,21 @@ def focal_loss(output, target, weight):
 
 
 def test_metrics_learn_the_number_of_classes_from_the_model():
-    config = ConfigParser({'name': 'x', 'arch': {'type': 'MnistModel', 'args': {}},
-                           'metrics': ['Accuracy', 'MulticlassF1Score', {'type': 'Precision', 'args': {'average': None}}]})
+    config = ConfigParser(
+        {
+            'name': 'x',
+            'arch': {'type': 'MnistModel', 'args': {}},
+            'metrics': [
+                'Accuracy',
+                'MulticlassF1Score',
+                {'type': 'Precision', 'args': {'average': None}},
+            ],
+        }
+    )
     accuracy, f1, precision = config.init_metrics(None)
     assert f1.num_classes == 10 and accuracy.__name__ == 'Accuracy'
     from utils import MetricTracker
+
     tracker = MetricTracker('loss', metrics=[accuracy, precision])
     output, target = torch.eye(10), torch.arange(10)
     for rows in (slice(0, 3), slice(3, 10)):
@@ -396,9 +598,12 @@ def test_metrics_learn_the_number_of_classes_from_the_model():
 
 # Clipping, precision, micro-batches
 
+
 def test_clipping_by_value_equals_the_hand_written_one_and_the_norm_is_kept():
     model, expected, batch = norm_model(), norm_model(), a_batch()
-    stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.5), max_grad_value=0.01, max_grad_norm=0.5)
+    stepper = Stepper(
+        torch.optim.SGD(model.parameters(), lr=0.5), max_grad_value=0.01, max_grad_norm=0.5
+    )
     take_steps(stepper, model, batch, 3)
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.5)
     for _ in range(3):
@@ -412,7 +617,12 @@ def test_clipping_by_value_equals_the_hand_written_one_and_the_norm_is_kept():
 
 def test_fp16_with_clipping_equals_the_hand_written_one():
     model, expected, batch = norm_model(), norm_model(), a_batch()
-    take_steps(Stepper(torch.optim.SGD(model.parameters(), lr=0.1), precision='fp16', max_grad_norm=0.1), model, batch, 3)
+    take_steps(
+        Stepper(torch.optim.SGD(model.parameters(), lr=0.1), precision='fp16', max_grad_norm=0.1),
+        model,
+        batch,
+        3,
+    )
     optimizer, scaler = torch.optim.SGD(expected.parameters(), lr=0.1), torch.amp.GradScaler('cpu')
     for _ in range(3):
         with torch.autocast('cpu', torch.float16):
@@ -428,7 +638,12 @@ def test_fp16_with_clipping_equals_the_hand_written_one():
 
 def test_skipping_a_broken_step_unscales_once_also_when_clipping():
     model = norm_model()
-    stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), precision='fp16', max_grad_norm=0.1, max_skips=1)
+    stepper = Stepper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        precision='fp16',
+        max_grad_norm=0.1,
+        max_skips=1,
+    )
     data, target = a_batch()
     take_steps(stepper, model, (data * math.nan, target), 1)
     assert stepper.n_skipped == 1
@@ -445,10 +660,18 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
         def refuse(module, inputs):
             if len(inputs[0]) > n_samples and module.training:
                 raise torch.OutOfMemoryError('out of memory')
+
         trainer.model.register_forward_pre_hook(refuse)
         return trainer
+
     automatic = limit(without_norm(experiment.trainer(microbatch_size='auto')), 3)
-    assert first_difference(run(automatic)['state_dict'], run(without_norm(experiment.trainer(microbatch_size=2)))['state_dict']) == ''
+    assert (
+        first_difference(
+            run(automatic)['state_dict'],
+            run(without_norm(experiment.trainer(microbatch_size=2)))['state_dict'],
+        )
+        == ''
+    )
     assert automatic.stepper.microbatch_size == 2  # 7 -> 4 -> 2
     whole = run(experiment.trainer(microbatch_size='auto'))
     assert first_difference(whole['state_dict'], run(experiment.trainer())['state_dict']) == ''
@@ -456,27 +679,44 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
 
 def test_trying_out_a_size_leaves_model_and_randomness_as_they_were(caplog):
     import logging
+
     model, before, batch = norm_model(), norm_model(), a_batch()
     state = torch.get_rng_state()
-    assert fitting_size(batch, model, lambda data, target: F.cross_entropy(model(data), target), logging.getLogger('x')) == 8
-    assert same(model.state_dict(), before.state_dict()) and torch.equal(state, torch.get_rng_state())
+    assert (
+        fitting_size(
+            batch,
+            model,
+            lambda data, target: F.cross_entropy(model(data), target),
+            logging.getLogger('x'),
+        )
+        == 8
+    )
+    assert same(model.state_dict(), before.state_dict()) and torch.equal(
+        state, torch.get_rng_state()
+    )
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # Layout, compilation, lengths
 
+
 def test_compiled_and_channels_last_model_keeps_its_bare_keys(experiment, monkeypatch):
     compile_it = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda model, mode: compile_it(model, backend='eager'))
     plain = run(experiment.trainer(epochs=1, run_id='plain'))
-    compiled = run(experiment.trainer(epochs=1, run_id='compiled', compile=True, channels_last=True))
+    compiled = run(
+        experiment.trainer(epochs=1, run_id='compiled', compile=True, channels_last=True)
+    )
     assert list(compiled['state_dict']) == list(plain['state_dict'])
     for name, value in plain['state_dict'].items():
         torch.testing.assert_close(compiled['state_dict'][name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_validation_between_steps_changes_nothing_in_the_training(experiment):
-    plain, between = experiment.trainer(), experiment.trainer(validate_every_steps=4, ema_decay=None)
+    plain, between = (
+        experiment.trainer(),
+        experiment.trainer(validate_every_steps=4, ema_decay=None),
+    )
     calls = []
     validate = between._valid_epoch
     between._valid_epoch = lambda epoch: calls.append(between.step) or validate(epoch)
@@ -487,8 +727,13 @@ def test_validation_between_steps_changes_nothing_in_the_training(experiment):
 # Everything together
 
 FACTORS = {
-    'precision': ['fp32', 'bf16', 'fp16'], 'microbatch_size': [None, 5], 'max_grad_norm': [None, 0.5], 'average': [None, 'ema', 'swa'],
-    'interval': ['epoch', 'step'], 'warmup': [0, 8], 'n_steps': [4, 9, 14],
+    'precision': ['fp32', 'bf16', 'fp16'],
+    'microbatch_size': [None, 5],
+    'max_grad_norm': [None, 0.5],
+    'average': [None, 'ema', 'swa'],
+    'interval': ['epoch', 'step'],
+    'warmup': [0, 8],
+    'n_steps': [4, 9, 14],
 }
 
 
@@ -499,6 +744,7 @@ def pairwise(factors):
 
     def pairs(case):
         return {(a, case[a], b, case[b]) for a, b in itertools.combinations(names, 2)}
+
     open_pairs = set().union(*map(pairs, every))
     while open_pairs:
         case = max(every, key=lambda each: len(pairs(each) & open_pairs))
@@ -506,17 +752,28 @@ def pairwise(factors):
         yield case
 
 
-@pytest.mark.parametrize('case', list(pairwise(FACTORS)), ids=lambda case: '-'.join(map(str, case.values())))
+@pytest.mark.parametrize(
+    'case', list(pairwise(FACTORS)), ids=lambda case: '-'.join(map(str, case.values()))
+)
 def test_features_combine_and_resume_exactly(experiment, case):
-    options = {'precision': case['precision'], 'microbatch_size': case['microbatch_size'], 'max_grad_norm': case['max_grad_norm'],
-               'interval': case['interval'], 'freeze': ['hidden.*'], 'unfreeze_at': {'epoch': 2}}
+    options = {
+        'precision': case['precision'],
+        'microbatch_size': case['microbatch_size'],
+        'max_grad_norm': case['max_grad_norm'],
+        'interval': case['interval'],
+        'freeze': ['hidden.*'],
+        'unfreeze_at': {'epoch': 2},
+    }
     options |= {'ema': {'ema_decay': 0.9}, 'swa': {'swa_start': 1}}.get(case['average'], {})
 
     def trainer(resume=None, **more):
         made = experiment.trainer(resume, **options, **more)
         if case['warmup']:
-            made.schedule.__init__(made.lr_scheduler, case['interval'], made.mnt_metric, case['warmup'])
+            made.schedule.__init__(
+                made.lr_scheduler, case['interval'], made.mnt_metric, case['warmup']
+            )
         return made
+
     whole = run(trainer())
     stopped = trainer()
     take_step = stopped.stepper.step
@@ -525,6 +782,7 @@ def test_features_combine_and_resume_exactly(experiment, case):
         take_step()
         if stopped.step == case['n_steps']:
             stopped._stop.reason = 'test'
+
     stopped.stepper.step = step
     stopped.train()
     resumed = run(trainer(stopped.checkpoint_dir / 'checkpoint-last.pth'))
@@ -534,9 +792,17 @@ def test_features_combine_and_resume_exactly(experiment, case):
 def test_no_step_waits_for_the_gpu(experiment):
     if not torch.cuda.is_available():
         pytest.skip('needs a CUDA device: counts synchronisations')
-    trainer = experiment.trainer(max_grad_norm=1.0, ema_decay=0.9, log_step=10 ** 6)
-    model, batch = trainer.model.cuda(), (torch.randn(7, 4, device='cuda'), torch.randint(2, (7,), device='cuda'))
-    stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), device='cuda', max_grad_norm=1.0, average=Average(model, 0.9))
+    trainer = experiment.trainer(max_grad_norm=1.0, ema_decay=0.9, log_step=10**6)
+    model, batch = (
+        trainer.model.cuda(),
+        (torch.randn(7, 4, device='cuda'), torch.randint(2, (7,), device='cuda')),
+    )
+    stepper = Stepper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        device='cuda',
+        max_grad_norm=1.0,
+        average=Average(model, 0.9),
+    )
     take_steps(stepper, model, batch, 2)
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -552,8 +818,11 @@ def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch, tmp_
 
     def unreachable(*args, **kwargs):
         raise URLError('no network')
+
     monkeypatch.setattr(torch.hub, 'download_url_to_file', unreachable)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    config = ConfigParser({'name': 'x', 'arch': {'type': 'squeezenet1_1', 'args': {'weights': 'DEFAULT'}}})
+    config = ConfigParser(
+        {'name': 'x', 'arch': {'type': 'squeezenet1_1', 'args': {'weights': 'DEFAULT'}}}
+    )
     with pytest.raises(ConfigError, match='init_from'):
         config.init_obj('arch', None)

@@ -1,4 +1,5 @@
 """Rehearsals, the learning rate search, the profile, pictures, and the examples that train in their own way."""
+
 import inspect
 import json
 import math
@@ -40,8 +41,15 @@ def in_the_project(monkeypatch):
 def test_training_step_stays_on_one_screen_and_in_the_designs_shape():
     lines = inspect.getsource(Trainer._train_epoch).splitlines()
     assert len(lines) < 24
-    words = ['for batch in self.batches(epoch)', 'self.stepper.micro_batches(batch)', 'self.stepper.autocast()', 'self.model(data)',
-             'self.criterion(output, target)', 'self.stepper.backward(loss)', 'self.stepper.step()']
+    words = [
+        'for batch in self.batches(epoch)',
+        'self.stepper.micro_batches(batch)',
+        'self.stepper.autocast()',
+        'self.model(data)',
+        'self.criterion(output, target)',
+        'self.stepper.backward(loss)',
+        'self.stepper.step()',
+    ]
     text, places = '\n'.join(lines), []
     for word in words:
         places.append(text.index(word))
@@ -50,11 +58,14 @@ def test_training_step_stays_on_one_screen_and_in_the_designs_shape():
 
 # Rehearsals
 
+
 def test_smoke_runs_through_everything_and_leaves_nothing(tmp_path, capsys):
     before = set((ROOT / 'saved').rglob('*'))
     smoke(train.build, config_of(ema_decay=0.5, epochs=40))
     out = capsys.readouterr().out
-    assert all(word in out for word in ('trained, validated and saved', 'resumed', 'tested', 'went well'))
+    assert all(
+        word in out for word in ('trained, validated and saved', 'resumed', 'tested', 'went well')
+    )
     assert before == set((ROOT / 'saved').rglob('*'))
 
 
@@ -85,10 +96,16 @@ def test_forecast_says_steps_learning_rate_and_disk(experiment, caplog):
     text = Forecast(trainer)
     assert text.n_steps_left == 12 and text._length() == '2 epochs of 6 steps'
     assert text._learning_rate() == 'learning rate 0.01 first, 0.01 at most, 0.007 last'
-    assert (show_time(3.14159), show_time(600), show_time(7200), show_bytes(1_500_000)) == ('3.14 s', '10 min', '2.0 h', '1.5 MB')
+    assert (show_time(3.14159), show_time(600), show_time(7200), show_bytes(1_500_000)) == (
+        '3.14 s',
+        '10 min',
+        '2.0 h',
+        '1.5 MB',
+    )
 
 
 # Tools
+
 
 def test_steepest_fall_is_found():
     rates = [10.0 ** (power / 10) for power in range(-40, 0)]
@@ -121,6 +138,7 @@ def test_profile_says_where_the_time_went_and_writes_a_trace(capsys, monkeypatch
 
 # Pictures
 
+
 def test_pictures_show_what_torchmetrics_computes(tmp_path):
     pictures = Pictures(['confusion_matrix', 'precision', 'recall', 'f1', 'roc'])
     assert not Pictures([]) and pictures.draw() == {}
@@ -128,7 +146,11 @@ def test_pictures_show_what_torchmetrics_computes(tmp_path):
     pictures.update(output[:20], target[:20])
     pictures.update(output[20:], target[20:])
     matrix = pictures._metrics['confusion_matrix'].compute()
-    assert all(matrix[row, column] == ((target == row) & (output.argmax(1) == column)).sum() for row in range(4) for column in range(4))
+    assert all(
+        matrix[row, column] == ((target == row) & (output.argmax(1) == column)).sum()
+        for row in range(4)
+        for column in range(4)
+    )
     files = save_pictures(pictures.draw(), tmp_path)
     assert len(files) == 5 and all(file.read_bytes()[:4] == b'\x89PNG' for file in files)
     with pytest.raises(ConfigError, match='trainer.pictures'):
@@ -139,6 +161,7 @@ def test_pictures_show_what_torchmetrics_computes(tmp_path):
 
 def test_pictures_reach_tensorboard(experiment):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     trainer = experiment.trainer(epochs=1, tensorboard=True, pictures=['confusion_matrix'])
     trainer.train()
     events = EventAccumulator(str(trainer.config.log_dir))
@@ -148,9 +171,18 @@ def test_pictures_reach_tensorboard(experiment):
 
 # Examples
 
+
 def gan(folder, n_steps=None, resume=None):
-    config = config_of('examples/gan/config.json', save_dir=str(folder), epochs=2, len_epoch=3, save_period=9, microbatch_size=40,
-                       max_steps=n_steps, tensorboard=False)
+    config = config_of(
+        'examples/gan/config.json',
+        save_dir=str(folder),
+        epochs=2,
+        len_epoch=3,
+        save_period=9,
+        microbatch_size=40,
+        max_steps=n_steps,
+        tensorboard=False,
+    )
     trainer = train.build(ConfigParser(config, resume))
     trainer.train()
     return trainer
@@ -169,58 +201,97 @@ def test_gan_resumes_exactly_and_trains_both_models(tmp_path):
 def test_gan_equals_the_hand_written_loop(tmp_path):
     """One epoch of two steps: the same batches and noise give the same weights, bit for bit."""
     from armature.seed import seed_torch
-    config = config_of('examples/gan/config.json', save_dir=str(tmp_path), epochs=1, len_epoch=2, tensorboard=False)
+
+    config = config_of(
+        'examples/gan/config.json', save_dir=str(tmp_path), epochs=1, len_epoch=2, tensorboard=False
+    )
     trainer = train.build(ConfigParser(config))
     batches = []
     original = trainer.batches
-    trainer.batches = lambda epoch: (batches.append([part.clone() for part in batch]) or batch for batch in original(epoch))
+    trainer.batches = lambda epoch: (
+        batches.append([part.clone() for part in batch]) or batch for batch in original(epoch)
+    )
     trainer.train()
 
     other = train.build(ConfigParser(config))
-    generator, discriminator, loss_of = other.model.train(), other.discriminator.train(), nn.BCEWithLogitsLoss()
+    generator, discriminator, loss_of = (
+        other.model.train(),
+        other.discriminator.train(),
+        nn.BCEWithLogitsLoss(),
+    )
     for step, (images, _) in enumerate(batches, 1):
         seed_torch(other._step_key + step)
         discriminator.zero_grad()
         with torch.no_grad():
             fakes = generator(torch.randn(len(images), 32))
         real, fake = discriminator(images), discriminator(fakes)
-        ((loss_of(real, torch.ones_like(real)) + loss_of(fake, torch.zeros_like(fake))) / 2).backward()
+        (
+            (loss_of(real, torch.ones_like(real)) + loss_of(fake, torch.zeros_like(fake))) / 2
+        ).backward()
         other.optimizer_d.step()
         generator.zero_grad()
         score = discriminator(generator(torch.randn(len(images), 32)))
         loss_of(score, torch.ones_like(score)).backward()
         other.optimizer.step()
     assert first_difference(dict(generator.state_dict()), dict(trainer.model.state_dict())) == ''
-    assert first_difference(dict(discriminator.state_dict()), dict(trainer.discriminator.state_dict())) == ''
+    assert (
+        first_difference(dict(discriminator.state_dict()), dict(trainer.discriminator.state_dict()))
+        == ''
+    )
 
 
 def test_transfer_starts_from_the_other_model_and_keeps_its_convolutions(tmp_path):
-    first = train.build(ConfigParser(config_of('examples/transfer/config.json', save_dir=str(tmp_path), epochs=1)))
+    first = train.build(
+        ConfigParser(config_of('examples/transfer/config.json', save_dir=str(tmp_path), epochs=1))
+    )
     first.train()
     config = config_of('examples/transfer/fine_tune.json', save_dir=str(tmp_path), epochs=2)
     config['init_from']['file'] = str(first.checkpoint_dir / 'model_best.pth')
     second = train.build(ConfigParser(config))
     second.train()
     one, two = first.model.state_dict(), second.model.state_dict()
-    assert {name for name in one if torch.equal(one[name], two[name])} == {'conv1.weight', 'conv1.bias', 'conv2.weight', 'conv2.bias'}
+    assert {name for name in one if torch.equal(one[name], two[name])} == {
+        'conv1.weight',
+        'conv1.bias',
+        'conv2.weight',
+        'conv2.bias',
+    }
 
 
 def test_trainer_type_has_to_name_a_trainer():
     with pytest.raises(ConfigError, match='trainer.type'):
-        ConfigParser({'name': 'x', 'trainer': {'type': 'GanTrainr'}}).trainer_class(train.module_trainer)
+        ConfigParser({'name': 'x', 'trainer': {'type': 'GanTrainr'}}).trainer_class(
+            train.module_trainer
+        )
 
 
 def test_average_is_what_test_py_measures(tmp_path):
-    run = ('train.py', '-c', 'config.json', '-d', 'cpu', '--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.epochs=2',
-           '--set', 'trainer.ema_decay=0.9', '--set', 'trainer.tensorboard=false', '--set', 'trainer.pictures=["f1"]')
+    run = (
+        'train.py',
+        '-c',
+        'config.json',
+        '-d',
+        'cpu',
+        '--set',
+        f'trainer.save_dir={tmp_path}',
+        '--set',
+        'trainer.epochs=2',
+        '--set',
+        'trainer.ema_decay=0.9',
+        '--set',
+        'trainer.tensorboard=false',
+        '--set',
+        'trainer.pictures=["f1"]',
+    )
     run_script(*run)
-    folder, = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
+    (folder,) = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
     done = run_script('test.py', '-r', folder)
     assert (folder / 'f1.png').is_file()
     state = checkpoint.load(folder / 'checkpoint-last.pth')
     from data_loader.data_loaders import DigitsDataLoader
     from model.metric import accuracy
     from model.model import MnistModel
+
     model = MnistModel()
     model.load_state_dict(state['parts']['weight_average']['model'])
     with torch.no_grad():

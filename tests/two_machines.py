@@ -4,6 +4,7 @@ Two network namespaces stand for the machines, a pair of virtual network cards f
 shares a folder. A torchrun in each starts one process. The job has to end as one of two processes on one machine does, bit for bit:
 when nothing happens, when all of the second machine is killed and started again, and when the cable is pulled out for a while.
 """
+
 import os
 import shutil
 import signal
@@ -14,7 +15,16 @@ import time
 from pathlib import Path
 
 from armature.compare import first_difference
-from tests.process_faults import in_own_folder, is_alive, make_project, outcome, run_folder, start, train, workers_of
+from tests.process_faults import (
+    in_own_folder,
+    is_alive,
+    make_project,
+    outcome,
+    run_folder,
+    start,
+    train,
+    workers_of,
+)
 
 NAMES = [f'armature{os.getpid()}{letter}' for letter in 'ab']
 CARDS = [f'v{os.getpid()}{letter}' for letter in 'ab']  # 15 letters at most
@@ -34,7 +44,20 @@ def connect() -> str:
     try:
         for name in NAMES:
             ip('netns', 'add', name)
-        ip('link', 'add', CARDS[0], 'netns', NAMES[0], 'type', 'veth', 'peer', 'name', CARDS[1], 'netns', NAMES[1])
+        ip(
+            'link',
+            'add',
+            CARDS[0],
+            'netns',
+            NAMES[0],
+            'type',
+            'veth',
+            'peer',
+            'name',
+            CARDS[1],
+            'netns',
+            NAMES[1],
+        )
         for name, card, address in zip(NAMES, CARDS, ADDRESSES):
             ip('-n', name, 'addr', 'add', f'{address}/24', 'dev', card)
             ip('-n', name, 'link', 'set', card, 'up')
@@ -58,16 +81,35 @@ class Job:
         self.arguments = in_own_folder(project, name)
         self.two = [self.start(0), self.start(1)]
         deadline = time.monotonic() + JOB_S
-        while not list((project / name).glob('models/*/*/checkpoint-epoch1.pth')) and time.monotonic() < deadline:
+        while (
+            not list((project / name).glob('models/*/*/checkpoint-epoch1.pth'))
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
 
     def start(self, number: int) -> subprocess.Popen:
         # torch 2.15 lets no new machine in while torchrun shares its store with the training.
-        return start(self.project, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc-per-node=1', '--max-restarts=3',
-                     '--rdzv-backend=c10d', f'--rdzv-endpoint={ADDRESSES[0]}:{PORT}', f'--rdzv-id={self.name}',
-                     f'--rdzv-conf=is_host={int(number == 0)}', f'--local-addr={ADDRESSES[number]}', 'train.py', *self.arguments,
-                     '--set', f'distributed.timeout_s={TIMEOUT_S}', prefix=('ip', 'netns', 'exec', NAMES[number]), PACE_S=0.02,
-                     GLOO_SOCKET_IFNAME=CARDS[number], TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
+        return start(
+            self.project,
+            '-m',
+            'torch.distributed.run',
+            '--nnodes=2',
+            '--nproc-per-node=1',
+            '--max-restarts=3',
+            '--rdzv-backend=c10d',
+            f'--rdzv-endpoint={ADDRESSES[0]}:{PORT}',
+            f'--rdzv-id={self.name}',
+            f'--rdzv-conf=is_host={int(number == 0)}',
+            f'--local-addr={ADDRESSES[number]}',
+            'train.py',
+            *self.arguments,
+            '--set',
+            f'distributed.timeout_s={TIMEOUT_S}',
+            prefix=('ip', 'netns', 'exec', NAMES[number]),
+            PACE_S=0.02,
+            GLOO_SOCKET_IFNAME=CARDS[number],
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1,
+        )
 
     def kill(self, number: int) -> None:
         """What a power cut does to a machine, but for the silence of its network."""
@@ -123,13 +165,23 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             project = make_project(Path(folder) / 'project')
-            train(project, *in_own_folder(project, 'one'), '--set', f'distributed.timeout_s={TIMEOUT_S}')
+            train(
+                project,
+                *in_own_folder(project, 'one'),
+                '--set',
+                f'distributed.timeout_s={TIMEOUT_S}',
+            )
             expected = outcome(run_folder(project, 'one'))
             for event in (nothing, power_cut, pulled_cable, lost_host):
                 started, job = time.monotonic(), Job(project, event.__name__)
                 event(job)
-                wrong = job.end() or first_difference(expected, outcome(run_folder(project, event.__name__)))
-                print(f'{event.__doc__:105} {"differs" if wrong else "equal":7} {time.monotonic() - started:6.1f} s', flush=True)
+                wrong = job.end() or first_difference(
+                    expected, outcome(run_folder(project, event.__name__))
+                )
+                print(
+                    f'{event.__doc__:105} {"differs" if wrong else "equal":7} {time.monotonic() - started:6.1f} s',
+                    flush=True,
+                )
                 print(wrong, end='')
                 failed |= bool(wrong)
     finally:

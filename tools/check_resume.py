@@ -4,6 +4,7 @@ Trains a few steps of the config three times in fresh processes: straight throug
 between two epochs and resumed; then compares the last checkpoints bit for bit and names what differs first. A state that a trainer
 of your own forgets (a moving average, a second optimizer, a random generator) shows up here.
 """
+
 import argparse
 import subprocess
 import sys
@@ -18,12 +19,24 @@ from utils.util import write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS_PER_EPOCH, N_EPOCHS = 4, 3
-COMPARED = ('epoch', 'step', 'samples', 'state_dict', 'optimizer', 'monitor_best', 'parts', 'history', 'rng')
+COMPARED = (
+    'epoch',
+    'step',
+    'samples',
+    'state_dict',
+    'optimizer',
+    'monitor_best',
+    'parts',
+    'history',
+    'rng',
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment to try')
+    parser.add_argument(
+        '-c', '--config', required=True, metavar='FILE', help='the experiment to try'
+    )
     with exit_on_user_error():
         check_resume(ConfigParser.from_args(parser).config)
 
@@ -32,21 +45,42 @@ def check_resume(config: dict) -> None:
     """Print what was compared; raise UserError when an interrupted run differs from the uninterrupted one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'config.json'
-        short = {'save_dir': folder, 'len_epoch': STEPS_PER_EPOCH, 'epochs': N_EPOCHS, 'tensorboard': False, 'save_period': 10 ** 6,
-                 'early_stop': 0}
+        short = {
+            'save_dir': folder,
+            'len_epoch': STEPS_PER_EPOCH,
+            'epochs': N_EPOCHS,
+            'tensorboard': False,
+            'save_period': 10**6,
+            'early_stop': 0,
+        }
         write_json({**config, 'trainer': {**config['trainer'], **short}}, path)
         print('Training straight through ...', flush=True)
         straight = last_state(train(folder, '-c', path))
-        for place, stop in (('inside an epoch', f'trainer.max_steps={STEPS_PER_EPOCH + 2}'), ('between epochs', 'trainer.epochs=1')):
+        for place, stop in (
+            ('inside an epoch', f'trainer.max_steps={STEPS_PER_EPOCH + 2}'),
+            ('between epochs', 'trainer.epochs=1'),
+        ):
             print(f'Stopping {place} and resuming in a fresh process ...', flush=True)
             run = train(folder, '-c', path, '--set', stop)
-            train(folder, '-r', run, '--set', f'trainer.epochs={N_EPOCHS}', '--set', 'trainer.max_steps=null')
+            train(
+                folder,
+                '-r',
+                run,
+                '--set',
+                f'trainer.epochs={N_EPOCHS}',
+                '--set',
+                'trainer.max_steps=null',
+            )
             different = first_difference(straight, last_state(run))
             if different:
-                raise UserError(f'stopped {place} and resumed, {different} differs from the run that was never stopped.\n'
-                                'What is an attribute of the trainer and has state_dict and load_state_dict is saved; randomness '
-                                'of your own has to come from torch, numpy or random, or be such an attribute.')
-    print(f'Exact: {len(straight["state_dict"])} tensors of the model, optimizer, schedule, metrics and history are equal bit for bit.')
+                raise UserError(
+                    f'stopped {place} and resumed, {different} differs from the run that was never stopped.\n'
+                    'What is an attribute of the trainer and has state_dict and load_state_dict is saved; randomness '
+                    'of your own has to come from torch, numpy or random, or be such an attribute.'
+                )
+    print(
+        f'Exact: {len(straight["state_dict"])} tensors of the model, optimizer, schedule, metrics and history are equal bit for bit.'
+    )
 
 
 def train(folder: str, *arguments: object) -> Path:

@@ -3,6 +3,7 @@
 Trains from scratch while the learning rate rises exponentially, draws the loss against it as PNG, and suggests the rate where the
 loss falls most steeply (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186).
 """
+
 import argparse
 import math
 from collections.abc import Callable
@@ -23,8 +24,15 @@ LEAST_FALL = 0.05  # of the first loss; less is noise
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment')
-    parser.add_argument('-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps')
-    parser.add_argument('--steps', type=int, default=150, help='optimizer steps between the lowest and the highest rate')
+    parser.add_argument(
+        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+    )
+    parser.add_argument(
+        '--steps',
+        type=int,
+        default=150,
+        help='optimizer steps between the lowest and the highest rate',
+    )
     with exit_on_user_error():
         config = ConfigParser.from_args(parser)
         find_lr(train.build, config.config, config.arguments.steps, Path('saved') / 'find_lr')
@@ -34,34 +42,57 @@ def find_lr(build: Callable, config: dict, n_steps: int, folder: Path) -> float:
     """Print and return the suggestion; the curve is drawn into `folder`."""
     rates = [LOWEST * (HIGHEST / LOWEST) ** (index / (n_steps - 1)) for index in range(n_steps)]
     with rehearsal() as temporary:
-        trainer = quiet_trainer(build, config, temporary, epochs=1, len_epoch=n_steps, log_step=n_steps, max_steps=None, on_nan='stop')
+        trainer = quiet_trainer(
+            build,
+            config,
+            temporary,
+            epochs=1,
+            len_epoch=n_steps,
+            log_step=n_steps,
+            max_steps=None,
+            on_nan='stop',
+        )
         losses = rising(trainer, rates)
         trainer.writer.close()
     smooth = smoothed(losses)
     if len(smooth) < 10 or smooth[0] - min(smooth[5:]) < LEAST_FALL * abs(smooth[0]):
-        raise UserError(f'the loss never fell, at no learning rate between {LOWEST:g} and {HIGHEST:g}: try --overfit first')
+        raise UserError(
+            f'the loss never fell, at no learning rate between {LOWEST:g} and {HIGHEST:g}: try --overfit first'
+        )
     suggestion = steepest(rates, smooth)
     folder.mkdir(parents=True, exist_ok=True)
-    file, = save_pictures({config['name']: drawn(rates, smooth, suggestion)}, folder)
-    print(f'Suggested learning rate: {suggestion:.2g} (the loss falls most steeply there; it was {min(smooth):.4g} at best, '
-          f'at {rates[smooth.index(min(smooth))]:.2g}). The curve is in {file}')
+    (file,) = save_pictures({config['name']: drawn(rates, smooth, suggestion)}, folder)
+    print(
+        f'Suggested learning rate: {suggestion:.2g} (the loss falls most steeply there; it was {min(smooth):.4g} at best, '
+        f'at {rates[smooth.index(min(smooth))]:.2g}). The curve is in {file}'
+    )
     return suggestion
 
 
 def rising(trainer, rates: list[float]) -> list[float]:
     """The loss of each step, until it diverges, while every group's rate rises in the same proportion."""
+
     class Diverged(Exception):
         pass
+
     losses, take_step = [], trainer.stepper.step
-    shares = [group['lr'] / trainer.optimizer.param_groups[0]['lr'] for group in trainer.optimizer.param_groups]
+    shares = [
+        group['lr'] / trainer.optimizer.param_groups[0]['lr']
+        for group in trainer.optimizer.param_groups
+    ]
 
     def step() -> None:
         losses.append(float(trainer.stepper.loss))
-        if not math.isfinite(losses[-1]) or losses[-1] > DIVERGED * abs(min(losses)) + 1e-9 and len(losses) > 10:
+        if (
+            not math.isfinite(losses[-1])
+            or losses[-1] > DIVERGED * abs(min(losses)) + 1e-9
+            and len(losses) > 10
+        ):
             raise Diverged
         for group, share in zip(trainer.optimizer.param_groups, shares):
             group['lr'] = rates[len(losses) - 1] * share
         take_step()
+
     trainer.stepper.step = step
     try:
         trainer._train_epoch(1)
@@ -75,7 +106,7 @@ def smoothed(losses: list[float]) -> list[float]:
     mean, result = 0.0, []
     for index, loss in enumerate(losses, 1):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        result.append(mean / (1 - SMOOTHING ** index))
+        result.append(mean / (1 - SMOOTHING**index))
     return result
 
 
@@ -89,14 +120,20 @@ def steepest(rates: list[float], losses: list[float]) -> float:
 def drawn(rates: list[float], losses: list[float], suggestion: float):
     def x(rate: float) -> float:
         return math.log(rate / LOWEST) / math.log(HIGHEST / LOWEST)
+
     low, high = min(losses), min(max(losses), losses[0] * 1.5)
 
     def y(loss: float) -> float:
         return min(1.0, max(0.0, (loss - low) / (high - low or 1)))
-    ticks = [(x(10.0 ** power), f'1e{power}') for power in range(-6, 2)]
-    return curves_picture([([x(rate) for rate in rates[:len(losses)]], [y(loss) for loss in losses])],
-                          (x(suggestion), y(losses[rates.index(suggestion)])), ('learning rate', 'loss'),
-                          ticks, [(0, f'{low:.3g}'), (1, f'{high:.3g}')])
+
+    ticks = [(x(10.0**power), f'1e{power}') for power in range(-6, 2)]
+    return curves_picture(
+        [([x(rate) for rate in rates[: len(losses)]], [y(loss) for loss in losses])],
+        (x(suggestion), y(losses[rates.index(suggestion)])),
+        ('learning rate', 'loss'),
+        ticks,
+        [(0, f'{low:.3g}'), (1, f'{high:.3g}')],
+    )
 
 
 if __name__ == '__main__':

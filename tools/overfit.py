@@ -1,4 +1,5 @@
 """Can the model learn a few batches by heart? If not, something is wrong before the data is (python train.py --overfit N)."""
+
 from collections.abc import Callable
 
 from tools.rehearse import Kept, quiet_trainer, rehearsal
@@ -11,7 +12,15 @@ def overfit(build: Callable, config: dict, n_batches: int) -> bool:
     """Train on the first `n_batches` batches again and again; print and return whether the loss went near zero."""
     with rehearsal() as folder:
         n_epochs = max(2, N_STEPS // n_batches)
-        trainer = quiet_trainer(build, config, folder, epochs=n_epochs, save_period=n_epochs + 1, len_epoch=n_batches, max_steps=None)
+        trainer = quiet_trainer(
+            build,
+            config,
+            folder,
+            epochs=n_epochs,
+            save_period=n_epochs + 1,
+            len_epoch=n_batches,
+            max_steps=None,
+        )
         trainer.data_loader = Kept(trainer.data_loader, n_batches)
         losses = []
         for epoch in range(1, n_epochs + 1):
@@ -21,8 +30,13 @@ def overfit(build: Callable, config: dict, n_batches: int) -> bool:
                 print(f'pass {epoch:4d}: loss {losses[-1]:.5f}', flush=True)
         trainer.writer.close()
     learned = min(losses) <= NEAR_ZERO * abs(losses[0])
-    print(f'The loss went from {losses[0]:.5f} to {min(losses):.5f} in {n_epochs * n_batches} steps: '
-          + ('near zero, as it should.' if learned else
-             'NOT near zero. Look at the learning rate, at strong dropout or augmentation, at what the loss expects of the output, '
-             'and at whether the targets belong to the inputs.'))
+    print(
+        f'The loss went from {losses[0]:.5f} to {min(losses):.5f} in {n_epochs * n_batches} steps: '
+        + (
+            'near zero, as it should.'
+            if learned
+            else 'NOT near zero. Look at the learning rate, at strong dropout or augmentation, at what the loss expects of the output, '
+            'and at whether the targets belong to the inputs.'
+        )
+    )
     return learned

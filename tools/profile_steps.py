@@ -1,4 +1,5 @@
 """Where the time of a training step goes (python train.py --profile N): data, forward, backward, optimizer, and the rest."""
+
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,15 @@ from tools.rehearse import quiet_trainer, rehearsal
 
 N_WARM_UP = 3
 # Dense bf16 and fp16 TFLOP/s and dense TF32 TFLOP/s, from the makers' data sheets.
-PEAKS = {'H200': (989, 494), 'H100': (989, 494), 'A100': (312, 156), 'L40S': (362, 183), 'L4': (121, 60), 'T4': (65, 8.1),
-         'V100': (125, 15.7)}
+PEAKS = {
+    'H200': (989, 494),
+    'H100': (989, 494),
+    'A100': (312, 156),
+    'L40S': (362, 183),
+    'L4': (121, 60),
+    'T4': (65, 8.1),
+    'V100': (125, 15.7),
+}
 
 
 def profile(build: Callable, config: dict, n_steps: int) -> Path:
@@ -21,9 +29,19 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
     trace = Path('saved') / 'profiles' / f'{config["name"]}.pt.trace.json'
     trace.parent.mkdir(parents=True, exist_ok=True)
     with rehearsal() as folder:
-        trainer = quiet_trainer(build, config, folder, epochs=1, save_period=2, len_epoch=N_WARM_UP + n_steps, max_steps=None,
-                                log_step=N_WARM_UP + n_steps)
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (trainer.device.type == 'cuda')
+        trainer = quiet_trainer(
+            build,
+            config,
+            folder,
+            epochs=1,
+            save_period=2,
+            len_epoch=N_WARM_UP + n_steps,
+            max_steps=None,
+            log_step=N_WARM_UP + n_steps,
+        )
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (
+            trainer.device.type == 'cuda'
+        )
         clock = Clock(trainer)
         with torch.profiler.profile(activities=activities) as recorded:
             trainer._train_epoch(1)
@@ -32,10 +50,18 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
     step_s = sum(clock.seconds.values()) / n_steps
     print(f'{n_steps} steps of {1e3 * step_s:.3f} ms each (the profiler itself included)')
     for name, seconds in clock.seconds.items():
-        print(f'    {name:10s} {1e3 * seconds / n_steps:9.3f} ms  {100 * seconds / n_steps / step_s:5.1f} %')
+        print(
+            f'    {name:10s} {1e3 * seconds / n_steps:9.3f} ms  {100 * seconds / n_steps / step_s:5.1f} %'
+        )
     print(f'    {clock.flops / 1e9:.4g} GFLOP a step')
-    peak = next((peaks for name, peaks in PEAKS.items() if trainer.device.type == 'cuda'
-                 and name in torch.cuda.get_device_name(trainer.device)), None)
+    peak = next(
+        (
+            peaks
+            for name, peaks in PEAKS.items()
+            if trainer.device.type == 'cuda' and name in torch.cuda.get_device_name(trainer.device)
+        ),
+        None,
+    )
     if peak is not None:
         peak_flops = 1e12 * peak[0 if trainer.stepper.dtype else 1]
         print(f'    {100 * clock.flops / step_s / peak_flops:.1f} % of the peak of this GPU')
@@ -73,6 +99,7 @@ class Clock:
                 result = function(*args)
             self.lap(phase)
             return result
+
         return watched
 
     def _watched_context(self, autocast: Callable) -> Callable:
@@ -82,6 +109,7 @@ class Clock:
             with torch.profiler.record_function('forward'), autocast():
                 yield
             self.lap('forward')
+
         return watched
 
     def _watched_batches(self, batches: Callable) -> Callable:
@@ -95,11 +123,15 @@ class Clock:
                     return
                 self._n_steps += 1
                 if self._n_steps == N_WARM_UP:  # a step that is not timed
-                    from torch.utils.flop_counter import FlopCounterMode  # brings triton, which takes 0.2 s to import
+                    from torch.utils.flop_counter import (
+                        FlopCounterMode,
+                    )  # brings triton, which takes 0.2 s to import
+
                     with FlopCounterMode(display=False) as counter:
                         yield batch
                     self.flops = counter.get_total_flops()
                     continue
                 self.lap('data')
                 yield batch
+
         return watched

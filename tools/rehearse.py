@@ -1,4 +1,5 @@
 """What the rehearsals of a run share: its config cut short in a folder that goes away, and a trainer built from it."""
+
 import copy
 import itertools
 import logging
@@ -18,12 +19,18 @@ def rehearsal() -> Iterator[Path]:
         try:
             yield Path(folder)
         finally:
-            for handler in [each for each in logging.root.handlers if str(getattr(each, 'baseFilename', '')).startswith(folder)]:
+            for handler in [
+                each
+                for each in logging.root.handlers
+                if str(getattr(each, 'baseFilename', '')).startswith(folder)
+            ]:
                 logging.root.removeHandler(handler)
                 handler.close()
 
 
-def short_config(config: dict, folder: Path, resume: Path | None = None, **trainer: Any) -> ConfigParser:
+def short_config(
+    config: dict, folder: Path, resume: Path | None = None, **trainer: Any
+) -> ConfigParser:
     """A copy of the config that saves into `folder`, with other settings in its trainer section."""
     config = copy.deepcopy(config)
     config['trainer'] |= {'save_dir': str(folder), 'early_stop': 0, **trainer}
@@ -32,7 +39,14 @@ def short_config(config: dict, folder: Path, resume: Path | None = None, **train
 
 def quiet_trainer(build: Callable, config: dict, folder: Path, **trainer: Any) -> Any:
     """A trainer that only trains: no validation, no TensorBoard, no schedule, no saving of bests."""
-    parsed = short_config({**config, 'lr_scheduler': None}, folder, monitor='off', tensorboard=False, verbosity=0, **trainer)
+    parsed = short_config(
+        {**config, 'lr_scheduler': None},
+        folder,
+        monitor='off',
+        tensorboard=False,
+        verbosity=0,
+        **trainer,
+    )
     made = build(parsed)
     made.do_validation = False
     return made
@@ -52,4 +66,3 @@ class Kept:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
-

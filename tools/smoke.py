@@ -2,6 +2,7 @@
 
 Everything runs as it will in the long run, loggers and checkpoints too, and leaves nothing behind.
 """
+
 import importlib.util
 import itertools
 import time
@@ -26,14 +27,20 @@ def smoke(build: Callable, config: dict) -> None:
         last = trainer.checkpoint_dir / checkpoint.LAST
         trainer = train(build, short_config(config, folder, last, epochs=2, **LENGTHS))
         if trainer.epochs_done != 2:
-            raise UserError(f'resuming {last} trained {trainer.epochs_done} epochs in all instead of 2')
+            raise UserError(
+                f'resuming {last} trained {trainer.epochs_done} epochs in all instead of 2'
+            )
         print(f'resumed: {show(trainer.history[-1])}')
         if config['trainer'].get('type', 'Trainer') != 'Trainer':
             print('not tested: test.py is for what the plain Trainer trains')
         elif (PROJECT / 'test.py').is_file():
-            load_script(PROJECT / 'test.py').main(short_config(config, folder, trainer.checkpoint_dir / checkpoint.LAST), N_BATCHES)
+            load_script(PROJECT / 'test.py').main(
+                short_config(config, folder, trainer.checkpoint_dir / checkpoint.LAST), N_BATCHES
+            )
             print('tested')
-    print(f'The rehearsal went well, in {time.perf_counter() - started:.1f} s. Nothing of it is left.')
+    print(
+        f'The rehearsal went well, in {time.perf_counter() - started:.1f} s. Nothing of it is left.'
+    )
 
 
 LENGTHS = {'len_epoch': N_BATCHES, 'save_period': 1, 'max_steps': None, 'log_step': 1}

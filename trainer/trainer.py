@@ -1,4 +1,5 @@
 """Your training: one epoch of training, one of validation. The run around the epochs is in base/base_trainer.py."""
+
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,8 +32,19 @@ class Trainer(BaseTrainer):
     len_epoch: batches an epoch has; None takes one pass over the data.
     """
 
-    def __init__(self, model, criterion, metric_ftns, optimizer, config, device, data_loader, valid_data_loader=None,
-                 lr_scheduler=None, len_epoch=None):
+    def __init__(
+        self,
+        model,
+        criterion,
+        metric_ftns,
+        optimizer,
+        config,
+        device,
+        data_loader,
+        valid_data_loader=None,
+        lr_scheduler=None,
+        len_epoch=None,
+    ):
         super().__init__(model, criterion, metric_ftns, optimizer, config, device)
         settings = config['trainer']
         self.data_loader = data_loader
@@ -42,32 +54,61 @@ class Trainer(BaseTrainer):
         self.len_epoch = len_epoch or settings.get('len_epoch') or length_of_pass(data_loader)
         self.log_step = settings.get('log_step') or max(1, self.len_epoch // 10)
 
-        self.frozen = Frozen(self.model, settings.get('freeze'), (settings.get('unfreeze_at') or {}).get('epoch'))
+        self.frozen = Frozen(
+            self.model, settings.get('freeze'), (settings.get('unfreeze_at') or {}).get('epoch')
+        )
         self.frozen.apply(self.start_epoch)
         self.weight_average = average_of(self.model, settings, self.len_epoch)
         self.model = prepared(self.model, settings, self.logger)
-        loss_is_sum = is_sum(criterion, in_parts='microbatch_size' in settings or dist.n_processes() > 1)
+        loss_is_sum = is_sum(
+            criterion, in_parts='microbatch_size' in settings or dist.n_processes() > 1
+        )
         on_nan, schedule = settings.get('on_nan', 'stop'), config.get('lr_scheduler') or {}
-        self.schedule = Schedule(lr_scheduler, schedule.get('interval', 'epoch'), self.mnt_metric, schedule.get('warmup_steps', 0))
+        self.schedule = Schedule(
+            lr_scheduler,
+            schedule.get('interval', 'epoch'),
+            self.mnt_metric,
+            schedule.get('warmup_steps', 0),
+        )
         self.stepper = Stepper(
-            optimizer, self.schedule, device=device, precision=settings.get('precision', 'fp32'), average=self.weight_average,
-            microbatch_size=settings.get('microbatch_size'), loss_is_sum=loss_is_sum, count=self._count,
-            max_grad_norm=settings.get('max_grad_norm'), max_grad_value=settings.get('max_grad_value'),
-            max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None, loss_of=self._loss_of, model=self.model,
-            find_size=lambda batch: fitting_size(batch, self.model, self._loss_of, self.logger))
-        measured = {'metrics': metric_ftns, 'loss': criterion, 'loss_is_sum': loss_is_sum, 'count': self._count}
+            optimizer,
+            self.schedule,
+            device=device,
+            precision=settings.get('precision', 'fp32'),
+            average=self.weight_average,
+            microbatch_size=settings.get('microbatch_size'),
+            loss_is_sum=loss_is_sum,
+            count=self._count,
+            max_grad_norm=settings.get('max_grad_norm'),
+            max_grad_value=settings.get('max_grad_value'),
+            max_skips=settings.get('max_nan_skips', 10) if on_nan == 'skip' else None,
+            loss_of=self._loss_of,
+            model=self.model,
+            find_size=lambda batch: fitting_size(batch, self.model, self._loss_of, self.logger),
+        )
+        measured = {
+            'metrics': metric_ftns,
+            'loss': criterion,
+            'loss_is_sum': loss_is_sum,
+            'count': self._count,
+        }
         self.train_metrics = MetricTracker('loss', skip_non_finite=on_nan == 'skip', **measured)
         self.valid_metrics = MetricTracker('loss', **measured)
         self.pictures = Pictures(settings.get('pictures', []))
         self._forecast = Forecast(self)
-        self._logged = (time.perf_counter(), self.step)  # when and at which step the last line was logged
+        self._logged = (
+            time.perf_counter(),
+            self.step,
+        )  # when and at which step the last line was logged
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Train on every batch once, then validate; returns the epoch's averages by name."""
         self.model.train()
         self.train_metrics.reset()
-        for batch in self.batches(epoch):                              # resumes where an interrupted epoch stopped
-            for data, target in self.stepper.micro_batches(batch):     # one, unless trainer.microbatch_size is set
+        for batch in self.batches(epoch):  # resumes where an interrupted epoch stopped
+            for data, target in self.stepper.micro_batches(
+                batch
+            ):  # one, unless trainer.microbatch_size is set
                 with self.stepper.autocast():
                     output = self.model(data)
                     loss = self.criterion(output, target)
@@ -87,7 +128,14 @@ class Trainer(BaseTrainer):
         batches = self.watched(self.valid_data_loader, self.valid_metrics, self.pictures)
         with self.weight_average.in_model() if self.weight_average else nullcontext():
             dist.share_buffers(self.model)
-            log = evaluate(self.model, batches, self.criterion, self.valid_metrics, self.stepper.autocast, self.pictures)
+            log = evaluate(
+                self.model,
+                batches,
+                self.criterion,
+                self.valid_metrics,
+                self.stepper.autocast,
+                self.pictures,
+            )
         self.writer.set_step(self.step, 'valid')
         for name, value in log.items():
             self.writer.add_scalar(name, value)
@@ -107,7 +155,10 @@ class Trainer(BaseTrainer):
         yield from super().batches(epoch)
         if self.weight_average is not None:
             seed_torch(key(self.seed, 'norm', epoch), self.device)
-            inputs = (data for data, *_ in itertools.islice(self.watched(self.data_loader), self.len_epoch))
+            inputs = (
+                data
+                for data, *_ in itertools.islice(self.watched(self.data_loader), self.len_epoch)
+            )
             self.weight_average.renew_norm(inputs)
 
     def _validate_between(self, epoch: int) -> None:
@@ -115,7 +166,10 @@ class Trainer(BaseTrainer):
         if not self.do_validation:
             return
         log = self._valid_epoch(epoch)
-        self.logger.info(f'step {self.step}: ' + ' '.join(f'val_{name}: {value:.6g}' for name, value in log.items()))
+        self.logger.info(
+            f'step {self.step}: '
+            + ' '.join(f'val_{name}: {value:.6g}' for name, value in log.items())
+        )
         self.model.train()
         self.frozen.apply(epoch)
 
@@ -130,18 +184,23 @@ class Trainer(BaseTrainer):
         self._logged = now, self.step
         values = self.train_metrics.recent()
         bar.set_postfix({name: f'{value:.4g}' for name, value in values.items()})
-        self.logger.debug(f'Train epoch {self.epochs_done + 1} {self._progress(self.position)} '
-                          + ' '.join(f'{name}: {value:.6g}' for name, value in values.items()))
+        self.logger.debug(
+            f'Train epoch {self.epochs_done + 1} {self._progress(self.position)} '
+            + ' '.join(f'{name}: {value:.6g}' for name, value in values.items())
+        )
         if self.stepper.grad_norm is not None:
             values['grad_norm'] = float(self.stepper.grad_norm)
         values['learning_rate'] = self.optimizer.param_groups[0]['lr']
-        values['samples_per_second'] = (self.step - logged_step) * self._batch_size() / (now - logged_at)
+        values['samples_per_second'] = (
+            (self.step - logged_step) * self._batch_size() / (now - logged_at)
+        )
         for name, value in values.items():
             self.writer.add_scalar(name, value)
 
     def _log_images(self) -> None:
         """One grid with the first validation batch."""
         from torchvision.utils import make_grid
+
         data, _ = next(iter(self.watched(self.valid_data_loader)))
         self.writer.add_image('input', make_grid(data[:64].float().cpu(), nrow=8, normalize=True))
 
@@ -150,8 +209,14 @@ class Trainer(BaseTrainer):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Any], criterion: Callable, metrics: MetricTracker,
-             autocast: Callable = nullcontext, pictures: Pictures | None = None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    criterion: Callable,
+    metrics: MetricTracker,
+    autocast: Callable = nullcontext,
+    pictures: Pictures | None = None,
+) -> dict[str, float]:
     """Averages of loss and metrics over (data, target) batches on the model's device; the model is left in eval mode."""
     model.eval()
     metrics.reset()

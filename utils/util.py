@@ -1,4 +1,5 @@
 """Files and devices: small helpers that everything else may use."""
+
 import json
 import logging
 import os
@@ -89,14 +90,27 @@ def select_devices(request: str) -> None:
     on_cuda, on_cpu = all(name.isdigit() for name in names), set(names) == {'cpu'}
     is_set = len(set(names)) == len(names) and (len(names) == 1 or on_cuda)
     if not set(names) <= set(there) or not (is_set or on_cpu):
-        raise ConfigError(f'-d {request}: expected CUDA indices such as 0 or 0,1, or cpu, or mps; '
-                          f'this machine has {", ".join(there)}')
-    if dist.is_started() and len(names) not in (1, dist.n_local()) or dist.n_local() > len(names) == 1 and not on_cpu:
-        raise ConfigError(f'-d {request} names {len(names)} devices, and {dist.n_local()} processes are started on this machine: name one '
-                          'for each, or leave -d out')
+        raise ConfigError(
+            f'-d {request}: expected CUDA indices such as 0 or 0,1, or cpu, or mps; '
+            f'this machine has {", ".join(there)}'
+        )
+    if (
+        dist.is_started()
+        and len(names) not in (1, dist.n_local())
+        or dist.n_local() > len(names) == 1
+        and not on_cpu
+    ):
+        raise ConfigError(
+            f'-d {request} names {len(names)} devices, and {dist.n_local()} processes are started on this machine: name one '
+            'for each, or leave -d out'
+        )
     if dist.is_started() or len(names) == 1:  # else the processes that are to be started choose
-        visible = [index for index in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if index] or there
-        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(visible[int(name)] for name in names) if on_cuda else ''
+        visible = [
+            index for index in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if index
+        ] or there
+        os.environ['CUDA_VISIBLE_DEVICES'] = (
+            ','.join(visible[int(name)] for name in names) if on_cuda else ''
+        )
     _requested = names
 
 
@@ -118,12 +132,15 @@ def prepare_device(n_gpu_use: int) -> tuple[torch.device, list[int]]:
     if is_on_cpu(n_gpu_use):
         return torch.device('cpu'), []
     if dist.is_joined():
-        return torch.device('cuda', dist.local_rank()) if torch.cuda.is_available() else torch.device('cpu'), []
+        return torch.device(
+            'cuda', dist.local_rank()
+        ) if torch.cuda.is_available() else torch.device('cpu'), []
     n_gpu = torch.cuda.device_count()
     n_wanted = len(_requested) or n_gpu_use
     if n_wanted > max(n_gpu, 1):
         logging.getLogger('device').warning(
-            f'n_gpu is {n_wanted}, but this machine has {n_gpu}: going on with what is there')
+            f'n_gpu is {n_wanted}, but this machine has {n_gpu}: going on with what is there'
+        )
     if n_gpu > 0:
         return torch.device('cuda:0'), list(range(min(n_wanted, n_gpu)))
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu'), []

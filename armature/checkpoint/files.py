@@ -3,6 +3,7 @@
 Beside NAME.pth stands NAME.pth.sha256 (as `sha256sum -c` reads it). Saving removes it, replaces the file, then writes the new
 one: whenever that stops, what is there fits together. A file without one, say after a copy, is checked by its own checksums.
 """
+
 import glob
 import hashlib
 import io
@@ -25,16 +26,35 @@ from armature.errors import CheckpointError
 
 FORMAT = 1
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
-CONTENT = {'format': int, 'arch': str, 'epoch': int, 'state_dict': dict, 'optimizer': dict, 'monitor_best': (int, float),
-           'config': dict, 'step': int, 'samples': int, 'seed': int, 'parts': dict, 'history': list, 'rng': dict, 'rng_of_others': list,
-           'made_by': dict, 'shards': dict,
-           'run': dict}
+CONTENT = {
+    'format': int,
+    'arch': str,
+    'epoch': int,
+    'state_dict': dict,
+    'optimizer': dict,
+    'monitor_best': (int, float),
+    'config': dict,
+    'step': int,
+    'samples': int,
+    'seed': int,
+    'parts': dict,
+    'history': list,
+    'rng': dict,
+    'rng_of_others': list,
+    'made_by': dict,
+    'shards': dict,
+    'run': dict,
+}
 LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
-NUMPY_DTYPES = [np.dtype(code) for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')]
+NUMPY_DTYPES = [
+    np.dtype(code)
+    for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')
+]
 logger = logging.getLogger(__name__)
 
 
 # Writing
+
 
 def save(state: dict, path: Path, *also: Path) -> None:
     """Write `state` (brought to plain data here) to `path`, and under the names `also` in the same folder, for one price.
@@ -56,8 +76,10 @@ def save(state: dict, path: Path, *also: Path) -> None:
     try:
         _write_all(paths, content, digest)
     except OSError as error:
-        raise CheckpointError(f'{path} could not be written: {error.strerror or error}. It needs {len(content):,} bytes; '
-                              f'{_free_bytes(paths[0].parent)} are free. The files that are there are whole.') from error
+        raise CheckpointError(
+            f'{path} could not be written: {error.strerror or error}. It needs {len(content):,} bytes; '
+            f'{_free_bytes(paths[0].parent)} are free. The files that are there are whole.'
+        ) from error
 
 
 def save_head(head: dict, *paths: Path) -> None:
@@ -82,7 +104,9 @@ def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
     folder, temporaries = paths[0].parent, []
 
     def temporary(path: Path) -> Path:
-        for left_over in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):  # of a process that was killed
+        for left_over in path.parent.glob(
+            f'.{glob.escape(path.name)}.*.tmp'
+        ):  # of a process that was killed
             left_over.unlink(missing_ok=True)
         temporaries.append(path.with_name(f'.{path.name}.{os.getpid()}.tmp'))
         return temporaries[-1]
@@ -116,7 +140,9 @@ def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open('xb') as file:  # never into a file that is there: it may be a second name of a good one
+    with path.open(
+        'xb'
+    ) as file:  # never into a file that is there: it may be a second name of a good one
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -154,12 +180,17 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
     if kind in LEAVES:
         return value
     if depth > old_checkpoint.MAX_DEPTH:
-        raise CheckpointError(f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself')
+        raise CheckpointError(
+            f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself'
+        )
 
     def inner(each: Any, name: Any) -> Any:
         return to_plain(each, f'{where}.{name}'.lstrip('.'), depth + 1)
 
-    if kind in (torch.Tensor, torch.nn.Parameter) and value.layout in (torch.strided, torch.sparse_coo):
+    if kind in (torch.Tensor, torch.nn.Parameter) and value.layout in (
+        torch.strided,
+        torch.sparse_coo,
+    ):
         value = value.detach()
         is_part = value.layout == torch.strided and value.nbytes < value.untyped_storage().nbytes()
         return value.clone() if is_part else value
@@ -178,23 +209,31 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
         return str(value)
     if isinstance(getattr(value, 'config', None), dict):
         return to_plain(value.config, where, depth + 1)
-    raise CheckpointError(f'the state cannot be saved: {where or "it"} is a {kind.__module__}.{kind.__qualname__}; '
-                          'keep numbers, strings, tensors, lists or dicts there')
+    raise CheckpointError(
+        f'the state cannot be saved: {where or "it"} is a {kind.__module__}.{kind.__qualname__}; '
+        'keep numbers, strings, tensors, lists or dicts there'
+    )
 
 
 # Reading
 
-def load(path: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None) -> dict:
+
+def load(
+    path: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> dict:
     """The checkpoint in `path`, verified, on the CPU; one of the old template is read without running any code it holds.
 
     model, optimizer: what a sharded checkpoint is read for, in all processes together. Raises CheckpointError, whatever is wrong
     with the file.
     """
+
     def complete(head):
         if not head.get('shards'):
             return head
         from armature.checkpoint import sharded  # torch's own part takes a while to import
+
         return sharded.read(head, Path(path).parent, model, optimizer)
+
     return _load(Path(path), complete)
 
 
@@ -204,23 +243,35 @@ def load_head(path: Path) -> dict:
 
 
 def _load(path: Path, complete: Callable[[dict], dict]) -> dict:
-    for _ in range(3):  # a training that writes this very file meanwhile may exchange it between our looks at it
+    for _ in range(
+        3
+    ):  # a training that writes this very file meanwhile may exchange it between our looks at it
         try:
             with path.open('rb') as file:
                 verified = _matches_sidecar(file, path)
                 if verified is False and not _is_still(file, path):
                     continue
                 if verified is False:
-                    raise ValueError(f'it has changed since {_sidecar(path).name} was written (remove that if it was you)')
+                    raise ValueError(
+                        f'it has changed since {_sidecar(path).name} was written (remove that if it was you)'
+                    )
                 return complete(_checked(_read(file, verified)))
         except OSError as error:
             raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
         except Exception as error:  # malformed files raise nearly everything
             known = type(error) in (ValueError, CheckpointError)
-            reason = str(error) if known else f'its content is malformed ({type(error).__name__}: {error})'
-            raise CheckpointError(f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
-                                  'Take another one; -r RUN_FOLDER takes the newest good one of a run.') from error
-    raise CheckpointError(f'{path} keeps changing while it is read; try again when its training has ended')
+            reason = (
+                str(error)
+                if known
+                else f'its content is malformed ({type(error).__name__}: {error})'
+            )
+            raise CheckpointError(
+                f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
+                'Take another one; -r RUN_FOLDER takes the newest good one of a run.'
+            ) from error
+    raise CheckpointError(
+        f'{path} keeps changing while it is read; try again when its training has ended'
+    )
 
 
 def _matches_sidecar(file: Any, path: Path) -> bool | None:
@@ -248,7 +299,9 @@ def _read(file: Any, verified: bool | None) -> Any:
         return old_checkpoint.read(file)
     file.seek(0)
     with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
-        warnings.filterwarnings('ignore', 'Validating sparse tensor invariants')  # as if checking were a fault
+        warnings.filterwarnings(
+            'ignore', 'Validating sparse tensor invariants'
+        )  # as if checking were a fault
         return old_checkpoint.as_checkpoint(torch.load(file, map_location='cpu', weights_only=True))
 
 
@@ -267,17 +320,24 @@ def _checked(state: dict) -> dict:
     if not all(isinstance(row, dict) for row in state.get('history') or []):
         raise ValueError("its 'history' is no list of rows")
     for name, value in state['state_dict'].items():
-        if type(name) is not str or not (isinstance(value, torch.Tensor) or name.endswith('_extra_state')):
+        if type(name) is not str or not (
+            isinstance(value, torch.Tensor) or name.endswith('_extra_state')
+        ):
             raise ValueError(f"its 'state_dict' is none: {name!r} is a {type(value).__name__}")
     return state
 
 
 def non_finite(tensors: dict[str, Any]) -> list[str]:
     """Names of the entries that hold a nan or an infinity."""
-    return [name for name, value in tensors.items() if isinstance(value, torch.Tensor) and not value.isfinite().all()]
+    return [
+        name
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor) and not value.isfinite().all()
+    ]
 
 
 # Choosing and removing
+
 
 def find(text: str, root: Path = Path()) -> Path:
     """The file that `-r text` means, looked for from the working directory, then from `root`.
@@ -299,8 +359,13 @@ def find(text: str, root: Path = Path()) -> Path:
         if newest:
             return newest
         run = newest_run(folder)
-        raise CheckpointError(f'{folder} holds no checkpoint' + (f'; do you mean its newest run, {run}?' if run else ''))
-    raise CheckpointError(f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best')
+        raise CheckpointError(
+            f'{folder} holds no checkpoint'
+            + (f'; do you mean its newest run, {run}?' if run else '')
+        )
+    raise CheckpointError(
+        f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best'
+    )
 
 
 def newest_valid(folder: Path) -> Path | None:
@@ -312,11 +377,15 @@ def newest_valid(folder: Path) -> Path | None:
         problem = _problem(path)
         if problem is None:
             if damaged:
-                logger.warning(f'{" and ".join(map(str, damaged))} is damaged: falling back on {path}')
+                logger.warning(
+                    f'{" and ".join(map(str, damaged))} is damaged: falling back on {path}'
+                )
             return path
         damaged.append(path)
     if damaged:
-        raise CheckpointError(f'every checkpoint in {folder} is damaged: {", ".join(path.name for path in damaged)}.\n{problem}')
+        raise CheckpointError(
+            f'every checkpoint in {folder} is damaged: {", ".join(path.name for path in damaged)}.\n{problem}'
+        )
     return None
 
 
@@ -354,8 +423,15 @@ def prune(folder: Path, keep: int) -> None:
 
 def _numbered(folder: Path) -> list[Path]:
     """checkpoint-epoch{N}.pth, the highest N first."""
-    found = {path: re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name) for path in folder.glob('checkpoint-epoch*.pth')}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]), reverse=True)
+    found = {
+        path: re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name)
+        for path in folder.glob('checkpoint-epoch*.pth')
+    }
+    return sorted(
+        (path for path, match in found.items() if match),
+        key=lambda path: int(found[path][1]),
+        reverse=True,
+    )
 
 
 def _problem(path: Path) -> str | None:
@@ -366,6 +442,7 @@ def _problem(path: Path) -> str | None:
                 load_head(path)
         if any(path.parent.glob('shards-*')) and (head := load_head(path)).get('shards'):
             from armature.checkpoint import sharded
+
             return sharded.problem(head, path.parent)
     except (CheckpointError, OSError) as error:
         return str(error)

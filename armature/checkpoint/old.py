@@ -4,6 +4,7 @@ The old template's files hold a pickled ConfigParser, a PosixPath, numpy scalars
 else they hold. Here nothing that a file names is imported or called: of tensors, dicts and numpy numbers we know what is meant
 and build it ourselves, everything else becomes an inert `Stub`. Sizes are checked against the file before memory is taken.
 """
+
 import io
 import logging
 import math
@@ -21,23 +22,53 @@ import torch
 
 from armature.errors import CheckpointError
 
-KEYS = {'arch', 'epoch', 'state_dict', 'optimizer', 'monitor_best', 'config'}  # what is taken over from a file that is not ours
+KEYS = {
+    'arch',
+    'epoch',
+    'state_dict',
+    'optimizer',
+    'monitor_best',
+    'config',
+}  # what is taken over from a file that is not ours
 MAX_DEPTH, MAX_VALUES = 100, 10**7
 MAX_PICKLE_BYTES = 32 * 2**20  # an empty list is one byte in a pickle and a hundred in memory
 logger = logging.getLogger(__name__)
 FOLDER = 0x10  # the attribute in a zip file
-LEGACY_MAGIC, LEGACY_VERSION = 0x1950a86a20f9469cfc6c, 1001
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 
 DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
-STORAGES = {'FloatStorage': torch.float32, 'DoubleStorage': torch.float64, 'HalfStorage': torch.float16,
-            'BFloat16Storage': torch.bfloat16, 'LongStorage': torch.int64, 'IntStorage': torch.int32, 'ShortStorage': torch.int16,
-            'CharStorage': torch.int8, 'ByteStorage': torch.uint8, 'BoolStorage': torch.bool, 'UntypedStorage': torch.uint8,
-            'ComplexFloatStorage': torch.complex64, 'ComplexDoubleStorage': torch.complex128}
+STORAGES = {
+    'FloatStorage': torch.float32,
+    'DoubleStorage': torch.float64,
+    'HalfStorage': torch.float16,
+    'BFloat16Storage': torch.bfloat16,
+    'LongStorage': torch.int64,
+    'IntStorage': torch.int32,
+    'ShortStorage': torch.int16,
+    'CharStorage': torch.int8,
+    'ByteStorage': torch.uint8,
+    'BoolStorage': torch.bool,
+    'UntypedStorage': torch.uint8,
+    'ComplexFloatStorage': torch.complex64,
+    'ComplexDoubleStorage': torch.complex128,
+}
 
 # A call into these is refused when we do not know it, rather than quietly left undone; INERT are at home in pickled objects.
 LIBRARIES = sys.stdlib_module_names | {'torch', 'torchvision', 'numpy', 'commands', 'urllib2'}
-INERT = ('argparse.Namespace', 'builtins.object', 'collections.deque', 'copyreg._reconstructor', 'datetime.', 'logging.getLogger',
-         'numpy.random.', 're._compile', 'torch.nn.', 'torch.optim.', 'torchvision.', 'types.SimpleNamespace')
+INERT = (
+    'argparse.Namespace',
+    'builtins.object',
+    'collections.deque',
+    'copyreg._reconstructor',
+    'datetime.',
+    'logging.getLogger',
+    'numpy.random.',
+    're._compile',
+    'torch.nn.',
+    'torch.optim.',
+    'torchvision.',
+    'types.SimpleNamespace',
+)
 
 
 class Named:
@@ -68,7 +99,9 @@ class Storage(NamedTuple):
     data: torch.UntypedStorage | None
 
 
-class Reader(pickle._Unpickler):  # the one written in Python: its steps can be replaced, and a wild memo index costs it nothing
+class Reader(
+    pickle._Unpickler
+):  # the one written in Python: its steps can be replaced, and a wild memo index costs it nothing
     """Unpickles plain data and tensors. `plain` tells afterwards whether that was all: no stub, nothing of numpy's.
 
     storage(key, n_bytes): gives the memory of a tensor, or None; raises ValueError when the file does not hold that much.
@@ -86,9 +119,17 @@ class Reader(pickle._Unpickler):  # the one written in Python: its steps can be 
     def persistent_load(self, pid: tuple) -> Any:
         if pid[0] == 'module':  # long ago torch kept the source text of modules beside them
             return pid[1]
-        kind, named, key, _, n_elements, *view = pid  # the fourth is where it was, perhaps a GPU: no matter
+        kind, named, key, _, n_elements, *view = (
+            pid  # the fourth is where it was, perhaps a GPU: no matter
+        )
         dtype = STORAGES[named.name.rpartition('.')[2]]
-        if kind != 'storage' or type(key) is not str or type(n_elements) is not int or n_elements < 0 or any(view):
+        if (
+            kind != 'storage'
+            or type(key) is not str
+            or type(n_elements) is not int
+            or n_elements < 0
+            or any(view)
+        ):
             raise ValueError('a tensor is described wrongly')
         return Storage(dtype, n_elements, self.storage(key, n_elements * dtype.itemsize))
 
@@ -102,13 +143,25 @@ class Reader(pickle._Unpickler):  # the one written in Python: its steps can be 
         if function.name in FOREIGN:
             return FOREIGN[function.name](*arguments)
         if function.library in LIBRARIES and not function.name.startswith(INERT):
-            raise CheckpointError(f'it asks to run {function.name}, which no checkpoint needs. Nothing was run; do not trust it')
+            raise CheckpointError(
+                f'it asks to run {function.name}, which no checkpoint needs. Nothing was run; do not trust it'
+            )
         return Stub(function.name)
 
-    def tensor(self, source: Storage, offset: int, size: tuple, stride: tuple, dtype: torch.dtype | None = None,
-               flags: dict | None = None) -> torch.Tensor | None:
+    def tensor(
+        self,
+        source: Storage,
+        offset: int,
+        size: tuple,
+        stride: tuple,
+        dtype: torch.dtype | None = None,
+        flags: dict | None = None,
+    ) -> torch.Tensor | None:
         dtype = dtype or source.dtype
-        if not (len(size) == len(stride) and all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride))):
+        if not (
+            len(size) == len(stride)
+            and all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride))
+        ):
             raise ValueError('a tensor is described wrongly')
         end = offset + sum((n - 1) * step for n, step in zip(size, stride)) + 1
         held, wanted = source.n_elements * source.dtype.itemsize, math.prod(size) * dtype.itemsize
@@ -138,7 +191,9 @@ class Reader(pickle._Unpickler):  # the one written in Python: its steps can be 
                 target.attributes.update(part if type(part) is dict else {})
         elif type(target) is Array:
             _, shape, dtype, by_column, content = state
-            array = np.frombuffer(as_bytes(content), typed(dtype)).reshape(shape, order='F' if by_column else 'C')
+            array = np.frombuffer(as_bytes(content), typed(dtype)).reshape(
+                shape, order='F' if by_column else 'C'
+            )
             target.tensor = torch.from_numpy(array.copy())
         elif isinstance(target, np.dtype) and state[1] == '>':
             raise ValueError('its numbers are big-endian')
@@ -158,13 +213,35 @@ class Reader(pickle._Unpickler):  # the one written in Python: its steps can be 
         items = self.pop_mark()
         extend(self.stack[-1], items)
 
-    dispatch = {code: step for code, step in pickle._Unpickler.dispatch.items()
-                if bytes([code]) not in (pickle.INST, pickle.OBJ, pickle.PERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4,
-                                         pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8,
-                                         pickle.NEXT_BUFFER, pickle.READONLY_BUFFER)}
-    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_reduce, pickle.NEWOBJ_EX[0]: load_newobj_ex,
-                 pickle.BUILD[0]: load_build, pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems,
-                 pickle.APPEND[0]: load_append, pickle.APPENDS[0]: load_appends}
+    dispatch = {
+        code: step
+        for code, step in pickle._Unpickler.dispatch.items()
+        if bytes([code])
+        not in (
+            pickle.INST,
+            pickle.OBJ,
+            pickle.PERSID,
+            pickle.EXT1,
+            pickle.EXT2,
+            pickle.EXT4,
+            pickle.EMPTY_SET,
+            pickle.ADDITEMS,
+            pickle.FROZENSET,
+            pickle.BYTEARRAY8,
+            pickle.NEXT_BUFFER,
+            pickle.READONLY_BUFFER,
+        )
+    }
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_reduce,
+        pickle.NEWOBJ_EX[0]: load_newobj_ex,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+    }
 
 
 def set_items(target: Any, items: list) -> None:
@@ -189,7 +266,9 @@ def flat(key: Any) -> Any:
 
 
 def as_bytes(content: str | bytes) -> bytes:
-    return content.encode('latin1') if type(content) is str else content  # Python 2 had one type for both
+    return (
+        content.encode('latin1') if type(content) is str else content
+    )  # Python 2 had one type for both
 
 
 def typed(dtype: Any) -> np.dtype:
@@ -208,20 +287,28 @@ def sparse_tensor(layout: str, parts: tuple) -> torch.Tensor | None:
     if layout != 'torch.sparse_coo':
         raise ValueError(f'a tensor of layout {layout}')
     indices, values, size, *_ = parts
-    return None if values is None else torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+    return (
+        None
+        if values is None
+        else torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+    )
 
 
 PLAIN = {
     'torch._utils._rebuild_tensor': Reader.tensor,
-    'torch._utils._rebuild_tensor_v2': lambda self, source, offset, size, stride, _grad, _hooks, *flags:
-        self.tensor(source, offset, size, stride, None, *flags),
-    'torch._utils._rebuild_tensor_v3': lambda self, source, offset, size, stride, _grad, _hooks, dtype, *flags:
-        self.tensor(source, offset, size, stride, dtype, *flags),
+    'torch._utils._rebuild_tensor_v2': lambda self, source, offset, size, stride, _grad, _hooks, *flags: (
+        self.tensor(source, offset, size, stride, None, *flags)
+    ),
+    'torch._utils._rebuild_tensor_v3': lambda self, source, offset, size, stride, _grad, _hooks, dtype, *flags: (
+        self.tensor(source, offset, size, stride, dtype, *flags)
+    ),
     'torch._utils._rebuild_sparse_tensor': lambda _, layout, parts: sparse_tensor(layout, parts),
     'torch.serialization._get_layout': lambda _, text: text,
     'torch.Size': lambda _, size: torch.Size(size),
     'torch.device': lambda _, *name: torch.device(*name),
-    'collections.OrderedDict': lambda _, items=(): OrderedDict((flat(key), value) for key, value in items),
+    'collections.OrderedDict': lambda _, items=(): OrderedDict(
+        (flat(key), value) for key, value in items
+    ),
     'collections.Counter': lambda _, counts: Counter(dict(counts)),
     'builtins.set': lambda _, items: set(map(flat, items)),
     'builtins.complex': lambda _, real, imaginary: complex(real, imaginary),
@@ -233,16 +320,30 @@ FOREIGN = {
     'builtins.dict': dict,
     'builtins.bytes': lambda: b'',
     '_codecs.encode': lambda text, _: as_bytes(text),
-    **{f'pathlib.{kind}': lambda *parts: str(PurePosixPath(*parts))
-       for kind in ('Path', 'PurePath', 'PosixPath', 'PurePosixPath', 'WindowsPath', 'PureWindowsPath')},
+    **{
+        f'pathlib.{kind}': lambda *parts: str(PurePosixPath(*parts))
+        for kind in (
+            'Path',
+            'PurePath',
+            'PosixPath',
+            'PurePosixPath',
+            'WindowsPath',
+            'PureWindowsPath',
+        )
+    },
     'numpy.dtype': number_type,
-    **{f'numpy.{core}.multiarray.scalar': lambda dtype, content: np.frombuffer(as_bytes(content), typed(dtype), count=1)[0].item()
-       for core in ('core', '_core')},
+    **{
+        f'numpy.{core}.multiarray.scalar': lambda dtype, content: np.frombuffer(
+            as_bytes(content), typed(dtype), count=1
+        )[0].item()
+        for core in ('core', '_core')
+    },
     **{f'numpy.{core}.multiarray._reconstruct': lambda *_: Array() for core in ('core', '_core')},
 }
 
 
 # The two file formats of torch
+
 
 class Archive:
     """A checkpoint in torch's zip format whose directory is sound: records stored as they are, side by side, each name once.
@@ -260,15 +361,27 @@ class Archive:
         roots = {name.partition('/')[0] for name in names}
         ends = [info.header_offset + 30 + len(info.filename) + info.compress_size for info in infos]
         starts = [info.header_offset for info in infos[1:]] + [self.zip.start_dir]
-        if (not end.startswith(b'PK\5\6') or end[-2:] != b'\0\0' or infos[0].header_offset or len(roots) != 1
-                or len({name.lower() for name in names}) < len(names)
-                or any(not name.isascii() or name != info.orig_filename for name, info in zip(names, infos))
-                or any(end > start for end, start in zip(ends, starts))):
+        if (
+            not end.startswith(b'PK\5\6')
+            or end[-2:] != b'\0\0'
+            or infos[0].header_offset
+            or len(roots) != 1
+            or len({name.lower() for name in names}) < len(names)
+            or any(
+                not name.isascii() or name != info.orig_filename for name, info in zip(names, infos)
+            )
+            or any(end > start for end, start in zip(ends, starts))
+        ):
             raise ValueError('its directory of records is wrong')
-        if any(info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size for info in infos):
+        if any(
+            info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
+            for info in infos
+        ):
             raise ValueError('it holds compressed records, which torch never writes')
         if any(info.external_attr & FOLDER for info in infos):
-            raise ValueError('a record of it is marked as a folder, for which torch would read whatever was in memory')
+            raise ValueError(
+                'a record of it is marked as a folder, for which torch would read whatever was in memory'
+            )
         self.root = roots.pop()
         self.sizes = {info.filename.removeprefix(f'{self.root}/'): info.file_size for info in infos}
         if 'constants.pkl' in self.sizes:
@@ -348,6 +461,7 @@ def load_legacy(file: BinaryIO) -> Any:
 
 # From what a file holds to a checkpoint
 
+
 def read(file: BinaryIO) -> dict:
     """The checkpoint in `file`; see `as_checkpoint`."""
     return as_checkpoint(Archive(file).load() if is_zip(file) else load_legacy(file))
@@ -365,7 +479,9 @@ def as_checkpoint(content: Any) -> dict:
     """
     check_extent(content, {})
     if type(content) is Stub:
-        raise ValueError(f'it holds an object of class {content.name} as a whole; save its state_dict() instead')
+        raise ValueError(
+            f'it holds an object of class {content.name} as a whole; save its state_dict() instead'
+        )
     if not isinstance(content, dict):
         raise ValueError(f'it holds a {type(content).__name__}')
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -377,7 +493,9 @@ def as_checkpoint(content: Any) -> dict:
         except TypeError as error:
             left_out.append(f'{key} (for {error})')
     if left_out:
-        logger.warning(f'Of an old checkpoint, this is no plain data and left out: {", ".join(left_out)}')
+        logger.warning(
+            f'Of an old checkpoint, this is no plain data and left out: {", ".join(left_out)}'
+        )
     if 'format' not in state and isinstance(state.get('state_dict'), dict):
         state['state_dict'] = bare_names(state['state_dict'])
         best = state.get('monitor_best')
@@ -401,7 +519,10 @@ def check_extent(value: Any, known: dict, depth: int = 0) -> tuple[int, int]:
         return 1, 0
     if id(value) not in known and depth <= MAX_DEPTH:
         extents = [check_extent(each, known, depth + 1) for each in children]
-        known[id(value)] = 1 + sum(n for n, _ in extents), 1 + max((levels for _, levels in extents), default=0)
+        known[id(value)] = (
+            1 + sum(n for n, _ in extents),
+            1 + max((levels for _, levels in extents), default=0),
+        )
     n_values, levels = known.get(id(value), (0, MAX_DEPTH))
     if depth + levels > MAX_DEPTH or n_values > MAX_VALUES:
         raise ValueError('it is nested too deeply or holds too many values')
@@ -411,7 +532,11 @@ def check_extent(value: Any, known: dict, depth: int = 0) -> tuple[int, int]:
 def config_of(value: Any) -> Any:
     """The dict inside a pickled ConfigParser, whatever its version called it."""
     if type(value) is Stub:
-        names = [name for name in ('_config', 'config', '_ConfigParser__config') if name in value.attributes]
+        names = [
+            name
+            for name in ('_config', 'config', '_ConfigParser__config')
+            if name in value.attributes
+        ]
         return value.attributes[names[0]] if names else value
     return value
 

@@ -1,4 +1,5 @@
 """Saver: brings a run's state to the disk, in one file or in a part from each process, and decides what a failure to do so means."""
+
 import copy
 import logging
 from collections.abc import Iterator
@@ -17,7 +18,15 @@ class Saver:
     written is an error, or only a warning.
     """
 
-    def __init__(self, folder: Path, logger: logging.Logger, *, is_sharded: bool = False, in_background: bool = False, stops: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        logger: logging.Logger,
+        *,
+        is_sharded: bool = False,
+        in_background: bool = False,
+        stops: bool = True,
+    ):
         self.folder, self.logger = folder, logger
         self.is_sharded, self.in_background, self.stops = is_sharded, in_background, stops
         self._writing = None
@@ -35,6 +44,7 @@ class Saver:
 
     def _write_parts(self, state: dict, paths: list[Path]) -> None:
         from armature.checkpoint import sharded  # torch's own part takes a while to import
+
         self.finish()
         head, tensors, places = sharded.take_out(state)
         head = copy.deepcopy(dist.whole(head))  # the training may go on before it is written
@@ -42,9 +52,14 @@ class Saver:
         def write_head(folder: str, files: dict[str, str]) -> None:
             shards = {'folder': folder, 'files': files, 'tensors': places}
             dist.on_main(checkpoint.save_head, {**head, 'shards': shards}, *paths)
+
         self.n_begun += 1
-        self._writing = sharded.Writing(tensors, self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}', write_head,
-                                        self.in_background)
+        self._writing = sharded.Writing(
+            tensors,
+            self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}',
+            write_head,
+            self.in_background,
+        )
         if not self.in_background:
             self.finish()
 

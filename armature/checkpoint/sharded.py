@@ -3,6 +3,7 @@
 Beside the folder stands an ordinary checkpoint file, the head, with everything else and the sha256 of each part. The parts are read
 by any number of processes, also by one; nothing of them is looked at before its bytes are verified, and no code in them is run.
 """
+
 import hashlib
 import pickle
 import shutil
@@ -21,11 +22,26 @@ from armature.errors import CheckpointError
 from armature.processes import dist
 
 # What the list of parts may be made of: torch keeps it as a pickle, which could name anything.
-METADATA = {'torch.distributed.checkpoint.metadata': {'Metadata', 'TensorStorageMetadata', 'TensorProperties', '_MEM_FORMAT_ENCODING',
-                                                      'ChunkStorageMetadata', 'MetadataIndex', 'StorageMeta'},
-            'torch.distributed.checkpoint.filesystem': {'_StorageInfo'}, 'torch.serialization': {'_get_layout'}, 'torch': {'Size'},
-            'pathlib': {'PosixPath', 'WindowsPath'}}
-PLACES = (('state_dict',), ('optimizer', 'state'), ('parts', 'weight_average', 'model'))  # where a state is large
+METADATA = {
+    'torch.distributed.checkpoint.metadata': {
+        'Metadata',
+        'TensorStorageMetadata',
+        'TensorProperties',
+        '_MEM_FORMAT_ENCODING',
+        'ChunkStorageMetadata',
+        'MetadataIndex',
+        'StorageMeta',
+    },
+    'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
+    'torch.serialization': {'_get_layout'},
+    'torch': {'Size'},
+    'pathlib': {'PosixPath', 'WindowsPath'},
+}
+PLACES = (
+    ('state_dict',),
+    ('optimizer', 'state'),
+    ('parts', 'weight_average', 'model'),
+)  # where a state is large
 
 
 def take_out(state: dict) -> tuple[dict, dict[str, torch.Tensor], dict[str, list]]:
@@ -33,7 +49,9 @@ def take_out(state: dict) -> tuple[dict, dict[str, torch.Tensor], dict[str, list
     tensors, paths = {}, {}
 
     def without(value: Any, path: list) -> Any:
-        if isinstance(value, torch.Tensor) and any(path[:len(place)] == [*place] for place in PLACES):
+        if isinstance(value, torch.Tensor) and any(
+            path[: len(place)] == [*place] for place in PLACES
+        ):
             name = '.'.join(map(str, path))
             tensors[name], paths[name] = value, path
             return None
@@ -41,6 +59,7 @@ def take_out(state: dict) -> tuple[dict, dict[str, torch.Tensor], dict[str, list
             return value
         left = {key: without(each, [*path, key]) for key, each in value.items()}
         return {key: each for key, each in left.items() if each is not None or value[key] is None}
+
     return without(state, []), tensors, paths
 
 
@@ -50,13 +69,23 @@ class Writing:
     files: the sha256 of each by name. in_background: the training goes on meanwhile. To be made and finished in all processes together.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], folder: Path, then: Callable[[str, dict], None], in_background: bool = False):
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        folder: Path,
+        then: Callable[[str, dict], None],
+        in_background: bool = False,
+    ):
         self.folder, self._then = dist.on_main(_make_fresh, folder), then
         self._files, self._error = None, None
-        writer = dcp.FileSystemWriter(self.folder, thread_count=1)  # with more, torch can report success after a failed write
+        writer = dcp.FileSystemWriter(
+            self.folder, thread_count=1
+        )  # with more, torch can report success after a failed write
         try:
             if in_background:
-                future = dcp.async_save(tensors, storage_writer=writer, process_group=dist.quiet_group())
+                future = dcp.async_save(
+                    tensors, storage_writer=writer, process_group=dist.quiet_group()
+                )
                 future.add_done_callback(self._written)
             else:
                 dcp.save(tensors, storage_writer=writer)
@@ -68,7 +97,10 @@ class Writing:
         try:
             if future is not None:
                 future.result()
-            mine = [*self.folder.glob(f'__{dist.rank()}_*'), *([self.folder / '.metadata'] if dist.is_main() else [])]
+            mine = [
+                *self.folder.glob(f'__{dist.rank()}_*'),
+                *([self.folder / '.metadata'] if dist.is_main() else []),
+            ]
             self._files = {path.name: _sha256(path) for path in mine}
         except Exception as error:
             self._error = error
@@ -81,15 +113,24 @@ class Writing:
         """Raises CheckpointError when a process could not write its part."""
         while self.is_under_way:
             time.sleep(0.01)
-        said = dist.gather((self._files, None if self._error is None else str(self._error).strip().splitlines()[-1]))
+        said = dist.gather(
+            (
+                self._files,
+                None if self._error is None else str(self._error).strip().splitlines()[-1],
+            )
+        )
         errors = {number: error for number, (_, error) in enumerate(said) if error}
         if errors:
             number, error = next(iter(errors.items()))
             dist.on_main(shutil.rmtree, self.folder, True)
-            raise CheckpointError(f'{self.folder} could not be written by process {number}: {error}. The checkpoints that are there '
-                                  'are whole')
+            raise CheckpointError(
+                f'{self.folder} could not be written by process {number}: {error}. The checkpoints that are there '
+                'are whole'
+            )
         sync_folder(self.folder)
-        self._then(self.folder.name, {name: digest for files, _ in said for name, digest in files.items()})
+        self._then(
+            self.folder.name, {name: digest for files, _ in said for name, digest in files.items()}
+        )
 
 
 def _make_fresh(folder: Path) -> Path:
@@ -120,14 +161,21 @@ def problem(head: dict, run: Path, one: int = 0, of: int = 1) -> str | None:
     return None
 
 
-def read(head: dict, run: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None) -> dict:
+def read(
+    head: dict,
+    run: Path,
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict:
     """The state that `head` and its parts are: whole tensors on the CPU, or in parts as those of `model` and `optimizer` are."""
     if model is None:
         problems = [problem(head, run)]
     else:  # all processes are here, and those of a machine share the work
         problems = dist.gather(problem(head, run, dist.local_rank(), dist.n_local()))
     for broken in filter(None, problems):
-        raise ValueError(f'{broken}. A copied checkpoint needs its folder {head["shards"].get("folder")} beside it')
+        raise ValueError(
+            f'{broken}. A copied checkpoint needs its folder {head["shards"].get("folder")} beside it'
+        )
     reader = _Reader(run / head['shards']['folder'])
     known = reader.read_metadata().state_dict_metadata
     if not all(isinstance(each, TensorStorageMetadata) for each in known.values()):
@@ -143,9 +191,14 @@ def read(head: dict, run: Path, model: torch.nn.Module | None = None, optimizer:
         """What the model or its optimizer holds in that place."""
         return parameters.get(path[2]) if path[0] == 'optimizer' else weights.get(path[-1])
 
-    tensors = {name: dist.empty(each.size, each.properties.dtype, like(paths[name])) for name, each in known.items()}
+    tensors = {
+        name: dist.empty(each.size, each.properties.dtype, like(paths[name]))
+        for name, each in known.items()
+    }
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'torch.distributed is disabled')  # a single process reads them as well
+        warnings.filterwarnings(
+            'ignore', 'torch.distributed is disabled'
+        )  # a single process reads them as well
         dcp.load(tensors, storage_reader=reader)
     for name, tensor in tensors.items():
         *places, last = paths[name]
@@ -164,14 +217,21 @@ class _Reader(dcp.FileSystemReader):
             metadata = _Unpickler(file).load()
         metadata.storage_meta = None
         folder = Path(self.path).resolve()
-        if any((folder / info.relative_path).resolve().parent != folder for info in metadata.storage_data.values()):
+        if any(
+            (folder / info.relative_path).resolve().parent != folder
+            for info in metadata.storage_data.values()
+        ):
             raise ValueError('its list of parts names files elsewhere')
         return metadata
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in METADATA.get(module, ()) or module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype):
+        if (
+            name in METADATA.get(module, ())
+            or module == 'torch'
+            and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
         raise ValueError(f'its list of parts names {module}.{name}')
 

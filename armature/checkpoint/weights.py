@@ -1,4 +1,5 @@
 """A model's weights under their own names: what wrappers put in front of them is left out."""
+
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -12,7 +13,9 @@ def bare(model: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile."""
     while True:
         inner = getattr(model, '_orig_mod', None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
             inner = model.module
         if inner is None:
             return model
@@ -25,15 +28,27 @@ def load_weights(model: nn.Module, weights: dict, source: object) -> None:
     problems = {
         'missing': [name for name in mine if name not in weights],
         'not in the model': [name for name in weights if name not in mine],
-        'of another shape': [f'{name} {tuple(weights[name].shape)} instead of {tuple(mine[name].shape)}' for name in mine
-                             if name in weights and hasattr(mine[name], 'shape') and weights[name].shape != mine[name].shape],
+        'of another shape': [
+            f'{name} {tuple(weights[name].shape)} instead of {tuple(mine[name].shape)}'
+            for name in mine
+            if name in weights
+            and hasattr(mine[name], 'shape')
+            and weights[name].shape != mine[name].shape
+        ],
     }
     if any(problems.values()):
-        found = '; '.join(f'{kind}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
-                          for kind, names in problems.items() if names)
-        raise CheckpointError(f'{source} does not fit {type(bare(model)).__name__}: {found}. '
-                              'Was it made with another "arch"?')
-    bare(model).load_state_dict({name: dist.sharded_like(value, mine[name]) for name, value in weights.items()})
+        found = '; '.join(
+            f'{kind}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
+            for kind, names in problems.items()
+            if names
+        )
+        raise CheckpointError(
+            f'{source} does not fit {type(bare(model)).__name__}: {found}. '
+            'Was it made with another "arch"?'
+        )
+    bare(model).load_state_dict(
+        {name: dist.sharded_like(value, mine[name]) for name, value in weights.items()}
+    )
 
 
 def tested_weights(state: dict) -> dict:
@@ -46,9 +61,15 @@ def load_tested(model: nn.Module, criterion: object, state: dict, source: object
     """Load what a checkpoint holds for testing: the model's weights as they were validated, and those that the loss has itself."""
     load_weights(model, tested_weights(state), source)
     if isinstance(criterion, nn.Module):
-        criterion.to(next(model.parameters()).device).load_state_dict((state.get('parts') or {}).get('criterion', {}), strict=False)
+        criterion.to(next(model.parameters()).device).load_state_dict(
+            (state.get('parts') or {}).get('criterion', {}), strict=False
+        )
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
     """The names like `pattern`: `*` is any text, `|` separates alternatives."""
-    return [name for name in names if any(fnmatchcase(name, each.strip()) for each in pattern.split('|'))]
+    return [
+        name
+        for name in names
+        if any(fnmatchcase(name, each.strip()) for each in pattern.split('|'))
+    ]

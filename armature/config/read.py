@@ -1,4 +1,5 @@
 """The only place that reads a config file: JSON with comments, `base` files, `--set`, and where each value came from."""
+
 import json
 import os
 import re
@@ -13,12 +14,15 @@ from armature.errors import ConfigError
 MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
 MAX_BASES = 32
-TOKEN = re.compile(r'''
+TOKEN = re.compile(
+    r"""
     (?P<skip>    [ \t\r\n]+ | //[^\n]* | /\*.*?\*/ )
   | (?P<string>  "[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*" )
   | (?P<number>  -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)? )
   | (?P<word>    -?[A-Za-z_][A-Za-z_0-9]* )
-  | (?P<mark>    [{}\[\],:] )''', re.VERBOSE | re.DOTALL)
+  | (?P<mark>    [{}\[\],:] )""",
+    re.VERBOSE | re.DOTALL,
+)
 WORDS = {'true': True, 'false': False, 'null': None}
 NOT_FINITE = ('NaN', 'Infinity', '-Infinity')
 DELETE = {'delete': True}
@@ -30,6 +34,7 @@ class Document:
 
     Paths are tuples of keys and list indices. `origins` may still name paths that a later file removed.
     """
+
     values: dict
     origins: dict = field(default_factory=dict)
 
@@ -45,14 +50,17 @@ class Document:
         for depth, key in enumerate(path[:-1]):
             if isinstance(node, dict) and key not in node:
                 node[key] = {}
-                self.origins[path[:depth + 1]] = origin
+                self.origins[path[: depth + 1]] = origin
             node = node[key]
         node[path[-1]] = value
         self.mark(path, value, origin)
 
     def can_hold(self, path: tuple) -> bool:
         """Whether every section on the way to `path` is one, or not there yet."""
-        return all(isinstance(lookup(self.values, path[:depth]), (dict, type(None))) for depth in range(1, len(path)))
+        return all(
+            isinstance(lookup(self.values, path[:depth]), (dict, type(None)))
+            for depth in range(1, len(path))
+        )
 
     def mark(self, path: tuple, value, origin: str) -> None:
         """Say that `value`, with all that is in it, came from `origin`."""
@@ -63,13 +71,21 @@ class Document:
 
 def entries(value):
     """The (key, value) pairs of a dict, the (index, value) pairs of a list, nothing for all else."""
-    return list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    return (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))
+        if isinstance(value, list)
+        else []
+    )
 
 
 def show_path(path: tuple) -> str:
     """A key path as people write it: trainer.epochs, metrics.0."""
     parts = [str(part) for part in path]
-    return '.'.join(part if part and part.isprintable() else json.dumps(part) for part in parts)[:200]
+    return '.'.join(part if part and part.isprintable() else json.dumps(part) for part in parts)[
+        :200
+    ]
 
 
 def show(value) -> str:
@@ -83,12 +99,16 @@ def show(value) -> str:
 
 def nearest(name: str, names) -> str | None:
     """The one of `names` that `name` was most likely meant to be, if any looks like it."""
-    by_lower = {str(candidate).lower(): candidate for candidate in reversed(list(names))}  # of twins the first: the project's own
+    by_lower = {
+        str(candidate).lower(): candidate for candidate in reversed(list(names))
+    }  # of twins the first: the project's own
     lower = str(name)[:100].lower()
     words = lower.split('_')
-    found = get_close_matches(lower, by_lower, n=1, cutoff=0.7) \
-        or [each for each in by_lower if each == ''.join(word[:1] for word in words)] \
+    found = (
+        get_close_matches(lower, by_lower, n=1, cutoff=0.7)
+        or [each for each in by_lower if each == ''.join(word[:1] for word in words)]
         or [each for each in by_lower if len(lower) > 2 and set(words) < set(each.split('_'))]
+    )
     return by_lower[found[0]] if found else None
 
 
@@ -122,24 +142,37 @@ class _Reader:
         return f'{self.name}:{line + 1}' if not self.name.startswith('--') else self.name
 
     def problem(self, path: tuple, text: str) -> None:
-        self.problems.append(f'{self.place(self.start)}: {show_path(path) or "the whole file"}: {text}')
+        self.problems.append(
+            f'{self.place(self.start)}: {show_path(path) or "the whole file"}: {text}'
+        )
 
     def fail(self, expected: str):
         line = bisect_right(self.line_starts, self.start)
         column = self.start - (self.line_starts[line - 1] if line else 0) + 1
-        found = {'end': 'the end of the file', 'bad': show(self.token)}.get(self.kind, self.token[:40])
-        hint = {'"': ' (does the string end on its line?)', "'": ' (strings stand in double quotes)',
-                'True': ' (did you mean true?)', 'False': ' (did you mean false?)', 'None': ' (did you mean null?)',
-                }.get(self.token, '')
+        found = {'end': 'the end of the file', 'bad': show(self.token)}.get(
+            self.kind, self.token[:40]
+        )
+        hint = {
+            '"': ' (does the string end on its line?)',
+            "'": ' (strings stand in double quotes)',
+            'True': ' (did you mean true?)',
+            'False': ' (did you mean false?)',
+            'None': ' (did you mean null?)',
+        }.get(self.token, '')
         place = self.place(self.start)
-        raise ConfigError(f'{place}{"" if place == self.name else f":{column}"}: expected {expected}, found {found}{hint}')
+        raise ConfigError(
+            f'{place}{"" if place == self.name else f":{column}"}: expected {expected}, found {found}{hint}'
+        )
 
     def advance(self) -> None:
         """Step to the next token: its kind, its text and where it starts."""
         while True:
             match, self.start = TOKEN.match(self.text, self.end), self.end
             if match is None:
-                self.kind, self.token = 'end' if self.end == len(self.text) else 'bad', self.text[self.end:self.end + 1]
+                self.kind, self.token = (
+                    'end' if self.end == len(self.text) else 'bad',
+                    self.text[self.end : self.end + 1],
+                )
                 return
             self.kind, self.token, self.end = match.lastgroup, match.group(), match.end()
             if self.kind != 'skip':
@@ -147,7 +180,9 @@ class _Reader:
 
     def value(self, path: tuple):
         if len(path) > MAX_DEPTH:
-            raise ConfigError(f'{self.place(self.start)}: {show_path(path[:3])}...: nested deeper than {MAX_DEPTH} levels')
+            raise ConfigError(
+                f'{self.place(self.start)}: {show_path(path[:3])}...: nested deeper than {MAX_DEPTH} levels'
+            )
         self.origins.setdefault(path, self.place(self.start))
         if self.token == '{' and self.kind == 'mark':
             return self.members(path)
@@ -231,18 +266,26 @@ def read_text(path: Path, name: str) -> str:
         with path.open('rb') as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        near = nearest(path.name, (each.name for each in path.parent.glob('*.json'))) if path.parent.is_dir() else None
-        raise ConfigError(f'{name}: no such config file' + (f' (did you mean {near!r}?)' if near else '')) from None
+        near = (
+            nearest(path.name, (each.name for each in path.parent.glob('*.json')))
+            if path.parent.is_dir()
+            else None
+        )
+        raise ConfigError(
+            f'{name}: no such config file' + (f' (did you mean {near!r}?)' if near else '')
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f'{name}: is a folder, expected a config file') from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f'{show_path((name,))}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+        raise ConfigError(
+            f'{show_path((name,))}: cannot be read: {getattr(error, "strerror", None) or error}'
+        ) from None
     if len(content) > MAX_BYTES:
         raise ConfigError(f'{name}: larger than {MAX_BYTES // 2**20} MB, which no config is')
     try:
         return content.decode('utf-8-sig')  # Windows editors put a byte order mark first
     except UnicodeDecodeError as error:
-        line = content[:error.start].count(b'\n') + 1
+        line = content[: error.start].count(b'\n') + 1
         raise ConfigError(f'{name}:{line}: not UTF-8 text') from None
 
 
@@ -254,7 +297,9 @@ def read_config(path: Path, name: str, chain: tuple = (), known: dict | None = N
         return known[identity]
     document = parse(read_text(path, name), name)
     if not isinstance(document.values, dict):
-        raise ConfigError(f'{document.origin(())}: the whole file: expected an object {{...}}, got {show(document.values)}')
+        raise ConfigError(
+            f'{document.origin(())}: the whole file: expected an object {{...}}, got {show(document.values)}'
+        )
     document.values.pop('$schema', None)
     bases = document.values.pop('base', [])
     below = Document({})
@@ -262,15 +307,22 @@ def read_config(path: Path, name: str, chain: tuple = (), known: dict | None = N
     for index, base in enumerate(bases if isinstance(bases, list) else [bases]):
         place = document.origin(('base', index))
         if not isinstance(base, str) or not base:
-            raise ConfigError(f'{place}: base: expected the path of a config file or a list of such, got {show(base)}')
-        base_path, base_name = path.parent / base, os.path.normpath(os.path.join(os.path.dirname(name), base))
+            raise ConfigError(
+                f'{place}: base: expected the path of a config file or a list of such, got {show(base)}'
+            )
+        base_path, base_name = (
+            path.parent / base,
+            os.path.normpath(os.path.join(os.path.dirname(name), base)),
+        )
         if os.path.realpath(base_path) in dict(chain):
             names = ' -> '.join([shown for _, shown in chain] + [base_name])
             raise ConfigError(f'{place}: base: {names} is a loop')
         if len(chain) > MAX_BASES:
             raise ConfigError(f'{place}: base: more than {MAX_BASES} files deep')
         if not os.path.isfile(base_path):
-            raise ConfigError(f'{place}: base: {show(base)}: no such config file (looked for {base_name})')
+            raise ConfigError(
+                f'{place}: base: {show(base)}: no such config file (looked for {base_name})'
+            )
         below = merge(below, read_config(base_path, base_name, chain, known))
     known[identity] = merge(below, document)
     return known[identity]
@@ -294,11 +346,15 @@ def _merge(below: dict, above: dict, document: Document, path: tuple, problems: 
         if value == DELETE or (value is None and key in below):
             if key not in below:
                 near = did_you_mean(key, below)
-                problems.append(f'{document.origin(inner)}: {show_path(inner)}: nothing here to delete{near}')
+                problems.append(
+                    f'{document.origin(inner)}: {show_path(inner)}: nothing here to delete{near}'
+                )
             merged.pop(key, None)
         elif isinstance(value, dict):
             under = merged.get(key)
-            merged[key] = _merge(under if isinstance(under, dict) else {}, value, document, inner, problems)
+            merged[key] = _merge(
+                under if isinstance(under, dict) else {}, value, document, inner, problems
+            )
         else:
             merged[key] = deepcopy(value)
     return merged
@@ -319,10 +375,16 @@ def set_value(document: Document, assignment: str, is_known=lambda path: False) 
     for key in keys:
         if isinstance(node, list):
             if not re.fullmatch('[0-9]{1,6}', key) or int(key) >= len(node):
-                raise ConfigError(f'--set: {show_path((*path, key))}: {show_path(path)} is a list of {len(node)}')
+                raise ConfigError(
+                    f'--set: {show_path((*path, key))}: {show_path(path)} is a list of {len(node)}'
+                )
             key = int(key)
         path = (*path, key)
-        node = node[key] if isinstance(node, list) or (isinstance(node, dict) and key in node) else None
+        node = (
+            node[key]
+            if isinstance(node, list) or (isinstance(node, dict) and key in node)
+            else None
+        )
     parent = lookup(document.values, path[:-1])
     exists = isinstance(parent, (dict, list)) and (isinstance(parent, list) or path[-1] in parent)
     if adds and isinstance(node, list):
@@ -337,8 +399,10 @@ def set_value(document: Document, assignment: str, is_known=lambda path: False) 
     else:
         near = nearest(left, [show_path(each) for each in all_paths(document.values)])
         hint = f'did you mean {near!r}?' if near else 'to add it, write'
-        raise ConfigError(f"--set: {show_path(path)}: the config has no such key ({hint}"
-                          + (')' if near else f" '{show_path(path)}+=...')"))
+        raise ConfigError(
+            f'--set: {show_path(path)}: the config has no such key ({hint}'
+            + (')' if near else f" '{show_path(path)}+=...')")
+        )
     return path
 
 
@@ -347,7 +411,12 @@ def parse_value(text: str, name: str):
     try:
         return parse(text, name).values
     except ConfigError:
-        if text.lstrip()[:1] in ('{', '[', '"') or text in NOT_FINITE or TOKEN.fullmatch(text) and text[0] in '-0123456789':
+        if (
+            text.lstrip()[:1] in ('{', '[', '"')
+            or text in NOT_FINITE
+            or TOKEN.fullmatch(text)
+            and text[0] in '-0123456789'
+        ):
             raise
     if '\0' in text or any('\ud800' <= char <= '\udfff' for char in text):
         raise ConfigError(f'{name}: {json.dumps(text)}: not UTF-8 text')
@@ -357,7 +426,12 @@ def parse_value(text: str, name: str):
 def lookup(values, path: tuple):
     """The value at a path, None when there is none."""
     for key in path:
-        if not (isinstance(values, dict) and key in values or isinstance(values, list) and isinstance(key, int)):
+        if not (
+            isinstance(values, dict)
+            and key in values
+            or isinstance(values, list)
+            and isinstance(key, int)
+        ):
             return None
         values = values[key]
     return values

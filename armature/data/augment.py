@@ -1,4 +1,5 @@
 """Augment: random transforms of inputs, keyed by sample: the same for a sample alone, in a worker, and in a batch on the device."""
+
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,9 @@ class Augment:
         """(batch, ...) inputs, each with its key; what `one` gives for each, bit for bit."""
         with own_randomness(0):
             for number, transform in enumerate(self.transforms):
-                at_once = AT_ONCE.get(f'{type(transform).__module__}.{type(transform).__name__}', _one_by_one)
+                at_once = AT_ONCE.get(
+                    f'{type(transform).__module__}.{type(transform).__name__}', _one_by_one
+                )
                 data = at_once(transform, data, [key + number for key in keys])
         return data
 
@@ -45,6 +48,7 @@ def _flip(dimension: int) -> Callable:
             flips[place] = torch.rand(1) < transform.p
         flips = flips.to(data.device).view(-1, *[1] * (data.dim() - 1))
         return torch.where(flips, data.flip(dimension), data)
+
     return flip
 
 
@@ -52,14 +56,23 @@ def _crop(transform, data: torch.Tensor, keys: list[int]) -> torch.Tensor:
     if isinstance(transform.fill, dict):
         return _one_by_one(transform, data, keys)
     from torchvision.transforms.v2 import functional
+
     windows = []
     for key in keys:
         torch.default_generator.manual_seed(key)
         windows.append(transform.make_params([data[0]]))
     if windows[0]['needs_pad']:  # which depends on the size alone, so it is the same for all
         data = functional.pad(data, windows[0]['padding'], transform.fill, transform.padding_mode)
-    return torch.stack([each[..., window['top']:window['top'] + window['height'], window['left']:window['left'] + window['width']]
-                        for each, window in zip(data, windows)])
+    return torch.stack(
+        [
+            each[
+                ...,
+                window['top'] : window['top'] + window['height'],
+                window['left'] : window['left'] + window['width'],
+            ]
+            for each, window in zip(data, windows)
+        ]
+    )
 
 
 # Transforms of which a whole batch costs little more than a sample. By name, so that torchvision is not imported for them.

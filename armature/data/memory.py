@@ -1,4 +1,5 @@
 """InMemory: a dataset read once into tensors, so that a batch is one indexed copy."""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,12 @@ class InMemory(Dataset):
         """The same on `device`; refused when it does not fit there."""
         if device == self.device:
             return self
-        refuse_what_does_not_fit(len(self), sum(map(_bytes, _leaves(self.tensors))) / max(1, len(self)), device)
-        return InMemory(map_tensors(lambda tensor: tensor.to(device), self.tensors), self.unreadable)
+        refuse_what_does_not_fit(
+            len(self), sum(map(_bytes, _leaves(self.tensors))) / max(1, len(self)), device
+        )
+        return InMemory(
+            map_tensors(lambda tensor: tensor.to(device), self.tensors), self.unreadable
+        )
 
     @property
     def device(self) -> torch.device:
@@ -50,15 +55,24 @@ class InMemory(Dataset):
 def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMemory, list[str]]:
     """(all samples of a dataset, what could not be read of it)."""
     n_samples = len(samples.dataset)
-    chunks = [(0, list(range(first, min(first + CHUNK, n_samples))), dist.WHOLE) for first in range(0, n_samples, CHUNK)]
+    chunks = [
+        (0, list(range(first, min(first + CHUNK, n_samples))), dist.WHOLE)
+        for first in range(0, n_samples, CHUNK)
+    ]
     refuse_randomness(samples, chunks[0][1][:8])
     tensors, unreadable, is_missing = None, [], torch.ones(n_samples, dtype=torch.bool)
-    fetcher = make_fetcher(samples, chunks, Collate(_collate, None), {**fetcher_options, 'persistent_workers': False})
+    fetcher = make_fetcher(
+        samples, chunks, Collate(_collate, None), {**fetcher_options, 'persistent_workers': False}
+    )
     for chunk, indices, left_out, *_ in checked(start(fetcher), samples):
         if tensors is None:
             refuse_other_than_tensors(chunk)
-            refuse_what_does_not_fit(n_samples, sum(map(_bytes, _leaves(chunk))) / len(indices), torch.device('cpu'))
-            tensors = map_tensors(lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), chunk)
+            refuse_what_does_not_fit(
+                n_samples, sum(map(_bytes, _leaves(chunk))) / len(indices), torch.device('cpu')
+            )
+            tensors = map_tensors(
+                lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), chunk
+            )
         for rows, values in zip(_leaves(tensors), _leaves(chunk)):
             if rows.shape[1:] != values.shape[1:]:
                 raise _other_shape(f'{tuple(rows.shape[1:])} and {tuple(values.shape[1:])}')
@@ -71,10 +85,18 @@ def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMe
 def refuse_randomness(samples: KeyedSamples, indices: list[int]) -> None:
     """A ConfigError when the samples of two passes differ: memory would hold those of one."""
     for index in indices:
-        once, again = (default_collate(samples.__getitems__((number, [index], dist.WHOLE)).batch or [0]) for number in (0, 1))
-        if any(not torch.equal(a, b) and not (a != a).any() for a, b in zip(_leaves(once), _leaves(again))):
-            raise ConfigError(f'in_memory would freeze the random transforms of {type(samples.dataset).__name__}: give them as '
-                              '"augment", or leave in_memory out')
+        once, again = (
+            default_collate(samples.__getitems__((number, [index], dist.WHOLE)).batch or [0])
+            for number in (0, 1)
+        )
+        if any(
+            not torch.equal(a, b) and not (a != a).any()
+            for a, b in zip(_leaves(once), _leaves(again))
+        ):
+            raise ConfigError(
+                f'in_memory would freeze the random transforms of {type(samples.dataset).__name__}: give them as '
+                '"augment", or leave in_memory out'
+            )
 
 
 def _collate(samples: list) -> Any:
@@ -85,7 +107,9 @@ def _collate(samples: list) -> Any:
 
 
 def _other_shape(found: str) -> ConfigError:
-    return ConfigError(f'in_memory needs samples of one shape, but there are {found}. Leave it out, or bring them to one size')
+    return ConfigError(
+        f'in_memory needs samples of one shape, but there are {found}. Leave it out, or bring them to one size'
+    )
 
 
 def refuse_other_than_tensors(batch: Any) -> None:
@@ -95,14 +119,18 @@ def refuse_other_than_tensors(batch: Any) -> None:
     elif isinstance(batch, Mapping):
         refuse_other_than_tensors(list(batch.values()))
     elif not isinstance(batch, torch.Tensor):
-        raise ConfigError(f'in_memory needs samples of tensors and numbers: there is {type(batch).__name__} {str(batch)[:40]!r}')
+        raise ConfigError(
+            f'in_memory needs samples of tensors and numbers: there is {type(batch).__name__} {str(batch)[:40]!r}'
+        )
 
 
 def refuse_what_does_not_fit(n_samples: int, sample_bytes: float, device: torch.device) -> None:
     needed, free = n_samples * sample_bytes, free_bytes(device)
     if needed > free:
-        raise ConfigError(f'in_memory: {n_samples:,} samples of {sample_bytes:,.0f} bytes are {needed / 1e6:,.0f} MB, and '
-                          f'{free / 1e6:,.0f} MB of the memory of {device} are free. Leave in_memory out, or make the samples smaller')
+        raise ConfigError(
+            f'in_memory: {n_samples:,} samples of {sample_bytes:,.0f} bytes are {needed / 1e6:,.0f} MB, and '
+            f'{free / 1e6:,.0f} MB of the memory of {device} are free. Leave in_memory out, or make the samples smaller'
+        )
 
 
 def free_bytes(device: torch.device) -> float:
@@ -114,7 +142,9 @@ def free_bytes(device: torch.device) -> float:
         lines = Path('/proc/meminfo').read_text().splitlines()
         limits += [1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable')]
         group = Path('/sys/fs/cgroup')  # what a container may use, when it may not use all
-        limits.append(int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text()))
+        limits.append(
+            int((group / 'memory.max').read_text()) - int((group / 'memory.current').read_text())
+        )
     except (OSError, ValueError):
         pass
     return min(limits)

@@ -1,4 +1,5 @@
 """Where in the data a run stands: epochs follow each other through the passes over a loader, and any batch can be gone to."""
+
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -7,8 +8,14 @@ from armature.errors import ConfigError, DataError
 from armature.seed import key, seed_torch
 
 
-def batches_from(position: int, epoch: int, len_epoch: int, loader: Iterable, seed: int,
-                 after_reading_up: Callable[[], None] = lambda: None) -> Iterator[Any]:
+def batches_from(
+    position: int,
+    epoch: int,
+    len_epoch: int,
+    loader: Iterable,
+    seed: int,
+    after_reading_up: Callable[[], None] = lambda: None,
+) -> Iterator[Any]:
     """The batches of `epoch` (from 1; `len_epoch` of them) from batch `position` (from 0) on.
 
     A loader that cannot `seek` (torch's own) draws its order anew, keyed, and is read up to there; `after_reading_up` is called then.
@@ -17,7 +24,11 @@ def batches_from(position: int, epoch: int, len_epoch: int, loader: Iterable, se
     number, first = pass_and_batch(position, epoch, len_epoch, loader)
     while n_left > 0:
         n_before = n_left
-        batches = _seek(loader, number, first) if hasattr(loader, 'seek') else _read_up(loader, number, first, seed, after_reading_up)
+        batches = (
+            _seek(loader, number, first)
+            if hasattr(loader, 'seek')
+            else _read_up(loader, number, first, seed, after_reading_up)
+        )
         for batch in itertools.islice(batches, n_left):
             n_left -= 1
             yield batch
@@ -43,7 +54,9 @@ def length_of_pass(loader: Iterable) -> int:
     """Batches in a pass; a ConfigError for a stream that does not tell."""
     n_batches = batches_per_pass(loader)
     if n_batches is None:
-        raise ConfigError('the training data is a stream that has no length: say how many batches an epoch has, in trainer.len_epoch')
+        raise ConfigError(
+            'the training data is a stream that has no length: say how many batches an epoch has, in trainer.len_epoch'
+        )
     return n_batches
 
 
@@ -60,14 +73,18 @@ def _seek(loader: Any, number: int, first: int) -> Iterator[Any]:
     return iter(loader)
 
 
-def _read_up(loader: Iterable, number: int, first: int, seed: int, after_reading_up: Callable[[], None]) -> Iterator[Any]:
+def _read_up(
+    loader: Iterable, number: int, first: int, seed: int, after_reading_up: Callable[[], None]
+) -> Iterator[Any]:
     pass_key = key(seed, 'pass', number)
     if hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
         loader.sampler.set_epoch(number)
     seed_torch(pass_key)
     iterator = iter(loader)
     for index in itertools.count():
-        seed_torch(pass_key + index)  # what a sample draws must not depend on what the model drew before
+        seed_torch(
+            pass_key + index
+        )  # what a sample draws must not depend on what the model drew before
         try:
             batch = next(iterator)
         except StopIteration:

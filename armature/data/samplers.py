@@ -2,6 +2,7 @@
 
 Unlike torch's they are made without the data (`bind` tells them), and draw from torch's generator, which the loader keys by pass.
 """
+
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -47,7 +48,11 @@ class RandomSampler(Order):
         n_samples = len(self.indices)
         if self.replacement:
             return self.indices[torch.randint(n_samples, (len(self),))]
-        return self.indices[torch.cat([torch.randperm(n_samples) for _ in range(-(-len(self) // n_samples))])[:len(self)]]
+        return self.indices[
+            torch.cat([torch.randperm(n_samples) for _ in range(-(-len(self) // n_samples))])[
+                : len(self)
+            ]
+        ]
 
 
 class SubsetRandomSampler(Order):
@@ -59,8 +64,11 @@ class SubsetRandomSampler(Order):
     def bind(self, indices, classes=None):
         elsewhere = sorted(set(self.subset) - set(map(int, indices)))
         if elsewhere or not self.subset:
-            raise ConfigError(f'sampler: the indices {elsewhere[:5]} are not in the training part' if elsewhere else
-                              'sampler: indices is empty')
+            raise ConfigError(
+                f'sampler: the indices {elsewhere[:5]} are not in the training part'
+                if elsewhere
+                else 'sampler: indices is empty'
+            )
         return super().bind(self.subset, classes)
 
     def order(self) -> torch.Tensor:
@@ -70,7 +78,12 @@ class SubsetRandomSampler(Order):
 class WeightedRandomSampler(Order):
     """Samples drawn with the probabilities `weights`: 'balanced' (each class equally often), or a number for each class."""
 
-    def __init__(self, weights: Literal['balanced'] | list, num_samples: int | None = None, replacement: bool = True):
+    def __init__(
+        self,
+        weights: Literal['balanced'] | list,
+        num_samples: int | None = None,
+        replacement: bool = True,
+    ):
         self.weights, self.num_samples, self.replacement = weights, num_samples, replacement
 
     def bind(self, indices, classes=None):
@@ -81,7 +94,9 @@ class WeightedRandomSampler(Order):
         elif len(self.weights) > max(counts):
             weight_of = dict(enumerate(self.weights))
         else:
-            raise ConfigError(f'sampler: weights has {len(self.weights)} numbers, and there are classes up to {max(counts)}')
+            raise ConfigError(
+                f'sampler: weights has {len(self.weights)} numbers, and there are classes up to {max(counts)}'
+            )
         self.probabilities = torch.tensor([weight_of[each] for each in found], dtype=torch.double)
         return super().bind(indices, classes)
 

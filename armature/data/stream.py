@@ -2,6 +2,7 @@
 
 Every worker goes through the whole stream and keeps the samples of its own batches, so a stream has nothing to split or to know.
 """
+
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -24,21 +25,48 @@ class StreamDataLoader(DataLoader):
     Where several processes train, each gets its share of every batch; `batch_size` counts the samples of all shares.
     """
 
-    def __init__(self, dataset: IterableDataset, batch_size: int, num_workers: int = 0, collate_fn: Callable = default_collate, *,
-                 seed: int | None = None, **loader_options: Any):
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        batch_size: int,
+        num_workers: int = 0,
+        collate_fn: Callable = default_collate,
+        *,
+        seed: int | None = None,
+        **loader_options: Any,
+    ):
         if not isinstance(dataset, IterableDataset):
-            raise ConfigError(f'StreamDataLoader is for streams (IterableDataset), and dataset is a {type(dataset).__name__}')
+            raise ConfigError(
+                f'StreamDataLoader is for streams (IterableDataset), and dataset is a {type(dataset).__name__}'
+            )
         refuse_small_batches(batch_size)
         options = loader_options_for(loader_options, num_workers, type(self))
         self.seed = torch.initial_seed() if seed is None else seed
-        self._share = _Share(dataset, self.seed, batch_size, dist.rank(), dist.n_processes(), options['drop_last'])
+        self._share = _Share(
+            dataset, self.seed, batch_size, dist.rank(), dist.n_processes(), options['drop_last']
+        )
         self._number, self._first = 0, 0
-        self.share = dist.WHOLE  # only whether the newest batch is borrowed; how many samples others have, they tell
-        super().__init__(dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options)
+        self.share = (
+            dist.WHOLE
+        )  # only whether the newest batch is borrowed; how many samples others have, they tell
+        super().__init__(
+            dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options
+        )
         # Not persistent: workers get the pass and the position when they start.
-        options = {'generator': torch.Generator(), **options, 'persistent_workers': False, 'drop_last': False,
-                   'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
-        self._fetcher = DataLoader(self._share, len(self._share.part), num_workers=num_workers, collate_fn=_Collate(collate_fn), **options)
+        options = {
+            'generator': torch.Generator(),
+            **options,
+            'persistent_workers': False,
+            'drop_last': False,
+            'worker_init_fn': WorkerStart(options.get('worker_init_fn')),
+        }
+        self._fetcher = DataLoader(
+            self._share,
+            len(self._share.part),
+            num_workers=num_workers,
+            collate_fn=_Collate(collate_fn),
+            **options,
+        )
 
     def __bool__(self) -> bool:
         return True  # also without a length
@@ -93,8 +121,21 @@ class _Share(IterableDataset):
     Gives (sample, False), and (sample, True) for one of another process in a batch too small for this one to have a share of.
     """
 
-    def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, rank: int, n_ranks: int, drop_last: bool):
-        self.dataset, self.seed, self.batch_size, self.drop_last = dataset, seed, batch_size, drop_last
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        seed: int,
+        batch_size: int,
+        rank: int,
+        n_ranks: int,
+        drop_last: bool,
+    ):
+        self.dataset, self.seed, self.batch_size, self.drop_last = (
+            dataset,
+            seed,
+            batch_size,
+            drop_last,
+        )
         self.part = range(rank, batch_size, n_ranks)  # of each batch
         self.number, self.first = 0, 0
 
@@ -114,10 +155,14 @@ class _Share(IterableDataset):
                     yield sample, True
                 return
             except Exception as error:
-                error.add_note(f'This happened while sample {index} of {type(self.dataset).__name__} was read.')
+                error.add_note(
+                    f'This happened while sample {index} of {type(self.dataset).__name__} was read.'
+                )
                 raise
             if is_ours and place in self.part:
                 held.append((sample, False))
-            if not self.drop_last or place == self.batch_size - 1:  # else they wait until the batch is full
+            if (
+                not self.drop_last or place == self.batch_size - 1
+            ):  # else they wait until the batch is full
                 yield from held
                 held.clear()

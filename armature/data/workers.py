@@ -1,4 +1,5 @@
 """What happens where samples are read, in a loader's workers or without any: keyed randomness, errors that name the sample, signals."""
+
 import atexit
 import os
 import re
@@ -19,6 +20,7 @@ from armature.seed import key, own_randomness, seed_sample
 
 class Fetched(NamedTuple):
     """A batch (its samples, before they are collated), their indices, and what could not be read of it."""
+
     batch: Any
     indices: list[int]
     unreadable: list[str]
@@ -29,10 +31,23 @@ class Fetched(NamedTuple):
 class KeyedSamples(Dataset):
     """The samples of `dataset`, each drawing its random numbers from (seed, pass, index), in whichever process."""
 
-    def __init__(self, dataset: Dataset, seed: int, augment: Augment | None = None, skip_unreadable: bool = False,
-                 num_workers: int = 0):
-        self.dataset, self.seed, self.augment, self.skip_unreadable = dataset, seed, augment, skip_unreadable
-        self.now_reading = torch.zeros(num_workers, 2, dtype=torch.long).share_memory_() if num_workers else None  # (process, index)
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        augment: Augment | None = None,
+        skip_unreadable: bool = False,
+        num_workers: int = 0,
+    ):
+        self.dataset, self.seed, self.augment, self.skip_unreadable = (
+            dataset,
+            seed,
+            augment,
+            skip_unreadable,
+        )
+        self.now_reading = (
+            torch.zeros(num_workers, 2, dtype=torch.long).share_memory_() if num_workers else None
+        )  # (process, index)
 
     def __getitems__(self, due: tuple[int, list[int], dist.Share]) -> Fetched:
         number, indices, share = due
@@ -40,7 +55,9 @@ class KeyedSamples(Dataset):
 
     def _read(self, number: int, indices: list[int]) -> Fetched:
         worker = get_worker_info()
-        now_reading = torch.zeros(2, dtype=torch.long) if worker is None else self.now_reading[worker.id]
+        now_reading = (
+            torch.zeros(2, dtype=torch.long) if worker is None else self.now_reading[worker.id]
+        )
         now_reading[0] = os.getpid()
         with own_randomness(0):
             if hasattr(self.dataset, '__getitems__'):
@@ -52,12 +69,16 @@ class KeyedSamples(Dataset):
                 try:
                     samples.append(self._sample(number, index))
                     read.append(index)
-                except UserError as error:  # its message is enough; a worker would add its traceback
+                except (
+                    UserError
+                ) as error:  # its message is enough; a worker would add its traceback
                     if not self.skip_unreadable:
                         return Fetched(None, [], [], f'sample {index}: {error}')
                     unreadable.append(f'sample {index}: {error}')
                 except Exception as error:
-                    error.add_note(f'This happened while sample {index} of {type(self.dataset).__name__} was read.')
+                    error.add_note(
+                        f'This happened while sample {index} of {type(self.dataset).__name__} was read.'
+                    )
                     raise
             return Fetched(samples or None, read, unreadable)
 
@@ -67,14 +88,21 @@ class KeyedSamples(Dataset):
         if self.augment is None:
             return sample
         if type(sample) in (tuple, list):
-            return [self.augment.one(sample[0], key(self.seed, 'augment', number, index)), *sample[1:]]
+            return [
+                self.augment.one(sample[0], key(self.seed, 'augment', number, index)),
+                *sample[1:],
+            ]
         return self.augment.one(sample, key(self.seed, 'augment', number, index))
 
     def dead_worker(self, message: str) -> str:
         """Which sample the process was reading that torch says has died."""
         dead = {int(number) for number in re.findall(r'\d+', message.partition('pid')[2][:80])}
         found = [index for process, index in self.now_reading.tolist() if process in dead]
-        return f'while it read sample {found[0]} of {type(self.dataset).__name__}' if found else 'before it read a sample'
+        return (
+            f'while it read sample {found[0]} of {type(self.dataset).__name__}'
+            if found
+            else 'before it read a sample'
+        )
 
 
 class Collate:
@@ -87,7 +115,9 @@ class Collate:
         if fetched.batch is None:
             return fetched
         batch = self.collate_fn(fetched.batch)
-        return fetched._replace(batch=batch if self.batch_transform is None else finish(batch, self.batch_transform))
+        return fetched._replace(
+            batch=batch if self.batch_transform is None else finish(batch, self.batch_transform)
+        )
 
 
 def finish(batch: Any, transform: Callable) -> Any:
@@ -97,16 +127,26 @@ def finish(batch: Any, transform: Callable) -> Any:
     return transform(batch)
 
 
-def make_fetcher(samples: KeyedSamples, plan: Iterable, collate: Collate, options: dict) -> DataLoader:
+def make_fetcher(
+    samples: KeyedSamples, plan: Iterable, collate: Collate, options: dict
+) -> DataLoader:
     """torch's loader of the planned (pass, indices, share); options: its arguments."""
-    options = {'generator': torch.Generator(), **options, 'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
+    options = {
+        'generator': torch.Generator(),
+        **options,
+        'worker_init_fn': WorkerStart(options.get('worker_init_fn')),
+    }
     options.pop('drop_last', None)  # the plan knows
     return DataLoader(samples, batch_sampler=plan, collate_fn=collate, **options)
 
 
 def start(fetcher: DataLoader) -> Iterator[Fetched]:
     """iter(fetcher). The signals that stop a run wait until its workers can say what they do about them."""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, 'pthread_sigmask') else None
+    held = (
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        if hasattr(signal, 'pthread_sigmask')
+        else None
+    )
     try:
         iterator = iter(fetcher)
     finally:
@@ -146,10 +186,14 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
             last = each.batch
             yield each
     except RuntimeError as error:
-        if 'DataLoader worker' not in str(error) or 'Caught' in str(error):  # torch's words for one that has died
+        if 'DataLoader worker' not in str(error) or 'Caught' in str(
+            error
+        ):  # torch's words for one that has died
             raise
-        raise DataError(f'{error} A data loader worker died {samples.dead_worker(str(error))}. When memory is short, '
-                        'fewer num_workers or a smaller prefetch_factor help.') from error
+        raise DataError(
+            f'{error} A data loader worker died {samples.dead_worker(str(error))}. When memory is short, '
+            'fewer num_workers or a smaller prefetch_factor help.'
+        ) from error
     finally:
         if not getattr(fetched, '_persistent_workers', False):
             end(fetched)
@@ -168,7 +212,9 @@ class WorkerStart:
         if hasattr(signal, 'pthread_sigmask'):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
+            signal.signal(
+                signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+            )
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)

@@ -3,6 +3,7 @@
 All run the same script, take a share of each batch and keep the same weights, and talk through torch.distributed: NCCL between
 GPUs, gloo on the CPU. The main one (rank 0) writes.
 """
+
 import functools
 import inspect
 import math
@@ -26,6 +27,7 @@ EXCHANGE_S = 0.25  # how often processes tell each other their wishes
 
 
 # Who am I?
+
 
 def is_started() -> bool:
     """Whether this is one of several processes of a job, also before it has joined them."""
@@ -69,11 +71,14 @@ def number_in(variable: str, otherwise: int) -> int:
     """The whole number in an environment variable of torchrun."""
     text = os.environ.get(variable) or str(otherwise)
     if not text.isdecimal():
-        raise ConfigError(f'the variable {variable} is {text!r}: torchrun sets it to a whole number')
+        raise ConfigError(
+            f'the variable {variable} is {text!r}: torchrun sets it to a whole number'
+        )
     return int(text)
 
 
 # Talking
+
 
 def gather(value: Any) -> list[Any]:
     """What each process gave, by rank, in all of them."""
@@ -89,8 +94,10 @@ def refuse_differences(value: Any, what: str) -> None:
     first, *others = gather(value)
     for number, other in enumerate(others, 1):
         if different := first_difference(first, other):
-            raise ConfigError(f'{what}: {different} in process {number} is another than in process 0. Start all processes with the same '
-                              'command, on the same files')
+            raise ConfigError(
+                f'{what}: {different} in process {number} is another than in process 0. Start all processes with the same '
+                'command, on the same files'
+            )
 
 
 def on_main(action: Callable, *args: Any) -> Any:
@@ -159,11 +166,13 @@ class Exchange:
 
 # Sharing the data
 
+
 class Share(NamedTuple):
     """What a process has of the batch that all of them are at."""
-    weight: float = 1.0        # what the loss over it counts for in the mean over processes: 1 when all have the same number of samples
+
+    weight: float = 1.0  # what the loss over it counts for in the mean over processes: 1 when all have the same number of samples
     is_borrowed: bool = False  # it is another process's, to keep step
-    largest: int = 0           # samples of the process that has most
+    largest: int = 0  # samples of the process that has most
 
 
 WHOLE = Share()
@@ -175,10 +184,14 @@ def share(indices: torch.Tensor, counts: torch.Tensor | None = None) -> tuple[to
     counts: what each sample of the data counts for the loss; None: as one.
     """
     n = n_processes()
-    mine = indices[rank()::n]
+    mine = indices[rank() :: n]
     if not len(mine):
         return indices[:1], Share(0.0, True, 1)
-    counted, of = (len(mine), len(indices)) if counts is None else (counts[mine].sum().item(), counts[indices].sum().item())
+    counted, of = (
+        (len(mine), len(indices))
+        if counts is None
+        else (counts[mine].sum().item(), counts[indices].sum().item())
+    )
     return mine, Share(_weight(counted, of), False, -(-len(indices) // n))
 
 
@@ -187,8 +200,14 @@ def _weight(counted: float, of: float) -> float:
     return counted * n_processes() / of if of else math.nan
 
 
-def in_step(batches: Iterable[Any], loader: Any, sharing: Iterable[Any] = (), wishes: Callable[[], tuple] = tuple,
-            obey: Callable[..., None] = lambda *_: None, count: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+def in_step(
+    batches: Iterable[Any],
+    loader: Any,
+    sharing: Iterable[Any] = (),
+    wishes: Callable[[], tuple] = tuple,
+    obey: Callable[..., None] = lambda *_: None,
+    count: Callable[[Any], Any] | None = None,
+) -> Iterator[Any]:
     """A batch for each step that the processes take together: this process's share of it.
 
     Before each, `share` of the objects in `sharing` becomes its Share, in which a process weighs as much as the `count` of its batch
@@ -200,9 +219,15 @@ def in_step(batches: Iterable[Any], loader: Any, sharing: Iterable[Any] = (), wi
             yield batch
             obey(*wishes())
         return
-    if n_processes() > 1 and not hasattr(loader, 'share') and not isinstance(getattr(loader, 'sampler', None), DistributedSampler):
-        raise ConfigError(f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them all of the data: make it a '
-                          'BaseDataLoader, or give it a DistributedSampler')
+    if (
+        n_processes() > 1
+        and not hasattr(loader, 'share')
+        and not isinstance(getattr(loader, 'sampler', None), DistributedSampler)
+    ):
+        raise ConfigError(
+            f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them all of the data: make it a '
+            'BaseDataLoader, or give it a DistributedSampler'
+        )
     if count is None and getattr(loader, 'knows_shares', False):
         refuse_differences({'number of samples': loader.n_samples}, 'the data')
         steps = _known_steps(batches, loader, wishes, obey)
@@ -216,7 +241,9 @@ def in_step(batches: Iterable[Any], loader: Any, sharing: Iterable[Any] = (), wi
         each.share = WHOLE
 
 
-def _known_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable) -> Iterator[tuple[Any, Share]]:
+def _known_steps(
+    batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable
+) -> Iterator[tuple[Any, Share]]:
     """(batch, share of it) where each process knows by itself what all have."""
     exchange, due, gap, asked_at = Exchange(), 0, 1, 0.0
     for step, batch in enumerate(batches):
@@ -233,14 +260,20 @@ def _known_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Ca
             obey(*map(int, wished))
 
 
-def _told_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable, count: Callable) -> Iterator[tuple[Any, Share]]:
+def _told_steps(
+    batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable, count: Callable
+) -> Iterator[tuple[Any, Share]]:
     """(batch, share of it) where the processes tell each other in each step what they have."""
     batches, exchange, batch = iter(batches), Exchange(), None
 
     def following():
         upcoming = next(batches, None)
         is_mine = upcoming is not None and not getattr(loader, 'share', WHOLE).is_borrowed
-        exchange.start(upcoming is not None, *(float(count(upcoming)), length(upcoming)) if is_mine else (0, 0), *wishes())
+        exchange.start(
+            upcoming is not None,
+            *(float(count(upcoming)), length(upcoming)) if is_mine else (0, 0),
+            *wishes(),
+        )
         return upcoming
 
     upcoming = following()
@@ -251,18 +284,36 @@ def _told_steps(batches: Iterable[Any], loader: Any, wishes: Callable, obey: Cal
         if not any(have_batches):
             return
         if not any(n_samples):
-            raise DataError('a batch holds no tensors, so that nobody can tell how many samples each process has of it')
-        batch = batch if upcoming is None else upcoming  # one whose stream has ended goes through its last batch again, for nothing
+            raise DataError(
+                'a batch holds no tensors, so that nobody can tell how many samples each process has of it'
+            )
+        batch = (
+            batch if upcoming is None else upcoming
+        )  # one whose stream has ended goes through its last batch again, for nothing
         if batch is None:
-            raise DataError(f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?')
+            raise DataError(
+                f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?'
+            )
         upcoming = following()
-        yield batch, Share(_weight(counts[rank()], sum(counts)), not n_samples[rank()], int(max(n_samples)))
+        yield (
+            batch,
+            Share(_weight(counts[rank()], sum(counts)), not n_samples[rank()], int(max(n_samples))),
+        )
 
 
 # Sharing the model
 
-def wrap(model: nn.Module, device: torch.device, *, strategy: str = 'ddp', sync_bn: bool = True, find_unused_parameters: bool = False,
-         mixed_precision: str | None = None, **_: Any) -> nn.Module:
+
+def wrap(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    strategy: str = 'ddp',
+    sync_bn: bool = True,
+    find_unused_parameters: bool = False,
+    mixed_precision: str | None = None,
+    **_: Any,
+) -> nn.Module:
     """The model on `device`, whose gradients become the mean over the processes: DistributedDataParallel, or FSDP2.
 
     strategy: 'ddp' keeps all of the model in each process; 'fsdp' keeps a part of each weight, and puts a block (`shard_blocks()` of
@@ -275,39 +326,62 @@ def wrap(model: nn.Module, device: torch.device, *, strategy: str = 'ddp', sync_
     if sync_bn and device.type == 'cuda':
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif has_batch_norm(model) and n_processes() > 1 and is_main():
-        sys.stderr.write('warning: BatchNorm normalises each process\'s share of a batch by itself here, so the number of processes does '
-                         'change the result (distributed.sync_bn needs GPUs)\n')
+        sys.stderr.write(
+            "warning: BatchNorm normalises each process's share of a batch by itself here, so the number of processes does "
+            'change the result (distributed.sync_bn needs GPUs)\n'
+        )
     if strategy == 'fsdp':
         return _sharded(model, device, mixed_precision)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError('the model has no parameters to train')
     # Buffers are shared where it matters, by share_buffers: then forward passes without gradients need no company.
     options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    no_buffers = {'forward_sync_buffers' if 'forward_sync_buffers' in options else 'broadcast_buffers': False}
-    return nn.parallel.DistributedDataParallel(model.to(device), [device] if device.type == 'cuda' else None,
-                                               find_unused_parameters=find_unused_parameters, gradient_as_bucket_view=True, **no_buffers)
+    no_buffers = {
+        'forward_sync_buffers' if 'forward_sync_buffers' in options else 'broadcast_buffers': False
+    }
+    return nn.parallel.DistributedDataParallel(
+        model.to(device),
+        [device] if device.type == 'cuda' else None,
+        find_unused_parameters=find_unused_parameters,
+        gradient_as_bucket_view=True,
+        **no_buffers,
+    )
 
 
 def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = dist.init_device_mesh(device.type, (n_processes(),))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed_precision == 'bf16' else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        if mixed_precision == 'bf16'
+        else MixedPrecisionPolicy()
+    )
     try:
         for block in blocks_of(model):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
     except ValueError as error:
-        raise ConfigError(f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): {error}. Its shard_blocks() says '
-                          'which blocks are to be; blocks that share weights belong to none of them') from error
+        raise ConfigError(
+            f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): {error}. Its shard_blocks() says '
+            'which blocks are to be; blocks that share weights belong to none of them'
+        ) from error
     return model.to(device)  # buffers, which are not sharded
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that make sense to keep in memory one at a time."""
     blocks = list(model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children())
-    while any(isinstance(block, (nn.ModuleList, nn.ModuleDict)) for block in blocks):  # those have no forward pass
-        blocks = [each for block in blocks
-                  for each in (block.children() if isinstance(block, (nn.ModuleList, nn.ModuleDict)) else [block])]
+    while any(
+        isinstance(block, (nn.ModuleList, nn.ModuleDict)) for block in blocks
+    ):  # those have no forward pass
+        blocks = [
+            each
+            for block in blocks
+            for each in (
+                block.children() if isinstance(block, (nn.ModuleList, nn.ModuleDict)) else [block]
+            )
+        ]
     return [block for block in blocks if any(True for _ in block.parameters())]
 
 
@@ -317,7 +391,11 @@ def is_wrapped(model: nn.Module) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    return is_joined() and model is not None and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+    return (
+        is_joined()
+        and model is not None
+        and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+    )
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -327,14 +405,22 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 def needs_equal_passes(model: nn.Module | None) -> bool:
     """Whether the processes talk in each forward pass, and wait for ever when one makes more of them."""
-    return n_processes() > 1 and model is not None and (
-        is_sharded(model) or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()))
+    return (
+        n_processes() > 1
+        and model is not None
+        and (
+            is_sharded(model)
+            or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+        )
+    )
 
 
 def _shared_part(model: nn.Module) -> nn.Module | None:
     """The wrapper of DDP, or the root module of FSDP, also under torch.compile; None without one."""
     model = getattr(model, '_orig_mod', model)
-    is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, 'set_requires_gradient_sync')
+    is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(
+        model, 'set_requires_gradient_sync'
+    )
     return model if is_shared else None
 
 
@@ -361,7 +447,9 @@ def mean_gradients(parameters: list[torch.Tensor]) -> None:
     """Make each gradient the mean over the processes."""
     for parameter in parameters:
         if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = (
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            )
             dist.all_reduce(parameter.grad)
             parameter.grad /= n_processes()
 
@@ -371,7 +459,9 @@ def share_buffers(model: nn.Module) -> None:
     if n_processes() > 1:
         for buffer in model.buffers():
             values = buffer.detach().contiguous()
-            dist.broadcast(values.flatten().view(torch.uint8), src=0)  # as bytes: gloo does not know every type of numbers
+            dist.broadcast(
+                values.flatten().view(torch.uint8), src=0
+            )  # as bytes: gloo does not know every type of numbers
             buffer.copy_(values)
 
 
@@ -405,7 +495,14 @@ def reshard(model: nn.Module) -> None:
 
 def sharded_like(tensor: Any, like: Any) -> Any:
     """`tensor`, which is whole, in parts as `like` is, when it has the same shape."""
-    if not hasattr(like, 'full_tensor') or hasattr(tensor, 'full_tensor') or getattr(tensor, 'shape', None) != like.shape:
+    if (
+        not hasattr(like, 'full_tensor')
+        or hasattr(tensor, 'full_tensor')
+        or getattr(tensor, 'shape', None) != like.shape
+    ):
         return tensor
     from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+    return distribute_tensor(
+        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )

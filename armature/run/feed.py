@@ -1,4 +1,5 @@
 """Feed: looks at what comes from the loader: how long the training waits for it, and once whether the labels suit the model."""
+
 import logging
 import os
 import time
@@ -12,7 +13,7 @@ from armature.errors import DataError
 from armature.processes import dist
 
 WAITING_SHARE = 0.2  # of an epoch's time, above which the waiting is worth a warning
-IGNORED = -100       # torch's label for what does not count
+IGNORED = -100  # torch's label for what does not count
 
 
 class Feed:
@@ -20,7 +21,7 @@ class Feed:
 
     def __init__(self, logger: logging.Logger):
         self.logger = logger
-        self.share = 0.0         # of the last epoch's time that was spent waiting
+        self.share = 0.0  # of the last epoch's time that was spent waiting
         self._has_warned = self._has_checked = False
 
     def watch(self, batches: Iterable[Any], loader: Any, model: nn.Module) -> Iterator[Any]:
@@ -37,12 +38,21 @@ class Feed:
                 check_labels_at_first_output(model, batch, loader)
             yield batch
         self.share = waited_s / (time.perf_counter() - started)
-        if self.share > WAITING_SHARE and not self._has_warned and not is_in_memory(loader) and dist.is_main():
+        if (
+            self.share > WAITING_SHARE
+            and not self._has_warned
+            and not is_in_memory(loader)
+            and dist.is_main()
+        ):
             self._has_warned = True
-            n_cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-            self.logger.warning(f'{self.share:.0%} of the epoch\'s time was spent waiting for data. Most likely to help: '
-                                f'data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; this machine has {n_cores} '
-                                'cores), or data_loader.args.in_memory: true')
+            n_cores = (
+                len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+            )
+            self.logger.warning(
+                f"{self.share:.0%} of the epoch's time was spent waiting for data. Most likely to help: "
+                f'data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; this machine has {n_cores} '
+                'cores), or data_loader.args.in_memory: true'
+            )
 
 
 def is_in_memory(loader: Any) -> bool:
@@ -54,19 +64,35 @@ def check_labels_at_first_output(model: nn.Module, batch: Any, loader: Any) -> N
     if not isinstance(model, nn.Module) or type(batch) not in (tuple, list) or len(batch) < 2:
         return
     target = batch[1]
-    if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.dtype == torch.bool or not target.numel():
+    if (
+        not isinstance(target, torch.Tensor)
+        or target.is_floating_point()
+        or target.dtype == torch.bool
+        or not target.numel()
+    ):
         return
 
     def compare(module: nn.Module, inputs: Any, output: Any) -> None:
         handle.remove()
-        if not isinstance(output, torch.Tensor) or output.dim() != target.dim() + 1 or output.shape[1] < 2:
+        if (
+            not isinstance(output, torch.Tensor)
+            or output.dim() != target.dim() + 1
+            or output.shape[1] < 2
+        ):
             return  # not scores of classes
         labels = {int(label) for label in target.unique()} - {IGNORED}
-        known = loader.sample_classes() if target.dim() == 1 and hasattr(loader, 'sample_classes') else None
+        known = (
+            loader.sample_classes()
+            if target.dim() == 1 and hasattr(loader, 'sample_classes')
+            else None
+        )
         labels |= {label for label in known or [] if isinstance(label, int)} - {IGNORED}
         outside = sorted(label for label in labels if not 0 <= label < output.shape[1])
         if outside:
-            raise DataError(f'the data has the label {outside[-1] if outside[-1] >= 0 else outside[0]}, and the model gives '
-                            f'{output.shape[1]} scores, for the labels 0 to {output.shape[1] - 1}: change the size of its output '
-                            '(arch.args), or the labels')
+            raise DataError(
+                f'the data has the label {outside[-1] if outside[-1] >= 0 else outside[0]}, and the model gives '
+                f'{output.shape[1]} scores, for the labels 0 to {output.shape[1] - 1}: change the size of its output '
+                '(arch.args), or the labels'
+            )
+
     handle = model.register_forward_hook(compare)

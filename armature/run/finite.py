@@ -1,4 +1,5 @@
 """Notices what is nan or infinite, without waiting for the device at each step."""
+
 import torch
 from torch import nn
 
@@ -32,4 +33,6 @@ class LossWatch:
 def broken_weights(model: nn.Module) -> list[str]:
     """Names of parameters that are not finite and of buffers that hold a nan (infinite buffers may be meant: masks)."""
     parameters = {name: dist.part(parameter) for name, parameter in model.named_parameters()}
-    return non_finite(parameters) + [name for name, buffer in model.named_buffers() if buffer.isnan().any()]
+    return non_finite(parameters) + [
+        name for name, buffer in model.named_buffers() if buffer.isnan().any()
+    ]

@@ -1,4 +1,5 @@
 """What a run leaves in its folders beside checkpoints: what made it, its history as a table, and the lock of its trainer."""
+
 import platform
 import subprocess
 import sys
@@ -21,21 +22,44 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 def made_by(seed: int, device: torch.device) -> dict:
     """Versions, code, command and machine, as plain data."""
-    return {'torch': str(torch.__version__), 'python': platform.python_version(), 'git': _git('rev-parse', 'HEAD'),
-            'uncommitted_changes': bool(_git('status', '--porcelain')), 'command': list(sys.argv), 'seed': seed,
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            'machine': platform.machine(), 'threads': torch.get_num_threads(), 'processes': dist.n_processes(), 'agents': job.agents()}
+    return {
+        'torch': str(torch.__version__),
+        'python': platform.python_version(),
+        'git': _git('rev-parse', 'HEAD'),
+        'uncommitted_changes': bool(_git('status', '--porcelain')),
+        'command': list(sys.argv),
+        'seed': seed,
+        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        'machine': platform.machine(),
+        'threads': torch.get_num_threads(),
+        'processes': dist.n_processes(),
+        'agents': job.agents(),
+    }
 
 
 def differences(before: dict, now: dict) -> str:
     """The parts of `made_by` that can change a result and did, in words; empty when none."""
-    kinds = ('torch', 'python', 'git', 'uncommitted_changes', 'device', 'machine', 'threads', 'processes')
-    return ', '.join(f'{kind} {before[kind]} -> {now[kind]}' for kind in kinds if kind in before and before[kind] != now[kind])
+    kinds = (
+        'torch',
+        'python',
+        'git',
+        'uncommitted_changes',
+        'device',
+        'machine',
+        'threads',
+        'processes',
+    )
+    return ', '.join(
+        f'{kind} {before[kind]} -> {now[kind]}'
+        for kind in kinds
+        if kind in before and before[kind] != now[kind]
+    )
 
 
 def write_history(history: list[dict], log_dir: Path) -> None:
     """The finished epochs as metrics.csv, one row each."""
     import pandas
+
     unfinished = log_dir / '.metrics.csv'
     pandas.DataFrame(history).to_csv(unfinished, index=False)
     unfinished.replace(log_dir / 'metrics.csv')
@@ -44,7 +68,9 @@ def write_history(history: list[dict], log_dir: Path) -> None:
 def trained_by(agents: list[str], runs: Path) -> Path | None:
     """The folder in `runs` that one of these torchruns was the last to train in."""
     locks = runs.glob(f'*/{LOCK}')
-    return next((lock.parent for lock in locks if set(agents) & set(lock.read_text().splitlines())), None)
+    return next(
+        (lock.parent for lock in locks if set(agents) & set(lock.read_text().splitlines())), None
+    )
 
 
 class RunLock:
@@ -62,11 +88,15 @@ class RunLock:
             return
         self._handle = open(self.path, 'a')  # noqa: SIM115 (the lock is held as long as it is open)
         try:
-            fcntl.lockf(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf, not flock: loader workers must not inherit it
+            fcntl.lockf(
+                self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # lockf, not flock: loader workers must not inherit it
         except OSError:
             self._handle.close()
-            raise UserError(f'{self.path.parent} is being trained by another process. Wait for it, stop it, or start a new '
-                            'run with -c config.json') from None
+            raise UserError(
+                f'{self.path.parent} is being trained by another process. Wait for it, stop it, or start a new '
+                'run with -c config.json'
+            ) from None
         self._handle.truncate(0)
         self._handle.write('\n'.join(job.agents()))
         self._handle.flush()
@@ -79,6 +109,8 @@ class RunLock:
 def _git(*arguments: str) -> str:
     """What git says about the project; empty without git or outside a repository."""
     try:
-        return subprocess.run(['git', *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ['git', *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ''

@@ -1,4 +1,5 @@
 """Forecast: what a run is going to take, said at its beginning: steps, learning rate, time, disk."""
+
 import shutil
 from typing import Any
 
@@ -28,7 +29,9 @@ class Forecast:
         self._timed = True
         per_epoch = seconds / n_steps * self.trainer.len_epoch
         left = seconds / n_steps * self.n_steps_left
-        self.trainer.logger.info(f'About {show_time(per_epoch)} an epoch without validation, {show_time(left)} to go at most')
+        self.trainer.logger.info(
+            f'About {show_time(per_epoch)} an epoch without validation, {show_time(left)} to go at most'
+        )
 
     @property
     def n_steps_left(self) -> int:
@@ -39,7 +42,10 @@ class Forecast:
     def _length(self) -> str:
         trainer = self.trainer
         return f'{trainer.epochs} epochs of {trainer.len_epoch} steps' + (
-            f', {trainer._max_steps} steps at most' if trainer._max_steps < trainer.epochs * trainer.len_epoch else '')
+            f', {trainer._max_steps} steps at most'
+            if trainer._max_steps < trainer.epochs * trainer.len_epoch
+            else ''
+        )
 
     def _learning_rate(self) -> str:
         schedule, n_steps = self.trainer.schedule, self.n_steps_left
@@ -54,8 +60,11 @@ class Forecast:
     def _bytes(self) -> int:
         """What the checkpoints of the run will take, roughly: weights, two numbers for each from the optimizer, the average."""
         trainer = self.trainer
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in bare(trainer.model).state_dict().values()
-                      if hasattr(tensor, 'numel'))
+        weights = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in bare(trainer.model).state_dict().values()
+            if hasattr(tensor, 'numel')
+        )
         n_epochs = (trainer.epochs - trainer.epochs_done) // trainer.save_period
         n_files = min(n_epochs, trainer.config['trainer'].get('keep_last') or n_epochs) + 2
         return n_files * weights * (3 + (trainer.weight_average is not None))
@@ -67,8 +76,10 @@ class Forecast:
     def _warn_of_disk(self) -> None:
         free = shutil.disk_usage(self.trainer.checkpoint_dir).free
         if self._bytes() > free:
-            self.trainer.logger.warning(f'The checkpoints will need about {show_bytes(self._bytes())}, and {show_bytes(free)} are free: '
-                                        'trainer.keep_last keeps fewer, a larger trainer.save_period writes fewer')
+            self.trainer.logger.warning(
+                f'The checkpoints will need about {show_bytes(self._bytes())}, and {show_bytes(free)} are free: '
+                'trainer.keep_last keeps fewer, a larger trainer.save_period writes fewer'
+            )
 
 
 def show_time(seconds: float) -> str:

@@ -1,4 +1,5 @@
 """MetricTracker: averages by name, weighted by samples, gathered without waiting for the device."""
+
 import copy
 import math
 from collections.abc import Callable, Iterable
@@ -30,14 +31,30 @@ class MetricTracker:
     loss: the loss whose `terms`, where it has any, are averaged too.
     """
 
-    FOLD_AFTER = 1000  # values of a key kept before they are read anyway, to bound the memory they hold
+    FOLD_AFTER = (
+        1000  # values of a key kept before they are read anyway, to bound the memory they hold
+    )
 
-    def __init__(self, *keys: str, writer: Any = None, metrics: Iterable[Callable] = (), skip_non_finite: bool = False,
-                 loss: Any = None, loss_is_sum: bool = False, count: Callable[[Any], Any] = length):
+    def __init__(
+        self,
+        *keys: str,
+        writer: Any = None,
+        metrics: Iterable[Callable] = (),
+        skip_non_finite: bool = False,
+        loss: Any = None,
+        loss_is_sum: bool = False,
+        count: Callable[[Any], Any] = length,
+    ):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
-        self._functions = {metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')}
-        self._stateful = {metric.__name__: copy.deepcopy(metric) for metric in metrics if hasattr(metric, 'compute')}
+        self._functions = {
+            metric.__name__: metric for metric in metrics if not hasattr(metric, 'compute')
+        }
+        self._stateful = {
+            metric.__name__: copy.deepcopy(metric)
+            for metric in metrics
+            if hasattr(metric, 'compute')
+        }
         for metric in self._stateful.values():
             metric.persistent(True)  # torchmetrics keeps its sums out of state_dict unless told to
             metric.dist_sync_fn = dist.gather_tensors
@@ -73,7 +90,9 @@ class MetricTracker:
         if self.writer is not None:
             self.writer.add_scalar(key, value)
         if key not in self._averages:
-            raise KeyError(f'no metric {key!r} here: this tracker was made for {", ".join(self._keys) or "no keys"}')
+            raise KeyError(
+                f'no metric {key!r} here: this tracker was made for {", ".join(self._keys) or "no keys"}'
+            )
         pending = self._averages[key].pending
         pending.append((value.detach() if isinstance(value, torch.Tensor) else value, n))
         if len(pending) >= self.FOLD_AFTER:
@@ -101,45 +120,77 @@ class MetricTracker:
     def _sums(self) -> dict[str, list[float]]:
         """[total, count, recent total, recent count] of each key, over all processes."""
         self._fold()
-        flat = iter(dist.sums([number for average in self._averages.values() for number in average.sums()]))
+        flat = iter(
+            dist.sums([number for average in self._averages.values() for number in average.sums()])
+        )
         return {key: [next(flat) for _ in range(4)] for key in self._averages}
 
     def state_dict(self) -> dict:
-        return {'averages': self._sums(), 'stateful': {name: _state_of_all(metric) for name, metric in self._stateful.items()}}
+        return {
+            'averages': self._sums(),
+            'stateful': {name: _state_of_all(metric) for name, metric in self._stateful.items()},
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Take over the sums of the keys that both have."""
         self.reset()
         for name, metric in self._stateful.items():
-            saved = copy.deepcopy(state['stateful'].get(name, {}))  # the next reset would empty the lists in it
+            saved = copy.deepcopy(
+                state['stateful'].get(name, {})
+            )  # the next reset would empty the lists in it
             if OF_EACH in saved:
                 if len(saved[OF_EACH]) != dist.n_processes():
-                    raise ConfigError(f'{name} can only go on in as many processes as it was measured in, {len(saved[OF_EACH])}')
+                    raise ConfigError(
+                        f'{name} can only go on in as many processes as it was measured in, {len(saved[OF_EACH])}'
+                    )
                 metric.load_state_dict(saved[OF_EACH][dist.rank()], strict=False)
             elif dist.is_main():
                 metric.load_state_dict(saved, strict=False)
-        for key in self._averages.keys() & state['averages'].keys() if dist.is_main() else ():  # the sums are of all processes
+        for key in (
+            self._averages.keys() & state['averages'].keys() if dist.is_main() else ()
+        ):  # the sums are of all processes
             self._averages[key].load(state['averages'][key])
 
     def _fold(self) -> None:
         """Read the pending values in one transfer and add them to the sums."""
-        given = [each for average in self._averages.values() for pair in average.pending for each in pair]
-        tensors = [each if each.dim() == 0 else each.reshape(()) for each in given if isinstance(each, torch.Tensor)]
-        if len({each.dtype for each in tensors}) > 1:  # a bf16 loss must not round the number of its samples
-            tensors = [each.to(torch.float32 if each.device.type == 'mps' else torch.float64) for each in tensors]
+        given = [
+            each for average in self._averages.values() for pair in average.pending for each in pair
+        ]
+        tensors = [
+            each if each.dim() == 0 else each.reshape(())
+            for each in given
+            if isinstance(each, torch.Tensor)
+        ]
+        if (
+            len({each.dtype for each in tensors}) > 1
+        ):  # a bf16 loss must not round the number of its samples
+            tensors = [
+                each.to(torch.float32 if each.device.type == 'mps' else torch.float64)
+                for each in tensors
+            ]
         on_host = iter(torch.stack(tensors).tolist() if tensors else ())
-        numbers = iter([next(on_host) if isinstance(each, torch.Tensor) else float(each) for each in given])
+        numbers = iter(
+            [next(on_host) if isinstance(each, torch.Tensor) else float(each) for each in given]
+        )
         for average in self._averages.values():
             read = [(next(numbers), next(numbers)) for _ in average.pending]
-            average.add([pair for pair in read if math.isfinite(pair[0])] if self.skip_non_finite else read)
+            average.add(
+                [pair for pair in read if math.isfinite(pair[0])] if self.skip_non_finite else read
+            )
 
     @property
     def _data(self):
         """Old style: the sums as a pandas table with the columns total, counts, average."""
         import pandas
+
         self._fold()
-        rows = {key: (average.total, average.count, _mean(average.total, average.count)) for key, average in self._averages.items()}
-        return pandas.DataFrame.from_dict(rows, orient='index', columns=['total', 'counts', 'average'])
+        rows = {
+            key: (average.total, average.count, _mean(average.total, average.count))
+            for key, average in self._averages.items()
+        }
+        return pandas.DataFrame.from_dict(
+            rows, orient='index', columns=['total', 'counts', 'average']
+        )
 
 
 def _mean(total: float, count: float) -> float:
@@ -148,14 +199,20 @@ def _mean(total: float, count: float) -> float:
 
 def _state_of_all(metric: Any) -> dict:
     """The state that a torchmetrics metric would have in a single process; that of each when it cannot tell (Pearson's correlation)."""
-    if dist.n_processes() > 1 and any(how is None and not isinstance(getattr(metric, name), list)
-                                      for name, how in metric._reductions.items()):
+    if dist.n_processes() > 1 and any(
+        how is None and not isinstance(getattr(metric, name), list)
+        for name, how in metric._reductions.items()
+    ):
         return {OF_EACH: dist.gather(map_tensors(torch.Tensor.cpu, metric.state_dict()))}
     with metric.sync_context(dist_sync_fn=dist.gather_tensors):
         state = metric.state_dict()
     # what was a list of tensors has become their concatenation
-    return {name: [value] if isinstance(getattr(metric, name, None), list) and not isinstance(value, list) else value
-            for name, value in state.items()}
+    return {
+        name: [value]
+        if isinstance(getattr(metric, name, None), list) and not isinstance(value, list)
+        else value
+        for name, value in state.items()
+    }
 
 
 def _numbers(name: str, value: Any) -> dict[str, float]:
@@ -166,8 +223,10 @@ def _numbers(name: str, value: Any) -> dict[str, float]:
         return {name: float(value)}
     if isinstance(value, (int, float)):
         return {name: float(value)}
-    raise ConfigError(f'metrics: {name} gives neither a number nor a list of numbers; for a picture say '
-                      '"trainer": {"pictures": ["confusion_matrix"]}')
+    raise ConfigError(
+        f'metrics: {name} gives neither a number nor a list of numbers; for a picture say '
+        '"trainer": {"pictures": ["confusion_matrix"]}'
+    )
 
 
 class _Average:

@@ -1,4 +1,5 @@
 """Monitor: the best value so far of one metric, and the patience that is left."""
+
 import math
 
 from armature.errors import ConfigError
@@ -15,7 +16,9 @@ class Monitor:
         self.mode, _, self.metric = rule.partition(' ')
         self.metric = self.metric.strip()
         if self.mode not in ('min', 'max', 'off') or (self.mode != 'off') != bool(self.metric):
-            raise ConfigError(f"trainer.monitor is {rule!r}: expected 'min <metric>', 'max <metric>' or 'off'")
+            raise ConfigError(
+                f"trainer.monitor is {rule!r}: expected 'min <metric>', 'max <metric>' or 'off'"
+            )
         self.best = {'min': math.inf, 'max': -math.inf, 'off': 0}[self.mode]
         self.early_stop = early_stop if early_stop is not None and early_stop > 0 else math.inf
         self.n_epochs_since_best = 0
@@ -26,9 +29,13 @@ class Monitor:
             return False
         if self.metric not in log:
             reported = ', '.join(name for name in log if name != 'epoch')
-            raise ConfigError(f"trainer.monitor is '{self.mode} {self.metric}', but an epoch reports: {reported}. "
-                              'Name one of these, or "off".')
-        improved = log[self.metric] < self.best if self.mode == 'min' else log[self.metric] > self.best
+            raise ConfigError(
+                f"trainer.monitor is '{self.mode} {self.metric}', but an epoch reports: {reported}. "
+                'Name one of these, or "off".'
+            )
+        improved = (
+            log[self.metric] < self.best if self.mode == 'min' else log[self.metric] > self.best
+        )
         if improved:
             self.best = log[self.metric]
         self.n_epochs_since_best = 0 if improved else self.n_epochs_since_best + 1

@@ -1,4 +1,5 @@
 """Pictures of how a classifier does on the validation data: confusion matrix, precision, recall and F1 of each class, ROC."""
+
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ class Pictures:
     def __init__(self, kinds: list[str]):
         unknown = set(kinds) - set(KINDS)
         if unknown:
-            raise ConfigError(f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of {", ".join(KINDS)}')
+            raise ConfigError(
+                f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of {", ".join(KINDS)}'
+            )
         self.kinds = kinds
         self._metrics = None
         self.share = dist.WHOLE
@@ -34,8 +37,10 @@ class Pictures:
 
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         if output.dim() != 2 or output.shape[1] < 2 or target.dim() != 1:
-            raise ConfigError(f'trainer.pictures are for outputs (batch, classes) and targets (batch,), and these are '
-                              f'{tuple(output.shape)} and {tuple(target.shape)}: leave them out')
+            raise ConfigError(
+                f'trainer.pictures are for outputs (batch, classes) and targets (batch,), and these are '
+                f'{tuple(output.shape)} and {tuple(target.shape)}: leave them out'
+            )
         if self._metrics is None:
             self._metrics = self._make(output.shape[1], output.device)
         if self.share.is_borrowed:
@@ -45,12 +50,19 @@ class Pictures:
 
     def _make(self, n_classes: int, device: torch.device) -> dict[str, Any]:
         from torchmetrics import classification
+
         each = {'num_classes': n_classes, 'average': None, 'validate_args': False}
-        made = {'confusion_matrix': lambda: classification.MulticlassConfusionMatrix(n_classes, validate_args=False),
-                'precision': lambda: classification.MulticlassPrecision(**each),
-                'recall': lambda: classification.MulticlassRecall(**each),
-                'f1': lambda: classification.MulticlassF1Score(**each),
-                'roc': lambda: classification.MulticlassROC(n_classes, thresholds=N_THRESHOLDS, validate_args=False)}
+        made = {
+            'confusion_matrix': lambda: classification.MulticlassConfusionMatrix(
+                n_classes, validate_args=False
+            ),
+            'precision': lambda: classification.MulticlassPrecision(**each),
+            'recall': lambda: classification.MulticlassRecall(**each),
+            'f1': lambda: classification.MulticlassF1Score(**each),
+            'roc': lambda: classification.MulticlassROC(
+                n_classes, thresholds=N_THRESHOLDS, validate_args=False
+            ),
+        }
         metrics = {kind: made[kind]().to(device) for kind in self.kinds}
         for metric in metrics.values():
             metric.dist_sync_fn = dist.gather_tensors
@@ -64,7 +76,9 @@ class Pictures:
             if kind == 'confusion_matrix':
                 drawn[kind] = matrix_picture(value.cpu())
             elif kind == 'roc':
-                drawn[kind] = curves_picture([(x.tolist(), y.tolist()) for x, y in zip(value[0], value[1])])
+                drawn[kind] = curves_picture(
+                    [(x.tolist(), y.tolist()) for x, y in zip(value[0], value[1])]
+                )
             else:
                 drawn[kind] = bars_picture(kind, value.tolist())
         return drawn
@@ -73,6 +87,7 @@ class Pictures:
 def save_pictures(drawn: dict[str, np.ndarray], folder: Any) -> list:
     """Write each picture as PNG into `folder`; returns the files."""
     from PIL import Image
+
     files = [folder / f'{name}.png' for name in drawn]
     for file, picture in zip(files, drawn.values()):
         Image.fromarray(picture).save(file)
@@ -92,7 +107,11 @@ def matrix_picture(matrix: torch.Tensor) -> np.ndarray:
         for column in range(n_classes):
             share, left, top = float(shares[row, column]), (column + 2) * CELL, (row + 2) * CELL
             draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=_shade(share))
-            draw.text((left + 4, top + 10), str(int(matrix[row, column])), fill=PAPER if share > 0.5 else INK)
+            draw.text(
+                (left + 4, top + 10),
+                str(int(matrix[row, column])),
+                fill=PAPER if share > 0.5 else INK,
+            )
     return np.asarray(image)
 
 
@@ -108,14 +127,19 @@ def bars_picture(title: str, values: list[float]) -> np.ndarray:
     return np.asarray(image)
 
 
-def curves_picture(curves: list[tuple[list[float], list[float]]], mark: tuple[float, float] | None = None,
-                   labels: tuple[str, str] = ('false positive rate', 'true positive rate'),
-                   x_ticks: list[tuple[float, str]] = (), y_ticks: list[tuple[float, str]] = ()) -> np.ndarray:
+def curves_picture(
+    curves: list[tuple[list[float], list[float]]],
+    mark: tuple[float, float] | None = None,
+    labels: tuple[str, str] = ('false positive rate', 'true positive rate'),
+    x_ticks: list[tuple[float, str]] = (),
+    y_ticks: list[tuple[float, str]] = (),
+) -> np.ndarray:
     """Curves of points in [0, 1] x [0, 1], the axes from the lower left; `mark` is a point to be seen."""
     image, draw = _canvas(SIDE + 100, SIDE + 80)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return 70 + SIDE * x, 20 + SIDE * (1 - y)
+
     draw.rectangle((*place(0, 1), *place(1, 0)), outline=INK)
     draw.text((70, SIDE + 52), labels[0], fill=INK)
     draw.text((4, 4), labels[1], fill=INK)
@@ -133,6 +157,7 @@ def curves_picture(curves: list[tuple[list[float], list[float]]], mark: tuple[fl
 
 def _canvas(width: int, height: int) -> tuple[Any, Any]:
     from PIL import Image, ImageDraw
+
     image = Image.new('RGB', (int(width), int(height)), PAPER)
     return image, ImageDraw.Draw(image)
 
@@ -143,4 +168,7 @@ def _shade(share: float) -> tuple[int, int, int]:
 
 def _color(index: int, n_colors: int) -> tuple[int, int, int]:
     import colorsys
-    return tuple(int(255 * part) for part in colorsys.hls_to_rgb(index / max(1, n_colors), 0.4, 0.7))
+
+    return tuple(
+        int(255 * part) for part in colorsys.hls_to_rgb(index / max(1, n_colors), 0.4, 0.7)
+    )

@@ -1,4 +1,5 @@
 """StopRequest: who asked the run to stop (a signal or the time limit), noted for the next safe moment."""
+
 import os
 import signal
 import threading
@@ -8,9 +9,13 @@ from contextlib import contextmanager
 from armature.processes import dist
 
 # The signals that ask for a clean stop, and the exit codes that a shell expects after them.
-EXIT_CODES = {name: code for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143)) if hasattr(signal, name)}
+EXIT_CODES = {
+    name: code
+    for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143))
+    if hasattr(signal, name)
+}
 STOP_SIGNALS = {getattr(signal, name) for name in EXIT_CODES}
-TIME = 1          # the wish to stop since the time is over
+TIME = 1  # the wish to stop since the time is over
 DEBOUNCE_S = 1.0  # torchrun delivers one Ctrl-C twice
 
 
@@ -27,7 +32,7 @@ class StopRequest:
 
     def __init__(self, max_minutes: float | None = None):
         self.max_minutes = max_minutes
-        self.wish = 0         # TIME, or the exit code that a signal asks for; 0: none
+        self.wish = 0  # TIME, or the exit code that a signal asks for; 0: none
         self.reason = ''
         self.exit_code = 0
         self._signal, self._received_at = '', 0.0
@@ -35,12 +40,16 @@ class StopRequest:
     @contextmanager
     def listening(self):
         """Inside, the signals are noted instead of killing the process, and the time runs."""
-        timer = threading.Timer(min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX), self._time_is_over)
+        timer = threading.Timer(
+            min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX), self._time_is_over
+        )
         timer.daemon = True
         if self.max_minutes is not None:
             timer.start()
         previous = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere signals are not ours to handle
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # elsewhere signals are not ours to handle
             previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self
@@ -53,7 +62,11 @@ class StopRequest:
         """Stop for `wish`, if it is one."""
         if wish and not self.reason:
             signals = '/'.join(name for name, code in EXIT_CODES.items() if code == wish)
-            self.reason = f'trainer.max_minutes ({self.max_minutes})' if wish == TIME else self._signal or signals
+            self.reason = (
+                f'trainer.max_minutes ({self.max_minutes})'
+                if wish == TIME
+                else self._signal or signals
+            )
             self.exit_code = 0 if wish == TIME else wish
 
     def _time_is_over(self) -> None:
@@ -65,6 +78,9 @@ class StopRequest:
             self._signal, self._received_at = signal.Signals(number).name, now
             self.wish = EXIT_CODES[self._signal]
             if dist.is_first_here():
-                os.write(2, f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'.encode())
+                os.write(
+                    2,
+                    f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'.encode(),
+                )
         elif number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
             raise KeyboardInterrupt

@@ -1,4 +1,5 @@
 """Average: the average of a model's weights over the steps of a run, which is then what is validated and tested."""
+
 from collections.abc import Iterable
 from contextlib import contextmanager
 
@@ -19,14 +20,24 @@ class Average:
     Floating point buffers are averaged too, others copied. For SWA, `renew_norm` measures the running statistics anew.
     """
 
-    def __init__(self, model: nn.Module, ema_decay: float | None = None, swa_start: int | None = None, swa_every: int = 1):
+    def __init__(
+        self,
+        model: nn.Module,
+        ema_decay: float | None = None,
+        swa_start: int | None = None,
+        swa_every: int = 1,
+    ):
         if (ema_decay is None) == (swa_start is None):
-            raise ConfigError('trainer.ema_decay and trainer.swa_start are two kinds of average: give one of them')
+            raise ConfigError(
+                'trainer.ema_decay and trainer.swa_start are two kinds of average: give one of them'
+            )
         self._model = bare(model)
         self._live = [*self._model.parameters(), *self._model.buffers()]
         self._mine = [tensor.detach().clone() for tensor in self._live]
         with torch.no_grad():  # what this process holds of each
-            pairs = [(dist.part(mine), dist.part(live)) for mine, live in zip(self._mine, self._live)]
+            pairs = [
+                (dist.part(mine), dist.part(live)) for mine, live in zip(self._mine, self._live)
+            ]
         self._averaged = _columns(pair for pair in pairs if pair[0].is_floating_point())
         self._copied = _columns(pair for pair in pairs if not pair[0].is_floating_point())
         self.is_swa = swa_start is not None
@@ -77,7 +88,10 @@ class Average:
 
     def state_dict(self) -> dict:
         mine = {id(live): mine for mine, live in zip(self._mine, self._live)}
-        weights = {name: mine.get(id(value), value) for name, value in self._model.state_dict(keep_vars=True).items()}
+        weights = {
+            name: mine.get(id(value), value)
+            for name, value in self._model.state_dict(keep_vars=True).items()
+        }
         return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged, 'model': weights}
 
     def load_state_dict(self, state: dict) -> None:

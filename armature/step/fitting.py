@@ -1,4 +1,5 @@
 """How many samples fit into the device's memory at a time: "microbatch_size": "auto"."""
+
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +12,22 @@ from armature.errors import UserError
 from armature.processes import dist
 
 
-def fitting_size(batch: Any, model: nn.Module, loss_of: Callable[..., torch.Tensor], logger: logging.Logger) -> int:
+def fitting_size(
+    batch: Any, model: nn.Module, loss_of: Callable[..., torch.Tensor], logger: logging.Logger
+) -> int:
     """The batch's size, halved until a pass forward and backward is possible. Leaves model and randomness as they were."""
     size, buffers = length(batch), [buffer.clone() for buffer in model.buffers()]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
     with torch.random.fork_rng():
         while not all(dist.gather(_fits(next(split(batch, size)), loss_of))):
             if size == 1:
-                raise UserError('not even one sample fits into the memory of the device: take a smaller model or smaller samples')
+                raise UserError(
+                    'not even one sample fits into the memory of the device: take a smaller model or smaller samples'
+                )
             size = (size + 1) // 2
-            logger.warning(f'Out of memory: going on with micro-batches of {size} samples; the result stays the same')
+            logger.warning(
+                f'Out of memory: going on with micro-batches of {size} samples; the result stays the same'
+            )
     dist.share_gradients(model, wanted=True)
     model.zero_grad(set_to_none=True)
     for buffer, before in zip(model.buffers(), buffers):

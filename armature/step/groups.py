@@ -1,4 +1,5 @@
 """Which parameters the optimizer gets, and in which groups with settings of their own."""
+
 from typing import Any
 
 from torch import nn
@@ -14,15 +15,29 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
     groups match gets the settings of all, of the later one first. Parameters of the loss are named 'loss.' and their name.
     What is frozen for good is left out.
     """
-    named = {name: parameter for name, parameter in bare(model).named_parameters() if parameter.requires_grad}
+    named = {
+        name: parameter
+        for name, parameter in bare(model).named_parameters()
+        if parameter.requires_grad
+    }
     trainer = config['trainer']
     if trainer.get('freeze') and not trainer.get('unfreeze_at'):
         for pattern in trainer['freeze']:
-            named = {name: parameter for name, parameter in named.items() if name not in set(matching(named, pattern))}
+            named = {
+                name: parameter
+                for name, parameter in named.items()
+                if name not in set(matching(named, pattern))
+            }
     if isinstance(criterion, nn.Module):
-        named |= {f'loss.{name}': parameter for name, parameter in criterion.named_parameters() if parameter.requires_grad}
+        named |= {
+            f'loss.{name}': parameter
+            for name, parameter in criterion.named_parameters()
+            if parameter.requires_grad
+        }
     if not named:
-        raise ConfigError('there is nothing to train: the model has no parameters that are not frozen')
+        raise ConfigError(
+            'there is nothing to train: the model has no parameters that are not frozen'
+        )
     groups = config['optimizer'].get('groups') if 'optimizer' in config else None
     if not groups:
         return list(named.values())
@@ -32,8 +47,10 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
         own = {key: value for key, value in group.items() if key != 'match'}
         matched = matching(named, group['match'])
         if not matched:
-            raise ConfigError(f'optimizer.groups.{index}.match: no trainable parameter is named like {group["match"]!r}; there are '
-                              f'{", ".join(list(named)[:8])}{" ..." if len(named) > 8 else ""}')
+            raise ConfigError(
+                f'optimizer.groups.{index}.match: no trainable parameter is named like {group["match"]!r}; there are '
+                f'{", ".join(list(named)[:8])}{" ..." if len(named) > 8 else ""}'
+            )
         for name in matched:
             settings[name] |= own
     found = []

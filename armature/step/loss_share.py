@@ -1,4 +1,5 @@
 """What a loss may be beside one function: a weighted sum of several, and what its reduction means for micro-batches."""
+
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +21,13 @@ class WeightedLosses(nn.Module):
         super().__init__()
         self.names, functions, self.weights = (list(column) for column in zip(*losses))
         if len(set(self.names)) < len(self.names) or 'loss' in self.names:
-            raise ConfigError(f'loss: the terms are called {", ".join(self.names)}: give each a "name" of its own')
+            raise ConfigError(
+                f'loss: the terms are called {", ".join(self.names)}: give each a "name" of its own'
+            )
         self.functions = functions
-        self.modules_with_state = nn.ModuleList(each for each in functions if isinstance(each, nn.Module))
+        self.modules_with_state = nn.ModuleList(
+            each for each in functions if isinstance(each, nn.Module)
+        )
         self.terms = {}
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
@@ -39,17 +44,25 @@ def is_sum(criterion: Any, in_parts: bool = False) -> bool:
     parts = _parts(criterion)
     kinds = {_reduction(each) for each in parts}
     if 'none' in kinds or len(kinds) > 1:
-        raise ConfigError('loss: expected one number for a batch, from losses of one reduction, "mean" or "sum"')
+        raise ConfigError(
+            'loss: expected one number for a batch, from losses of one reduction, "mean" or "sum"'
+        )
     if not in_parts or kinds == {'sum'}:
         return kinds == {'sum'}
     count = count_of(criterion)
-    if count is length and any(_class_weights(each) is not None or _ignored(each) not in (IGNORED, None) for each in parts):
-        raise ConfigError('loss: a mean that weights classes or leaves some out depends on which samples are together, so micro-batches '
-                          '(trainer.microbatch_size) or several processes would change the result. Take CrossEntropyLoss or NLLLoss '
-                          'of torch alone, give the loss "reduction": "sum", or leave the weights or the parts out')
+    if count is length and any(
+        _class_weights(each) is not None or _ignored(each) not in (IGNORED, None) for each in parts
+    ):
+        raise ConfigError(
+            'loss: a mean that weights classes or leaves some out depends on which samples are together, so micro-batches '
+            '(trainer.microbatch_size) or several processes would change the result. Take CrossEntropyLoss or NLLLoss '
+            'of torch alone, give the loss "reduction": "sum", or leave the weights or the parts out'
+        )
     if count is not length and count.weights is not None and not count.weights.all():
-        raise ConfigError('loss: a class has the weight 0, and torch\'s gradient of the mean over samples of it alone is nan, as may '
-                          'happen in micro-batches (trainer.microbatch_size) or several processes: say "ignore_index" instead')
+        raise ConfigError(
+            "loss: a class has the weight 0, and torch's gradient of the mean over samples of it alone is nan, as may "
+            'happen in micro-batches (trainer.microbatch_size) or several processes: say "ignore_index" instead'
+        )
     return False
 
 
@@ -71,16 +84,22 @@ class ClassCount:
 
     def __init__(self, weights: torch.Tensor | None, ignored: int):
         self.weights, self.ignored = weights, ignored
-        self._weights_on = functools.cache(lambda device: weights.to(device))  # targets are counted on either side
+        self._weights_on = functools.cache(
+            lambda device: weights.to(device)
+        )  # targets are counted on either side
 
     def __call__(self, target: Any) -> Any:
-        if not isinstance(target, torch.Tensor) or target.is_floating_point():  # the probabilities of each class
+        if (
+            not isinstance(target, torch.Tensor) or target.is_floating_point()
+        ):  # the probabilities of each class
             return length(target)
         return self._weights_of(target).sum()
 
     def of_each(self, targets: torch.Tensor) -> torch.Tensor:
         """(n,) what each of n samples counts, on the CPU."""
-        counts = torch.ones(len(targets)) if targets.is_floating_point() else self._weights_of(targets)
+        counts = (
+            torch.ones(len(targets)) if targets.is_floating_point() else self._weights_of(targets)
+        )
         return counts.reshape(len(targets), -1).sum(1).double().cpu()
 
     def _weights_of(self, target: torch.Tensor) -> torch.Tensor:
@@ -96,8 +115,10 @@ def count_in(batch: Any, count: Callable[[Any], Any]) -> Any:
         return count(batch[1])
     if count is length or count.weights is None and count.ignored == IGNORED:
         return length(batch)
-    raise ConfigError('loss: it weights classes or leaves some out, and in a batch that is not (data, target) nobody can tell which. '
-                      'Give it "reduction": "sum", or leave out what takes a batch in parts (trainer.microbatch_size, processes)')
+    raise ConfigError(
+        'loss: it weights classes or leaves some out, and in a batch that is not (data, target) nobody can tell which. '
+        'Give it "reduction": "sum", or leave out what takes a batch in parts (trainer.microbatch_size, processes)'
+    )
 
 
 def _parts(criterion: Any) -> list:
@@ -105,17 +126,24 @@ def _parts(criterion: Any) -> list:
 
 
 def _reduction(loss: Any) -> str:
-    return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get('reduction', 'mean')
+    return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get(
+        'reduction', 'mean'
+    )
 
 
 def _is_torchs(loss: Any) -> bool:
-    return getattr(type(loss), 'forward', None) in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward) \
-        or getattr(loss, 'func', loss) in (F.cross_entropy, F.nll_loss)
+    return getattr(type(loss), 'forward', None) in (
+        nn.CrossEntropyLoss.forward,
+        nn.NLLLoss.forward,
+    ) or getattr(loss, 'func', loss) in (F.cross_entropy, F.nll_loss)
 
 
 def _class_weights(loss: Any) -> Any:
-    return getattr(loss, 'weight', None) if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) \
+    return (
+        getattr(loss, 'weight', None)
+        if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
         else getattr(loss, 'keywords', {}).get('weight')
+    )
 
 
 def _ignored(loss: Any) -> int:

@@ -1,4 +1,5 @@
 """Schedule: when the learning rate scheduler steps, and the warm-up before it has its full say."""
+
 import copy
 import warnings
 from typing import Any
@@ -18,18 +19,28 @@ class Schedule:
     warmup_steps: in step k of the first so many, every learning rate is k / warmup_steps of what the scheduler says.
     """
 
-    def __init__(self, scheduler: LRScheduler | None, interval: str = 'epoch', metric: str = '', warmup_steps: int = 0):
+    def __init__(
+        self,
+        scheduler: LRScheduler | None,
+        interval: str = 'epoch',
+        metric: str = '',
+        warmup_steps: int = 0,
+    ):
         self.scheduler, self.metric = scheduler, metric
         self.on_plateau = isinstance(scheduler, ReduceLROnPlateau)
         if interval not in INTERVALS:
             raise ConfigError(f"lr_scheduler.interval is {interval!r}: expected 'epoch' or 'step'")
         if self.on_plateau and (interval == 'step' or not metric):
-            raise ConfigError('lr_scheduler is ReduceLROnPlateau: it needs interval "epoch" and a trainer.monitor '
-                              "such as 'min val_loss'")
+            raise ConfigError(
+                'lr_scheduler is ReduceLROnPlateau: it needs interval "epoch" and a trainer.monitor '
+                "such as 'min val_loss'"
+            )
         self.each_step = scheduler is not None and interval == 'step'
         self.each_epoch = scheduler is not None and interval == 'epoch'
         self.warmup_steps = warmup_steps if scheduler is not None else 0
-        self._found = self._planned = self._rates() if self.warmup_steps else []  # as the scheduler left them
+        self._found = self._planned = (
+            self._rates() if self.warmup_steps else []
+        )  # as the scheduler left them
         self._n_steps = 0
         self._is_loaded = False
         self._warm()
@@ -47,7 +58,9 @@ class Schedule:
         """To be called with the epoch's averages when it has been validated."""
         if self.each_epoch and self.on_plateau:
             if self.metric in log:  # when it is missing, the monitor says so right after
-                self._advance(dist.on_main(float, log[self.metric]))  # all processes step by the same number
+                self._advance(
+                    dist.on_main(float, log[self.metric])
+                )  # all processes step by the same number
         elif self.each_epoch:
             self._advance()
 
@@ -56,7 +69,11 @@ class Schedule:
         if self.scheduler is None or self.on_plateau:
             return []
         optimizer = self.scheduler.optimizer
-        shared = {id(parameter): parameter for group in optimizer.param_groups for parameter in group['params']}
+        shared = {
+            id(parameter): parameter
+            for group in optimizer.param_groups
+            for parameter in group['params']
+        }
         ahead = copy.deepcopy(self, {**shared, id(optimizer.state): {}})
         rates = []
         with warnings.catch_warnings():
@@ -96,7 +113,11 @@ class Schedule:
 
     def state_dict(self) -> dict:
         """Empty without a warm-up: the scheduler is saved for itself."""
-        return {'n_steps': self._n_steps, 'planned': self._planned, 'put': self._rates()} if self.warmup_steps else {}
+        return (
+            {'n_steps': self._n_steps, 'planned': self._planned, 'put': self._rates()}
+            if self.warmup_steps
+            else {}
+        )
 
     def load_state_dict(self, state: dict) -> None:
         """Take over the place in the warm-up. The learning rates that the optimizer was loaded with hold."""
@@ -105,8 +126,14 @@ class Schedule:
         self._is_loaded = True
         self._n_steps = state['n_steps']
         if self._rates() == self._put_at_first:
-            scales = [1.0 if found == put else found / put for found, put in zip(self._found, state['put'])]
-            self._planned = [rate if scale == 1 else rate * scale for rate, scale in zip(state['planned'], scales)]
+            scales = [
+                1.0 if found == put else found / put
+                for found, put in zip(self._found, state['put'])
+            ]
+            self._planned = [
+                rate if scale == 1 else rate * scale
+                for rate, scale in zip(state['planned'], scales)
+            ]
             self._put(self._found)
         else:  # the scheduler has been loaded with another length and has set its rates anew
             self._planned = self._rates()

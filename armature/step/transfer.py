@@ -1,4 +1,5 @@
 """What is taken over from another model, and which part of the model stays as it is: init_from, freeze, unfreeze_at."""
+
 import logging
 import math
 from pathlib import Path
@@ -25,22 +26,38 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
     for pattern in source.get('ignore', []):
         matched = matching([*mine, *weights], pattern)
         if not matched:
-            raise ConfigError(f'init_from.ignore: nothing in the model or in {source["file"]} is named like {pattern!r}')
+            raise ConfigError(
+                f'init_from.ignore: nothing in the model or in {source["file"]} is named like {pattern!r}'
+            )
         ignored |= set(matched)
     missing = [name for name in mine if name not in weights and name not in ignored]
     unexpected = [name for name in weights if name not in mine and name not in ignored]
-    reshaped = [f'{name} {list(weights[name].shape)} -> {list(mine[name].shape)}' for name in mine
-                if name in weights and name not in ignored and weights[name].shape != mine[name].shape]
-    report = ''.join(f'; {kind}: {", ".join(names[:8])}{f" and {len(names) - 8} more" if len(names) > 8 else ""}'
-                     for kind, names in (('missing', missing), ('unexpected', unexpected), ('of another shape', reshaped)) if names)
+    reshaped = [
+        f'{name} {list(weights[name].shape)} -> {list(mine[name].shape)}'
+        for name in mine
+        if name in weights and name not in ignored and weights[name].shape != mine[name].shape
+    ]
+    report = ''.join(
+        f'; {kind}: {", ".join(names[:8])}{f" and {len(names) - 8} more" if len(names) > 8 else ""}'
+        for kind, names in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', reshaped),
+        )
+        if names
+    )
     if report:
-        raise CheckpointError(f'init_from {source["file"]} does not fit {type(bare(model)).__name__}{report}. Name what is to be '
-                              'left out: "init_from": {"file": ..., "ignore": ["fc.*"]}')
+        raise CheckpointError(
+            f'init_from {source["file"]} does not fit {type(bare(model)).__name__}{report}. Name what is to be '
+            'left out: "init_from": {"file": ..., "ignore": ["fc.*"]}'
+        )
     taken = {name: weights[name] for name in mine if name not in ignored}
     bare(model).load_state_dict(taken, strict=False)
     fresh = [name for name in mine if name in ignored]
-    logger.info(f'{len(taken)} of {len(mine)} tensors are taken from {source["file"]}'
-                + (f'; fresh: {", ".join(fresh[:8])}{" ..." if len(fresh) > 8 else ""}' if fresh else ''))
+    logger.info(
+        f'{len(taken)} of {len(mine)} tensors are taken from {source["file"]}'
+        + (f'; fresh: {", ".join(fresh[:8])}{" ..." if len(fresh) > 8 else ""}' if fresh else '')
+    )
 
 
 class Frozen:
@@ -50,19 +67,27 @@ class Frozen:
     until: the epoch with whose beginning they train.
     """
 
-    def __init__(self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None):
+    def __init__(
+        self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None
+    ):
         self.until = math.inf if until is None else until
         named = dict(bare(model).named_parameters())
         names = set()
         for pattern in patterns or []:
             matched = matching(named, pattern)
             if not matched:
-                raise ConfigError(f'trainer.freeze: no parameter is named like {pattern!r}; there are '
-                                  f'{", ".join(list(named)[:8])}{" ..." if len(named) > 8 else ""}')
+                raise ConfigError(
+                    f'trainer.freeze: no parameter is named like {pattern!r}; there are '
+                    f'{", ".join(list(named)[:8])}{" ..." if len(named) > 8 else ""}'
+                )
             names |= set(matched)
         self.parameters = [named[name] for name in sorted(names) if named[name].requires_grad]
-        self._norms = [module for name, module in bare(model).named_modules() if isinstance(module, NORMS)
-                       and any(f'{name}.{own}' in names for own, _ in module.named_parameters(recurse=False))]
+        self._norms = [
+            module
+            for name, module in bare(model).named_modules()
+            if isinstance(module, NORMS)
+            and any(f'{name}.{own}' in names for own, _ in module.named_parameters(recurse=False))
+        ]
 
     def apply(self, epoch: int) -> None:
         """Freeze or release what the epoch says; to be called after each `model.train()`."""

@@ -1,4 +1,5 @@
 """A GAN: two models, two optimizers, two steppers. `model` is the generator; its rival is a section of the config too."""
+
 import torch
 from torchvision.utils import make_grid
 
@@ -15,11 +16,17 @@ class GanTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.discriminator = self.config.init_obj('discriminator', module_arch).to(self.device)
-        self.optimizer_d = self.config.init_obj('optimizer_d', torch.optim, self.discriminator.parameters())
-        self.stepper_d = Stepper(self.optimizer_d, device=self.device, microbatch_size=self.stepper.microbatch_size)
+        self.optimizer_d = self.config.init_obj(
+            'optimizer_d', torch.optim, self.discriminator.parameters()
+        )
+        self.stepper_d = Stepper(
+            self.optimizer_d, device=self.device, microbatch_size=self.stepper.microbatch_size
+        )
         self.train_metrics = MetricTracker('loss', 'loss_d')
         self.n_latent = bare(self.model).n_latent
-        self.samples_from = torch.randn(64, self.n_latent, generator=torch.Generator().manual_seed(0)).to(self.device)
+        self.samples_from = torch.randn(
+            64, self.n_latent, generator=torch.Generator().manual_seed(0)
+        ).to(self.device)
 
     def _train_epoch(self, epoch):
         """A step of the discriminator and one of the generator for each batch."""
@@ -55,4 +62,6 @@ class GanTrainer(Trainer):
     @torch.no_grad()
     def log_samples(self):
         self.model.eval()
-        self.writer.add_image('samples', make_grid(self.model(self.samples_from).cpu(), nrow=8, normalize=True))
+        self.writer.add_image(
+            'samples', make_grid(self.model(self.samples_from).cpu(), nrow=8, normalize=True)
+        )

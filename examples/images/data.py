@@ -1,4 +1,5 @@
 """A folder of images, one folder per class: written from scikit-learn's digits the first time, so that nothing is downloaded."""
+
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def write_digits(folder: Path) -> None:
         return
     from PIL import Image
     from sklearn.datasets import load_digits
+
     data = load_digits()
     for part, rows in (('train', range(1437)), ('test', range(1437, 1797))):
         for row in rows:

@@ -1,4 +1,5 @@
 """A dataset of one's own: all that it needs is a length and samples."""
+
 import math
 
 import torch

@@ -1,4 +1,5 @@
 """A straight line."""
+
 import torch
 from torch import nn
 

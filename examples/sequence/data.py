@@ -1,4 +1,5 @@
 """A small made-up language: opinions such as "the soup is not very good", true of its speaker's mood: 1 for praise, 0 for blame."""
+
 import random
 
 import torch
@@ -7,8 +8,26 @@ from torch.utils.data import Dataset
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
 
-WORDS = ['<padding>', 'the', 'soup', 'film', 'room', 'talk', 'is', 'was', 'not', 'never', 'very', 'really', 'good', 'fine', 'bad', 'dull',
-         'and', 'but']
+WORDS = [
+    '<padding>',
+    'the',
+    'soup',
+    'film',
+    'room',
+    'talk',
+    'is',
+    'was',
+    'not',
+    'never',
+    'very',
+    'really',
+    'good',
+    'fine',
+    'bad',
+    'dull',
+    'and',
+    'but',
+]
 GOOD, BAD = ('good', 'fine'), ('bad', 'dull')
 
 
@@ -25,7 +44,9 @@ class Opinions(Dataset):
             words, is_praise = self._sentence()
             sentences[words] = is_praise
         chosen = list(sentences.items())[first:]
-        self.sentences = [torch.tensor([WORDS.index(word) for word in words]) for words, _ in chosen]
+        self.sentences = [
+            torch.tensor([WORDS.index(word) for word in words]) for words, _ in chosen
+        ]
         self.targets = [int(is_praise) for _, is_praise in chosen]
 
     def _half(self) -> tuple[list[str], bool]:
@@ -33,7 +54,9 @@ class Opinions(Dataset):
         negations = draw.choice([[], [], ['not'], ['never']])
         word = draw.choice(GOOD + BAD)
         start = ['the', draw.choice(['soup', 'film', 'room', 'talk']), draw.choice(['is', 'was'])]
-        return start + negations + ['very'] * draw.randrange(3) + [word], (word in GOOD) != bool(negations)
+        return start + negations + ['very'] * draw.randrange(3) + [word], (word in GOOD) != bool(
+            negations
+        )
 
     def _sentence(self) -> tuple[tuple[str, ...], bool]:
         words, is_praise = self._half()
@@ -50,7 +73,21 @@ class Opinions(Dataset):
 
 
 class OpinionsDataLoader(BaseDataLoader):
-    def __init__(self, batch_size: int, n_sentences: int = 2000, shuffle: bool = True, validation_split: float = 0.0,
-                 num_workers: int = 0, training: bool = True):
-        super().__init__(Opinions(n_sentences, first=0 if training else n_sentences), batch_size, shuffle, validation_split, num_workers,
-                         collate_fn=PadCollate(padding=0), evaluation=not training)
+    def __init__(
+        self,
+        batch_size: int,
+        n_sentences: int = 2000,
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 0,
+        training: bool = True,
+    ):
+        super().__init__(
+            Opinions(n_sentences, first=0 if training else n_sentences),
+            batch_size,
+            shuffle,
+            validation_split,
+            num_workers,
+            collate_fn=PadCollate(padding=0),
+            evaluation=not training,
+        )

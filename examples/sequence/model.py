@@ -1,4 +1,5 @@
 """An LSTM that reads a sentence and says what it says."""
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -17,7 +18,9 @@ class Reader(BaseModel):
         self.out = nn.Linear(hidden, n_outputs)
 
     def forward(self, sentences: Padded) -> torch.Tensor:
-        words = self.embedding(sentences.values)                                                     # (batch, longest, size)
-        packed = pack_padded_sequence(words, sentences.lengths.cpu(), batch_first=True, enforce_sorted=False)
-        _, (state, _) = self.lstm(packed)                                                            # (1, batch, hidden)
+        words = self.embedding(sentences.values)  # (batch, longest, size)
+        packed = pack_padded_sequence(
+            words, sentences.lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        _, (state, _) = self.lstm(packed)  # (1, batch, hidden)
         return self.out(state[-1])

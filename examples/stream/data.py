@@ -1,4 +1,5 @@
 """A stream: samples that come one after the other, without an end or a number."""
+
 import itertools
 from collections.abc import Iterator
 

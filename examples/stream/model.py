@@ -1,4 +1,5 @@
 """A small network for pairs of numbers."""
+
 import torch
 from torch import nn
 
