@@ -9,11 +9,12 @@ from collections import OrderedDict, namedtuple
 from contextlib import contextmanager, redirect_stderr
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 from armature.compare import first_difference
 from armature.config import build as config_types
 from armature.config.check import check, describe
-from armature.config.keys import FOLDER_NAME, STRING, is_known, violation, without_nulls
+from armature.config.keys import FOLDER_NAME, STRING, is_known, settings_of, violation, without_nulls
 from armature.config.read import Document, did_you_mean, read_config, set_value, show
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
@@ -282,6 +283,11 @@ class ConfigParser:
         return self._document.values
 
     _config = config
+
+    @property
+    def settings(self) -> SimpleNamespace:
+        """The trainer section with the defaults of the key table filled in."""
+        return settings_of(self.config.get('trainer'))
 
     def __getitem__(self, name):
         return self.config[name]

@@ -23,6 +23,7 @@ INTEGER, NUMBER, BOOLEAN, STRING, NULL = (
 )
 OBJECT, ARRAY = {'type': 'object'}, {'type': 'array'}
 TENSOR = {'type': 'array', 'items': NUMBER}  # numbers that become a torch.Tensor
+PARTS = {'anyOf': [STRING, {**ARRAY, 'items': STRING}]}
 ENTRY = {'anyOf': [STRING, OBJECT]}  # a name, or {"type", "args"}
 FOLDER_NAME = r'^(?!\.)[^/\\\x00-\x1f]{1,200}$'
 NOUNS = {
@@ -210,9 +211,6 @@ DISTRIBUTED = {
         enum=['whole', 'sharded'],
         default='whole',
     ),
-    'write_in_background': _key(
-        BOOLEAN, 'train on while a sharded checkpoint is written', default=False
-    ),
     'timeout_s': _key(
         NUMBER, 'seconds a process waits for the others', exclusiveMinimum=0, default=600
     ),
@@ -236,6 +234,21 @@ TOP = {
         'model/loss.py, torch.nn losses, torch.nn.functional',
     ),
     'metrics': _key(ARRAY, 'model/metric.py, torchmetrics', items=ENTRY, default=[]),
+    'batch': _key(
+        OBJECT,
+        'which parts of a batch are data and target, where it is no pair',
+        default=None,
+        properties={
+            'data': _key(PARTS, 'name of the input, or a list of names'),
+            'target': _key(PARTS, 'name of the target, or a list of names'),
+        },
+    ),
+    'data_changed': _key(
+        STRING,
+        'what a resumed run does when the data is another than before',
+        enum=['refuse', 'continue'],
+        default='refuse',
+    ),
     'lr_scheduler': _key(OBJECT, 'torch.optim.lr_scheduler', properties=SCHEDULER, default=None),
     'trainer': _key(OBJECT, 'the run', properties=TRAINER),
     'distributed': _key(OBJECT, 'when several processes train', properties=DISTRIBUTED, default={}),
@@ -253,6 +266,18 @@ FILE_ONLY = {
     ),
     '$schema': _key(STRING, 'JSON Schema for your editor, see tools/schema.py', default=None),
 }
+
+
+def settings_of(section: dict | None, table: dict = TRAINER) -> types.SimpleNamespace:
+    """What a section says, with the table's defaults for what it leaves out, as attributes.
+
+    The keys of one's own are there too. A null stands for the default.
+    """
+    defaults = {key: schema['default'] for key, schema in table.items() if 'default' in schema}
+    given = {key: value for key, value in (section or {}).items() if value is not None}
+    if 'tensorboardX' in given:  # the older name
+        given.setdefault('tensorboard', given['tensorboardX'])
+    return types.SimpleNamespace(**defaults | given)
 
 
 def is_known(path: tuple) -> bool:
