@@ -1,6 +1,7 @@
 """ConfigParser: from a command line and a JSON file to a checked config, the objects it describes and the run's folder."""
 
 import argparse
+import copy
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from armature.config.read import Document, did_you_mean, read_config, set_value,
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
+from armature.processes.devices import is_on_cpu, n_processes_wanted, select_devices
 
 ROOT = Path(__file__).resolve().parent
 REHEARSALS = ('smoke', 'overfit', 'profile', 'check_resume')
@@ -45,6 +47,8 @@ class ConfigParser:
         for target, value in (modification or {}).items():
             if value is not None:
                 put_option(self._document, target, value, 'modification')
+        # What the script puts in later, it puts in anew after a resume: that is no part of the experiment.
+        self.as_read = copy.deepcopy(self.config)
         self.arguments = None  # what the command line said, for the script
         self.resume = None if resume is None else Path(resume)
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
@@ -95,10 +99,16 @@ class ConfigParser:
         device, resume, config = (
             getattr(given, key, None) for key in ('device', 'resume', 'config')
         )
-        if device is not None:
-            from utils.util import select_devices  # before anything asks torch for CUDA
-
-            select_devices(device)
+        try:
+            if device is not None:
+                select_devices(device)  # before anything asks torch for CUDA
+        except ConfigError as error:
+            # Many a script of the old template has "0" as its default: nobody asked for a GPU then.
+            if not is_default(parser, 'device', device):
+                raise
+            sys.stderr.write(
+                f'note: {error}; that is only the default of -d in this script, going on without\n'
+            )
         resume = find_checkpoint(resume) if resume is not None else None
         if config is not None:
             document = read_config(find_file(config), config)
@@ -162,7 +172,6 @@ class ConfigParser:
     @contextmanager
     def processes(self):
         """Inside, this is one of the processes that train together: those that torchrun started, or `-d` or `n_gpu` asks for."""
-        from utils.util import is_on_cpu, n_processes_wanted
 
         n_gpu, settings = self.get('n_gpu', 1), self.get('distributed') or {}
         rehearsal = next(
@@ -306,7 +315,7 @@ class ConfigParser:
 
     def __reduce__(self):
         """Pickled as its plain config: a trainer of one's own may torch.save it, and weights_only can load that."""
-        return OrderedDict, (), None, None, iter(self.config.items())
+        return OrderedDict, (), None, None, iter(self.as_read.items())
 
     # The run's folders and its log
 
@@ -326,12 +335,12 @@ class ConfigParser:
 
     def _claim_folders(self) -> None:
         """The main process makes the folders, and is the only one that writes there."""
-        dist.refuse_differences(self.config, 'the config')
+        dist.refuse_differences(self.as_read, 'the config')
         self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
 
     def _make_folders(self) -> tuple[str, Path, Path]:
+        from armature.run.folder import write_json
         from logger import setup_logging
-        from utils.util import write_json
 
         saved = self._saved()
         models = saved / 'models' / self.name
@@ -347,7 +356,7 @@ class ConfigParser:
         if (
             save_dir != before
         ):  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
-            write_json(self.config, save_dir / 'config.json')
+            write_json(self.as_read, save_dir / 'config.json')
         setup_logging(log_dir)
         return save_dir.name, save_dir, log_dir
 
@@ -365,6 +374,14 @@ class ConfigParser:
         logger = logging.getLogger(name)
         logger.setLevel(levels[verbosity if dist.is_main() else 0])
         return logger
+
+
+def is_default(parser, name: str, value) -> bool:
+    """Whether an option has the value of its default and was not typed."""
+    if not isinstance(parser, argparse.ArgumentParser) or parser.get_default(name) != value:
+        return False
+    parser.set_defaults(**{name: None})
+    return getattr(parser.parse_args(), name) is None
 
 
 def claim(parent: Path, run_id: str | None) -> Path:

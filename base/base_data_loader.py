@@ -31,8 +31,8 @@ from armature.data.workers import (
 )
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.processes.devices import prepare_device
 from armature.seed import key, own_randomness
-from utils.util import prepare_device
 
 
 class BaseDataLoader(DataLoader):

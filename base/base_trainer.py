@@ -21,9 +21,10 @@ from armature.data.position import batches_from, samples_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.processes import launch as job
+from armature.processes.devices import prepare_device
 from armature.run.feed import Feed
 from armature.run.finite import LossWatch, broken_weights
-from armature.run.folder import RunLock, differences, made_by, write_history
+from armature.run.folder import RunLock, differences, made_by, read_json, write_history, write_json
 from armature.run.metrics import MetricTracker
 from armature.run.monitor import Monitor
 from armature.run.resume import load_optimizer, parts_of, restore_parts
@@ -32,7 +33,6 @@ from armature.seed import key, rng_state, seed_torch, set_rng_state
 from armature.step.loss_share import count_in, count_of
 from base.stepper import Stepper
 from logger import TensorboardWriter
-from utils.util import prepare_device, write_json
 
 
 def _of_monitor(name: str) -> property:
@@ -135,7 +135,7 @@ class BaseTrainer(ABC):
                     self.logger.info(f'This run is finished: {self._finished}')
                     return
                 if dist.is_main():
-                    write_json(self.config.config, self.checkpoint_dir / 'config.json')
+                    write_json(self._config_as_read(), self.checkpoint_dir / 'config.json')
                 self._train_epochs()
         except Stopped:
             self.logger.info(
@@ -146,6 +146,15 @@ class BaseTrainer(ABC):
                 job.exit_together(self._stop.exit_code)
         finally:
             self.writer.close()
+
+    def _config_as_read(self) -> dict:
+        """The config without what the script has filled in since, which may be any object."""
+        if not hasattr(
+            self.config, 'as_read'
+        ):  # a ConfigParser of the project's own, which writes it when it reads it
+            written = self.config.save_dir / 'config.json'
+            return read_json(written) if written.is_file() else self.config.config
+        return self.config.as_read
 
     def _train_epochs(self) -> None:
         try:
@@ -301,7 +310,8 @@ class BaseTrainer(ABC):
                     }
                 )
             else:
-                averages[name] = float(value) if hasattr(value, 'item') else value
+                is_number = hasattr(value, 'item') and math.prod(value.shape) == 1
+                averages[name] = float(value) if is_number else value
         return averages
 
     # Stopping and saving
@@ -384,7 +394,7 @@ class BaseTrainer(ABC):
             'state_dict': bare(self.model).state_dict(),
             'optimizer': optimizer_state,
             'monitor_best': self.mnt_best,
-            'config': self.config.config,
+            'config': self._config_as_read(),
             'step': self.step,
             'samples': self.position * self._batch_size(),
             'seed': self.seed,

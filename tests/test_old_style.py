@@ -17,7 +17,15 @@ from armature.compare import first_difference
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from logger.visualization import TensorboardWriter
 from parse_config import ConfigParser
-from utils import MetricTracker, ensure_dir, inf_loop, old_style, prepare_device, read_json, write_json
+from utils import (
+    MetricTracker,
+    ensure_dir,
+    inf_loop,
+    old_style,
+    prepare_device,
+    read_json,
+    write_json,
+)
 
 DATA = torch.utils.data.TensorDataset(torch.linspace(-1, 1, 24).view(-1, 1), torch.linspace(-2, 2, 24))
 
@@ -323,3 +331,22 @@ def test_checkpoint_of_an_old_copy_resumes_whatever_it_pickled(make, tmp_path):
     assert resumed.start_epoch == 2 and resumed.mnt_best == 0.25 and first_difference(weights(resumed), weights(trained)) == ''
     resumed.train()
     assert resumed.epochs_done == 3
+
+
+def test_config_is_saved_as_it_was_read(make):
+    """A script may put any object into its config; it does so anew after a resume."""
+
+    class Filling(LateTrainer):
+        def __init__(self, model, criterion, metric_ftns, optimizer, config, **kwargs):
+            config['trainer']['notes'] = {'logger': config.get_logger('x'), 'open': lambda: 0}
+            super().__init__(model, criterion, metric_ftns, optimizer, config, **kwargs)
+
+        def _train_epoch(self, epoch):
+            return {**super()._train_epoch(epoch), 'confusion': np.eye(3)}
+
+    trainer = make(Filling, epochs=1)
+    trainer.train()
+    saved = checkpoint.load(trainer.checkpoint_dir / 'checkpoint-epoch1.pth')
+    assert 'notes' not in saved['config']['trainer'] and saved['config'] == trainer.config.as_read
+    assert saved['history'][0]['confusion'].shape == (3, 3)
+    assert make(Filling, resume=trainer.checkpoint_dir / 'checkpoint-epoch1.pth').start_epoch == 2

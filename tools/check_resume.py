@@ -14,8 +14,8 @@ from pathlib import Path
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import UserError, exit_on_user_error
+from armature.run.folder import write_json
 from parse_config import ConfigParser
-from utils.util import write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
 STEPS_PER_EPOCH, N_EPOCHS = 4, 3

@@ -12,7 +12,15 @@ from armature.errors import UserError
 from tools import project_old as old
 from tools.project import KEPT, MANIFEST, TEMPLATE, VERSION, files_below, stamp
 from tools.project_git import commit, git, repository_of, require_clean, require_known
-from tools.project_text import add_argument, add_imports, graft, import_of, member_names, text_of, top_names
+from tools.project_text import (
+    add_argument,
+    add_imports,
+    graft,
+    import_of,
+    member_names,
+    text_of,
+    top_names,
+)
 from tools.project_update import STAGING, apply, recover
 
 BRANCH, REPORT, OLD_STYLE = 'adopt-template', 'ADOPTED.md', 'utils/old_style.py'

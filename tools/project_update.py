@@ -15,7 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from armature.errors import UserError
-from tools.project import KEPT, MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, files_below, is_below, stamp
+from tools.project import (
+    KEPT,
+    MANIFEST,
+    PRISTINE,
+    TEMPLATE,
+    VERSION,
+    digest,
+    files_below,
+    is_below,
+    stamp,
+)
 from tools.project_git import environment, git, require_clean, require_known
 
 STAGING = '.template-update'

@@ -89,6 +89,8 @@ class _Check:
             elif isinstance(value, dict) and 'properties' in schema:
                 self.keys(value, schema['properties'], here)
         for key, schema in properties.items():
+            if len(path) == 1 and path[0] != 'trainer' and path[0] not in self.uses.calls:
+                continue  # the script reads this section by itself
             is_misspelt = any(is_near_miss(given, key) for given in section)
             is_needed = 'default' not in schema and (
                 path or key not in ONLY_IF_ASKED or self.uses.needs(key)
@@ -111,6 +113,8 @@ class _Check:
 
     def sections(self) -> None:
         for name, section in self.config.items():
+            if name != 'trainer' and not self.is_built_by_us(name):
+                continue
             if name == 'loss' and isinstance(section, list):
                 for index, term in enumerate(section):
                     self.entry(('loss', index), term, self.uses.call(name))
@@ -136,6 +140,12 @@ class _Check:
                 and isinstance(section.get('type'), str)
             ):
                 self.trainer_type(section['type'])
+
+    def is_built_by_us(self, name: str) -> bool:
+        """Whether a section is for our builders to judge; else the script makes of it what it likes."""
+        if name in ('loss', 'metrics'):
+            return self.uses.call(name).is_known
+        return name in TOP or name in self.uses.calls
 
     def groups(self, section: dict) -> None:
         """What a group of parameters says beside its pattern has to be an argument of the optimizer."""
@@ -239,6 +249,7 @@ class _Check:
                 if (
                     parameter.default is parameter.empty
                     and key not in from_code | args.keys() | known.keys() | misspelt
+                    and (*path, 'args', key) not in self.uses.filled_in
                 ):
                     self.problem((*path, 'args', key), f'is missing: {name} needs it')
 
@@ -454,6 +465,7 @@ class _Uses:
 
     def __init__(self, script: ModuleType):
         self.calls, self.read, self.optional, self.splits = {}, set(), set(), False
+        self.filled_in = set()  # paths that the script writes into the config
         try:
             tree = ast.parse(Path(script.__file__).read_text(encoding='utf-8'))
         except (AttributeError, OSError, ValueError, SyntaxError):
@@ -467,6 +479,8 @@ class _Uses:
                 and 'config' in ast.unparse(node.value)
             ):
                 self.read.add(node.slice.value)
+                if isinstance(node.ctx, ast.Store):
+                    self.filled_in.add(_path_of(node))
             elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Constant):
                 self.optional.add(node.left.value)
 
@@ -498,6 +512,14 @@ class _Uses:
 
     def needs(self, section: str) -> bool:
         return (section in self.calls or section in self.read) and section not in self.optional
+
+
+def _path_of(node: ast.AST) -> tuple:
+    """('arch', 'args', 'width') for config['arch']['args']['width']."""
+    path = ()
+    while isinstance(node, ast.Subscript):
+        path, node = (getattr(node.slice, 'value', None), *path), node.value
+    return path
 
 
 def _value_of(node: ast.AST, script: ModuleType) -> ModuleType | None:

@@ -1,9 +1,13 @@
 """What a run leaves in its folders beside checkpoints: what made it, its history as a table, and the lock of its trainer."""
 
+import json
+import os
 import platform
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,6 +58,18 @@ def differences(before: dict, now: dict) -> str:
         for kind in kinds
         if kind in before and before[kind] != now[kind]
     )
+
+
+def read_json(fname: str | Path) -> OrderedDict:
+    """The content of a JSON file, keys in the file's order."""
+    with open(fname, encoding='utf-8') as handle:
+        return json.load(handle, object_hook=OrderedDict)
+
+
+def write_json(content: Any, fname: str | Path) -> None:
+    with open(fname, 'w', encoding='utf-8') as handle:
+        json.dump(content, handle, indent=4, sort_keys=False)
+        handle.write('\n')
 
 
 def write_history(history: list[dict], log_dir: Path) -> None:
@@ -108,9 +124,11 @@ class RunLock:
 
 def _git(*arguments: str) -> str:
     """What git says about the project; empty without git or outside a repository."""
+    # git sets GIT_DIR and more for what it starts (a hook, an alias): that is another repository's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    command = ['git', '-C', str(PROJECT), *arguments]
     try:
-        return subprocess.run(
-            ['git', *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
+        return done.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ''
