@@ -2,6 +2,7 @@
 
 The data and how it was made: tests/first_version/make.py.
 """
+
 import json
 import runpy
 import shutil
@@ -55,7 +56,8 @@ def test_checkpoint_that_only_its_sidecar_knows_to_be_damaged_is_refused(tmp_pat
 
 
 def test_weights_that_the_first_version_averaged_are_the_ones_tested(
-        tmp_path, monkeypatch, capsys, caplog):
+    tmp_path, monkeypatch, capsys, caplog
+):
     run = unpack_run('ema', tmp_path)
     monkeypatch.setattr(sys, 'argv', ['test.py', '-r', str(run), '-d', 'cpu'])
     monkeypatch.chdir(ROOT)

@@ -5,6 +5,7 @@ project/: a project from new_project.py whose user has changed and added files, 
 an interrupted run of it. expected.json: what the first version itself reaches when it goes on with
 each of them, in one process (resume.py says what the numbers are).
 """
+
 import json
 import os
 import shutil
@@ -24,61 +25,112 @@ TAG = 'first-version'
 # many epochs, or after so many steps, inside an epoch. Small models and few states of an optimizer
 # keep the files small.
 RUNS = {
-    'plain': ('config.json', {
-        'optimizer': {'type': 'SGD', 'args': {'lr': 0.05, 'momentum': 0.9}},
-        'lr_scheduler': {'type': 'StepLR', 'args': {'step_size': 3, 'gamma': 0.5}},
-        'trainer': {'epochs': 4, 'ema_decay': None, 'tensorboard': False},
-    }, {'epoch': 2}),
+    'plain': (
+        'config.json',
+        {
+            'optimizer': {'type': 'SGD', 'args': {'lr': 0.05, 'momentum': 0.9}},
+            'lr_scheduler': {'type': 'StepLR', 'args': {'step_size': 3, 'gamma': 0.5}},
+            'trainer': {'epochs': 4, 'ema_decay': None, 'tensorboard': False},
+        },
+        {'epoch': 2},
+    ),
     'ema': ('config.json', {'trainer': {'epochs': 3}}, {'epoch': 1}),
-    'inside': ('config.json', {
-        'data_loader': {'args': {'batch_size': 64}},
-        'optimizer': {'type': 'SGD', 'args': {'lr': 0.05, 'momentum': 0.9}},
-        'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 0.1, 'total_steps': 'auto'},
-                         'interval': 'step'},
-        'trainer': {'epochs': 3, 'microbatch_size': 16, 'max_grad_norm': 1.0, 'ema_decay': None,
-                    'tensorboard': False},
-    }, {'step': 30}),
-    'tabular': ('examples/tabular/config.json', {
-        'arch': {'args': {'hidden': [8, 4]}},
-        'trainer': {'epochs': 6},
-    }, {'epoch': 3}),
-    'groups': ('examples/tabular/config.json', {
-        'arch': {'args': {'hidden': [8, 4]}},
-        'data_loader': {'args': {'stratify': None, 'group_by': 'price'}},
-        'trainer': {'epochs': 4},
-    }, {'epoch': 2}),
-    'swa': ('examples/regression/config.json', {
-        'trainer': {'epochs': 6, 'swa_start': 2},
-    }, {'epoch': 4}),
-    'gan': ('examples/gan/config.json', {
-        'arch': {'args': {'n_latent': 2}},
-        'data_loader': {'args': {'batch_size': 128}},
-        'trainer': {'epochs': 3},
-    }, {'step': 18}),
-    'plateau': ('examples/own_dataset/config.json', {
-        'data_loader': {'args': {'validation_split': 0, 'n_folds': 5, 'fold': 2}},
-        'lr_scheduler': {'type': 'ReduceLROnPlateau',
-                         'args': {'mode': 'max', 'factor': 0.5, 'patience': 1}},
-        'trainer': {'epochs': 40, 'early_stop': 5},
-    }, {'epoch': 10}),  # three epochs of early_stop's five and one of patience are used up
-    'sharded': ('examples/own_dataset/config.json', {
-        'data_loader': {'args': {'dataset': {'args': {'n_waves': 400}}}},
-        'distributed': {'strategy': 'fsdp', 'checkpoint': 'sharded'},
-        'trainer': {'epochs': 3},
-    }, {'step': 18}),  # processes agree on a stop some steps later
+    'inside': (
+        'config.json',
+        {
+            'data_loader': {'args': {'batch_size': 64}},
+            'optimizer': {'type': 'SGD', 'args': {'lr': 0.05, 'momentum': 0.9}},
+            'lr_scheduler': {
+                'type': 'OneCycleLR',
+                'args': {'max_lr': 0.1, 'total_steps': 'auto'},
+                'interval': 'step',
+            },
+            'trainer': {
+                'epochs': 3,
+                'microbatch_size': 16,
+                'max_grad_norm': 1.0,
+                'ema_decay': None,
+                'tensorboard': False,
+            },
+        },
+        {'step': 30},
+    ),
+    'tabular': (
+        'examples/tabular/config.json',
+        {
+            'arch': {'args': {'hidden': [8, 4]}},
+            'trainer': {'epochs': 6},
+        },
+        {'epoch': 3},
+    ),
+    'groups': (
+        'examples/tabular/config.json',
+        {
+            'arch': {'args': {'hidden': [8, 4]}},
+            'data_loader': {'args': {'stratify': None, 'group_by': 'price'}},
+            'trainer': {'epochs': 4},
+        },
+        {'epoch': 2},
+    ),
+    'swa': (
+        'examples/regression/config.json',
+        {
+            'trainer': {'epochs': 6, 'swa_start': 2},
+        },
+        {'epoch': 4},
+    ),
+    'gan': (
+        'examples/gan/config.json',
+        {
+            'arch': {'args': {'n_latent': 2}},
+            'data_loader': {'args': {'batch_size': 128}},
+            'trainer': {'epochs': 3},
+        },
+        {'step': 18},
+    ),
+    # Stops when three epochs of early_stop's five and one of the scheduler's patience are used up.
+    'plateau': (
+        'examples/own_dataset/config.json',
+        {
+            'data_loader': {'args': {'validation_split': 0, 'n_folds': 5, 'fold': 2}},
+            'lr_scheduler': {
+                'type': 'ReduceLROnPlateau',
+                'args': {'mode': 'max', 'factor': 0.5, 'patience': 1},
+            },
+            'trainer': {'epochs': 40, 'early_stop': 5},
+        },
+        {'epoch': 10},
+    ),
+    # The processes agree on the stop some steps later, still in the same epoch.
+    'sharded': (
+        'examples/own_dataset/config.json',
+        {
+            'data_loader': {'args': {'dataset': {'args': {'n_waves': 400}}}},
+            'distributed': {'strategy': 'fsdp', 'checkpoint': 'sharded'},
+            'trainer': {'epochs': 3},
+        },
+        {'step': 18},
+    ),
 }
 TWO_PROCESSES = ('sharded',)
 
 # What the project's user did. Each edit is (file, text that is there, text that takes its place).
 EDITS = [
-    ('base/base_trainer.py', '    # One epoch\n', '''    # One epoch
+    (
+        'base/base_trainer.py',
+        '    # One epoch\n',
+        '''    # One epoch
 
     def share_done(self) -> float:
         """The share of the run that is behind us."""
         return self.step / (self.epochs * self.len_epoch)
-'''),
+''',
+    ),
     ('base/average.py', 'else (1, 1)', 'else (5, 1)  # the first steps only disturb the average'),
-    ('model/model.py', 'class TabularModel(', '''class Small(BaseModel):
+    (
+        'model/model.py',
+        'class TabularModel(',
+        '''class Small(BaseModel):
     """(batch, 1, 28, 28) -> (batch, 10) log-probabilities"""
 
     def __init__(self):
@@ -89,18 +141,27 @@ EDITS = [
         return F.log_softmax(self.out(F.avg_pool2d(x, 4).flatten(1)), dim=1)
 
 
-class TabularModel('''),
-    ('trainer/trainer.py', 'from base.losses import is_sum\n',
-     'from base.losses import is_sum\nfrom base.mine import in_percent\n'),
-    ('trainer/trainer.py', '        self.schedule.end_epoch(log)\n',
-     "        self.schedule.end_epoch(log)\n        log['done'] = in_percent(self.share_done())\n"),
+class TabularModel(''',
+    ),
+    (
+        'trainer/trainer.py',
+        'from base.losses import is_sum\n',
+        'from base.losses import is_sum\nfrom base.mine import in_percent\n',
+    ),
+    (
+        'trainer/trainer.py',
+        '        self.schedule.end_epoch(log)\n',
+        "        self.schedule.end_epoch(log)\n        log['done'] = in_percent(self.share_done())\n",
+    ),
 ]
-ADDED = {'base/mine.py': '''"""Helpers of our own."""
+ADDED = {
+    'base/mine.py': '''"""Helpers of our own."""
 
 
 def in_percent(share: float) -> float:
     return 100 * share
-'''}
+'''
+}
 PROJECT_CONFIG = {'name': 'own', 'arch': {'type': 'Small'}, 'trainer': {'epochs': 4}}
 
 
@@ -108,13 +169,17 @@ def main() -> None:
     repository = HERE.parent.parent
     with tempfile.TemporaryDirectory() as temporary:
         first = Path(temporary) / 'first'
-        subprocess.run(['git', 'worktree', 'add', '--quiet', '--detach', first, TAG],
-                       cwd=repository, check=True)
+        subprocess.run(
+            ['git', 'worktree', 'add', '--quiet', '--detach', first, TAG],
+            cwd=repository,
+            check=True,
+        )
         try:
             make_all(first, Path(temporary))
         finally:
-            subprocess.run(['git', 'worktree', 'remove', '--force', first], cwd=repository,
-                           check=True)
+            subprocess.run(
+                ['git', 'worktree', 'remove', '--force', first], cwd=repository, check=True
+            )
 
 
 def make_all(first: Path, temporary: Path) -> None:
@@ -129,11 +194,13 @@ def make_all(first: Path, temporary: Path) -> None:
         expected[name] = with_code_of(first, 'resume', str(unpack_run(name, temporary / name)))
 
     project = make_project(first, temporary / 'project')
-    with_code_of(project, 'interrupt', json.loads((project / 'config.json').read_text()),
-                 {'epoch': 2})
+    with_code_of(
+        project, 'interrupt', json.loads((project / 'config.json').read_text()), {'epoch': 2}
+    )
     keep_run(project / 'saved/models/own/run', HERE / 'project' / 'run')
-    expected['project'] = with_code_of(project, 'resume',
-                                       str(unpack_project(temporary / 'unpacked')))
+    expected['project'] = with_code_of(
+        project, 'resume', str(unpack_project(temporary / 'unpacked'))
+    )
 
     command = [sys.executable, first / 'test.py', '-r', HERE / 'runs/ema', '-d', 'cpu']
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -158,8 +225,9 @@ def make_project(first: Path, folder: Path) -> Path:
     subprocess.run([*git, 'commit', '--quiet', '-m', 'Our experiment'], cwd=folder, check=True)
     (HERE / 'project').mkdir()
     bundle = HERE / 'project' / 'project.bundle'
-    subprocess.run(['git', 'bundle', 'create', '--quiet', bundle, 'HEAD', '--all'], cwd=folder,
-                   check=True)
+    subprocess.run(
+        ['git', 'bundle', 'create', '--quiet', bundle, 'HEAD', '--all'], cwd=folder, check=True
+    )
     return folder
 
 

@@ -4,6 +4,7 @@ Uses only what stays from version to version: `train.build`, `ConfigParser.from_
 names. As a command, `python resume.py RUN_FOLDER` prints what a run reaches: for the project's run,
 whose code is its own.
 """
+
 import argparse
 import contextlib
 import csv
@@ -43,8 +44,9 @@ def resumed(run: Path) -> dict:
 
     epochs: of each epoch that was still to be trained, the averages by name, and under 'lr' the
     learning rate of each parameter group after it. best: of the monitored value. weights: the norm
-    of each tensor at the end. history: the loss of every epoch of the run, as metrics.csv has it.
-    valid_rows: see `rows`.
+    of all parameters together at the end (a bias before BatchNorm follows rounding errors alone, so
+    single tensors would differ between machines). history: the loss of every epoch of the run, as
+    metrics.csv has it. valid_rows: see `rows`.
     """
     import train
     from parse_config import ConfigParser
@@ -69,15 +71,19 @@ def resumed(run: Path) -> dict:
         trainer._train_epoch = recorded
         trainer.train()
         assert trainer.checkpoint_dir == run, 'the run goes on in its own folder'
-    weights = trainer.model.state_dict().items()
-    return {'epochs': epochs, 'history': history(save_dir), 'best': float(trainer.mnt_best),
-            'weights': {name: float(tensor.double().norm()) for name, tensor in weights},
-            'valid_rows': rows(trainer.valid_data_loader) if trainer.do_validation else []}
+    weights = torch.cat([each.detach().double().flatten() for each in trainer.model.parameters()])
+    return {
+        'epochs': epochs,
+        'history': history(save_dir),
+        'best': float(trainer.mnt_best),
+        'weights': float(weights.norm()),
+        'valid_rows': rows(trainer.valid_data_loader) if trainer.do_validation else [],
+    }
 
 
 def history(save_dir: Path) -> list[float]:
     """The loss of each epoch in the metrics.csv of the only run below `save_dir`."""
-    table, = save_dir.rglob('metrics.csv')
+    (table,) = save_dir.rglob('metrics.csv')
     with table.open(newline='') as file:
         return [float(row['loss']) for row in csv.DictReader(file)]
 
