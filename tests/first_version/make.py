@@ -151,7 +151,8 @@ class TabularModel(''',
     (
         'trainer/trainer.py',
         '        self.schedule.end_epoch(log)\n',
-        "        self.schedule.end_epoch(log)\n        log['done'] = in_percent(self.share_done())\n",
+        '        self.schedule.end_epoch(log)\n'
+        "        log['done'] = in_percent(self.share_done())\n",
     ),
 ]
 ADDED = {
