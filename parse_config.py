@@ -15,12 +15,20 @@ from types import SimpleNamespace
 from armature.compare import first_difference
 from armature.config import build as config_types
 from armature.config.check import check, describe
-from armature.config.keys import FOLDER_NAME, STRING, is_known, settings_of, violation, without_nulls
+from armature.config.keys import (
+    FOLDER_NAME,
+    STRING,
+    is_known,
+    settings_of,
+    violation,
+    without_nulls,
+)
 from armature.config.read import Document, did_you_mean, read_config, set_value, show
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import is_on_cpu, n_processes_wanted, select_devices
+from armature.step.prepare import prepared
 
 ROOT = Path(__file__).resolve().parent
 REHEARSALS = ('smoke', 'overfit', 'profile', 'check_resume')
@@ -49,6 +57,7 @@ class ConfigParser:
                 put_option(self._document, target, value, 'modification')
         # What the script puts in later, it puts in anew after a resume: that is no part of the experiment.
         self.as_read = copy.deepcopy(self.config)
+        self.wrapped = False  # whether `wrap` has seen the model
         self.arguments = None  # what the command line said, for the script
         self.resume = None if resume is None else Path(resume)
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
@@ -198,18 +207,9 @@ class ConfigParser:
     # Building what the config describes
 
     def wrap(self, model, device):
-        """The model on its device; where several processes train, shared by them as `distributed` says."""
-        settings, trainer = dict(self.get('distributed') or {}), self.config['trainer']
-        if dist.is_joined() and settings.get('strategy') == 'fsdp':
-            for key, value in (('precision', 'fp16'), ('unfreeze_at', ...)):
-                if key in trainer and value in (trainer[key], ...):
-                    raise ConfigError(
-                        f'trainer.{key} is {show(trainer[key])}, which distributed.strategy "fsdp" cannot do yet: say "ddp", '
-                        'or leave it out'
-                    )
-        if trainer.get('freeze'):
-            settings['find_unused_parameters'] = True  # what is frozen gets no gradients
-        return dist.wrap(model, device, **settings)
+        """The model on its device as it trains: frozen, laid out, shared by processes, compiled."""
+        self.wrapped = True
+        return prepared(model, self, device)
 
     def init_obj(self, name: str, module, *args, **kwargs):
         """`config['name']` says {"type", "args"}: return type(*args, **kwargs, **args), looked up in `module` first."""

@@ -14,7 +14,6 @@ from armature.errors import exit_on_user_error
 from armature.processes import dist
 from armature.run.plots import Pictures, save_pictures
 from armature.seed import seed_everything
-from armature.step.loss_share import count_of, is_sum
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
 from utils import MetricTracker, prepare_device
@@ -40,13 +39,7 @@ def main(config, n_batches=None):
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
-    metrics = MetricTracker(
-        'loss',
-        metrics=config.init_metrics(module_metric),
-        loss=criterion,
-        loss_is_sum=is_sum(criterion),
-        count=count_of(criterion),
-    )
+    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion)
     pictures = Pictures(config['trainer'].get('pictures', []))
 
     shares = dist.in_step(

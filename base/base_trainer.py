@@ -1,11 +1,13 @@
 """BaseTrainer: the run around the epochs: resume, watch, stop, save."""
 
+import itertools
 import math
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import BEST, LAST
 from armature.checkpoint.saver import Saver
 from armature.checkpoint.weights import bare, load_weights
+from armature.config.keys import settings_of
 from armature.data.position import batches_from, samples_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
@@ -31,6 +34,8 @@ from armature.run.resume import load_optimizer, parts_of, restore_parts
 from armature.run.stop import Stopped, StopRequest
 from armature.seed import key, rng_state, seed_torch, set_rng_state
 from armature.step.loss_share import count_in, count_of
+from armature.step.prepare import asks_for_wrap
+from armature.step.transfer import Frozen
 from base.stepper import Stepper
 from logger import TensorboardWriter
 
@@ -51,7 +56,7 @@ class BaseTrainer(ABC):
     """
 
     def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None):
-        settings = config['trainer']
+        settings = self.settings = settings_of(config['trainer'])  # with the defaults
         if not dist.is_joined() and dist.is_started():
             raise ConfigError(
                 'this script is started in several processes and does not join them: put "with config.processes():" '
@@ -63,13 +68,19 @@ class BaseTrainer(ABC):
                 'before the optimizer is made'
             )
         self.config = config
-        self.logger = config.get_logger('trainer', settings.get('verbosity', 2))
+        self.logger = config.get_logger('trainer', settings.verbosity)
         self.device, device_ids = (
             (device, []) if device is not None else self._prepare_device(config.get('n_gpu', 1))
         )
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
+        if not getattr(config, 'wrapped', False) and (asked := asks_for_wrap(settings)):
+            raise ConfigError(
+                f'trainer.{asked} is done by config.wrap, which this script never calls: say '
+                'model = config.wrap(model, device) before the optimizer is made, or leave it out'
+            )
+        self.frozen = Frozen.from_settings(self.model, settings)
         self.criterion = self.loss = criterion
         self._count = count_of(criterion)  # what the losses over parts of a batch are weighted by
         self.metric_ftns = self.metrics = metric_ftns
@@ -80,11 +91,11 @@ class BaseTrainer(ABC):
             self.seed, 'step', dist.rank()
         )  # each step's randomness starts at this number plus the step's
 
-        self.epochs = settings['epochs']
-        self.save_period = settings.get('save_period', 1)
-        self.monitor = settings.get('monitor', 'off')
-        self._monitor = Monitor(self.monitor, settings.get('early_stop'))
-        self._stop = StopRequest(settings.get('max_minutes'))
+        self.epochs = settings.epochs
+        self.save_period = settings.save_period
+        self.monitor = settings.monitor
+        self._monitor = Monitor(self.monitor, settings.early_stop)
+        self._stop = StopRequest(settings.max_minutes)
 
         self.start_epoch = 1
         self.epochs_done = 0
@@ -93,13 +104,15 @@ class BaseTrainer(ABC):
         self.history = []  # what each finished epoch reported
         self._resumed = {}  # of the checkpoint: what is put back when training starts
         self._losses = LossWatch()
+        self._of_epoch = None  # the bar and the steppers of the epoch in progress
+        self._step_is_open = False  # a batch was given out, and end_step not called since
         self._feed = Feed(self.logger)
         self._asked_about = 0  # the sharded checkpoint that the last wishes were about
         self._saved_at = None  # the moment that checkpoint-last.pth holds
-        self._max_steps = settings.get('max_steps') or math.inf
-        self._save_every_steps = settings.get('save_every_steps') or math.inf
-        self._validate_every_steps = settings.get('validate_every_steps') or math.inf
-        self._save_every_s = 60 * (settings.get('save_every_minutes') or math.inf)
+        self._max_steps = settings.max_steps or math.inf
+        self._save_every_steps = settings.save_every_steps or math.inf
+        self._validate_every_steps = settings.validate_every_steps or math.inf
+        self._save_every_s = 60 * (settings.save_every_minutes or math.inf)
         self._save_due = time.monotonic() + self._save_every_s
 
         self.checkpoint_dir = config.save_dir
@@ -110,11 +123,11 @@ class BaseTrainer(ABC):
             is_sharded=sharing.get('checkpoint') == 'sharded',
             in_background=sharing.get('write_in_background', False)
             and type(self).train is BaseTrainer.train,
-            stops=settings.get('on_save_error', 'stop') == 'stop',
+            stops=settings.on_save_error == 'stop',
         )
         if config.resume is not None:
             self._resume_checkpoint(config.resume)
-        wants_tensorboard = settings.get('tensorboard', settings.get('tensorboardX', False))
+        wants_tensorboard = settings.tensorboard
         self.writer = TensorboardWriter(
             config.log_dir,
             self.logger,
@@ -157,8 +170,10 @@ class BaseTrainer(ABC):
         return self.config.as_read
 
     def _train_epochs(self) -> None:
+        self._announce()
         try:
             for epoch in range(self.start_epoch, self.epochs + 1):
+                self.frozen.apply(epoch)
                 if hasattr(getattr(self, 'data_loader', None), 'seek'):
                     self.data_loader.seek(epoch - 1)
                 self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
@@ -189,7 +204,8 @@ class BaseTrainer(ABC):
     def batches(self, epoch: int) -> Iterator[Any]:
         """The batches that are left of the epoch, on the device.
 
-        Around them happens what belongs to a step: position, randomness, progress, logging, saving, stopping.
+        An epoch that was interrupted goes on after its last whole step. Each batch begins a step,
+        whose randomness is keyed by its number; `end_step` ends it.
         """
         if self.position:
             self._restore_parts(
@@ -209,27 +225,43 @@ class BaseTrainer(ABC):
                 self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng
             )
             stream = self._feed.watch(stream, self.data_loader, self.model)
+            self._of_epoch = SimpleNamespace(bar=bar, steppers=steppers)
             for batch in dist.in_step(
                 stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()
             ):
                 self.step += 1
+                self._step_is_open = True
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
                 yield to_device(batch, self.device)
-                self.position += 1
-                for stepper in steppers:
-                    self._losses.note(self.step, stepper.loss)
-                bar.update()
-                if self.position % self.log_step == 0 or self.position == self.len_epoch:
-                    self._check_losses()
-                    self._log_step(bar)
-                if self.step % self._validate_every_steps == 0 and self.position < self.len_epoch:
-                    self._validate_between(epoch)
-                if self.step % self._save_every_steps == 0:
-                    self._save_last()
-                if self.step == self._max_steps and self.position < self.len_epoch:
-                    self._stop.reason = f'trainer.max_steps ({self._max_steps})'
-                    raise Stopped
+                if self._step_is_open:  # a loop of the old template or the first version
+                    self.end_step()
+        for stepper in steppers:
+            seed_torch(key(self.seed, 'norm', epoch), self.device)
+            passed = itertools.islice(self.watched(self.data_loader), self.len_epoch)
+            stepper.renew_norm(data for data, *_ in passed)
+
+    def end_step(self) -> None:
+        """What is due after a step: note the loss, log, validate, save, stop.
+
+        `batches` calls it before the next batch where the loop has not.
+        """
+        self._step_is_open = False
+        self.position += 1
+        for stepper in self._of_epoch.steppers:
+            self._losses.note(self.step, stepper.loss)
+        self._of_epoch.bar.update()
+        is_last = self.position == self.len_epoch
+        if is_last or self.position % self.log_step == 0:
+            self._check_losses()
+            self._log_step(self._of_epoch.bar)
+        if self.step % self._validate_every_steps == 0 and not is_last:
+            self._validate_between(self.epochs_done + 1)
+        if self.step % self._save_every_steps == 0:
+            self._save_last()
+        if self.step == self._max_steps and not is_last:
+            self._stop.reason = f'trainer.max_steps ({self._max_steps})'
+            raise Stopped
 
     def watched(self, loader: Iterable, *sharing: Any) -> Iterator[Any]:
         """The batches of a pass without steps (validation), on the device; a request to stop is met between two of them.
@@ -265,6 +297,9 @@ class BaseTrainer(ABC):
         if self._stop.reason:
             raise Stopped
 
+    def _announce(self) -> None:  # noqa: B027 (a subclass may have nothing to say)
+        """Called once, when everything is restored and before the first batch."""
+
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
         """Called every `log_step` batches and at the end of an epoch."""
 
@@ -275,10 +310,7 @@ class BaseTrainer(ABC):
         """Report, judge and save an epoch that is trained and validated."""
         self._check_losses()
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
-        if (
-            not math.isfinite(averages.get('loss', 0))
-            and self.config['trainer'].get('on_nan', 'stop') == 'stop'
-        ):
+        if not math.isfinite(averages.get('loss', 0)) and self.settings.on_nan == 'stop':
             raise NonFiniteError(
                 f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}'
             )
@@ -325,7 +357,7 @@ class BaseTrainer(ABC):
             + [BEST] * save_best
         )
         self._write(names)
-        keep_last = self.config['trainer'].get('keep_last')
+        keep_last = self.settings.keep_last
         if keep_last is not None:
             dist.on_main(checkpoint.prune, self.checkpoint_dir, keep_last)
 
@@ -354,7 +386,7 @@ class BaseTrainer(ABC):
         broken = self._losses.first_broken()
         if dist.sums([broken is not None])[0]:
             broken = min(filter(None, dist.gather(broken)))
-        if broken is not None and self.config['trainer'].get('on_nan', 'stop') == 'stop':
+        if broken is not None and self.settings.on_nan == 'stop':
             step, loss = broken
             position = self.position - 1 - (self.step - step)
             samples, before = (

@@ -1,17 +1,19 @@
 """Stepper: from losses to optimizer steps; precision, micro-batches and clipping live here, not in the loop."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from armature.batch import length, split
+from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
-from armature.step.average import Average
-from armature.step.loss_share import count_in
+from armature.step.average import Average, average_of
+from armature.step.fitting import fitting_size
+from armature.step.loss_share import count_in, count_of, is_sum
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -57,7 +59,8 @@ class Stepper:
         self.optimizer = optimizer
         self.schedule = schedule or Schedule(None)
         self.microbatch_size = None if microbatch_size == 'auto' else microbatch_size
-        self._find_size = find_size if microbatch_size == 'auto' else None
+        self.find_size = find_size
+        self._is_to_find = microbatch_size == 'auto'
         self.max_grad_norm, self.max_grad_value = max_grad_norm, max_grad_value
         self.clips = max_grad_norm is not None or max_grad_value is not None
         self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
@@ -94,6 +97,50 @@ class Stepper:
         self._micro_batches = []  # of the current batch, with their weights, kept for a closure only
         self._weight = 1.0  # of the loss of the current micro-batch, a number or a 0-dim tensor
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Any,
+        model: torch.nn.Module,
+        criterion: Callable,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any = None,
+        len_epoch: int = 1,
+    ) -> 'Stepper':
+        """The stepper that the sections `trainer` and `lr_scheduler` describe, on the model's device."""
+        settings = settings_of(config['trainer'])
+        schedule = settings_of(config.get('lr_scheduler'), SCHEDULER)
+        _, _, monitored = settings.monitor.partition(' ')
+        stepper = cls(
+            optimizer,
+            Schedule(
+                lr_scheduler,
+                schedule.interval,
+                monitored.strip(),
+                schedule.warmup_steps or 0,
+            ),
+            device=next(model.parameters()).device,
+            precision=settings.precision,
+            average=average_of(model, settings, len_epoch),
+            microbatch_size=settings.microbatch_size,
+            loss_is_sum=is_sum(
+                criterion, in_parts=settings.microbatch_size or dist.n_processes() > 1
+            ),
+            count=count_of(criterion),
+            max_grad_norm=settings.max_grad_norm,
+            max_grad_value=settings.max_grad_value,
+            max_skips=settings.max_nan_skips if settings.on_nan == 'skip' else None,
+            model=model,
+        )
+
+        def loss_of(data: Any, target: Any) -> torch.Tensor:
+            with stepper.autocast():
+                return criterion(model(data), target)
+
+        stepper.loss_of = loss_of
+        stepper.find_size = lambda batch: fitting_size(batch, model, loss_of)
+        return stepper
+
     def micro_batches(self, batch: Any) -> Iterator[Any]:
         """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
         self._micro_batches, self.loss = [], None
@@ -103,8 +150,8 @@ class Stepper:
             else self.share.weight
         )
         self._weight = of_process
-        if self._find_size is not None:
-            self.microbatch_size, self._find_size = self._find_size(batch), None
+        if self._is_to_find:
+            self.microbatch_size, self._is_to_find = self.find_size(batch), False
             self.optimizer.zero_grad(
                 set_to_none=True
             )  # what trying it left in the loss's own parameters
@@ -163,6 +210,19 @@ class Stepper:
         self.schedule.step()
         if self.average is not None:
             self.average.update()
+
+    def tested_weights(self):
+        """Inside, the model has the weights that are validated: the averaged ones, where there are any."""
+        return nullcontext() if self.average is None else self.average.in_model()
+
+    def renew_norm(self, inputs: Iterable[Any]) -> None:
+        """Measure BatchNorm's running statistics for averaged weights; `inputs` of an epoch."""
+        if self.average is not None:
+            self.average.renew_norm(inputs)
+
+    def end_epoch(self, log: dict) -> None:
+        """To be called with the epoch's averages: the schedule may step by them."""
+        self.schedule.end_epoch(log)
 
     def _clip(self) -> None:
         parameters = self._parameters()
@@ -233,11 +293,8 @@ class Stepper:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler'] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state['scaler'])
-        if self._find_size is not None and state.get('microbatch_size'):
-            self.microbatch_size, self._find_size = (
-                state['microbatch_size'],
-                None,
-            )  # what was found before
+        if self._is_to_find and state.get('microbatch_size'):
+            self.microbatch_size, self._is_to_find = state['microbatch_size'], False
 
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:

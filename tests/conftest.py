@@ -104,7 +104,7 @@ class Experiment:
             validation_split=N_VALID,
             num_workers=num_workers,
         )
-        model = PointModel()
+        model = config.wrap(PointModel(), torch.device('cpu'))
         optimizer = optimizer(model.parameters(), lr=0.01)
         return trainer_class(
             model,

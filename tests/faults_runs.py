@@ -50,7 +50,10 @@ class Everything(Trainer):
     def batches(self, epoch):
         for data, target in super().batches(epoch):
             yield [data + 0.01 * random.random() + 0.01 * float(np.random.rand()), target]
-            self.average.update_parameters(self.model)
+
+    def end_step(self):
+        self.average.update_parameters(self.model)  # before the step may be saved
+        super().end_step()
 
 
 class Keeping(Everything):

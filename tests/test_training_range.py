@@ -25,6 +25,7 @@ from armature.step.average import Average
 from armature.step.fitting import fitting_size
 from armature.step.groups import parameter_groups
 from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
+from armature.step.prepare import prepared
 from armature.step.schedule import Schedule
 from armature.step.transfer import Frozen, init_weights
 from base.stepper import Stepper
@@ -317,6 +318,7 @@ def test_config_check_knows_the_keys(sections, expected):
 
 def settings_of(model, groups=None, criterion=None, **trainer):
     config = {'trainer': trainer, 'optimizer': {'type': 'AdamW', 'groups': groups}}
+    model = prepared(model, config, torch.device('cpu'))
     return parameter_groups(config, model, criterion)
 
 
@@ -376,9 +378,9 @@ def test_frozen_part_stays_as_it_is_until_its_epoch(experiment):
 
 
 def test_what_is_frozen_for_good_gets_no_optimizer_state():
-    model = norm_model()
-    assert len(settings_of(model, freeze=['0.*', '1.*'])) == 2
-    assert len(settings_of(model, freeze=['0.*', '1.*'], unfreeze_at={'epoch': 2})) == 6
+    assert len(settings_of(norm_model(), freeze=['0.*', '1.*'])) == 2
+    released = {'freeze': ['0.*', '1.*'], 'unfreeze_at': {'epoch': 2}}
+    assert len(settings_of(norm_model(), **released)) == 6
 
 
 def test_weights_from_elsewhere_are_taken_reported_or_refused(tmp_path, caplog):
@@ -521,7 +523,7 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
             count=count_of(criterion),
             loss_is_sum=is_sum(criterion, in_parts=True),
         )
-        metrics = MetricTracker('loss', loss_is_sum=is_sum(criterion), count=count_of(criterion))
+        metrics = MetricTracker('loss', loss=criterion)
         for part, classes in stepper.micro_batches((data, target)):
             output = model(part)
             stepper.backward(criterion(output, classes))
@@ -678,19 +680,10 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
 
 
 def test_trying_out_a_size_leaves_model_and_randomness_as_they_were(caplog):
-    import logging
-
     model, before, batch = norm_model(), norm_model(), a_batch()
     state = torch.get_rng_state()
-    assert (
-        fitting_size(
-            batch,
-            model,
-            lambda data, target: F.cross_entropy(model(data), target),
-            logging.getLogger('x'),
-        )
-        == 8
-    )
+    size = fitting_size(batch, model, lambda data, target: F.cross_entropy(model(data), target))
+    assert size == 8
     assert same(model.state_dict(), before.state_dict()) and torch.equal(
         state, torch.get_rng_state()
     )

@@ -60,6 +60,11 @@ def length_of_pass(loader: Iterable) -> int:
     return n_batches
 
 
+def epoch_length(config: Any, loader: Iterable) -> int:
+    """Batches in an epoch: trainer.len_epoch, else one pass over the data."""
+    return config['trainer'].get('len_epoch') or length_of_pass(loader)
+
+
 def samples_of(position: int, epoch: int, len_epoch: int, loader: Any) -> list[int]:
     """The indices of the samples in a batch; empty when the loader cannot tell."""
     if not hasattr(loader, 'indices') or position < 0:

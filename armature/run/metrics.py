@@ -10,6 +10,7 @@ import torch
 from armature.batch import length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.step.loss_share import count_of, is_sum
 
 OF_EACH = 'of each process'
 
@@ -26,9 +27,9 @@ class MetricTracker:
     share: what dist.in_step says of the batch; one that is another process's is left out. Averages are over all processes, so all have
     to ask for them.
     skip_non_finite: leave out values that are nan or infinite, with their samples.
-    loss_is_sum: the loss given to `measure` is a sum over samples, and is brought to their mean.
-    count: what the loss's mean over a batch divides by, as a function of the target; its samples.
-    loss: the loss whose `terms`, where it has any, are averaged too.
+    loss: the loss that `measure` is given values of. A sum over samples is brought to their mean; a mean
+    is weighted by what it divides by (its samples, or weights of classes); its `terms`, where it has
+    any, are averaged too.
     """
 
     FOLD_AFTER = (
@@ -42,8 +43,6 @@ class MetricTracker:
         metrics: Iterable[Callable] = (),
         skip_non_finite: bool = False,
         loss: Any = None,
-        loss_is_sum: bool = False,
-        count: Callable[[Any], Any] = length,
     ):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
@@ -59,7 +58,8 @@ class MetricTracker:
             metric.persistent(True)  # torchmetrics keeps its sums out of state_dict unless told to
             metric.dist_sync_fn = dist.gather_tensors
         self.share = dist.WHOLE
-        self.loss_is_sum, self._count = loss_is_sum, count
+        self.loss_is_sum = loss is not None and is_sum(loss)
+        self._count = length if loss is None else count_of(loss)
         self._loss = loss if hasattr(loss, 'terms') else None
         self._keys = [*keys, *(self._loss.names if self._loss else ()), *self._functions]
         self.reset()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -108,9 +109,9 @@ def _columns(pairs: Iterable[tuple]) -> tuple[list, list]:
     return [mine for mine, _ in pairs], [live for _, live in pairs]
 
 
-def average_of(model: nn.Module, settings: dict, len_epoch: int) -> Average | None:
+def average_of(model: nn.Module, settings: SimpleNamespace, len_epoch: int) -> Average | None:
     """The average that the trainer section asks for, None when it asks for none; trainer.swa_start counts epochs."""
-    decay, swa_start = settings.get('ema_decay'), settings.get('swa_start')
+    decay, swa_start = settings.ema_decay, settings.swa_start
     if decay is None and swa_start is None:
         return None
     return Average(model, decay, swa_start and swa_start * len_epoch, len_epoch)

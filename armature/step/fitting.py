@@ -11,10 +11,10 @@ from armature.batch import length, split
 from armature.errors import UserError
 from armature.processes import dist
 
+logger = logging.getLogger('trainer')
 
-def fitting_size(
-    batch: Any, model: nn.Module, loss_of: Callable[..., torch.Tensor], logger: logging.Logger
-) -> int:
+
+def fitting_size(batch: Any, model: nn.Module, loss_of: Callable[..., torch.Tensor]) -> int:
     """The batch's size, halved until a pass forward and backward is possible. Leaves model and randomness as they were."""
     size, buffers = length(batch), [buffer.clone() for buffer in model.buffers()]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more

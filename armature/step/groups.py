@@ -13,21 +13,13 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
 
     A group is {"match": "pattern|pattern", and what differs for it}; in a pattern `*` is any text. A parameter that several
     groups match gets the settings of all, of the later one first. Parameters of the loss are named 'loss.' and their name.
-    What is frozen for good is left out.
+    What is frozen for good has no gradient (`config.wrap` sees to it), and is left out.
     """
     named = {
         name: parameter
         for name, parameter in bare(model).named_parameters()
         if parameter.requires_grad
     }
-    trainer = config['trainer']
-    if trainer.get('freeze') and not trainer.get('unfreeze_at'):
-        for pattern in trainer['freeze']:
-            named = {
-                name: parameter
-                for name, parameter in named.items()
-                if name not in set(matching(named, pattern))
-            }
     if isinstance(criterion, nn.Module):
         named |= {
             f'loss.{name}': parameter

@@ -1,35 +1,77 @@
-"""What is done to a model before it trains, for speed and memory only: its layout, compilation, recomputing, matrix products."""
+"""What is done to a model before its optimizer is made: freezing, memory layout, sharing among processes, compiling."""
 
 import functools
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from armature.checkpoint.weights import bare
+from armature.config.keys import settings_of
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.step.transfer import Frozen
+
+ONLY_HERE = ('freeze', 'channels_last', 'activation_checkpointing', 'compile', 'matmul_precision')
+logger = logging.getLogger('trainer')
 
 
-def prepared(model: nn.Module, settings: dict, logger: logging.Logger) -> nn.Module:
-    """The model as the trainer section wants it."""
-    if settings.get('microbatch_size') and dist.has_batch_norm(model):
+def asks_for_wrap(settings: SimpleNamespace) -> str:
+    """The first trainer key that only `prepared` obeys; empty without one."""
+    return next((key for key in ONLY_HERE if getattr(settings, key)), '')
+
+
+def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
+    """The model as it trains on `device`, as the sections `trainer` and `distributed` say."""
+    settings, sharing = settings_of(config['trainer']), dict(config.get('distributed') or {})
+    if settings.microbatch_size and dist.has_batch_norm(model):
         logger.warning(
-            'trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch by itself, so its size '
-            'does change the result'
+            'trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch by '
+            'itself, so its size does change the result'
         )
-    if settings.get('matmul_precision'):
-        torch.set_float32_matmul_precision(settings['matmul_precision'])
-    if settings.get('channels_last'):
+    if settings.matmul_precision:
+        torch.set_float32_matmul_precision(settings.matmul_precision)
+    if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    if settings.get('activation_checkpointing'):
-        for block in dist.blocks_of(bare(model)):
-            if dist.has_batch_norm(block):
-                raise ConfigError(
-                    f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm, which would count '
-                    'each batch twice. Leave it out of what shard_blocks() of the model returns, or leave the option out'
-                )
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    mode = settings.get('compile')
+    if settings.activation_checkpointing:
+        compute_blocks_again(model)
+
+    # What is frozen for good is frozen before the processes share the model, so that nobody waits
+    # for its gradients. What is released later has to take part from the beginning.
+    if settings.freeze:
+        sharing['find_unused_parameters'] = True
+        if not settings.unfreeze_at:
+            Frozen(model, settings.freeze).apply(epoch=0)
+    if dist.is_joined() and sharing.get('strategy') == 'fsdp':
+        refuse_with_fsdp(settings)
+    model = dist.wrap(model, device, **sharing)
+
+    mode = settings.compile
     return torch.compile(model, mode=None if mode is True else mode) if mode else model
+
+
+def compute_blocks_again(model: nn.Module) -> None:
+    """Keep only what goes into each block; the backward pass computes the rest again."""
+    for block in dist.blocks_of(bare(model)):
+        if dist.has_batch_norm(block):
+            raise ConfigError(
+                f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm, '
+                'which would count each batch twice. Leave it out of what shard_blocks() of the '
+                'model returns, or leave the option out'
+            )
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def refuse_with_fsdp(settings: SimpleNamespace) -> None:
+    for key, is_asked in (
+        ('precision', settings.precision == 'fp16'),
+        ('unfreeze_at', settings.unfreeze_at),
+    ):
+        if is_asked:
+            raise ConfigError(
+                f'trainer.{key} is {getattr(settings, key)!r}, which distributed.strategy "fsdp" cannot do '
+                'yet: say "ddp", or leave it out'
+            )

@@ -1,8 +1,10 @@
 """What is taken over from another model, and which part of the model stays as it is: init_from, freeze, unfreeze_at."""
 
+import functools
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 from torch import nn
 
@@ -89,10 +91,23 @@ class Frozen:
             and any(f'{name}.{own}' in names for own, _ in module.named_parameters(recurse=False))
         ]
 
+    @classmethod
+    def from_settings(cls, model: nn.Module, settings: SimpleNamespace) -> 'Frozen':
+        """What the trainer section freezes: trainer.freeze, until trainer.unfreeze_at."""
+        return cls(model, settings.freeze, (settings.unfreeze_at or {}).get('epoch'))
+
     def apply(self, epoch: int) -> None:
-        """Freeze or release what the epoch says; to be called after each `model.train()`."""
+        """Freeze or release what the epoch says; to be called before it begins."""
         is_frozen = epoch < self.until
         for parameter in self.parameters:
             parameter.requires_grad_(not is_frozen)
         for module in self._norms:
-            module.train(not is_frozen)
+            vars(module).pop('train', None)
+            if is_frozen:
+                module.eval()
+                # model.train() in a loop reaches each module by its train(): these stay as they are.
+                module.train = functools.partial(_stay, module)
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
