@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from armature.batch import length, to_device
 from armature.checkpoint import files as checkpoint
-from armature.checkpoint.files import BEST, LAST
-from armature.checkpoint.saver import Saver
+from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare, load_weights
 from armature.config.keys import settings_of
 from armature.data.position import batches_from, samples_of
@@ -107,7 +106,6 @@ class BaseTrainer(ABC):
         self._of_epoch = None  # the bar and the steppers of the epoch in progress
         self._step_is_open = False  # a batch was given out, and end_step not called since
         self._feed = Feed(self.logger)
-        self._asked_about = 0  # the sharded checkpoint that the last wishes were about
         self._saved_at = None  # the moment that checkpoint-last.pth holds
         self._max_steps = settings.max_steps or math.inf
         self._save_every_steps = settings.save_every_steps or math.inf
@@ -121,8 +119,6 @@ class BaseTrainer(ABC):
             self.checkpoint_dir,
             self.logger,
             is_sharded=sharing.get('checkpoint') == 'sharded',
-            in_background=sharing.get('write_in_background', False)
-            and type(self).train is BaseTrainer.train,
             stops=settings.on_save_error == 'stop',
         )
         if config.resume is not None:
@@ -143,6 +139,7 @@ class BaseTrainer(ABC):
         """Run the epochs that are left. A stop on request saves and leaves with the signal's exit code."""
         try:
             with RunLock(self.checkpoint_dir), self._stop.listening():
+                dist.on_main(self._saver.set_aside)
                 self._restore_parts()
                 if self._finished:
                     self.logger.info(f'This run is finished: {self._finished}')
@@ -178,13 +175,11 @@ class BaseTrainer(ABC):
                     self.data_loader.seek(epoch - 1)
                 self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
                 if self._finished:
-                    self._saver.finish()
                     self.logger.info(f'Training ends: {self._finished}')
                     break
                 self._obey(max(dist.gather(self._stop.wish)))
         except Stopped:  # here and not where it is raised: what has lent the model its weights meanwhile has given them back
             self._save_last()
-            self._saver.finish()
             raise
 
     @property
@@ -283,14 +278,11 @@ class BaseTrainer(ABC):
             return None
         return lambda batch: count_in(batch, self._count)
 
-    def _wishes(self) -> tuple[int, bool, bool]:
-        self._asked_about = self._saver.n_begun
-        return self._stop.wish, time.monotonic() >= self._save_due, self._saver.is_under_way
+    def _wishes(self) -> tuple[int, bool]:
+        return self._stop.wish, time.monotonic() >= self._save_due
 
-    def _obey(self, stop: int, save: bool = False, is_writing: bool = True) -> None:
+    def _obey(self, stop: int, save: bool = False) -> None:
         """What any of the processes has wished for is done in all of them."""
-        if not is_writing and self._asked_about == self._saver.n_begun:
-            self._saver.finish()
         if save:
             self._save_last()
         self._stop.grant(stop)
@@ -459,6 +451,7 @@ class BaseTrainer(ABC):
         if self.mnt_mode != 'off':
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state
+        self._saver.go_on_from(state, Path(resume_path))
         dist.refuse_differences(
             {'epoch': self.epochs_done, 'step': self.step, 'samples': state.get('samples', 0)},
             str(resume_path),

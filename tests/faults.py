@@ -32,7 +32,6 @@ from typing import NamedTuple
 import torch
 
 from armature.checkpoint import files as checkpoint
-from armature.checkpoint import old as old_checkpoint
 from armature.errors import CheckpointError
 
 TRIAL_S = 60
@@ -163,20 +162,20 @@ def small_state(epoch: int = 1) -> dict:
 
 
 def flips(n: int, folder: Path) -> Result:
-    """One flipped bit in a file with its sha256 beside it is noticed."""
-    return _flips(n, folder, sidecar=True, good={'refused'})
-
-
-def copied_flips(n: int, folder: Path) -> Result:
-    """One flipped bit in a file that was copied without its sha256 is noticed, unless the content is the same all the same."""
-    return _flips(n, folder, sidecar=False, good={'refused', 'equal'})
-
-
-def _flips(n: int, folder: Path, sidecar: bool, good: set[str]) -> Result:
+    """One flipped bit in a file of ours is noticed."""
     state, path = small_state(), folder / 'checkpoint-last.pth'
     checkpoint.save(state, path)
-    if not sidecar:
-        path.with_name(f'{path.name}.sha256').unlink()
+    return _flips(n, path, state, good={'refused'})
+
+
+def foreign_flips(n: int, folder: Path) -> Result:
+    """One flipped bit in a file that torch.save wrote without us is noticed, or harmless."""
+    state, path = small_state(), folder / 'foreign.pth'
+    torch.save(state, path)
+    return _flips(n, path, state, good={'refused', 'equal'})
+
+
+def _flips(n: int, path: Path, state: dict, good: set[str]) -> Result:
     whole, rng = path.read_bytes(), random.Random(0)
 
     def trial(bit: int) -> str:
@@ -197,13 +196,13 @@ def _flips(n: int, folder: Path, sidecar: bool, good: set[str]) -> Result:
 
 
 def truncations(n: int, folder: Path) -> Result:
-    """A file cut off anywhere is noticed: ours with and without sha256, and the old formats."""
+    """A file cut off anywhere is noticed: ours, one of torch.save without us, the old formats."""
     rng, state, path = random.Random(1), small_state(), folder / 'checkpoint-last.pth'
     checkpoint.save(state, path)
-    kinds = {'with sha256': path.read_bytes(), **sample_files(state)}
+    kinds = {'ours': path.read_bytes(), **sample_files(state)}
 
     def trial(kind: str, length: int) -> str:
-        cut = path if kind == 'with sha256' else folder / 'alone.pth'
+        cut = folder / 'cut.pth'
         cut.write_bytes(kinds[kind][:length])
         return loading(cut)
 
@@ -220,10 +219,10 @@ def truncations(n: int, folder: Path) -> Result:
 
 
 def sample_files(state: dict) -> dict[str, bytes]:
-    """Good files of every form, without a sha256."""
+    """Good files of every form that torch.save has written."""
     old = {key: state[key] for key in ('arch', 'epoch', 'state_dict', 'optimizer')}
     old |= {'monitor_best': Number(), 'config': Config()}
-    return {'ours': in_zip(state), 'old zip': in_zip(old), 'old legacy': in_legacy(old)}
+    return {'zip': in_zip(state), 'old zip': in_zip(old), 'old legacy': in_legacy(old)}
 
 
 class Config:
@@ -392,8 +391,8 @@ def hostile_files(marker: str) -> dict[str, bytes]:
 LEGACY_HEAD = b''.join(
     pickle.dumps(each, 2)
     for each in (
-        old_checkpoint.LEGACY_MAGIC,
-        old_checkpoint.LEGACY_VERSION,
+        0x1950A86A20F9469CFC6C,  # torch's magic number and version
+        1001,
         {'protocol_version': 1001, 'little_endian': True},
     )
 )
@@ -611,7 +610,7 @@ def save_crashes(n: int, folder: Path) -> Result:
         ]
         newest = checkpoint.newest_valid(run)
         checkpoint.save(after, *(run / name for name in names))
-        left = [path.name for path in run.iterdir() if path.suffix not in ('.pth', '.sha256')]
+        left = [path.name for path in run.iterdir() if path.suffix != '.pth']
         damaged = [
             path.name
             for path in run.glob('*.pth')
@@ -649,7 +648,7 @@ def prune_crashes(n: int, folder: Path) -> Result:
         kept = {'model_best.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'}
         checkpoint.prune(run, keep=2)
         left = {path.name for path in run.iterdir()}
-        if not kept <= found.keys() or left != kept | {f'{name}.sha256' for name in kept}:
+        if not kept <= found.keys() or left != kept:
             return f'broken: {sorted(found)} {sorted(left)}'
         return f'{len(found)} files'
 
@@ -726,7 +725,7 @@ CAMPAIGNS = {
     'every-step': (every_step, 48),
     'mutations': (mutations, 0),
     'flips': (flips, 2000),
-    'copied-flips': (copied_flips, 2000),
+    'foreign-flips': (foreign_flips, 2000),
     'truncations': (truncations, 500),
     'hostile': (hostile, 0),
     'fuzz': (fuzz, 2000),

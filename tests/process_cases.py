@@ -266,7 +266,7 @@ def train_stream_of_whole_batches(folder):
 
 
 def train_in_shards(folder):
-    """Stopped inside the second epoch, saved in parts, gone on from them, now written in the background."""
+    """Stopped inside the second epoch, saved in parts, gone on from them."""
     options = {
         'loader': loader_of(batch_size=11),
         'microbatch_size': 4,
@@ -280,7 +280,7 @@ def train_in_shards(folder):
     return trained(
         folder,
         resume=first.checkpoint_dir / 'checkpoint-last.pth',
-        distributed={**sharing, 'write_in_background': True},
+        distributed=sharing,
         **options,
     )
 

@@ -157,7 +157,7 @@ def test_what_is_not_plain_is_named_with_its_place(value, tmp_path):
         ({'epoch': True}, "'epoch' is a bool"),
         ({'optimizer': [1]}, "'optimizer' is a list"),
         ({'config': 'x'}, "'config'"),
-        ({'format': 2}, 'format 2'),
+        ({'format': 3}, 'format 3'),
         ({'history': {}}, "'history'"),
         ({'epoch': -1}, "'epoch'"),
         ({'history': [1]}, "'history'"),
@@ -186,8 +186,8 @@ def test_flipped_bits_are_noticed(tmp_path):
     assert_held(faults.flips(150, tmp_path))
 
 
-def test_flipped_bits_in_a_copy_without_its_sha256_are_noticed_or_harmless(tmp_path):
-    assert_held(faults.copied_flips(150, tmp_path))
+def test_flipped_bits_in_a_file_of_somebody_else_are_noticed_or_harmless(tmp_path):
+    assert_held(faults.foreign_flips(150, tmp_path))
 
 
 def test_truncations_are_noticed(tmp_path):
@@ -210,12 +210,34 @@ def assert_held(result):
     assert result.held == result.tried > 0, result.failures[:3]
 
 
-def test_the_sha256_beside_a_file_is_what_the_usual_tool_reads(tmp_path):
+def test_the_digest_is_in_the_file_and_torch_reads_it_also_with_mmap(tmp_path):
     path = tmp_path / 'a.pth'
     checkpoint.save(small_state(), path)
-    assert (
-        tmp_path / 'a.pth.sha256'
-    ).read_text() == f'{hashlib.sha256(path.read_bytes()).hexdigest()}  a.pth\n'
+    content = path.read_bytes()
+    assert content[-71:] == b'sha256:' + hashlib.sha256(content[:-71]).hexdigest().encode()
+    assert list(tmp_path.iterdir()) == [path]
+    for mmap in (False, True):
+        assert same(torch.load(path, weights_only=True, mmap=mmap), small_state())
+
+
+def test_a_file_whose_digest_was_cut_off_is_damaged(tmp_path):
+    checkpoint.save(small_state(), tmp_path / 'a.pth')
+    content = (tmp_path / 'a.pth').read_bytes()
+    (tmp_path / 'a.pth').write_bytes(content[:-71])
+    with pytest.raises(CheckpointError, match='damaged'):
+        checkpoint.load(tmp_path / 'a.pth')
+
+
+def test_a_sha256_of_the_first_version_beside_a_file_is_honoured_and_goes_with_it(tmp_path):
+    path, sidecar = tmp_path / 'a.pth', tmp_path / 'a.pth.sha256'
+    torch.save(small_state(), path)
+    sidecar.write_text(f'{hashlib.sha256(path.read_bytes()).hexdigest()}  a.pth\n')
+    assert same(checkpoint.load(path), small_state())
+    torch.save(small_state(2), path)  # whole, and another than was written
+    with pytest.raises(CheckpointError, match='damaged'):
+        checkpoint.load(path)
+    checkpoint.save(small_state(3), path)
+    assert not sidecar.exists() and checkpoint.load(path)['epoch'] == 3
 
 
 def test_a_file_for_which_torch_would_return_uninitialized_memory_is_refused(tmp_path):
@@ -429,9 +451,6 @@ def test_prune_keeps_the_newest_and_the_best(run):
         'checkpoint-epoch3.pth',
         'model_best.pth',
     }
-    assert {path.name.removesuffix('.sha256') for path in run.glob('*.sha256')} == {
-        path.name for path in run.glob('*.pth')
-    }
 
 
 def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
@@ -441,6 +460,91 @@ def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
     assert files(run) == before
     checkpoint.prune(run, keep=2)
     assert not (run / 'checkpoint-epoch1.pth').exists() and (run / 'checkpoint-epoch2.pth').exists()
+
+
+# Going back
+
+
+@pytest.fixture
+def line(tmp_path):
+    """Five epochs, numbered by their Saver; the first and the fourth were the best so far."""
+    saver = checkpoint.Saver(tmp_path, logging.getLogger())
+    for epoch in range(1, 6):
+        best = [checkpoint.BEST] * (epoch in (1, 4))
+        names = [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth', *best]
+        assert saver.write(small_state(epoch), names)
+    return tmp_path
+
+
+def go_back_to(path):
+    saver = checkpoint.Saver(path.parent, logging.getLogger('tests'))
+    saver.go_on_from(checkpoint.load(path), path)
+    saver.set_aside()
+    return saver
+
+
+def names_in(folder):
+    return {path.name for path in folder.glob('*.pth')}
+
+
+def test_going_back_leaves_one_line_of_files_and_loses_none(line, caplog):
+    caplog.set_level(logging.INFO)
+    saver = go_back_to(line / 'checkpoint-epoch2.pth')
+    assert names_in(line) == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth', 'model_best.pth'}
+    assert checkpoint.load(line / 'model_best.pth')['epoch'] == 1  # the best of this line
+    aside = line / 'set-aside-1'
+    assert names_in(aside) == {
+        *(f'checkpoint-epoch{epoch}.pth' for epoch in (3, 4, 5)),
+        'checkpoint-last.pth',
+        'model_best.pth',
+    }
+    assert checkpoint.load(checkpoint.find(str(aside)))['epoch'] == 5
+    assert len(caplog.records) == 1 and 'set-aside-1' in caplog.text
+    saver.write(small_state(3), [checkpoint.LAST, 'checkpoint-epoch3.pth'])
+    checkpoint.prune(line, keep=2)
+    assert names_in(line) >= {'checkpoint-epoch2.pth', 'checkpoint-epoch3.pth'}
+    flip(line / 'checkpoint-last.pth')
+    flip(line / 'checkpoint-epoch3.pth')
+    assert checkpoint.find(str(line)).name == 'checkpoint-epoch2.pth'
+
+
+def test_going_on_from_the_newest_moves_nothing(line):
+    before = files(line)
+    saver = go_back_to(line / 'checkpoint-last.pth')
+    assert files(line) == before and saver.line['n_saves'] == 5
+
+
+def test_going_back_to_the_best_sets_aside_what_came_after_it(line):
+    go_back_to(line / 'model_best.pth')
+    assert names_in(line) == {
+        *(f'checkpoint-epoch{epoch}.pth' for epoch in (1, 2, 3, 4)),
+        'model_best.pth',
+    }
+
+
+def test_going_back_twice_keeps_both_lines(line):
+    go_back_to(line / 'checkpoint-epoch4.pth').write(small_state(5), [checkpoint.LAST])
+    go_back_to(line / 'checkpoint-epoch1.pth')
+    assert names_in(line) == {'checkpoint-epoch1.pth', 'model_best.pth'}
+    assert names_in(line / 'set-aside-1') >= {'checkpoint-epoch5.pth'}
+    assert names_in(line / 'set-aside-2') >= {'checkpoint-epoch3.pth', 'checkpoint-last.pth'}
+
+
+def test_files_of_the_first_version_are_set_aside_by_their_epoch(run):
+    go_back_to(run / 'checkpoint-epoch1.pth')
+    assert names_in(run) == {'checkpoint-epoch1.pth'}
+
+
+def test_a_run_that_goes_on_elsewhere_names_its_parent(line, tmp_path):
+    (tmp_path / 'other').mkdir()
+    saver = checkpoint.Saver(tmp_path / 'other', logging.getLogger())
+    before = checkpoint.load(line / 'checkpoint-epoch3.pth')
+    saver.go_on_from(before, line / 'checkpoint-epoch3.pth')
+    saver.set_aside()
+    saver.write(small_state(4), [checkpoint.LAST])
+    run = checkpoint.load(tmp_path / 'other' / checkpoint.LAST)['run']
+    assert run['id'] != before['run']['id'] and run['parent']['n_saves'] == 3
+    assert run['parent']['id'] == before['run']['id'] and len(names_in(line)) == 7
 
 
 # Converting
@@ -459,7 +563,7 @@ def test_convert_checkpoint_writes_todays_format_and_overwrites_nothing(tmp_path
     assert done.returncode == 0, done.stderr
     new = checkpoint.load(tmp_path / 'new.pth')
     assert (
-        new['format'] == 1
+        new['format'] == checkpoint.FORMAT
         and new['config'] == {'name': 'old'}
         and same(new['state_dict'], small_state()['state_dict'])
     )

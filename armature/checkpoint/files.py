@@ -1,36 +1,47 @@
-"""Checkpoint files: the only `torch.save` and `torch.load`. A file is written whole or not at all, and verified before use.
+"""Checkpoint files: the only `torch.save` and `torch.load`. Written whole or not at all, verified
+before use.
 
-Beside NAME.pth stands NAME.pth.sha256 (as `sha256sum -c` reads it). Saving removes it, replaces the file, then writes the new
-one: whenever that stops, what is there fits together. A file without one, say after a copy, is checked by its own checksums.
+A file's digest is inside it, as the comment of the zip archive that torch writes: it cannot be
+lost in a copy. The first version kept it beside it, in NAME.pth.sha256, which is still honoured.
 """
 
 import glob
 import hashlib
 import io
+import json
 import logging
 import os
+import pickle
 import re
+import secrets
 import shutil
+import struct
+import time
 import warnings
+import zipfile
 from collections import Counter
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from armature.checkpoint import old as old_checkpoint
+from armature.checkpoint import old
 from armature.errors import CheckpointError
+from armature.processes import dist
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
+RECORD = 'run.json'  # beside them; armature/run/folder.py writes it
 CONTENT = {
     'format': int,
     'arch': str,
     'epoch': int,
     'state_dict': dict,
+    'tested': dict,
     'optimizer': dict,
     'monitor_best': (int, float),
     'config': dict,
@@ -38,6 +49,8 @@ CONTENT = {
     'samples': int,
     'seed': int,
     'parts': dict,
+    'as_built': dict,
+    'data': dict,
     'history': list,
     'rng': dict,
     'rng_of_others': list,
@@ -50,6 +63,13 @@ NUMPY_DTYPES = [
     np.dtype(code)
     for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')
 ]
+DIGEST_PREFIX = b'sha256:'
+DIGEST_BYTES = len(DIGEST_PREFIX) + 64  # the comment at the end of every file that we write
+END_RECORD = b'PK\x05\x06'  # begins a zip archive's last record
+END_RECORD_BYTES = 22  # its size without a comment
+FOLDER = 0x10  # the attribute of a record that is a folder under DOS
+MAX_PICKLE_BYTES = 32 * 2**20  # an empty list is one byte in a pickle and a hundred in memory
+REPLACE_S = 1.0  # how long a file may be open elsewhere before replacing it counts as failed
 logger = logging.getLogger(__name__)
 
 
@@ -57,82 +77,66 @@ logger = logging.getLogger(__name__)
 
 
 def save(state: dict, path: Path, *also: Path) -> None:
-    """Write `state` (brought to plain data here) to `path`, and under the names `also` in the same folder, for one price.
+    """Write `state` (brought to plain data here) to `path`, and under the names `also` beside it.
 
     The names share one file where the file system can: replace a checkpoint, do not write into it.
-    Raises CheckpointError when it cannot be written; what was there before is then still there, and nothing else.
+    Raises CheckpointError when it cannot be written; what was there before is then still there,
+    and nothing else.
     """
+    # Serialise to memory first: a full disk is then an honest OSError while we write bytes. Inside
+    # torch.save it would be a confusing complaint about positions in an archive.
     state, buffer = {'format': FORMAT, **to_plain(state)}, io.BytesIO()
     torch.save(state, buffer)
-    try:  # what load() would not take is not written in the first place
-        old_checkpoint.check_extent(state, {})
-        if not old_checkpoint.Archive(buffer).is_plain():
-            raise ValueError('it is no plain data')
+    try:
+        _pickle_in(buffer)  # what load() would not take is not written in the first place
     except ValueError as error:
         raise CheckpointError(f'the state cannot be saved: {error}') from error
-    content = buffer.getbuffer()
-    digest = hashlib.sha256(content).hexdigest()
+    add_digest(buffer)
     paths = [Path(each) for each in (path, *also)]
     try:
-        _write_all(paths, content, digest)
+        with buffer.getbuffer() as content:
+            _write_all(paths, content)
     except OSError as error:
         raise CheckpointError(
-            f'{path} could not be written: {error.strerror or error}. It needs {len(content):,} bytes; '
-            f'{_free_bytes(paths[0].parent)} are free. The files that are there are whole.'
+            f'{path} could not be written: {error.strerror or error}. It needs '
+            f'{buffer.tell():,} bytes; {free_bytes(paths[0].parent)} are free. The files that are '
+            'there are whole.'
         ) from error
 
 
-def save_head(head: dict, *paths: Path) -> None:
-    """`save` the head of a sharded checkpoint whose parts are there, and remove the parts that no head names any more."""
-    save(head, *paths)
-    _remove_unused_parts(paths[0].parent)
+def add_digest(buffer: io.BytesIO) -> None:
+    """Make the sha256 of all other bytes the comment of the zip archive that torch.save wrote.
+
+    torch.load reads such a file like any other, also with mmap.
+    """
+    buffer.seek(-END_RECORD_BYTES, io.SEEK_END)
+    assert buffer.read(4) == END_RECORD, 'torch.save writes no comment'
+    buffer.seek(-2, io.SEEK_END)
+    buffer.write(struct.pack('<H', DIGEST_BYTES))  # the length of the comment
+    with buffer.getbuffer() as body:
+        digest = hashlib.sha256(body).hexdigest()
+    buffer.write(DIGEST_PREFIX + digest.encode())
 
 
-def _remove_unused_parts(run: Path) -> None:
-    try:
-        ours = [path for path in (run / LAST, run / BEST, *_numbered(run)) if path.is_file()]
-        used = {(load_head(path).get('shards') or {}).get('folder') for path in ours}
-    except CheckpointError:
-        return  # what a damaged one needs, nobody can tell
-    for folder in run.glob('shards-*'):
-        if folder.name not in used:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
+def _write_all(paths: list[Path], content: memoryview) -> None:
     """Everything that takes space goes into temporary files first; then names are exchanged."""
-    folder, temporaries = paths[0].parent, []
-
-    def temporary(path: Path) -> Path:
-        for left_over in path.parent.glob(
-            f'.{glob.escape(path.name)}.*.tmp'
-        ):  # of a process that was killed
-            left_over.unlink(missing_ok=True)
-        temporaries.append(path.with_name(f'.{path.name}.{os.getpid()}.tmp'))
-        return temporaries[-1]
-
+    # Names that nobody reads until the bytes are safe, in the same folder because a rename is
+    # atomic only within one file system.
+    unfinished = [path.with_name(f'.{path.name}.{os.getpid()}.tmp') for path in paths]
     try:
-        files = [temporary(path) for path in paths]
-        _write(files[0], content)
-        for each in files[1:]:
-            try:
-                os.link(files[0], each)
-            except OSError:  # no hard links here
-                _write(each, content)
-        sidecars = [temporary(_sidecar(path)) for path in paths]
-        for each, path in zip(sidecars, paths):
-            _write(each, f'{digest}  {path.name}\n'.encode())
-        for path in paths:
+        for path in paths:  # what a process that was killed has left
+            for left_over in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):
+                left_over.unlink(missing_ok=True)
+        _write(unfinished[0], content)
+        for each in unfinished[1:]:
+            _second_name(unfinished[0], each)
+        for each, path in zip(unfinished, paths):
+            replace(each, path)  # readers see the old file or the new one, never half of one
+        sync_folder(paths[0].parent)  # the renames themselves survive a power cut
+        for path in paths:  # the first version's, of the file that was there before
             _sidecar(path).unlink(missing_ok=True)
-        sync_folder(folder)
-        for each, path in zip(files, paths):
-            os.replace(each, path)
-        sync_folder(folder)
-        for each, path in zip(sidecars, paths):
-            os.replace(each, _sidecar(path))
-        sync_folder(folder)
     finally:
-        for each in temporaries:
+        for each in unfinished:
             try:
                 each.unlink(missing_ok=True)
             except OSError:  # the folder is gone or became read-only: the first error says so
@@ -140,17 +144,35 @@ def _write_all(paths: list[Path], content: memoryview, digest: str) -> None:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    with path.open(
-        'xb'
-    ) as file:  # never into a file that is there: it may be a second name of a good one
+    # Never into a file that is there: it may be a second name of a good one.
+    with path.open('xb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
+def _second_name(path: Path, name: Path) -> None:
+    try:
+        os.link(path, name)
+    except OSError:  # no hard links here
+        _write(name, path.read_bytes())
+
+
+def replace(source: Path, target: Path) -> None:
+    """os.replace, which Windows refuses while somebody reads `target`: tried for a second."""
+    give_up = time.monotonic() + REPLACE_S
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+
+
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name == 'nt':  # has no such thing
+    """Bring the names in a folder to the disk. Windows has no such call and needs none."""
+    if os.name == 'nt':
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -159,7 +181,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _free_bytes(folder: Path) -> str:
+def free_bytes(folder: Path) -> str:
     try:
         return f'{shutil.disk_usage(folder).free:,}'
     except OSError:
@@ -171,15 +193,16 @@ def _sidecar(path: Path) -> Path:
 
 
 def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
-    """A copy of `value` in tensors, dicts, lists, tuples, sets, strings and numbers; CheckpointError names what is none of these.
+    """A copy of `value` in tensors, dicts, lists, tuples, sets, strings and numbers.
 
-    numpy's numbers and arrays become numbers and tensors, a Path a string, an OrderedDict a dict, and an object with a dict
-    `config` (ConfigParser) that dict. A tensor that shows a part of a bigger one leaves the rest behind.
+    numpy's numbers and arrays become numbers and tensors, a Path a string, an OrderedDict a dict,
+    and an object with a dict `config` (ConfigParser) that dict. A tensor that shows a part of a
+    bigger one leaves the rest behind. A CheckpointError names what is none of these.
     """
     kind = type(value)
     if kind in LEAVES:
         return value
-    if depth > old_checkpoint.MAX_DEPTH:
+    if depth > old.MAX_DEPTH:
         raise CheckpointError(
             f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself'
         )
@@ -187,13 +210,13 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
     def inner(each: Any, name: Any) -> Any:
         return to_plain(each, f'{where}.{name}'.lstrip('.'), depth + 1)
 
-    if kind in (torch.Tensor, torch.nn.Parameter) and value.layout in (
-        torch.strided,
-        torch.sparse_coo,
-    ):
+    if kind in (torch.Tensor, torch.nn.Parameter):
         value = value.detach()
-        is_part = value.layout == torch.strided and value.nbytes < value.untyped_storage().nbytes()
-        return value.clone() if is_part else value
+        if value.layout == torch.sparse_coo:
+            return value
+        if value.layout == torch.strided:
+            is_whole = value.nbytes == value.untyped_storage().nbytes()
+            return value if is_whole else value.clone()
     if kind is torch.Size:
         return value
     if isinstance(value, dict):
@@ -221,13 +244,13 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
 def load(
     path: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
 ) -> dict:
-    """The checkpoint in `path`, verified, on the CPU; one of the old template is read without running any code it holds.
+    """The checkpoint in `path`, verified, on the CPU; no code that it holds is run.
 
-    model, optimizer: what a sharded checkpoint is read for, in all processes together. Raises CheckpointError, whatever is wrong
-    with the file.
+    model, optimizer: what a sharded checkpoint is read for, in all processes together. Raises
+    CheckpointError, whatever is wrong with the file.
     """
 
-    def complete(head):
+    def complete(head: dict) -> dict:
         if not head.get('shards'):
             return head
         from armature.checkpoint import sharded  # torch's own part takes a while to import
@@ -238,79 +261,121 @@ def load(
 
 
 def load_head(path: Path) -> dict:
-    """As `load`, of a sharded checkpoint without its parts: everything but the tensors of model and optimizer."""
+    """As `load`, of a sharded checkpoint everything but the tensors of model and optimizer."""
     return _load(Path(path), lambda head: head)
 
 
 def _load(path: Path, complete: Callable[[dict], dict]) -> dict:
-    for _ in range(
-        3
-    ):  # a training that writes this very file meanwhile may exchange it between our looks at it
-        try:
-            with path.open('rb') as file:
-                verified = _matches_sidecar(file, path)
-                if verified is False and not _is_still(file, path):
-                    continue
-                if verified is False:
-                    raise ValueError(
-                        f'it has changed since {_sidecar(path).name} was written (remove that if it was you)'
-                    )
-                return complete(_checked(_read(file, verified)))
-        except OSError as error:
-            raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
-        except Exception as error:  # malformed files raise nearly everything
-            known = type(error) in (ValueError, CheckpointError)
-            reason = (
-                str(error)
-                if known
-                else f'its content is malformed ({type(error).__name__}: {error})'
-            )
-            raise CheckpointError(
-                f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
-                'Take another one; -r RUN_FOLDER takes the newest good one of a run.'
-            ) from error
-    raise CheckpointError(
-        f'{path} keeps changing while it is read; try again when its training has ended'
-    )
-
-
-def _matches_sidecar(file: Any, path: Path) -> bool | None:
-    """Whether the bytes are those that were written; None when nothing beside the file tells."""
     try:
-        digest = _sidecar(path).read_bytes()[:64].decode('ascii', 'replace')
-    except FileNotFoundError:
-        return None
-    return hashlib.file_digest(file, 'sha256').hexdigest() == digest
+        with path.open('rb') as file:
+            verified = is_whole(file, path)
+            if verified is False:
+                raise ValueError('it is damaged: its content is not what was written')
+            return complete(_checked(_read(file, verified)))
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
+    except Exception as error:  # malformed files raise nearly everything
+        if type(error) in (ValueError, CheckpointError):
+            reason = str(error)
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = 'it holds more than plain data and tensors; nothing in it was run'
+        else:
+            reason = f'its content is malformed ({type(error).__name__}: {error})'
+        raise CheckpointError(
+            f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
+            'Take another one; -r RUN_FOLDER takes the newest good one of a run.'
+        ) from error
 
 
-def _is_still(file: Any, path: Path) -> bool:
-    return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+def is_whole(file: BinaryIO, path: Path) -> bool | None:
+    """Whether the bytes are those that were written; None when nothing in or beside it tells.
 
-
-def _read(file: Any, verified: bool | None) -> Any:
-    if not old_checkpoint.is_zip(file):
-        return old_checkpoint.read(file)
-    archive = old_checkpoint.Archive(file)
-    if not verified:
-        broken = archive.zip.testzip()
-        if broken:
-            raise ValueError(f'its record {broken} is damaged')
-    if not archive.is_plain():
-        return old_checkpoint.read(file)
+    A zip archive without our comment counts as somebody else's only when it ends exactly as such
+    an archive ends: else cutting off our comment would hide any other damage.
+    """
+    n_bytes = file.seek(0, io.SEEK_END)
+    file.seek(max(0, n_bytes - DIGEST_BYTES))
+    end = file.read()
     file.seek(0)
-    with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
-        warnings.filterwarnings(
-            'ignore', 'Validating sparse tensor invariants'
-        )  # as if checking were a fault
-        return old_checkpoint.as_checkpoint(torch.load(file, map_location='cpu', weights_only=True))
+    if end.startswith(DIGEST_PREFIX):
+        digest, n_left = hashlib.sha256(), n_bytes - DIGEST_BYTES
+        while chunk := file.read(min(n_left, 2**20)):
+            digest.update(chunk)
+            n_left -= len(chunk)
+        return end[len(DIGEST_PREFIX) :] == digest.hexdigest().encode()
+    if _sidecar(path).is_file():
+        digest = _sidecar(path).read_bytes()[:64].decode('ascii', 'replace')
+        return hashlib.file_digest(file, 'sha256').hexdigest() == digest
+    ends_plainly = end[-END_RECORD_BYTES:].startswith(END_RECORD) and end[-2:] == b'\0\0'
+    return None if ends_plainly or not _is_zip(file) else False
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    file.seek(0)
+    return file.read(4) == b'PK\3\4'
+
+
+def _read(file: BinaryIO, verified: bool | None) -> dict:
+    if _is_zip(file):
+        names = old.names_in(_pickle_in(file, check_sums=not verified))
+    else:  # torch's format until 1.5: five pickles, then the tensors
+        file.seek(0)
+        stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        names = set().union(*(old.names_in(stream) for _ in range(5)))
+    n_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    with (
+        warnings.catch_warnings(),
+        torch.sparse.check_sparse_tensor_invariants(),
+        torch.serialization.safe_globals(old.stand_ins(names)),
+    ):
+        warnings.filterwarnings('ignore')  # about torch's own ways of reading
+        content = torch.load(file, map_location='cpu', weights_only=True)
+    return old.as_checkpoint(content, n_bytes)
+
+
+def _pickle_in(file: BinaryIO, check_sums: bool = False) -> BinaryIO:
+    """The structure of a file of torch: its records are stored as they are, side by side, each
+    name once, so that none takes more memory than the file has bytes.
+
+    zipfile and torch read a sound directory alike; in a crafted one they could see two files.
+    """
+    archive = zipfile.ZipFile(file)
+    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    names = [info.filename for info in infos]
+    roots = {name.partition('/')[0] for name in names}
+    ends = [info.header_offset + 30 + len(info.filename) + info.compress_size for info in infos]
+    starts = [info.header_offset for info in infos[1:]] + [archive.start_dir]
+    if (
+        infos[0].header_offset
+        or len(roots) != 1
+        or len({name.lower() for name in names}) < len(names)
+        or any(not info.filename.isascii() for info in infos)
+        or any(info.filename != info.orig_filename for info in infos)
+        or any(end > start for end, start in zip(ends, starts))
+    ):
+        raise ValueError('its directory of records is wrong')
+    if any(info.compress_type or info.compress_size != info.file_size for info in infos):
+        raise ValueError('it holds compressed records, which torch never writes')
+    if any(info.external_attr & FOLDER for info in infos):
+        raise ValueError(
+            'a record of it is marked as a folder, for which torch would read whatever was in '
+            'memory'
+        )
+    structure = archive.getinfo(f'{roots.pop()}/data.pkl')
+    if structure.file_size > MAX_PICKLE_BYTES:
+        raise ValueError(f'it holds more than {MAX_PICKLE_BYTES >> 20} MiB beside its tensors')
+    if check_sums and (broken := archive.testzip()):
+        raise ValueError(f'its record {broken} is damaged')
+    return io.BytesIO(archive.read(structure))
 
 
 def _checked(state: dict) -> dict:
     """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
     if not isinstance(state.get('state_dict'), dict):
         raise ValueError("it has no 'state_dict'")
-    if state.get('format', FORMAT) != FORMAT:
-        raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMAT}')
+    if state.get('format', FORMAT) not in FORMATS:
+        raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMATS}')
     for key, kind in CONTENT.items():
         value = state.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
@@ -336,14 +401,141 @@ def non_finite(tensors: dict[str, Any]) -> list[str]:
     ]
 
 
+# A run's line of checkpoints
+
+
+class Saver:
+    """Brings the state of a run to the disk; to be called in all processes together.
+
+    It numbers the saves of a run: which of two checkpoints is ahead of the other says that number,
+    not a name or a time. is_sharded: each process writes its part. stops: whether a checkpoint
+    that cannot be written is an error, or only a warning.
+    """
+
+    def __init__(
+        self, folder: Path, logger: logging.Logger, *, is_sharded: bool = False, stops: bool = True
+    ):
+        self.folder, self.logger = folder, logger
+        self.is_sharded, self.stops = is_sharded, stops
+        self.line = {'id': secrets.token_hex(8), 'parent': None, 'n_saves': 0, 'best': None}
+        self._gone_on_from = None
+
+    def go_on_from(self, state: dict, path: Path) -> None:
+        """The run goes on from `state`, which was read from `path`: in its line, when that is in
+        this folder, else in a new one that names its parent."""
+        before = state.get('run') or {}
+        if path.resolve().parent == self.folder.resolve():
+            self.line |= before
+            self._gone_on_from = path, {key: state.get(key, 0) for key in ('epoch', 'step')}
+        else:
+            n_saves = before.get('n_saves')
+            self.line['parent'] = {'id': before.get('id'), 'n_saves': n_saves, 'file': str(path)}
+
+    def set_aside(self) -> None:
+        """After going back, move the checkpoints ahead into a folder of their own, in one process.
+
+        One line of files is left: the best, the last and those that `keep_last` counts are of it.
+        """
+        if self._gone_on_from is None:
+            return
+        path, place = self._gone_on_from
+        ahead = [each for each in numbered(self.folder) if epoch_in(each) > place['epoch']]
+        if path.name != LAST:  # behind which everything is
+            others = [self.folder / name for name in (LAST, BEST) if name != path.name]
+            ahead += [each for each in others if each.is_file() and self._is_ahead(each, place)]
+        if not ahead:
+            return
+        try:
+            aside = self._moved(ahead, path)
+        except OSError as error:
+            raise CheckpointError(
+                f'{self.folder}: {", ".join(each.name for each in ahead)} are ahead of {path.name} '
+                f'and cannot be set aside: {error.strerror or error}'
+            ) from error
+        names = ', '.join(each.name for each in ahead)
+        self.logger.info(f'Going back to {path.name}: {names} were ahead of it, now in {aside}')
+
+    def _is_ahead(self, path: Path, place: dict) -> bool:
+        try:
+            head = load_head(path)
+        except CheckpointError:
+            return False  # damaged: the next save replaces it
+        run = head.get('run') or {}
+        if run.get('id') == self.line['id']:
+            return run['n_saves'] > self.line['n_saves']
+        # Of the first version, which did not number its saves.
+        return (head.get('epoch', 0), head.get('step', 0)) > (place['epoch'], place['step'])
+
+    def _moved(self, ahead: list[Path], path: Path) -> Path:
+        aside = next(
+            each
+            for each in (self.folder / f'set-aside-{count}' for count in range(1, 10**6))
+            if not each.exists()
+        )
+        aside.mkdir()
+        parts = _parts_named_by(ahead) if any(self.folder.glob('shards-*')) else set()
+        for each in ahead:
+            os.replace(each, aside / each.name)
+        if parts:
+            parts -= _parts_named_by(self.folder.glob('*.pth'))
+        for name in parts:
+            os.replace(self.folder / name, aside / name)
+        # The best of the line that goes on is the checkpoint of an epoch that is left, if any.
+        best = self.line['best'] or {}
+        candidate = self.folder / f'checkpoint-epoch{best.get("epoch")}.pth'
+        if best.get('n_saves') == self.line['n_saves']:
+            candidate = path
+        is_missing = not (self.folder / BEST).exists() and candidate.is_file()
+        if is_missing and self._number_of(candidate) == best['n_saves']:
+            unfinished = self.folder / f'.{BEST}.{os.getpid()}.tmp'
+            _second_name(candidate, unfinished)
+            replace(unfinished, self.folder / BEST)
+        sync_folder(self.folder)
+        return aside
+
+    def _number_of(self, path: Path) -> int | None:
+        run = load_head(path).get('run') or {}
+        return run.get('n_saves') if run.get('id') == self.line['id'] else None
+
+    def write(self, state: dict, names: list[str]) -> bool:
+        """Write `state` under `names`; False when it could not be written and that is not to stop
+        the training."""
+        self.line = {**self.line, 'n_saves': self.line['n_saves'] + 1}
+        if BEST in names:
+            self.line['best'] = {'epoch': state['epoch'], 'n_saves': self.line['n_saves']}
+        state = {**state, 'run': self.line}
+        paths = [self.folder / name for name in names]
+        try:
+            if self.is_sharded:
+                from armature.checkpoint import sharded
+
+                head = sharded.write(state, self.folder)
+                dist.on_main(_save_head, head, *paths)
+            else:
+                dist.on_main(save, dist.whole(state), *paths)
+        except CheckpointError as error:
+            if self.stops:
+                raise
+            self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
+            return False
+        return True
+
+
+def _save_head(head: dict, *paths: Path) -> None:
+    sync_folder(paths[0].parent / head['shards']['folder'])
+    save(head, *paths)
+    _remove_unused_parts(paths[0].parent)
+
+
 # Choosing and removing
 
 
 def find(text: str, root: Path = Path()) -> Path:
     """The file that `-r text` means, looked for from the working directory, then from `root`.
 
-    A file means itself. A run folder, or RUN/last, means its newest good checkpoint: checkpoint-last.pth, else the highest epoch,
-    else model_best.pth; what is damaged is passed over with a warning. RUN/best means its model_best.pth.
+    A file means itself. A run folder, or RUN/last, means its newest good checkpoint:
+    checkpoint-last.pth, else the highest epoch, else model_best.pth; what is damaged is passed
+    over with a warning. RUN/best means its model_best.pth.
     """
     for path in (Path(text), root / text):
         if path.is_file():
@@ -369,81 +561,117 @@ def find(text: str, root: Path = Path()) -> Path:
 
 
 def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is whole; None when it holds none, CheckpointError when all are damaged."""
+    """The newest checkpoint of a run folder that is whole; None when it holds none.
+
+    A CheckpointError when all are damaged.
+    """
     damaged = []
-    for path in [folder / LAST, *_numbered(folder), folder / BEST]:
+    for path in [folder / LAST, *numbered(folder), folder / BEST]:
         if not path.is_file():
             continue
         problem = _problem(path)
         if problem is None:
             if damaged:
-                logger.warning(
-                    f'{" and ".join(map(str, damaged))} is damaged: falling back on {path}'
-                )
+                names = ' and '.join(map(str, damaged))
+                logger.warning(f'{names} is damaged: falling back on {path}')
             return path
         damaged.append(path)
     if damaged:
-        raise CheckpointError(
-            f'every checkpoint in {folder} is damaged: {", ".join(path.name for path in damaged)}.\n{problem}'
-        )
+        names = ', '.join(path.name for path in damaged)
+        raise CheckpointError(f'every checkpoint in {folder} is damaged: {names}.\n{problem}')
     return None
 
 
-def newest_run(folder: Path) -> Path | None:
-    """The run folder under saved/models/NAME that was begun last, whether or not it holds a checkpoint."""
-    runs = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return max(runs, key=_begun, default=None)
-
-
-def _begun(run: Path) -> tuple[float, int]:
-    """When a run was begun: as its id says, or, under an id of the user's own, as its config file does; and the id's counter."""
-    match = re.fullmatch(r'(\d{8}_\d{6})(?:_(\d+))?', run.name)
-    try:
-        return datetime.strptime(match[1], '%Y%m%d_%H%M%S').timestamp(), int(match[2] or 0)
-    except (TypeError, ValueError):
-        config = run / 'config.json'
-        return (config if config.is_file() else run).stat().st_mtime, 0
-
-
 def prune(folder: Path, keep: int) -> None:
-    """Remove the numbered checkpoints but the newest `keep`, once one of those is verified. model_best.pth always stays."""
+    """Remove the numbered checkpoints but the newest `keep`, once one of those is verified.
+
+    model_best.pth always stays.
+    """
     assert keep >= 1
-    numbered = _numbered(folder)
-    if len(numbered) <= keep or all(_problem(path) for path in numbered[:keep]):
+    found = numbered(folder)
+    if len(found) <= keep or all(_problem(path) for path in found[:keep]):
         return
     try:
-        for path in reversed(numbered[keep:]):
+        for path in reversed(found[keep:]):
             _sidecar(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f'{path} could not be removed: {error.strerror or error}') from error
-    if any(folder.glob('shards-*')):
-        _remove_unused_parts(folder)
+    _remove_unused_parts(folder)
 
 
-def _numbered(folder: Path) -> list[Path]:
+def _remove_unused_parts(folder: Path) -> None:
+    """Remove the folders of parts that no head names any more.
+
+    One that is newer than all that are named may still be waiting for its head.
+    """
+    parts = set(folder.glob('shards-*'))
+    if not parts:
+        return
+    try:
+        named = {folder / name for name in _parts_named_by(folder.glob('*.pth'))}
+    except CheckpointError:
+        return  # what a damaged one needs, nobody can tell
+    newest = max((part.stat().st_mtime for part in parts & named), default=0)
+    for part in parts - named:
+        if part.stat().st_mtime < newest:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _parts_named_by(heads: Iterable[Path]) -> set[str]:
+    """Names of the folders of parts, where the checkpoints are sharded."""
+    found = ((load_head(path).get('shards') or {}).get('folder') for path in heads)
+    return {str(name) for name in found if name is not None}
+
+
+def numbered(folder: Path) -> list[Path]:
     """checkpoint-epoch{N}.pth, the highest N first."""
-    found = {
-        path: re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name)
-        for path in folder.glob('checkpoint-epoch*.pth')
-    }
-    return sorted(
-        (path for path, match in found.items() if match),
-        key=lambda path: int(found[path][1]),
-        reverse=True,
-    )
+    found = {path: epoch_in(path) for path in folder.glob('checkpoint-epoch*.pth')}
+    found = {path: epoch for path, epoch in found.items() if epoch is not None}
+    return sorted(found, key=found.get, reverse=True)
+
+
+def epoch_in(path: Path) -> int | None:
+    match = re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name)
+    return int(match[1]) if match else None
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a file; its bytes are compared where a sidecar stands, else it is loaded."""
+    """What is wrong with a file; its bytes are compared where its digest is known, else it is
+    loaded."""
     try:
         with path.open('rb') as file:
-            if not _matches_sidecar(file, path):
+            if not is_whole(file, path):
                 load_head(path)
         if any(path.parent.glob('shards-*')) and (head := load_head(path)).get('shards'):
             from armature.checkpoint import sharded
 
             return sharded.problem(head, path.parent)
-    except (CheckpointError, OSError) as error:
+    except (ValueError, OSError) as error:
         return str(error)
     return None
+
+
+def newest_run(folder: Path) -> Path | None:
+    """The run folder under saved/models/NAME that was begun last, with a checkpoint or without."""
+    runs = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return max(runs, key=begun, default=None)
+
+
+def begun(run: Path) -> datetime:
+    """When a run was begun, by its record.
+
+    A run of the first version has none: then as its id says, in local time, or as its files do.
+    """
+    try:
+        return datetime.fromisoformat(json.loads((run / RECORD).read_bytes())['begun'])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    match = re.fullmatch(r'(\d{8}_\d{6})(?:_(\d+))?', run.name)
+    try:
+        count = timedelta(microseconds=int(match[2] or 0))
+        return datetime.strptime(match[1], '%Y%m%d_%H%M%S').astimezone(UTC) + count
+    except (TypeError, ValueError, OverflowError):
+        config = run / 'config.json'
+        seconds = (config if config.is_file() else run).stat().st_mtime
+        return datetime.fromtimestamp(seconds, UTC)

@@ -1,28 +1,28 @@
-"""Sharded checkpoints: each process writes its part of model and optimizer (torch.distributed.checkpoint) into a fresh folder.
+"""Sharded checkpoints: each process writes its part of model and optimizer into a fresh folder.
 
-Beside the folder stands an ordinary checkpoint file, the head, with everything else and the sha256 of each part. The parts are read
-by any number of processes, also by one; nothing of them is looked at before its bytes are verified, and no code in them is run.
+Beside the folder stands an ordinary checkpoint file, the head, with everything else and the sha256
+of each part. The parts are read by any number of processes, also by one; nothing of them is looked
+at before its bytes are verified, and no code in them is run.
 """
 
 import hashlib
 import pickle
 import shutil
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException  # derives from BaseException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from armature.checkpoint.files import sync_folder
 from armature.errors import CheckpointError
 from armature.processes import dist
 
+METADATA = '.metadata'
 # What the list of parts may be made of: torch keeps it as a pickle, which could name anything.
-METADATA = {
+KNOWN = {
     'torch.distributed.checkpoint.metadata': {
         'Metadata',
         'TensorStorageMetadata',
@@ -37,104 +37,58 @@ METADATA = {
     'torch': {'Size'},
     'pathlib': {'PosixPath', 'WindowsPath'},
 }
+# Where a state is large; the third is where the first version kept averaged weights.
 PLACES = (
     ('state_dict',),
+    ('tested',),
     ('optimizer', 'state'),
     ('parts', 'weight_average', 'model'),
-)  # where a state is large
+)
 
 
-def take_out(state: dict) -> tuple[dict, dict[str, torch.Tensor], dict[str, list]]:
-    """(state without the tensors in PLACES, those by name, the path in the state to each)."""
-    tensors, paths = {}, {}
+def write(state: dict, run: Path) -> dict:
+    """Write the tensors in PLACES, in all processes together; returns the head that names them.
 
-    def without(value: Any, path: list) -> Any:
+    Raises CheckpointError when a process could not write its part.
+    """
+    tensors, places = {}, {}
+
+    def without_tensors(value: Any, path: list) -> Any:
         if isinstance(value, torch.Tensor) and any(
             path[: len(place)] == [*place] for place in PLACES
         ):
             name = '.'.join(map(str, path))
-            tensors[name], paths[name] = value, path
+            tensors[name], places[name] = value, path
             return None
         if not isinstance(value, dict):
             return value
-        left = {key: without(each, [*path, key]) for key, each in value.items()}
+        left = {key: without_tensors(each, [*path, key]) for key, each in value.items()}
         return {key: each for key, each in left.items() if each is not None or value[key] is None}
 
-    return without(state, []), tensors, paths
-
-
-class Writing:
-    """The parts on their way into `folder`, which is made here; `finish` waits for them and then calls then(folder, files).
-
-    files: the sha256 of each by name. in_background: the training goes on meanwhile. To be made and finished in all processes together.
-    """
-
-    def __init__(
-        self,
-        tensors: dict[str, torch.Tensor],
-        folder: Path,
-        then: Callable[[str, dict], None],
-        in_background: bool = False,
-    ):
-        self.folder, self._then = dist.on_main(_make_fresh, folder), then
-        self._files, self._error = None, None
-        writer = dcp.FileSystemWriter(
-            self.folder, thread_count=1
-        )  # with more, torch can report success after a failed write
-        try:
-            if in_background:
-                future = dcp.async_save(
-                    tensors, storage_writer=writer, process_group=dist.quiet_group()
-                )
-                future.add_done_callback(self._written)
-            else:
-                dcp.save(tensors, storage_writer=writer)
-                self._written()
-        except Exception as error:  # torch wraps what each process met
-            self._error = error
-
-    def _written(self, future: Any = None) -> None:
-        try:
-            if future is not None:
-                future.result()
-            mine = [
-                *self.folder.glob(f'__{dist.rank()}_*'),
-                *([self.folder / '.metadata'] if dist.is_main() else []),
-            ]
-            self._files = {path.name: _sha256(path) for path in mine}
-        except Exception as error:
-            self._error = error
-
-    @property
-    def is_under_way(self) -> bool:
-        return self._files is None and self._error is None
-
-    def finish(self) -> None:
-        """Raises CheckpointError when a process could not write its part."""
-        while self.is_under_way:
-            time.sleep(0.01)
-        said = dist.gather(
-            (
-                self._files,
-                None if self._error is None else str(self._error).strip().splitlines()[-1],
-            )
-        )
-        errors = {number: error for number, (_, error) in enumerate(said) if error}
-        if errors:
-            number, error = next(iter(errors.items()))
-            dist.on_main(shutil.rmtree, self.folder, True)
+    head = dist.whole(without_tensors(state, []))
+    folder = dist.on_main(_make_fresh, run / f'shards-epoch{state["epoch"]}-step{state["step"]}')
+    digests, error = {}, None
+    try:
+        # With more threads torch can report success after a failed write.
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder, thread_count=1))
+        mine = [*folder.glob(f'__{dist.rank()}_*'), *[folder / METADATA] * dist.is_main()]
+        digests = {path.name: _sha256(path) for path in mine}
+    except (Exception, CheckpointException) as caught:  # torch wraps what each process met
+        error = str(caught).strip().splitlines()[-1]
+    said = dist.gather((digests, error))
+    for number, (_, error) in enumerate(said):
+        if error is not None:
+            dist.on_main(shutil.rmtree, folder, True)
             raise CheckpointError(
-                f'{self.folder} could not be written by process {number}: {error}. The checkpoints that are there '
-                'are whole'
+                f'{folder} could not be written by process {number}: {error}. The checkpoints that '
+                'are there are whole'
             )
-        sync_folder(self.folder)
-        self._then(
-            self.folder.name, {name: digest for files, _ in said for name, digest in files.items()}
-        )
+    files = {name: digest for digests, _ in said for name, digest in digests.items()}
+    return {**head, 'shards': {'folder': folder.name, 'files': files, 'tensors': places}}
 
 
 def _make_fresh(folder: Path) -> Path:
-    """`folder`, or one with a number behind its name: torch mixes what it writes into a folder that is there."""
+    """`folder`, or one with a number behind its name: torch writes into an old one too."""
     for count in range(1, 1000):
         fresh = folder if count == 1 else folder.with_name(f'{folder.name}-{count}')
         try:
@@ -148,16 +102,23 @@ def _make_fresh(folder: Path) -> Path:
 
 
 def problem(head: dict, run: Path, one: int = 0, of: int = 1) -> str | None:
-    """What is wrong with the parts that `head` names; looks into every `of`-th of them, from `one` on."""
-    folder = run / str(head['shards'].get('folder'))
+    """What is wrong with the parts that `head` names; verifies every `of`-th, from `one` on."""
+    folder, files = run / str(head['shards'].get('folder')), head['shards'].get('files', {})
     if folder.parent != run or not folder.name.startswith('shards-'):
         return f'it names {folder} as the folder of its parts'
-    for number, (name, digest) in enumerate(head['shards'].get('files', {}).items()):
+    for number, (name, digest) in enumerate(files.items()):
         path = folder / str(name)
         if path.parent != folder or not path.is_file():
             return f'its part {path} is missing'
-        if number % of == one and _sha256(path) != digest:
+        if (number % of == one or name == METADATA) and _sha256(path) != digest:
             return f'its part {path} is damaged'
+    # The list of parts has to be among them, and names what else is needed.
+    needed = [METADATA]
+    if METADATA in files:
+        needed = [info.relative_path for info in _metadata(folder).storage_data.values()]
+    for name in needed:
+        if name not in files:
+            return f'its part {folder / name} is missing'
     return None
 
 
@@ -167,22 +128,26 @@ def read(
     model: torch.nn.Module | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict:
-    """The state that `head` and its parts are: whole tensors on the CPU, or in parts as those of `model` and `optimizer` are."""
+    """The state that `head` and its parts are.
+
+    Its tensors are whole and on the CPU, or in parts as those of `model` and `optimizer` are.
+    """
     if model is None:
         problems = [problem(head, run)]
     else:  # all processes are here, and those of a machine share the work
         problems = dist.gather(problem(head, run, dist.local_rank(), dist.n_local()))
     for broken in filter(None, problems):
         raise ValueError(
-            f'{broken}. A copied checkpoint needs its folder {head["shards"].get("folder")} beside it'
+            f'{broken}. A copied checkpoint needs its folder {head["shards"].get("folder")} beside '
+            'it'
         )
-    reader = _Reader(run / head['shards']['folder'])
-    known = reader.read_metadata().state_dict_metadata
+    folder = run / head['shards']['folder']
+    known = _metadata(folder).state_dict_metadata
     if not all(isinstance(each, TensorStorageMetadata) for each in known.values()):
         raise ValueError('its parts hold something else than tensors')
     paths = head['shards'].get('tensors')
-    if paths is None:
-        raise ValueError('an earlier version has written its parts, which this one cannot read')
+    if paths is None or paths.keys() != known.keys():
+        raise ValueError('its parts are not those that it describes')
     weights = model.state_dict() if model is not None else {}
     groups = optimizer.param_groups if optimizer is not None else []
     parameters = dict(enumerate(parameter for group in groups for parameter in group['params']))
@@ -196,10 +161,11 @@ def read(
         for name, each in known.items()
     }
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            'ignore', 'torch.distributed is disabled'
-        )  # a single process reads them as well
-        dcp.load(tensors, storage_reader=reader)
+        warnings.filterwarnings('ignore')  # that a single process reads them as well
+        try:
+            dcp.load(tensors, storage_reader=_Reader(folder))
+        except CheckpointException as error:
+            raise ValueError(str(error).strip().splitlines()[-1]) from error
     for name, tensor in tensors.items():
         *places, last = paths[name]
         place = head
@@ -213,25 +179,29 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, which trusts the list of parts, with one that does not."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        with (Path(self.path) / '.metadata').open('rb') as file:
+        return _metadata(Path(self.path))
+
+
+def _metadata(folder: Path) -> Any:
+    """torch's list of parts."""
+    with (folder / METADATA).open('rb') as file:
+        try:
             metadata = _Unpickler(file).load()
-        metadata.storage_meta = None
-        folder = Path(self.path).resolve()
-        if any(
-            (folder / info.relative_path).resolve().parent != folder
-            for info in metadata.storage_data.values()
-        ):
+        except ValueError:
+            raise
+        except Exception as error:  # a malformed pickle raises nearly everything
+            raise ValueError(f'its list of parts is malformed: {error}') from error
+    metadata.storage_meta = None
+    for info in metadata.storage_data.values():
+        if Path(info.relative_path).name != info.relative_path:
             raise ValueError('its list of parts names files elsewhere')
-        return metadata
+    return metadata
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (
-            name in METADATA.get(module, ())
-            or module == 'torch'
-            and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
+        is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in KNOWN.get(module, ()):
             return super().find_class(module, name)
         raise ValueError(f'its list of parts names {module}.{name}')
 

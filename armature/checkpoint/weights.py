@@ -23,7 +23,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def load_weights(model: nn.Module, weights: dict, source: object) -> None:
-    """Load all of `weights`; a CheckpointError lists what is missing, what is too much and what has another shape."""
+    """Load all of `weights`; a CheckpointError lists what does not fit."""
     mine = bare(model).state_dict()
     problems = {
         'missing': [name for name in mine if name not in weights],
@@ -52,13 +52,22 @@ def load_weights(model: nn.Module, weights: dict, source: object) -> None:
 
 
 def tested_weights(state: dict) -> dict:
-    """The weights of a checkpoint that were validated and are to be used: the averaged ones, when the run kept an average."""
+    """The weights of a checkpoint that were validated and are to be used.
+
+    They have an entry of their own where they are not the live ones: averaged weights. The first
+    version kept those among the parts.
+    """
+    if state.get('tested') is not None:
+        return state['tested']
     average = (state.get('parts') or {}).get('weight_average') or {}
     return average['model'] if average.get('n_averaged') else state['state_dict']
 
 
 def load_tested(model: nn.Module, criterion: object, state: dict, source: object) -> None:
-    """Load what a checkpoint holds for testing: the model's weights as they were validated, and those that the loss has itself."""
+    """Load what a checkpoint holds for testing.
+
+    That is the model's weights as they were validated, and those that the loss has itself.
+    """
     load_weights(model, tested_weights(state), source)
     if isinstance(criterion, nn.Module):
         criterion.to(next(model.parameters()).device).load_state_dict(

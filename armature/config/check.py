@@ -15,6 +15,7 @@ import torch
 
 from armature.config import build as config_types
 from armature.config.keys import (
+    GONE,
     OPTIMIZER,
     SCHEDULER,
     SECTION,
@@ -101,7 +102,9 @@ class _Check:
     def unknown_key(self, path: tuple, properties: dict) -> None:
         """A key that no code mentions is a mistake when it is one letter away from one of ours; others are the project's own."""
         near = [known for known in properties if is_near_miss(path[-1], known)]
-        if near and not mentions(re.escape(path[-1])):
+        if show_path(path) in GONE:
+            self.note(path, GONE[show_path(path)])
+        elif near and not mentions(re.escape(path[-1])):
             self.problem(path, f'unknown key (did you mean {near[0]!r}?)')
         elif path[0] == 'trainer' and not mentions(re.escape(path[-1]), with_core=True):
             self.note(

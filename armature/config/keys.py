@@ -216,6 +216,12 @@ DISTRIBUTED = {
     ),
 }
 
+# Keys of the first version that do nothing any more.
+GONE = {
+    'distributed.write_in_background': 'is gone: a sharded checkpoint is written before the '
+    'training goes on. Leave the key out',
+}
+
 TOP = {
     'name': _key(STRING, 'name of the experiment, and of its folder', pattern=FOLDER_NAME),
     'n_gpu': _key(INTEGER, 'GPUs to use; 0: the CPU', minimum=0, default=1),
