@@ -1,0 +1,1 @@
+"""From a dataset to batches: which samples come when, who reads them, what they are."""

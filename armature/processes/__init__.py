@@ -1,0 +1,1 @@
+"""Several processes that train together: how they start, and what they share."""

@@ -1,0 +1,1 @@
+"""What surrounds the epochs: measuring, judging, stopping, resuming, the run's folder and console."""
