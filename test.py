@@ -39,7 +39,12 @@ def main(config, n_batches=None):
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
-    metrics = MetricTracker('loss', metrics=config.init_metrics(module_metric), loss=criterion)
+    metrics = MetricTracker(
+        'loss',
+        metrics=config.init_metrics(module_metric),
+        loss=criterion,
+        class_names=getattr(data_loader, 'class_names', None),
+    )
     pictures = Pictures(config['trainer'].get('pictures', []))
 
     shares = dist.in_step(

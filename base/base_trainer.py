@@ -27,7 +27,7 @@ from armature.processes.devices import prepare_device
 from armature.run.feed import Feed
 from armature.run.finite import LossWatch, broken_weights
 from armature.run.folder import RunLock, differences, made_by, read_json, write_history, write_json
-from armature.run.metrics import MetricTracker
+from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
 from armature.run.resume import load_optimizer, parts_of, restore_parts
 from armature.run.stop import Stopped, StopRequest
@@ -173,7 +173,7 @@ class BaseTrainer(ABC):
                 self.frozen.apply(epoch)
                 if hasattr(getattr(self, 'data_loader', None), 'seek'):
                     self.data_loader.seek(epoch - 1)
-                self._finish_epoch(epoch, self._flat(self._train_epoch(epoch)))
+                self._finish_epoch(epoch, self._train_epoch(epoch))
                 if self._finished:
                     self.logger.info(f'Training ends: {self._finished}')
                     break
@@ -298,9 +298,10 @@ class BaseTrainer(ABC):
     def _validate_between(self, epoch: int) -> None:  # noqa: B027 (a subclass may have nothing to validate)
         """Called every `trainer.validate_every_steps` steps inside an epoch."""
 
-    def _finish_epoch(self, epoch: int, averages: dict) -> None:
+    def _finish_epoch(self, epoch: int, result: dict) -> None:
         """Report, judge and save an epoch that is trained and validated."""
         self._check_losses()
+        averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         if not math.isfinite(averages.get('loss', 0)) and self.settings.on_nan == 'stop':
             raise NonFiniteError(
@@ -309,7 +310,7 @@ class BaseTrainer(ABC):
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self.epochs_done, self.position, self._resumed = epoch, 0, {}
-        for name, value in log.items():
+        for name, value in (log | others).items():
             self.logger.info(f'    {name:15s}: {value}')
         if dist.is_main():
             write_history(self.history, self.config.log_dir)
@@ -321,22 +322,6 @@ class BaseTrainer(ABC):
         if improved or epoch % self.save_period == 0:
             self._save_checkpoint(epoch, save_best=improved)
         self._save_last()
-
-    def _flat(self, result: dict) -> dict[str, float]:
-        """Averages by name as plain numbers; a list under 'metrics' or 'val_metrics' (old style) has an entry a metric function."""
-        averages = {}
-        for name, value in result.items():
-            if name in ('metrics', 'val_metrics'):
-                averages.update(
-                    {
-                        f'{name[:-7]}{metric.__name__}': float(each)
-                        for metric, each in zip(self.metric_ftns, value)
-                    }
-                )
-            else:
-                is_number = hasattr(value, 'item') and math.prod(value.shape) == 1
-                averages[name] = float(value) if is_number else value
-        return averages
 
     # Stopping and saving
 
@@ -422,7 +407,13 @@ class BaseTrainer(ABC):
             'step': self.step,
             'samples': self.position * self._batch_size(),
             'seed': self.seed,
-            'parts': {name: part.state_dict() for name, part in parts_of(self).items()},
+            'parts': {
+                # What was measured in an epoch that is finished has been reported.
+                name: part.state_dict()
+                if self.position or not isinstance(part, MetricTracker)
+                else {}
+                for name, part in parts_of(self).items()
+            },
             'history': self.history,
             'finished': bool(self._finished),
             'rng': rng,

@@ -13,7 +13,7 @@ from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
 from armature.step.fitting import fitting_size
-from armature.step.loss_share import count_in, count_of, is_sum
+from armature.step.loss_share import count_in, count_of, is_sum, total_and_parts
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -299,6 +299,7 @@ class Stepper:
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     """Their product, and 0 where the weight is, even when the loss is the mean over nothing, nan."""
+    loss, _ = total_and_parts(loss)
     if isinstance(weight, float) and weight == 1:
         return loss
     weight = loss.new_ones(()) * weight

@@ -348,5 +348,5 @@ def test_config_is_saved_as_it_was_read(make):
     trainer.train()
     saved = checkpoint.load(trainer.checkpoint_dir / 'checkpoint-epoch1.pth')
     assert 'notes' not in saved['config']['trainer'] and saved['config'] == trainer.config.as_read
-    assert saved['history'][0]['confusion'].shape == (3, 3)
+    assert 'confusion' not in saved['history'][0]  # printed: what is kept are numbers
     assert make(Filling, resume=trainer.checkpoint_dir / 'checkpoint-epoch1.pth').start_epoch == 2

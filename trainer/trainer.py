@@ -51,11 +51,14 @@ class Trainer(BaseTrainer):
             config, self.model, criterion, optimizer, lr_scheduler, self.len_epoch
         )
         self.schedule, self.weight_average = self.stepper.schedule, self.stepper.average
+        measured = {
+            'metrics': metric_ftns,
+            'loss': criterion,
+            'class_names': getattr(data_loader, 'class_names', None),
+        }
         skips = self.settings.on_nan == 'skip'
-        self.train_metrics = MetricTracker(
-            'loss', metrics=metric_ftns, loss=criterion, skip_non_finite=skips
-        )
-        self.valid_metrics = MetricTracker('loss', metrics=metric_ftns, loss=criterion)
+        self.train_metrics = MetricTracker('loss', skip_non_finite=skips, **measured)
+        self.valid_metrics = MetricTracker('loss', **measured)
         self.pictures = Pictures(self.settings.pictures or [])
         self._forecast = Forecast(self)
         self._logged = (time.perf_counter(), self.step)  # when and where the last line was logged

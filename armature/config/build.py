@@ -361,8 +361,11 @@ def build_callable(entry, section: str, path: tuple, module: ModuleType | None, 
         found = make(found, path, document)
     elif isinstance(entry, dict) and entry.get('args'):
         found = functools.partial(found, **entry['args'])
-    if not hasattr(found, '__name__'):
-        found.__name__ = name.rpartition('.')[2]
+    chosen = entry.get('name') if isinstance(entry, dict) else None
+    if chosen and inspect.isroutine(found):
+        found = functools.partial(found)  # the function itself keeps its name
+    if chosen or not hasattr(found, '__name__'):
+        found.__name__ = chosen or name.rpartition('.')[2]
     return found
 
 

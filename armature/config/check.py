@@ -349,7 +349,8 @@ class _Check:
             return
         metrics = self.config.get('metrics') if isinstance(self.config.get('metrics'), list) else []
         base = ['loss'] + [
-            each['type'] if isinstance(each, dict) and 'type' in each else each for each in metrics
+            each.get('name') or each.get('type') if isinstance(each, dict) else each
+            for each in metrics
         ]
         if isinstance(terms := self.config.get('loss'), list):
             base += [

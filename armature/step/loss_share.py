@@ -1,7 +1,7 @@
 """What a loss may be beside one function: a weighted sum of several, and what its reduction means for micro-batches."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,16 @@ class WeightedLosses(nn.Module):
         values = [function(output, target) for function in self.functions]
         self.terms = {name: value.detach() for name, value in zip(self.names, values)}
         return sum(weight * value for weight, value in zip(self.weights, values))
+
+
+def total_and_parts(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
+    if isinstance(loss, Mapping):
+        return sum(loss.values()), loss
+    if isinstance(loss, tuple):
+        total, parts = loss
+        return total, parts
+    return loss, {}
 
 
 def is_sum(criterion: Any, in_parts: bool = False) -> bool:
