@@ -12,13 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from armature.compare import first_difference
-from armature.config import build as config_types
+from armature.config import build
 from armature.config.check import check, describe
 from armature.config.keys import (
     FOLDER_NAME,
-    STRING,
-    is_known,
+    TOP,
+    paths_of,
     settings_of,
     violation,
     without_nulls,
@@ -28,6 +30,7 @@ from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import is_on_cpu, n_processes_wanted, select_devices
+from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
 
 ROOT = Path(__file__).resolve().parent
@@ -36,26 +39,26 @@ CustomArgs = namedtuple('CustomArgs', 'flags type target')
 
 
 class ConfigParser:
-    """The config of one run. Building one touches no disk: `save_dir` and `log_dir` claim the run's folders when first asked for.
+    """The config of one run: read, checked, and the objects that it describes.
 
-    config: the config as a dict. resume: the checkpoint to go on from. modification: {'optimizer;args;lr': value} laid over it.
-    run_id: name of the run's folder; the time of day when not given.
+    Building one touches no disk: `save_dir` and `log_dir` claim the run's folders when first asked
+    for.
+
+    config: the config as a dict. resume: the checkpoint to go on from.
+    modification: {'optimizer;args;lr': value} laid over it. run_id: name of the run's folder; the
+    time of day when not given.
     """
 
-    def __init__(
-        self, config: dict, resume=None, modification: dict | None = None, run_id: str | None = None
-    ):
-        if isinstance(
-            config, argparse.ArgumentParser
-        ):  # how projects of early 2019 call it: (parser, options)
-            other = type(self).from_args(config, resume or '')
-            self.__dict__.update(other.__dict__)
+    def __init__(self, config: dict, resume=None, modification=None, run_id: str | None = None):
+        if isinstance(config, argparse.ArgumentParser):
+            # How projects of early 2019 call it: (parser, options).
+            self.__dict__.update(vars(type(self).from_args(config, resume or '')))
             return
         self._document = config if isinstance(config, Document) else Document(dict(config))
         for target, value in (modification or {}).items():
             if value is not None:
                 put_option(self._document, target, value, 'modification')
-        # What the script puts in later, it puts in anew after a resume: that is no part of the experiment.
+        # What the script puts in later, it puts in anew after a resume: no part of the experiment.
         self.as_read = copy.deepcopy(self.config)
         self.wrapped = False  # whether `wrap` has seen the model
         self.arguments = None  # what the command line said, for the script
@@ -66,45 +69,36 @@ class ConfigParser:
         self._save_dir = self._log_dir = None
 
     @classmethod
-    def from_args(cls, args: argparse.ArgumentParser, options='', *_):
-        """Parse the command line, read and check the config. What the user can mend is printed, a line each, with exit code 2."""
+    def from_args(cls, args: argparse.ArgumentParser, options='', *_, builds: dict | None = None):
+        """Parse the command line, read and check the config.
+
+        options: CustomArgs, flags that change a value of the config. builds: the sections that the
+        script builds, each with the module for its names; they are judged now, and any other when
+        it is built. What the user can mend is printed, a line each, with exit code 2.
+        """
         try:
-            return cls._from_args(args, options)
+            return cls._from_args(args, options, builds)
         except UserError as error:
             if job.is_first_to_say(str(error)):
                 sys.stderr.write(f'{error}\n')
             sys.exit(2)
 
     @classmethod
-    def _from_args(cls, parser, options):
-        flags = {}
+    def _from_args(cls, parser, options, builds):
+        given, flags = parser, {}
         if isinstance(parser, argparse.ArgumentParser):
-            flags = {
-                parser.add_argument(*option.flags, default=None, type=option.type).dest: option
-                for option in options
-            }
-            add_if_absent(
-                parser,
-                '--set',
-                action='append',
-                default=[],
-                metavar='KEY=VALUE',
-                help='change a value of the config',
-            )
-            add_if_absent(
-                parser,
-                '--print-config',
-                action='store_true',
-                help='show where each value comes from, and leave',
-            )
-        with redirect_stderr(
-            sys.stderr if dist.is_first_here() else None
-        ):  # a mistake is shown once, not by each process
-            given = (
-                parser.parse_args()
-                if flags or isinstance(parser, argparse.ArgumentParser)
-                else parser
-            )
+            for option in options:
+                action = parser.add_argument(*option.flags, default=None, type=option.type)
+                flags[action.dest] = option
+            help_text = 'change values of the config'
+            more = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'}
+            add_if_absent(parser, '--set', help=help_text, **more)
+            help_text = 'show where each value comes from, and leave'
+            add_if_absent(parser, '--print-config', action='store_true', help=help_text)
+            # A mistake is shown once, not by each process.
+            with redirect_stderr(sys.stderr if dist.is_first_here() else None):
+                given = parser.parse_args()
+            refuse_two_configs()
         device, resume, config = (
             getattr(given, key, None) for key in ('device', 'resume', 'config')
         )
@@ -126,20 +120,19 @@ class ConfigParser:
         else:
             raise ConfigError('which config? Give one with -c config.json, or a checkpoint with -r')
         for assignment in getattr(given, 'set', None) or []:
-            set_value(document, assignment, is_known)
+            set_value(document, assignment, list(paths_of(TOP)))
         for dest, option in flags.items():
             if (value := getattr(given, dest)) is not None:
                 put_option(document, option.target, value, option.flags[-1])
         document.values = without_nulls(document.values)
-        for note in check(document):
+        for note in check(document, builds):
             if dist.is_main():
                 sys.stderr.write(f'note: {note}\n')
         if getattr(given, 'print_config', False):
-            sys.stdout.write(describe(document))
+            sys.stdout.write(describe(document, builds))
             sys.exit(0)
-        os.chdir(
-            ROOT
-        )  # paths in a config are relative to the project, wherever the command was typed
+        # Paths in a config are relative to the project, wherever the command was typed.
+        os.chdir(ROOT)
         parsed = cls(document, resume)
         parsed.arguments = given
         if getattr(given, 'resume_or_start', False):
@@ -212,18 +205,23 @@ class ConfigParser:
         return prepared(model, self, device)
 
     def init_obj(self, name: str, module, *args, **kwargs):
-        """`config['name']` says {"type", "args"}: return type(*args, **kwargs, **args), looked up in `module` first."""
-        return config_types.make(
-            self.init_ftn(name, module, *args, **kwargs), (name,), self._document
-        )
+        """`config['name']` says {"type", "args"}: type(*args, **kwargs, **args).
+
+        The type is looked up in `module` first.
+        """
+        call = self._prepare(name, module, args, kwargs)
+        return build.make(call, (name,), self._document)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""
+        return self._prepare(name, module, args, kwargs, is_complete=False)
+
+    def _prepare(self, name: str, module, args: tuple, kwargs: dict, is_complete: bool = True):
         if name not in self.config:
-            raise ConfigError(
-                f'{name}: the config has no such section{did_you_mean(name, self.config)}'
-            )
-        return config_types.prepare(self.config[name], name, module, args, kwargs, self._document)
+            near = did_you_mean(name, self.config)
+            raise ConfigError(f'{name}: the config has no such section{near}')
+        section = self.config[name]
+        return build.prepare(section, name, module, args, kwargs, self._document, is_complete)
 
     initialize = init_obj
     initialize_ftn = init_ftn
@@ -232,58 +230,47 @@ class ConfigParser:
         """The loss as a callable (output, target) -> loss: a function, or an nn.Module."""
         section = self.config['loss']
         if not isinstance(section, list):
-            return config_types.build_callable(section, 'loss', ('loss',), module, self._document)
-        from armature.step.loss_share import WeightedLosses
-
+            return build.build_callable(section, ('loss',), module, self._document)
         terms = []
         for index, entry in enumerate(section):
-            term = config_types.build_callable(
-                entry, 'loss', ('loss', index), module, self._document
-            )
-            more = entry if isinstance(entry, dict) else {}
-            terms.append(
-                (
-                    more.get('name') or getattr(term, '__name__', type(term).__name__),
-                    term,
-                    more.get('weight', 1.0),
-                )
-            )
+            term = build.build_callable(entry, ('loss', index), module, self._document)
+            weight = entry.get('weight', 1.0) if isinstance(entry, dict) else 1.0
+            terms.append((term.__name__, term, weight))
         return WeightedLosses(terms)
 
-    def init_scheduler(self, optimizer, data_loader):
-        """The learning rate scheduler, None without one. A length of "auto" is what the run has of its steps (or epochs)."""
-        import torch
-
-        section, trainer = self.config.get('lr_scheduler'), self.config['trainer']
-        if not section:
-            return None
-        n_steps = trainer['epochs']
-        if section.get('interval') == 'step':
-            n_steps = min(
-                n_steps * (trainer.get('len_epoch') or len(data_loader)),
-                trainer.get('max_steps') or math.inf,
-            )
-        section = config_types.with_lengths(section, n_steps)
-        call = config_types.prepare(
-            section, 'lr_scheduler', torch.optim.lr_scheduler, (optimizer,), {}, self._document
-        )
-        return config_types.make(call, ('lr_scheduler',), self._document)
-
-    def trainer_class(self, module):
-        """The class that trains: `trainer.type`, looked up in `module` first; Trainer when the config does not say."""
-        with config_types.located(self._document, ('trainer', 'type')):
-            return config_types.find(
-                self.config['trainer'].get('type', 'Trainer'), config_types.KINDS['trainer'], module
-            )
-
     def init_metrics(self, module) -> list:
-        """The metrics as callables (output, target) with a `__name__`; torchmetrics ones have update() and compute()."""
+        """The metrics as callables (output, target) with a `__name__`.
+
+        Those of torchmetrics have update() and compute().
+        """
         return [
-            config_types.build_callable(
-                entry, 'metrics', ('metrics', index), module, self._document
-            )
+            build.build_callable(entry, ('metrics', index), module, self._document)
             for index, entry in enumerate(self.config.get('metrics') or [])
         ]
+
+    def init_scheduler(self, optimizer, data_loader):
+        """The learning rate scheduler, None without one.
+
+        A length of "auto" is what the run has of its steps (or epochs).
+        """
+        section, settings = self.config.get('lr_scheduler'), self.settings
+        if not section:
+            return None
+        n_steps = settings.epochs
+        if section.get('interval') == 'step':
+            n_batches = settings.len_epoch or length_of(data_loader)
+            n_steps = min(n_steps * n_batches, settings.max_steps or math.inf)
+        section = build.with_lengths(section, n_steps)
+        module = torch.optim.lr_scheduler
+        call = build.prepare(section, 'lr_scheduler', module, (optimizer,), {}, self._document)
+        return build.make(call, ('lr_scheduler',), self._document)
+
+    def trainer_class(self, module):
+        """The class that trains: `trainer.type`, looked up in `module` first."""
+        try:
+            return build.find(self.settings.type, build.KINDS['trainer'], module)
+        except ConfigError as error:
+            raise ConfigError(f'trainer.type: {error}') from None
 
     # Reading it like a dict
 
@@ -361,7 +348,7 @@ class ConfigParser:
         return save_dir.name, save_dir, log_dir
 
     def _saved(self) -> Path:
-        return ROOT / self.config.get('trainer', {}).get('save_dir', 'saved/')
+        return ROOT / self.settings.save_dir
 
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""
@@ -374,6 +361,26 @@ class ConfigParser:
         logger = logging.getLogger(name)
         logger.setLevel(levels[verbosity if dist.is_main() else 0])
         return logger
+
+
+def refuse_two_configs() -> None:
+    """argparse would silently take the last -c."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('-c', '--config', action='append', default=[])
+    given = parser.parse_known_args()[0].config
+    if len(given) > 1:
+        raise ConfigError(
+            f'-c is given {len(given)} times ({", ".join(given)}): name one config. It can start '
+            'from another one: "base": "FILE"'
+        )
+
+
+def length_of(data_loader) -> float:
+    """How many batches one pass has; infinite for a stream, which does not say."""
+    try:
+        return len(data_loader)
+    except TypeError:
+        return math.inf
 
 
 def is_default(parser, name: str, value) -> bool:
@@ -408,7 +415,7 @@ def claim(parent: Path, run_id: str | None) -> Path:
 
 def plain_name(key: str, value) -> str:
     """`value` when it can name a folder and stay inside its parent; a ConfigError otherwise."""
-    expected = violation(value, {**STRING, 'pattern': FOLDER_NAME})
+    expected = violation(value, FOLDER_NAME)
     if expected is not None:
         raise ConfigError(f'{key} is {show(value)}: expected {expected}')
     return value
@@ -416,7 +423,7 @@ def plain_name(key: str, value) -> str:
 
 def find_file(text: str) -> Path:
     """A file named on the command line: relative to the working directory, else to the project."""
-    return Path(text).resolve() if os.path.exists(text) else ROOT / text
+    return Path(text) if os.path.exists(text) else ROOT / text
 
 
 def find_checkpoint(text: str) -> Path:

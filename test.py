@@ -18,6 +18,14 @@ from parse_config import ConfigParser
 from trainer.trainer import evaluate
 from utils import MetricTracker, prepare_device
 
+BUILDS = {  # the sections of a config that this script makes objects of
+    'arch': module_arch,
+    'data_loader': module_data,
+    'test_data_loader': module_data,
+    'loss': module_loss,
+    'metrics': module_metric,
+}
+
 
 def main(config, n_batches=None):
     logger = config.get_logger('test')
@@ -74,6 +82,6 @@ if __name__ == '__main__':
         '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
     )
     with exit_on_user_error():
-        config = ConfigParser.from_args(parser)
+        config = ConfigParser.from_args(parser, builds=BUILDS)
         with config.processes():
             main(config)

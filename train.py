@@ -21,6 +21,18 @@ from tools.profile_steps import profile
 from tools.smoke import smoke
 from utils import prepare_device
 
+# The sections of a config that `build` makes objects of: they are checked before anything runs.
+BUILDS = {
+    'arch': module_arch,
+    'data_loader': module_data,
+    'valid_data_loader': module_data,
+    'loss': module_loss,
+    'metrics': module_metric,
+    'optimizer': torch.optim,
+    'lr_scheduler': torch.optim.lr_scheduler,
+    'trainer': module_trainer,
+}
+
 
 def build(config):
     """The trainer of an experiment, ready to train."""
@@ -110,7 +122,7 @@ if __name__ == '__main__':
         CustomArgs(['--bs', '--batch_size'], type=int, target='data_loader;args;batch_size'),
     ]
     with exit_on_user_error():
-        config = ConfigParser.from_args(parser, options)
+        config = ConfigParser.from_args(parser, options, builds=BUILDS)
         with config.processes():
             if config.arguments.check_resume:
                 check_resume(config.config)

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from armature.config.keys import is_known
+from armature.config.keys import TOP, paths_of
 from armature.config.read import Document, merge, parse, read_config, set_value
 from armature.errors import ConfigError
+
+KNOWN = list(paths_of(TOP))
 
 
 def read(tmp_path, **files):
@@ -114,11 +116,10 @@ def test_a_section_with_another_type_does_not_inherit_args(tmp_path):
     ).values == {'optimizer': {'type': 'Adam', 'args': {'amsgrad': True, 'lr': 1}}}
 
 
-def test_null_and_delete_remove_what_is_inherited(tmp_path):
+def test_null_is_none_and_delete_removes_what_is_inherited(tmp_path):
     b = {'x': {'p': 1, 'q': 2}, 'y': {'z': 1}}
-    assert read(
-        tmp_path, a={'base': 'b.json', 'x': {'p': None}, 'y': {'delete': True}}, b=b
-    ).values == {'x': {'q': 2}}
+    a = {'base': 'b.json', 'x': {'p': None, 'q': {'delete': True}}, 'y': {'delete': True}}
+    assert read(tmp_path, a=a, b=b).values == {'x': {'p': None}}
     text = message(lambda: read(tmp_path, a={'base': 'b.json', 'yy': {'delete': True}}, b=b))
     assert text.startswith('a.json:1: yy: nothing here to delete')
     assert merge(Document({}), Document({'p': None})).values == {'p': None}
@@ -172,17 +173,29 @@ CONFIG = {
 )
 def test_set_changes_one_value(assignment, path, value):
     document = Document(json.loads(json.dumps(CONFIG)))
-    set_value(document, assignment, is_known)
+    set_value(document, assignment, KNOWN)
     found = document.values
     for key in path:
         found = found[key]
     assert found == value and document.origin(path) == '--set'
 
 
-def test_set_null_removes():
+def test_set_null_gives_none_and_delete_removes():
     document = Document(json.loads(json.dumps(CONFIG)))
-    set_value(document, 'own.x=null', is_known)
-    assert document.values['own'] == {}
+    set_value(document, 'own.x=null', KNOWN)
+    assert document.values['own'] == {'x': None}
+    set_value(document, 'own.x={"delete": true}', KNOWN)
+    set_value(document, 'metrics.0={"delete": true}', KNOWN)
+    assert document.values['own'] == {} and document.values['metrics'] == ['b']
+
+
+def test_a_key_without_its_section_is_pointed_at_it_and_the_hint_works():
+    document = Document(json.loads(json.dumps(CONFIG)))
+    for short, full in [('epochs=2', 'trainer.epochs'), ('lr=3', 'optimizer.args.lr')]:
+        text = message(set_value, document, short, KNOWN)
+        assert f'did you mean {full!r}?' in text
+        set_value(document, f'{full}={short[-1]}', KNOWN)
+    assert document.values['trainer']['epochs'] == 2
 
 
 @pytest.mark.parametrize(
@@ -211,5 +224,5 @@ def test_set_null_removes():
 )
 def test_a_set_that_cannot_be_meant_is_refused(assignment, expected):
     assert expected in message(
-        set_value, Document(json.loads(json.dumps(CONFIG))), assignment, is_known
+        set_value, Document(json.loads(json.dumps(CONFIG))), assignment, KNOWN
     )

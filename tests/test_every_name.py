@@ -7,9 +7,11 @@ import torch
 import torchvision
 from torch.overrides import TorchFunctionMode
 
+import train
 from armature.config import build as config_types
-from armature.config.check import check
+from armature.config.check import NO_VALUES, check
 from armature.config.read import Document
+from armature.errors import ConfigError
 from model import loss as module_loss
 from model import metric as module_metric
 from model import model as module_arch
@@ -42,7 +44,7 @@ NOT_FOR_USE = {'SWALR', '_LRScheduler'}
 def config_of(**sections) -> ConfigParser:
     """A config of these sections that has passed the check."""
     config = {'name': 'names', 'trainer': {'epochs': 5, 'monitor': 'min loss'}, **sections}
-    check(Document(config), module_loss)  # any module that is no training script
+    check(Document(config), {name: train.BUILDS[name] for name in sections})
     return ConfigParser(config)
 
 
@@ -182,9 +184,14 @@ def test_every_metric_of_predictions_and_targets_computes():
         warnings.simplefilter('ignore')  # metrics warn about the small sample
         for name, args, preds, target in metric_cases():
             try:
-                (metric,) = config_of(metrics=[{'type': name, 'args': args}]).init_metrics(
-                    module_metric
-                )
+                entry = {'type': name, 'args': args}
+                if name.endswith(NO_VALUES):  # can be built, and is refused as a metric
+                    with pytest.raises(ConfigError, match='is no single value'):
+                        config_of(metrics=[entry])
+                    config = ConfigParser({'name': 'names', 'metrics': [entry]})
+                else:
+                    config = config_of(metrics=[entry])
+                (metric,) = config.init_metrics(module_metric)
                 metric.update(preds, target)
                 assert metric.compute() is not None and metric.__name__
                 done += 1

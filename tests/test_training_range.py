@@ -244,7 +244,7 @@ def report_of(**sections):
         **sections,
     }
     try:
-        check(Document(config), train)
+        check(Document(config), train.BUILDS)
     except ConfigError as error:
         return str(error)
     return ''

@@ -1,31 +1,37 @@
-"""The one table of the config keys we know, and the JSON Schema of everything else a config can say: the arguments of classes.
+"""The one table of the config keys we know, and what a signature says about the arguments of a class.
 
-The checker, --print-config, tools/schema.py and the table in docs/config.md all read it. A schema here is a small subset of JSON
-Schema: type, enum, minimum, exclusiveMinimum, anyOf, items, default, description.
+The checker, --print-config, tools/schema.py and the table in docs/config.md read it; `settings_of`
+fills in its defaults. A schema here is a small subset of JSON Schema: type, enum, minimum,
+exclusiveMinimum, maximum, pattern, minLength, anyOf, items, properties, default, description.
 """
 
 import ast
 import collections.abc
 import inspect
 import math
+import os
 import re
 import textwrap
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from armature.config.read import show
+from armature.config.read import Problem, did_you_mean, show, show_path
+from armature.errors import ConfigError
 
-INTEGER, NUMBER, BOOLEAN, STRING, NULL = (
-    {'type': name} for name in ('integer', 'number', 'boolean', 'string', 'null')
+INTEGER, NUMBER, BOOLEAN, STRING, NULL, OBJECT, ARRAY = (
+    {'type': name} for name in ('integer', 'number', 'boolean', 'string', 'null', 'object', 'array')
 )
-OBJECT, ARRAY = {'type': 'object'}, {'type': 'array'}
-TENSOR = {'type': 'array', 'items': NUMBER}  # numbers that become a torch.Tensor
-PARTS = {'anyOf': [STRING, {**ARRAY, 'items': STRING}]}
+COUNT = {**INTEGER, 'minimum': 1}
+ABOVE_0 = {**NUMBER, 'exclusiveMinimum': 0}
+TEXTS = {**ARRAY, 'items': STRING}
+TENSOR = {**ARRAY, 'items': NUMBER}  # numbers that become a torch.Tensor
 ENTRY = {'anyOf': [STRING, OBJECT]}  # a name, or {"type", "args"}
-FOLDER_NAME = r'^(?!\.)[^/\\\x00-\x1f]{1,200}$'
+PARTS = {'anyOf': [STRING, TEXTS]}
+FOLDER_NAME = {**STRING, 'pattern': r'^(?!\.)[^/\\\x00-\x1f]{1,200}$'}
 NOUNS = {
     'integer': 'a whole number',
     'number': 'a number',
@@ -35,24 +41,36 @@ NOUNS = {
     'object': 'an object {...}',
     'array': 'a list [...]',
 }
+CLASSES = {
+    'integer': int,
+    'number': (int, float),
+    'boolean': bool,
+    'string': str,
+    'null': type(None),
+    'object': dict,
+    'array': (list, tuple),
+}
+REQUIRED = object()
 
 
-def _key(schema: dict, description: str, **more) -> dict:
-    return {**schema, **more, 'description': description}
+def _key(schema: dict, description: str, default=REQUIRED, **more) -> dict:
+    more |= {} if default is REQUIRED else {'default': default}
+    return {**schema, 'description': description, **more}
+
+
+def _one_of(*choices) -> dict:
+    return {'enum': list(choices)}
 
 
 SECTION = {
     'type': _key(STRING, 'name of the class or function'),
-    'args': _key(OBJECT, 'its arguments by name', default={}),
+    'args': _key(OBJECT, 'its arguments by name', {}),
 }
 SCHEDULER = {
     **SECTION,
-    'interval': _key(STRING, 'when the scheduler steps', enum=['epoch', 'step'], default='epoch'),
+    'interval': _key(_one_of('epoch', 'step'), 'when the scheduler steps', 'epoch'),
     'warmup_steps': _key(
-        INTEGER,
-        'optimizer steps in which the learning rate rises to what the scheduler says',
-        minimum=1,
-        default=None,
+        COUNT, 'optimizer steps in which the learning rate rises to what the scheduler says', None
     ),
 }
 OPTIMIZER = {
@@ -60,160 +78,108 @@ OPTIMIZER = {
     'groups': _key(
         {**ARRAY, 'items': OBJECT},
         '[{"match": "*.bias|*norm*", "weight_decay": 0}]: other settings for some parameters',
-        default=None,
+        None,
     ),
 }
+METRIC = {**SECTION, 'name': _key(STRING, 'what it is called in the log', None)}
 TERM = {
-    **SECTION,
-    'weight': _key(NUMBER, 'what the term is multiplied by, in a list of losses', default=1.0),
-    'name': _key(STRING, 'what the term is called in the log', default=None),
+    **METRIC,
+    'weight': _key(NUMBER, 'what the term is multiplied by, in a list of losses', 1.0),
 }
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
 
 TRAINER = {
-    'epochs': _key(INTEGER, 'epochs to train', minimum=1),
-    'save_dir': _key(
-        STRING, 'folder for runs, relative to the project', default='saved/', minLength=1
-    ),
-    'save_period': _key(INTEGER, 'keep a checkpoint every so many epochs', minimum=1, default=1),
-    'verbosity': _key(
-        INTEGER, 'log 0: warnings, 1: information, 2: everything', enum=[0, 1, 2], default=2
-    ),
+    'epochs': _key(COUNT, 'epochs to train'),
+    'save_dir': _key(STRING, 'folder for runs, relative to the project', 'saved/', minLength=1),
+    'save_period': _key(COUNT, 'keep a checkpoint every so many epochs', 1),
+    'verbosity': _key(_one_of(0, 1, 2), 'log 0: warnings, 1: information, 2: everything', 2),
     'monitor': _key(
-        STRING, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", default='off'
+        STRING, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", 'off'
     ),
     'early_stop': _key(
-        NUMBER,
-        'epochs without a better value until training stops; 0: never',
-        minimum=0,
-        default=None,
+        NUMBER, 'epochs without a better value until training stops; 0: never', None, minimum=0
     ),
-    'tensorboard': _key(BOOLEAN, 'write TensorBoard logs', default=False),
-    'tensorboardX': _key(BOOLEAN, 'older name of tensorboard', default=None, deprecated=True),
-    'len_epoch': _key(
-        INTEGER, 'batches an epoch has; null: one pass over the data', minimum=1, default=None
-    ),
-    'max_steps': _key(
-        INTEGER, 'end the run, saved, after so many optimizer steps', minimum=1, default=None
-    ),
-    'log_step': _key(
-        INTEGER, 'log every so many steps; null: ten times an epoch', minimum=1, default=None
-    ),
-    'log_images': _key(
-        BOOLEAN, 'one grid of validation images an epoch to TensorBoard', default=False
-    ),
-    'log_histograms': _key(BOOLEAN, 'histograms of the parameters to TensorBoard', default=False),
-    'save_every_steps': _key(
-        INTEGER, 'also save checkpoint-last.pth every so many steps', minimum=1, default=None
-    ),
+    'tensorboard': _key(BOOLEAN, 'write TensorBoard logs', False),
+    'tensorboardX': _key(BOOLEAN, 'older name of tensorboard', None, deprecated=True),
+    'len_epoch': _key(COUNT, 'batches an epoch has; null: one pass over the data', None),
+    'max_steps': _key(COUNT, 'end the run, saved, after so many optimizer steps', None),
+    'log_step': _key(COUNT, 'log every so many steps; null: ten times an epoch', None),
+    'log_images': _key(BOOLEAN, 'one grid of validation images an epoch to TensorBoard', False),
+    'log_histograms': _key(BOOLEAN, 'histograms of the parameters to TensorBoard', False),
+    'save_every_steps': _key(COUNT, 'also save checkpoint-last.pth every so many steps', None),
     'save_every_minutes': _key(
-        NUMBER,
-        'also save checkpoint-last.pth every so many minutes',
-        exclusiveMinimum=0,
-        default=None,
+        ABOVE_0, 'also save checkpoint-last.pth every so many minutes', None
     ),
-    'keep_last': _key(
-        INTEGER, 'keep only the newest so many checkpoint-epoch files', minimum=1, default=None
-    ),
-    'max_minutes': _key(
-        NUMBER, 'save and leave after so many minutes', exclusiveMinimum=0, default=None
-    ),
-    'on_nan': _key(
-        STRING, 'what to do when the loss is not finite', enum=['stop', 'skip'], default='stop'
-    ),
-    'max_nan_skips': _key(
-        INTEGER, 'stop all the same after so many skipped steps in a row', minimum=1, default=10
-    ),
+    'keep_last': _key(COUNT, 'keep only the newest so many checkpoint-epoch files', None),
+    'max_minutes': _key(ABOVE_0, 'save and leave after so many minutes', None),
+    'on_nan': _key(_one_of('stop', 'skip'), 'what to do when the loss is not finite', 'stop'),
+    'max_nan_skips': _key(COUNT, 'stop all the same after so many skipped steps in a row', 10),
     'on_save_error': _key(
-        STRING,
-        'what to do when a checkpoint cannot be written',
-        enum=['stop', 'warn'],
-        default='stop',
+        _one_of('stop', 'warn'), 'what to do when a checkpoint cannot be written', 'stop'
     ),
-    'type': _key(
-        STRING, 'the Trainer class: trainer/trainer.py, or a name with dots', default='Trainer'
-    ),
-    'validate_every_steps': _key(
-        INTEGER, 'also validate inside an epoch, for the log', minimum=1, default=None
-    ),
-    'precision': _key(
-        STRING, 'number format of the forward pass', enum=['fp32', 'bf16', 'fp16'], default='fp32'
-    ),
+    'type': _key(STRING, 'the Trainer class: trainer/trainer.py, or a name with dots', 'Trainer'),
+    'validate_every_steps': _key(COUNT, 'also validate inside an epoch, for the log', None),
+    'precision': _key(_one_of('fp32', 'bf16', 'fp16'), 'number format of the forward pass', 'fp32'),
     'matmul_precision': _key(
-        STRING,
+        _one_of('highest', 'high', 'medium'),
         'of fp32 matrix products on a GPU; high: TF32',
-        enum=['highest', 'high', 'medium'],
-        default=None,
+        None,
     ),
     'microbatch_size': _key(
-        {'anyOf': [{**INTEGER, 'minimum': 1}, {'enum': ['auto']}]},
+        {'anyOf': [COUNT, _one_of('auto')]},
         'samples in memory at a time; the result stays the same',
-        default=None,
+        None,
     ),
-    'max_grad_norm': _key(
-        NUMBER, 'clip the gradient to this norm', exclusiveMinimum=0, default=None
-    ),
-    'max_grad_value': _key(
-        NUMBER, 'clip each number of the gradient to this size', exclusiveMinimum=0, default=None
-    ),
+    'max_grad_norm': _key(ABOVE_0, 'clip the gradient to this norm', None),
+    'max_grad_value': _key(ABOVE_0, 'clip each number of the gradient to this size', None),
     'compile': _key(
-        {'anyOf': [BOOLEAN, STRING]},
+        {'anyOf': [BOOLEAN, _one_of(*COMPILE_MODES)]},
         'torch.compile the model: true, or a mode of it',
-        default=False,
+        False,
     ),
     'activation_checkpointing': _key(
-        BOOLEAN, 'compute blocks again in the backward pass, to save memory', default=False
+        BOOLEAN, 'compute blocks again in the backward pass, to save memory', False
     ),
-    'channels_last': _key(
-        BOOLEAN, 'the memory layout that GPUs convolve fastest in', default=False
-    ),
+    'channels_last': _key(BOOLEAN, 'the memory layout that GPUs convolve fastest in', False),
     'ema_decay': _key(
-        {**NUMBER, 'exclusiveMinimum': 0, 'maximum': 1},
-        'validate and test a moving average of the weights',
-        default=None,
+        ABOVE_0, 'validate and test a moving average of the weights', None, maximum=1
     ),
     'swa_start': _key(
-        INTEGER,
+        COUNT,
         'validate and test the average of the weights after this epoch and each later one',
-        minimum=1,
-        default=None,
+        None,
     ),
-    'freeze': _key(
-        {**ARRAY, 'items': STRING}, 'patterns of parameters that do not train', default=None
-    ),
+    'freeze': _key(TEXTS, 'patterns of parameters that do not train', None),
     'unfreeze_at': _key(
         OBJECT,
         '{"epoch": 3}: with that epoch they train',
-        default=None,
+        None,
         properties={'epoch': _key(INTEGER, 'the first epoch in which they train', minimum=2)},
     ),
     'pictures': _key(
-        {**ARRAY, 'items': {'enum': ['confusion_matrix', 'precision', 'recall', 'f1', 'roc']}},
+        {**ARRAY, 'items': _one_of('confusion_matrix', 'precision', 'recall', 'f1', 'roc')},
         'pictures of the validation for TensorBoard',
-        default=None,
+        None,
     ),
 }
 
 DISTRIBUTED = {
     'strategy': _key(
-        STRING,
-        'ddp: the model in each process; fsdp: a part of each weight',
-        enum=['ddp', 'fsdp'],
-        default='ddp',
+        _one_of('ddp', 'fsdp'), 'ddp: the model in each process; fsdp: a part of each weight', 'ddp'
     ),
-    'sync_bn': _key(BOOLEAN, 'BatchNorm over the samples of all processes (on GPUs)', default=True),
+    'sync_bn': _key(BOOLEAN, 'BatchNorm over the samples of all processes (on GPUs)', True),
     'find_unused_parameters': _key(
-        BOOLEAN, 'for models that do not use every parameter in each step (ddp)', default=False
+        BOOLEAN, 'for models that do not use every parameter in each step (ddp)', False
     ),
-    'mixed_precision': _key(STRING, 'what fsdp computes and sends in', enum=['bf16'], default=None),
+    'mixed_precision': _key(_one_of('bf16'), 'what fsdp computes and sends in', None),
     'checkpoint': _key(
-        STRING,
-        'sharded: each process writes its part (fsdp)',
-        enum=['whole', 'sharded'],
-        default='whole',
+        _one_of('whole', 'sharded'), 'sharded: each process writes its part (fsdp)', 'whole'
     ),
-    'timeout_s': _key(
-        NUMBER, 'seconds a process waits for the others', exclusiveMinimum=0, default=600
-    ),
+    'timeout_s': _key(ABOVE_0, 'seconds a process waits for the others', 600),
+}
+BATCH = {
+    'data': _key(PARTS, 'name of the input, or a list of names'),
+    'target': _key(PARTS, 'name of the target, or a list of names'),
 }
 
 # Keys of the first version that do nothing any more.
@@ -223,55 +189,61 @@ GONE = {
 }
 
 TOP = {
-    'name': _key(STRING, 'name of the experiment, and of its folder', pattern=FOLDER_NAME),
-    'n_gpu': _key(INTEGER, 'GPUs to use; 0: the CPU', minimum=0, default=1),
-    'seed': _key(INTEGER, 'seed of all randomness', minimum=0, default=123),
+    'name': _key(FOLDER_NAME, 'name of the experiment, and of its folder'),
+    'n_gpu': _key(INTEGER, 'GPUs to use; 0: the CPU', 1, minimum=0),
+    'seed': _key(INTEGER, 'seed of all randomness', 123, minimum=0),
     'arch': _key(OBJECT, 'the model: model/model.py, torchvision.models', properties=SECTION),
     'data_loader': _key(
         OBJECT, 'the training data: data_loader/data_loaders.py', properties=SECTION
     ),
     'valid_data_loader': _key(
-        OBJECT, 'validation data of its own, instead of a split', properties=SECTION, default=None
+        OBJECT, 'validation data of its own, instead of a split', None, properties=SECTION
     ),
-    'test_data_loader': _key(OBJECT, 'test data of its own', properties=SECTION, default=None),
+    'test_data_loader': _key(OBJECT, 'test data of its own', None, properties=SECTION),
     'optimizer': _key(OBJECT, 'torch.optim', properties=OPTIMIZER),
     'loss': _key(
         {'anyOf': [*ENTRY['anyOf'], {**ARRAY, 'items': ENTRY}]},
         'model/loss.py, torch.nn losses, torch.nn.functional',
     ),
-    'metrics': _key(ARRAY, 'model/metric.py, torchmetrics', items=ENTRY, default=[]),
+    'metrics': _key(ARRAY, 'model/metric.py, torchmetrics', [], items=ENTRY),
     'batch': _key(
         OBJECT,
         'which parts of a batch are data and target, where it is no pair',
-        default=None,
-        properties={
-            'data': _key(PARTS, 'name of the input, or a list of names'),
-            'target': _key(PARTS, 'name of the target, or a list of names'),
-        },
+        None,
+        properties=BATCH,
     ),
     'data_changed': _key(
-        STRING,
+        _one_of('refuse', 'continue'),
         'what a resumed run does when the data is another than before',
-        enum=['refuse', 'continue'],
-        default='refuse',
+        'refuse',
     ),
-    'lr_scheduler': _key(OBJECT, 'torch.optim.lr_scheduler', properties=SCHEDULER, default=None),
+    'lr_scheduler': _key(OBJECT, 'torch.optim.lr_scheduler', None, properties=SCHEDULER),
     'trainer': _key(OBJECT, 'the run', properties=TRAINER),
-    'distributed': _key(OBJECT, 'when several processes train', properties=DISTRIBUTED, default={}),
+    'distributed': _key(OBJECT, 'when several processes train', {}, properties=DISTRIBUTED),
     'init_from': _key(
         ENTRY,
         'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}',
-        default=None,
+        None,
     ),
 }
 FILE_ONLY = {
     'base': _key(
         {'anyOf': [STRING, ARRAY]},
         'config file or files to start from, relative to this one',
-        default=None,
+        None,
     ),
-    '$schema': _key(STRING, 'JSON Schema for your editor, see tools/schema.py', default=None),
+    '$schema': _key(STRING, 'JSON Schema for your editor, see tools/schema.py', None),
 }
+GONE = {  # keys of the first version
+    ('distributed', 'write_in_background'): 'is gone: training waits for the checkpoint',
+}
+
+
+def paths_of(table: dict, path: tuple = ()) -> Iterator[tuple]:
+    """The path of every key in a table, sections included."""
+    for key, schema in table.items():
+        yield (*path, key)
+        yield from paths_of(schema.get('properties', {}), (*path, key))
 
 
 def settings_of(section: dict | None, table: dict = TRAINER) -> types.SimpleNamespace:
@@ -283,37 +255,79 @@ def settings_of(section: dict | None, table: dict = TRAINER) -> types.SimpleName
     given = {key: value for key, value in (section or {}).items() if value is not None}
     if 'tensorboardX' in given:  # the older name
         given.setdefault('tensorboard', given['tensorboardX'])
-    return types.SimpleNamespace(**defaults | given)
+    settings = types.SimpleNamespace(**defaults | given)
+    if table is TRAINER:
+        settings.save_dir = expanded(settings.save_dir)
+    return settings
 
 
-def is_known(path: tuple) -> bool:
-    """Whether `path` is a key we know, or an argument of a class (which its signature decides)."""
-    properties = TOP
-    for depth, key in enumerate(path):
-        if depth and path[depth - 1] == 'args':
-            return True
-        if key not in properties:
-            return False
-        properties = properties[key].get('properties', {})
-    return True
-
-
-def without_nulls(values: dict) -> dict:
+def without_nulls(values: dict, table: dict = TOP) -> dict:
     """The same config, where null at a key of the table means what leaving it out means."""
-    kept = {key: value for key, value in values.items() if value is not None or key not in TOP}
-    if isinstance(kept.get('trainer'), dict):
-        kept['trainer'] = {
-            key: value
-            for key, value in kept['trainer'].items()
-            if value is not None or key not in TRAINER
-        }
+    kept = {}
+    for key, value in values.items():
+        if value is None and key in table:
+            continue
+        properties = table.get(key, {}).get('properties')
+        if properties and isinstance(value, dict):
+            value = without_nulls(value, properties)
+        kept[key] = value
     return kept
 
 
-def near_miss(key: str) -> str:
-    """A regular expression for the ways to miss `key` by one letter (left out, added, changed, swapped), `_` not counting.
+def expanded(path: str) -> str:
+    """A path where the `~` or `$NAME` that it begins with is filled in; another text as it is."""
+    if not re.match(r'(~|\$[A-Z_][A-Z0-9_]*|\$\{[A-Z_][A-Z0-9_]*\})(/|$)', path):
+        return path
+    full = os.path.expandvars(os.path.expanduser(path))
+    if full.startswith(('$', '~')):
+        raise ConfigError(f'{show(path)}: the environment has no {path.partition("/")[0]}')
+    return full
 
-    A digit or a `_word` after a key is no typo but a second one of its kind: arch2, optimizer_d.
+
+def judge_keys(
+    section: dict,
+    table: dict,
+    path: tuple,
+    needed: typing.Container[str] | None = None,
+    is_strict: bool = True,
+) -> Iterator[Problem]:
+    """What is wrong with the keys of a section and their values.
+
+    needed: the keys that may not be missing (None: all without a default). is_strict: what is
+    almost a key of the table is a mistake; else the code may have a key of that name.
+    """
+    unknown = []
+    for key, value in section.items():
+        here, schema = (*path, key), table.get(key)
+        if schema is None:
+            near = next((known for known in table if is_near_miss(key, known)), None)
+            if near and is_strict:
+                yield Problem(here, f'unknown key (did you mean {near!r}?)')
+            elif here in GONE:
+                yield Problem(here, GONE[here], is_note=True)
+            else:
+                unknown.append(show_path((key,)) + did_you_mean(key, table))
+        elif value is None and 'default' in schema:
+            continue
+        elif (expected := violation(value, schema)) is not None:
+            yield Problem(here, f'expected {expected}, got {show(value)}')
+        elif isinstance(value, dict) and 'properties' in schema:
+            yield from judge_keys(value, schema['properties'], here, None, is_strict)
+    if unknown:
+        text = f'no key of ours, so it is for your own code to read: {", ".join(unknown)}'
+        yield Problem(path, text, is_note=True)
+    for key, schema in table.items():
+        is_missing = key not in section and 'default' not in schema
+        is_misspelt = any(is_near_miss(given, key) for given in section)
+        if is_missing and not is_misspelt and (needed is None or key in needed):
+            yield Problem((*path, key), f'is missing ({schema["description"]})')
+
+
+def near_miss(key: str) -> str:
+    """A regular expression for the ways to miss `key` by one letter, `_` not counting.
+
+    A letter may be left out, added, changed or swapped. A digit or a `_word` after a key is no typo
+    but a second one of its kind: arch2, optimizer_d.
     """
     letters = ['[_-]?' if letter == '_' else re.escape(letter) for letter in key]
     misses = {''.join(letters), ''.join(letters) + '[^0-9_-]'}
@@ -327,11 +341,8 @@ def near_miss(key: str) -> str:
 
 def is_near_miss(name: str, key: str) -> bool:
     """Whether `name` is another spelling of `key` and not a word of its own."""
-    return (
-        name != key
-        and abs(len(name) - len(key)) < 5
-        and re.match(near_miss(key), name.lower()) is not None
-    )
+    is_as_long = name != key and abs(len(name) - len(key)) < 5
+    return is_as_long and re.match(near_miss(key), name.lower()) is not None
 
 
 def violation(value, schema: dict) -> str | None:
@@ -339,95 +350,60 @@ def violation(value, schema: dict) -> str | None:
     if 'anyOf' in schema:
         expected = [violation(value, each) for each in schema['anyOf']]
         return None if None in expected else ' or '.join(dict.fromkeys(expected))
+    if 'enum' in schema:  # 1 is not true, 2.0 is not 2
+        is_one = any(value == each and type(value) is type(each) for each in schema['enum'])
+        return None if is_one else ' or '.join(show(choice) for choice in schema['enum'])
     kind = schema.get('type')
-    if kind is not None and not _is(value, kind):
-        return NOUNS[kind] if 'enum' not in schema else _choices(schema)
-    if 'enum' in schema and value not in schema['enum']:
-        return _choices(schema)
+    if kind is None:
+        return None
+    is_boolean = isinstance(value, bool)
+    if not isinstance(value, CLASSES[kind]) or is_boolean and kind != 'boolean':
+        return NOUNS[kind]
     if 'pattern' in schema and (
         not re.fullmatch(schema['pattern'], value) or len(value.encode('utf-8', 'replace')) > 200
     ):
         return 'a plain folder name, without slashes and not starting with a dot'
     if 'minLength' in schema and len(value) < schema['minLength']:
         return 'a text that is not empty'
-    if value is not None and kind in ('integer', 'number'):
-        if 'minimum' in schema and value < schema['minimum']:
-            return f'{NOUNS[kind]} of at least {schema["minimum"]}'
-        if 'maximum' in schema and value > schema['maximum']:
-            return f'{NOUNS[kind]} of at most {schema["maximum"]}'
-        if 'exclusiveMinimum' in schema and value <= schema['exclusiveMinimum']:
-            return f'{NOUNS[kind]} above {schema["exclusiveMinimum"]}'
-    if kind == 'array' and 'items' in schema:
-        for index, item in enumerate(value):
-            if (expected := violation(item, schema['items'])) is not None:
-                return f'{expected} as item {index}'
+    if 'minimum' in schema and value < schema['minimum']:
+        return f'{NOUNS[kind]} of at least {schema["minimum"]}'
+    if 'maximum' in schema and value > schema['maximum']:
+        return f'{NOUNS[kind]} of at most {schema["maximum"]}'
+    if 'exclusiveMinimum' in schema and value <= schema['exclusiveMinimum']:
+        return f'{NOUNS[kind]} above {schema["exclusiveMinimum"]}'
+    for index, item in enumerate(value if 'items' in schema else ()):
+        if (expected := violation(item, schema['items'])) is not None:
+            return f'{expected} as item {index}'
     return None
 
 
-def _is(value, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == 'boolean'
-    return isinstance(
-        value,
-        {
-            'integer': int,
-            'number': (int, float),
-            'boolean': bool,
-            'string': str,
-            'null': type(None),
-            'object': dict,
-            'array': (list, tuple),
-        }[kind],
-    )
-
-
-def _choices(schema: dict) -> str:
-    return ' or '.join(show(choice) for choice in schema['enum'])
+# What a signature says
 
 
 def parameters(target) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The parameters of a class or function that can be given by name, in order, and whether it takes any others too.
+    """The parameters that can be given by name, in order, and whether any others are taken too.
 
-    A class that only passes `**options` on to its base's constructor has the base's optional parameters as well.
+    A class that only passes `**options` on to its base's constructor has the base's optional
+    parameters as well.
     """
     try:
         found = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # some written in C tell nothing
         return {}, True
-    named = {
-        each.name: each
-        for each in found
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    }
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {each.name: each for each in found if each.kind in by_name}
     others = next((each.name for each in found if each.kind == each.VAR_KEYWORD), None)
-    if (
-        others is None
-        or not inspect.isclass(target)
-        or not _only_passes_on(target.__init__, others)
-    ):
+    is_class = inspect.isclass(target)
+    if others is None or not is_class or not _only_passes_on(target.__init__, others):
         return named, others is not None
-    base = next(
-        (
-            each
-            for each in target.__mro__[target.__mro__.index(_owner_of_init(target)) + 1 :]
-            if '__init__' in vars(each)
-        ),
-        object,
-    )
-    inherited, is_open = parameters(base)
-    return named | {
-        name: each
-        for name, each in inherited.items()
-        if name not in named and each.default is not each.empty
-    }, is_open
-
-
-def _owner_of_init(target: type) -> type:
-    return next(each for each in target.__mro__ if '__init__' in vars(each))
+    owners = [each for each in target.__mro__ if '__init__' in vars(each)]
+    inherited, is_open = parameters(owners[1])
+    optional = {name: each for name, each in inherited.items() if each.default is not each.empty}
+    return named | {name: optional[name] for name in optional.keys() - named.keys()}, is_open
 
 
 def _only_passes_on(function, name: str) -> bool:
-    """Whether the one thing that `function` does with its **name is super().__init__(..., **name)."""
+    """Whether the one thing that `function` does with **name is super().__init__(..., **name)."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -444,26 +420,25 @@ def _only_passes_on(function, name: str) -> bool:
 
 
 def argument_schema(target, parameter: inspect.Parameter) -> dict:
-    """What a config may give for a parameter: by its annotation, or as far as its default tells."""
+    """What a config may give for a parameter: by its annotation, or as its default tells."""
     default = parameter.default
     if parameter.annotation is not parameter.empty:
         schema = _of_annotation(_evaluated(parameter.annotation, target))
         return _union([schema, NULL]) if default is None else schema
-    if isinstance(default, bool):
-        return {
-            'anyOf': [BOOLEAN, INTEGER, NULL, OBJECT]
-        }  # "yes" would count as true, and so would "no"
+    if isinstance(default, bool):  # "yes" would count as true, and so would "no"
+        return {'anyOf': [BOOLEAN, INTEGER, NULL, OBJECT]}
     return {}
 
 
-def is_tensor_argument(target, parameter: inspect.Parameter) -> bool:
-    """Whether a list given for this parameter stands for a torch.Tensor, such as the class weights of a loss."""
-    schema = argument_schema(target, parameter)
-    return TENSOR in schema.get('anyOf', [schema])
+def takes(target, parameter: inspect.Parameter, schema: dict) -> bool:
+    """Whether a parameter is annotated so that it may be given this (TENSOR, or OBJECT)."""
+    options = argument_schema(target, parameter)
+    is_annotated = parameter.annotation is not parameter.empty
+    return is_annotated and schema in options.get('anyOf', [options])
 
 
 def _evaluated(annotation, target):
-    """Annotations may be text (`from __future__ import annotations`); one that cannot be read says nothing."""
+    """Annotations may be text (`from __future__ import annotations`)."""
     if not isinstance(annotation, str):
         return annotation
     function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
@@ -474,20 +449,23 @@ def _evaluated(annotation, target):
         return typing.Any
 
 
+PLAIN = {
+    int: INTEGER,
+    float: NUMBER,
+    bool: BOOLEAN,
+    str: STRING,
+    Path: STRING,
+    type(None): NULL,
+    None: NULL,
+    dict: OBJECT,
+    collections.abc.Mapping: OBJECT,
+    torch.Tensor: TENSOR,
+}
+LISTS = (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable)
+
+
 def _of_annotation(annotation) -> dict:
-    simple = {
-        int: INTEGER,
-        float: NUMBER,
-        bool: BOOLEAN,
-        str: STRING,
-        type(None): NULL,
-        None: NULL,
-        dict: OBJECT,
-        list: ARRAY,
-        tuple: ARRAY,
-        Path: STRING,
-    }
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin is typing.Annotated:
         return _of_annotation(inner[0])
     if origin in (typing.Union, types.UnionType):
@@ -496,18 +474,14 @@ def _of_annotation(annotation) -> dict:
         return _union([each for each in options if each is not TENSOR or NUMBER not in options])
     if origin is typing.Literal:
         return {'enum': list(inner)}
-    if annotation in (int, float, bool, str, None, type(None), dict, list, tuple, Path):
-        return simple[annotation]
-    if origin in (list, tuple, set, collections.abc.Sequence, collections.abc.Iterable):
-        items = (
-            _of_annotation(inner[0])
-            if inner and len({each for each in inner if each is not ...}) == 1
-            else {}
-        )
+    if origin in LISTS:
+        kinds = {each for each in inner if each is not ...}
+        items = _of_annotation(inner[0]) if len(kinds) == 1 else {}
         return {**ARRAY, 'items': items} if items else ARRAY
-    if origin in (dict, collections.abc.Mapping):
-        return OBJECT
-    return TENSOR if annotation is torch.Tensor else {}
+    try:
+        return PLAIN.get(origin, {})
+    except TypeError:  # an annotation may be anything
+        return {}
 
 
 def _union(options: list[dict]) -> dict:
@@ -518,18 +492,11 @@ def _union(options: list[dict]) -> dict:
 
 def json_default(parameter: inspect.Parameter):
     """A parameter's default as a config would say it; NotImplemented when it cannot."""
-    default = NotImplemented if parameter.default is parameter.empty else parameter.default
-    if isinstance(default, tuple) and all(
-        isinstance(each, (int, float, str, bool, type(None))) for each in default
-    ):
-        return list(default)
-    is_plain = (
-        default is None
-        or isinstance(default, (bool, int, float, str))
-        and type(default).__module__ == 'builtins'
-    )
-    return (
-        default
-        if is_plain and (not isinstance(default, float) or math.isfinite(default))
-        else NotImplemented
-    )
+    default = parameter.default
+    if isinstance(default, tuple):
+        default = list(default)
+    items = default if isinstance(default, list) else [default]
+    plain = (int, float, str, bool, type(None))
+    is_plain = all(type(each) in plain for each in items)
+    is_finite = all(math.isfinite(each) for each in items if type(each) is float)
+    return default if is_plain and is_finite else NotImplemented

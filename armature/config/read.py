@@ -1,45 +1,58 @@
-"""The only place that reads a config file: JSON with comments, `base` files, `--set`, and where each value came from."""
+"""The only place that reads a config file.
+
+JSON with comments, `base` files and `--set`, and for each value where it was written.
+"""
 
 import json
+import json.scanner
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 from armature.errors import ConfigError
 
 MAX_BYTES = 4 * 2**20
 MAX_DEPTH = 64
 MAX_BASES = 32
-TOKEN = re.compile(
-    r"""
-    (?P<skip>    [ \t\r\n]+ | //[^\n]* | /\*.*?\*/ )
-  | (?P<string>  "[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*" )
-  | (?P<number>  -?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)? )
-  | (?P<word>    -?[A-Za-z_][A-Za-z_0-9]* )
-  | (?P<mark>    [{}\[\],:] )""",
-    re.VERBOSE | re.DOTALL,
-)
-WORDS = {'true': True, 'false': False, 'null': None}
+BLANK = re.compile(r'(?:[ \t\r\n]+|//[^\n]*|/\*.*?\*/)*', re.DOTALL)
+TOKEN = re.compile(r'"(?:[^"\\\n]|\\.)*"?|[\w.+-]+|.|$', re.DOTALL)  # what an error message shows
 NOT_FINITE = ('NaN', 'Infinity', '-Infinity')
 DELETE = {'delete': True}
+HINTS = {
+    "'": ' (strings stand in double quotes)',
+    'True': ' (did you mean true?)',
+    'False': ' (did you mean false?)',
+    'None': ' (did you mean null?)',
+}
+
+
+class Problem(NamedTuple):
+    """Something wrong with the value at a path; a note when it is only odd."""
+
+    path: tuple
+    text: str
+    is_note: bool = False
 
 
 @dataclass
 class Document:
-    """A config, and for the path of each value in it where that was written: 'config.json:14', '--set', '--lr'.
+    """A config, and for the path of each value in it where that was written: 'config.json:14'.
 
-    Paths are tuples of keys and list indices. `origins` may still name paths that a later file removed.
+    Paths are tuples of keys and list indices. What the command line changed comes from '--set' or
+    '--lr'. `origins` may still name paths that a later file removed.
     """
 
     values: dict
     origins: dict = field(default_factory=dict)
 
     def origin(self, path: tuple) -> str:
-        """Where the value at `path` was written; for one that is missing, where the section around it was."""
+        """Where the value at `path` was written; for a missing one, the section around it."""
         while path and path not in self.origins:
             path = path[:-1]
         return self.origins.get(path, '')
@@ -48,7 +61,7 @@ class Document:
         """Set one value, with the sections on the way to it."""
         node = self.values
         for depth, key in enumerate(path[:-1]):
-            if isinstance(node, dict) and key not in node:
+            if isinstance(node, dict) and node.get(key) is None:
                 node[key] = {}
                 self.origins[path[: depth + 1]] = origin
             node = node[key]
@@ -68,24 +81,49 @@ class Document:
         for key, inner in entries(value):
             self.mark((*path, key), inner, origin)
 
+    def line(self, problem: Problem) -> str:
+        """'config.json:14: trainer.epochs: expected ...'"""
+        origin, text = self.origin(problem.path), problem.text
+        text = text if len(text) <= 400 else f'{text[:397]}...'
+        return f'{origin}{origin and ": "}{show_path(problem.path) or "the config"}: {text}'
 
-def entries(value):
-    """The (key, value) pairs of a dict, the (index, value) pairs of a list, nothing for all else."""
-    return (
-        list(value.items())
-        if isinstance(value, dict)
-        else list(enumerate(value))
-        if isinstance(value, list)
-        else []
-    )
+    def refuse(self, problems: Iterable[Problem]) -> None:
+        """A ConfigError with a line for each problem, in the order of the files, when any is one."""
+        wrong = [problem for problem in problems if not problem.is_note]
+        if wrong:
+            raise ConfigError('\n'.join(map(self.line, sorted(wrong, key=self._place))))
+
+    def _place(self, problem: Problem) -> tuple:
+        file, _, line = self.origin(problem.path).rpartition(':')
+        return file, int(line) if line.isdecimal() else 0
+
+
+def entries(value) -> list[tuple]:
+    """The (key, value) pairs of a dict or the (index, value) pairs of a list; else nothing."""
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list) else []
+
+
+def lookup(values, path: tuple):
+    """The value at a path, None when there is none."""
+    for key in path:
+        values = dict(entries(values)).get(key)
+    return values
+
+
+def all_paths(values, path: tuple = ()) -> Iterator[tuple]:
+    """The path of every value in a config, sections included."""
+    for key, value in entries(values):
+        yield (*path, key)
+        yield from all_paths(value, (*path, key))
 
 
 def show_path(path: tuple) -> str:
     """A key path as people write it: trainer.epochs, metrics.0."""
     parts = [str(part) for part in path]
-    return '.'.join(part if part and part.isprintable() else json.dumps(part) for part in parts)[
-        :200
-    ]
+    parts = [part if part and part.isprintable() else json.dumps(part) for part in parts]
+    return '.'.join(parts)[:200]
 
 
 def show(value) -> str:
@@ -97,11 +135,10 @@ def show(value) -> str:
     return text if len(text) <= 60 else f'{text[:57]}...'
 
 
-def nearest(name: str, names) -> str | None:
+def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was most likely meant to be, if any looks like it."""
-    by_lower = {
-        str(candidate).lower(): candidate for candidate in reversed(list(names))
-    }  # of twins the first: the project's own
+    # Of names that differ only in their case the first: the project's own.
+    by_lower = {str(candidate).lower(): candidate for candidate in reversed(list(names))}
     lower = str(name)[:100].lower()
     words = lower.split('_')
     found = (
@@ -112,174 +149,161 @@ def nearest(name: str, names) -> str | None:
     return by_lower[found[0]] if found else None
 
 
-def did_you_mean(name: str, names) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """' (did you mean 'lr'?)', or nothing."""
     near = nearest(name, names)
     return f' (did you mean {near!r}?)' if near is not None else ''
 
 
-class _Reader:
-    """One pass over a JSON text. Problems that leave the structure readable are collected, the rest raise at once."""
+class _Decoder(json.JSONDecoder):
+    """The standard library's decoder, with comments, trailing commas and the place of each value.
+
+    Problems that leave the structure readable are collected, the rest raise at once.
+    """
 
     def __init__(self, text: str, name: str):
+        number = self.number
+        super().__init__(parse_int=number, parse_float=number, parse_constant=self.not_finite)
+        self.parse_string, self.parse_object, self.parse_array = (
+            self.string,
+            self.members,
+            self.items,
+        )
+        self.scan_once = json.scanner.py_make_scanner(self)
         self.text, self.name = text, name
         self.line_starts = [match.end() for match in re.finditer('\n', text)]
         self.origins, self.problems = {}, []
-        self.end = 0
-        self.advance()
+        self.path, self.at = (), 0  # of the value that is being read
 
     def read(self) -> Document:
-        value = self.value(())
-        if self.kind != 'end':
-            self.fail('the end of the file')
+        value, end = self.value(0, ())
+        if self.after_blank(end) < len(self.text):
+            self.fail(end, 'the end of the file')
         if self.problems:
             raise ConfigError('\n'.join(self.problems))
         return Document(value, self.origins)
 
-    def place(self, position: int) -> str:
-        # What came from the command line has no lines.
-        line = bisect_right(self.line_starts, position)
-        return f'{self.name}:{line + 1}' if not self.name.startswith('--') else self.name
+    # Each of these gets a position in the text, and returns what it read and the position behind.
 
-    def problem(self, path: tuple, text: str) -> None:
-        self.problems.append(
-            f'{self.place(self.start)}: {show_path(path) or "the whole file"}: {text}'
-        )
-
-    def fail(self, expected: str):
-        line = bisect_right(self.line_starts, self.start)
-        column = self.start - (self.line_starts[line - 1] if line else 0) + 1
-        found = {'end': 'the end of the file', 'bad': show(self.token)}.get(
-            self.kind, self.token[:40]
-        )
-        hint = {
-            '"': ' (does the string end on its line?)',
-            "'": ' (strings stand in double quotes)',
-            'True': ' (did you mean true?)',
-            'False': ' (did you mean false?)',
-            'None': ' (did you mean null?)',
-        }.get(self.token, '')
-        place = self.place(self.start)
-        raise ConfigError(
-            f'{place}{"" if place == self.name else f":{column}"}: expected {expected}, found {found}{hint}'
-        )
-
-    def advance(self) -> None:
-        """Step to the next token: its kind, its text and where it starts."""
-        while True:
-            match, self.start = TOKEN.match(self.text, self.end), self.end
-            if match is None:
-                self.kind, self.token = (
-                    'end' if self.end == len(self.text) else 'bad',
-                    self.text[self.end : self.end + 1],
-                )
-                return
-            self.kind, self.token, self.end = match.lastgroup, match.group(), match.end()
-            if self.kind != 'skip':
-                return
-
-    def value(self, path: tuple):
+    def value(self, at: int, path: tuple):
+        self.at, self.path = at, path = self.after_blank(at), path
         if len(path) > MAX_DEPTH:
-            raise ConfigError(
-                f'{self.place(self.start)}: {show_path(path[:3])}...: nested deeper than {MAX_DEPTH} levels'
-            )
-        self.origins.setdefault(path, self.place(self.start))
-        if self.token == '{' and self.kind == 'mark':
-            return self.members(path)
-        if self.token == '[' and self.kind == 'mark':
-            return self.items(path)
-        if self.kind == 'string':
-            value = self.string(path)
-        elif self.kind == 'number':
-            value = self.number(path)
-        elif self.kind == 'word' and self.token in WORDS:
-            value = WORDS[self.token]
-        elif self.kind == 'word' and self.token in NOT_FINITE:
-            value = self.problem(path, f'{self.token} is not a number that a config may hold')
-        else:
-            self.fail('a value')
-        self.advance()
-        return value
+            place = f'{self.place(at)}: {show_path(path[:3])}...'
+            raise ConfigError(f'{place}: nested deeper than {MAX_DEPTH} levels')
+        self.origins.setdefault(path, self.place(at))
+        try:
+            return self.scan_once(self.text, at)
+        except StopIteration:
+            self.fail(at, 'a value')
 
-    def members(self, path: tuple) -> dict:
-        found = {}
-        self.advance()
-        while self.token != '}' or self.kind != 'mark':
-            if self.kind != 'string':
-                self.fail("a key in double quotes or '}'")
-            key = self.string(path)
+    def members(self, start: tuple[str, int], *_):
+        found, path, at = {}, self.path, self.after_blank(start[1])
+        while not self.text.startswith('}', at):
+            if not self.text.startswith('"', at):
+                self.fail(at, "a key in double quotes or '}'")
+            self.at, self.path = at, path
+            key, end = self.string(self.text, at + 1)
             inner = (*path, key)
             if key in found:
-                self.problem(inner, f'given twice, first at {self.origins[inner]}')
-            self.origins[inner] = self.place(self.start)
-            self.advance()
-            if self.token != ':' or self.kind != 'mark':
-                self.fail("':'")
-            self.advance()
-            found[key] = self.value(inner)
-            self.separator('}')
-        self.advance()
-        return found
+                self.path = inner
+                self.problem(f'given twice, first at {self.origins[inner]}')
+            self.origins[inner] = self.place(at)
+            end = self.after_blank(end)
+            if not self.text.startswith(':', end):
+                self.fail(end, "':'")
+            found[key], end = self.value(end + 1, inner)
+            at = self.after_comma(end, '}')
+        return found, at + 1
 
-    def items(self, path: tuple) -> list:
-        found = []
-        self.advance()
-        while self.token != ']' or self.kind != 'mark':
-            found.append(self.value((*path, len(found))))
-            self.separator(']')
-        self.advance()
-        return found
+    def items(self, start: tuple[str, int], *_):
+        found, path, at = [], self.path, self.after_blank(start[1])
+        while not self.text.startswith(']', at):
+            value, end = self.value(at, (*path, len(found)))
+            found.append(value)
+            at = self.after_comma(end, ']')
+        return found, at + 1
 
-    def separator(self, closing: str) -> None:
-        if self.kind == 'mark' and self.token == ',':
-            self.advance()
-        elif self.kind != 'mark' or self.token != closing:
-            self.fail(f"',' or '{closing}'")
-
-    def string(self, path: tuple) -> str:
+    def string(self, text: str, at: int, strict: bool = True):
         try:
-            value = json.loads(self.token)
-        except ValueError:
-            self.fail('a string with valid escapes')
-        if '\0' in value or any('\ud800' <= char <= '\udfff' for char in value):
-            self.problem(path, 'a string may not hold NUL or half of a surrogate pair')
-        return value
+            value, end = json.decoder.scanstring(text, at, strict)
+        except json.JSONDecodeError:
+            self.fail(at - 1, 'a string with valid escapes')
+        if is_no_text(value):
+            self.problem('a string may not hold NUL or half of a surrogate pair')
+        return value, end
 
-    def number(self, path: tuple) -> int | float | None:
-        is_whole = not any(mark in self.token for mark in '.eE')
-        # Nothing here counts beyond 64 bits, and Python itself refuses to read thousands of digits.
-        if len(self.token) < 400:
-            value = int(self.token) if is_whole else float(self.token)
+    def number(self, text: str) -> int | float | None:
+        is_whole = not any(mark in text for mark in '.eE')
+        # Nothing here counts beyond 64 bits, and Python refuses to read thousands of digits.
+        if len(text) < 400:
+            value = int(text) if is_whole else float(text)
             if abs(value) < (2**64 if is_whole else float('inf')):
                 return value
-        return self.problem(path, f'the number {self.token[:20]}... is too large')
+        return self.problem(f'the number {text[:20]}... is too large')
+
+    def not_finite(self, text: str) -> None:
+        self.problem(f'{text} is not a number that a config may hold')
+
+    def after_blank(self, at: int) -> int:
+        return BLANK.match(self.text, at).end()
+
+    def after_comma(self, at: int, closing: str) -> int:
+        at = self.after_blank(at)
+        if self.text.startswith(',', at):
+            return self.after_blank(at + 1)
+        if not self.text.startswith(closing, at):
+            self.fail(at, f"',' or '{closing}'")
+        return at
+
+    def place(self, at: int) -> str:
+        # What came from the command line has no lines.
+        line = bisect_right(self.line_starts, at) + 1
+        return self.name if self.name.startswith('--') else f'{self.name}:{line}'
+
+    def problem(self, text: str) -> None:
+        path = show_path(self.path) or 'the whole file'
+        self.problems.append(f'{self.place(self.at)}: {path}: {text}')
+
+    def fail(self, at: int, expected: str):
+        at = self.after_blank(at)
+        place = self.place(at)
+        if place != self.name:
+            place += f':{at - ([0, *self.line_starts][bisect_right(self.line_starts, at)]) + 1}'
+        found = TOKEN.match(self.text, at).group() or 'the end of the file'
+        is_open = found == '"' or found[0] == '"' != found[-1]
+        hint = ' (does the string end on its line?)' if is_open else HINTS.get(found, '')
+        found = found[:40] if found.isprintable() else show(found)
+        raise ConfigError(f'{place}: expected {expected}, found {found}{hint}')
+
+
+def is_no_text(value: str) -> bool:
+    return '\0' in value or any('\ud800' <= char <= '\udfff' for char in value)
 
 
 def parse(text: str, name: str) -> Document:
     """Read a JSON text; `name` is what its places are called (a file name, or '--set')."""
-    return _Reader(text, name).read()
+    return _Decoder(text, name).read()
 
 
 def read_text(path: Path, name: str) -> str:
-    """The text of a config file; every way in which that can fail is a ConfigError."""
+    """The text of a config file or a pipe; every way in which that can fail is a ConfigError."""
     try:
         with path.open('rb') as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        near = (
-            nearest(path.name, (each.name for each in path.parent.glob('*.json')))
-            if path.parent.is_dir()
-            else None
-        )
-        raise ConfigError(
-            f'{name}: no such config file' + (f' (did you mean {near!r}?)' if near else '')
-        ) from None
+        others = path.parent.glob('*.json') if path.parent.is_dir() else ()
+        near = did_you_mean(path.name, [each.name for each in others])
+        raise ConfigError(f'{name}: no such config file{near}') from None
     except IsADirectoryError:
         raise ConfigError(f'{name}: is a folder, expected a config file') from None
     except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise ConfigError(f'{show_path((name,))}: cannot be read: {reason}') from None
+    if not content and not path.is_file():
         raise ConfigError(
-            f'{show_path((name,))}: cannot be read: {getattr(error, "strerror", None) or error}'
-        ) from None
+            f'{name}: nothing came through this pipe. Only one process can read it: where several '
+            'train together, write the config to a file'
+        )
     if len(content) > MAX_BYTES:
         raise ConfigError(f'{name}: larger than {MAX_BYTES // 2**20} MB, which no config is')
     try:
@@ -290,7 +314,10 @@ def read_text(path: Path, name: str) -> str:
 
 
 def read_config(path: Path, name: str, chain: tuple = (), known: dict | None = None) -> Document:
-    """Read a config file with the files its `base` names merged under it. `name` is the path as the user wrote it."""
+    """Read a config file with the files its `base` names merged under it.
+
+    name: the path as the user wrote it. chain, known: the files that lead here and those read.
+    """
     known = {} if known is None else known
     identity = os.path.realpath(path)
     if identity in known:
@@ -298,22 +325,23 @@ def read_config(path: Path, name: str, chain: tuple = (), known: dict | None = N
     document = parse(read_text(path, name), name)
     if not isinstance(document.values, dict):
         raise ConfigError(
-            f'{document.origin(())}: the whole file: expected an object {{...}}, got {show(document.values)}'
+            f'{document.origin(())}: the whole file: expected an object {{...}}, '
+            f'got {show(document.values)}'
         )
     document.values.pop('$schema', None)
-    bases = document.values.pop('base', [])
+    bases = document.values.pop('base', None) or []
     below = Document({})
     chain = (*chain, (identity, name))
+    folder = path.parent if path.is_file() else Path()  # a pipe lies in no folder
     for index, base in enumerate(bases if isinstance(bases, list) else [bases]):
         place = document.origin(('base', index))
         if not isinstance(base, str) or not base:
             raise ConfigError(
-                f'{place}: base: expected the path of a config file or a list of such, got {show(base)}'
+                f'{place}: base: expected the path of a config file or a list of such, '
+                f'got {show(base)}'
             )
-        base_path, base_name = (
-            path.parent / base,
-            os.path.normpath(os.path.join(os.path.dirname(name), base)),
-        )
+        base_path = folder / base
+        base_name = os.path.normpath(os.path.join(os.path.dirname(name), base))
         if os.path.realpath(base_path) in dict(chain):
             names = ' -> '.join([shown for _, shown in chain] + [base_name])
             raise ConfigError(f'{place}: base: {names} is a loop')
@@ -329,116 +357,83 @@ def read_config(path: Path, name: str, chain: tuple = (), known: dict | None = N
 
 
 def merge(below: Document, above: Document) -> Document:
-    """A new document: `above` laid over `below`. Dicts merge, null and {"delete": true} remove, all else replaces."""
+    """A new document: `above` laid over `below`.
+
+    Sections merge, {"delete": true} removes, and all else replaces, null too.
+    """
     problems = []
-    values = _merge(below.values, above.values, above, (), problems)
-    if problems:
-        raise ConfigError('\n'.join(problems))
+    values = _merge(below.values, above.values, (), problems)
+    above.refuse(problems)
     return Document(values, below.origins | above.origins)
 
 
-def _merge(below: dict, above: dict, document: Document, path: tuple, problems: list) -> dict:
+def _merge(below: dict, above: dict, path: tuple, problems: list[Problem]) -> dict:
     merged = {key: deepcopy(value) for key, value in below.items()}
     if 'type' in above and above['type'] != below.get('type', above['type']):
         merged.pop('args', None)  # they belong to the other type
     for key, value in above.items():
         inner = (*path, key)
-        if value == DELETE or (value is None and key in below):
+        if value == DELETE:
             if key not in below:
-                near = did_you_mean(key, below)
-                problems.append(
-                    f'{document.origin(inner)}: {show_path(inner)}: nothing here to delete{near}'
-                )
+                text = f'nothing here to delete{did_you_mean(key, below)}'
+                problems.append(Problem(inner, text))
             merged.pop(key, None)
         elif isinstance(value, dict):
             under = merged.get(key)
-            merged[key] = _merge(
-                under if isinstance(under, dict) else {}, value, document, inner, problems
-            )
+            merged[key] = _merge(under if isinstance(under, dict) else {}, value, inner, problems)
         else:
             merged[key] = deepcopy(value)
     return merged
 
 
-def set_value(document: Document, assignment: str, is_known=lambda path: False) -> tuple:
-    """Carry out one --set: 'a.b=value' changes a key, 'a.b+=value' adds one, or appends to a list. Returns its path.
+def set_value(document: Document, assignment: str, known: Iterable[tuple] = ()) -> None:
+    """Carry out one --set: 'a.b=value' changes a key, 'a.b+=value' adds one or appends to a list.
 
-    is_known(path) tells which keys may be given although the config does not hold them yet.
+    known: paths of the keys that may be given although the config does not hold them yet.
     """
     left, equals, text = assignment.partition('=')
     adds = left.endswith('+')
-    keys = left.rstrip('+').strip().split('.')
-    if not equals or not all(keys):
+    left = left.rstrip('+').strip()
+    if not equals or not all(left.split('.')):
         raise ConfigError(f"--set {show_path((assignment,))}: expected 'section.key=value'")
-    value = parse_value(text, '--set')
+    value = parse_value(text)
     path, node = (), document.values
-    for key in keys:
+    for key in left.split('.'):
         if isinstance(node, list):
             if not re.fullmatch('[0-9]{1,6}', key) or int(key) >= len(node):
                 raise ConfigError(
                     f'--set: {show_path((*path, key))}: {show_path(path)} is a list of {len(node)}'
                 )
             key = int(key)
-        path = (*path, key)
-        node = (
-            node[key]
-            if isinstance(node, list) or (isinstance(node, dict) and key in node)
-            else None
-        )
-    parent = lookup(document.values, path[:-1])
-    exists = isinstance(parent, (dict, list)) and (isinstance(parent, list) or path[-1] in parent)
+        path, parent, node = (*path, key), node, lookup(node, (key,))
+    exists = path[-1] in dict(entries(parent))
+    # An argument that the config leaves out may be given; the signature of its class decides.
+    is_argument = 'args' in path[1:-1] and (path[0] in document.values or path[:1] in known)
     if adds and isinstance(node, list):
         node.append(value)
         document.mark((*path, len(node) - 1), value, '--set')
     elif exists and adds:
         raise ConfigError(f"--set: {show_path(path)}: is there already: write '=' to change it")
-    elif exists and value is None and isinstance(parent, dict):
+    elif exists and value == DELETE:
         del parent[path[-1]]
-    elif exists or ((adds or is_known(path)) and document.can_hold(path)):
+    elif exists or ((adds or is_argument or path in known) and document.can_hold(path)):
         document.put(path, value, '--set')
     else:
-        near = nearest(left, [show_path(each) for each in all_paths(document.values)])
-        hint = f'did you mean {near!r}?' if near else 'to add it, write'
-        raise ConfigError(
-            f'--set: {show_path(path)}: the config has no such key ({hint}'
-            + (')' if near else f" '{show_path(path)}+=...')")
-        )
-    return path
+        there = [show_path(each) for each in (*all_paths(document.values), *known)]
+        same_key = [each for each in dict.fromkeys(there) if each.endswith(f'.{left}')]
+        near = same_key[:1] or [nearest(left, there)]
+        hint = f'did you mean {near[0]!r}?' if near[0] else f"to add it, write '{left}+=...'"
+        raise ConfigError(f'--set: {show_path(path)}: the config has no such key ({hint})')
 
 
-def parse_value(text: str, name: str):
+def parse_value(text: str):
     """A value from the command line: JSON, or a bare word as the string it is."""
     try:
-        return parse(text, name).values
+        return parse(text, '--set').values
     except ConfigError:
-        if (
-            text.lstrip()[:1] in ('{', '[', '"')
-            or text in NOT_FINITE
-            or TOKEN.fullmatch(text)
-            and text[0] in '-0123456789'
-        ):
+        is_number = json.scanner.NUMBER_RE.fullmatch(text)
+        if text.lstrip()[:1] in ('{', '[', '"') or text in NOT_FINITE or is_number:
             raise
-    if '\0' in text or any('\ud800' <= char <= '\udfff' for char in text):
-        raise ConfigError(f'{name}: {json.dumps(text)}: not UTF-8 text')
+    if is_no_text(text):
+        raise ConfigError(f'--set: {json.dumps(text)}: not UTF-8 text')
     return text
-
-
-def lookup(values, path: tuple):
-    """The value at a path, None when there is none."""
-    for key in path:
-        if not (
-            isinstance(values, dict)
-            and key in values
-            or isinstance(values, list)
-            and isinstance(key, int)
-        ):
-            return None
-        values = values[key]
-    return values
-
-
-def all_paths(values, path: tuple = ()):
-    """The path of every value in a config, sections included."""
-    for key, value in entries(values):
-        yield (*path, key)
-        yield from all_paths(value, (*path, key))
