@@ -34,7 +34,7 @@ def main() -> None:
         help='optimizer steps between the lowest and the highest rate',
     )
     with exit_on_user_error():
-        config = ConfigParser.from_args(parser)
+        config = ConfigParser.from_args(parser, builds=train.BUILDS)
         find_lr(train.build, config.config, config.arguments.steps, Path('saved') / 'find_lr')
 
 
