@@ -244,7 +244,7 @@ def test_what_is_legal_but_odd_is_noted():
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
         (
             {'distributed': {'write_in_background': True}},
-            'distributed.write_in_background: is gone: training waits for the checkpoint',
+            'distributed.write_in_background: is gone: a sharded checkpoint is written',
         ),
     ],
 )

@@ -182,12 +182,6 @@ BATCH = {
     'target': _key(PARTS, 'name of the target, or a list of names'),
 }
 
-# Keys of the first version that do nothing any more.
-GONE = {
-    'distributed.write_in_background': 'is gone: a sharded checkpoint is written before the '
-    'training goes on. Leave the key out',
-}
-
 TOP = {
     'name': _key(FOLDER_NAME, 'name of the experiment, and of its folder'),
     'n_gpu': _key(INTEGER, 'GPUs to use; 0: the CPU', 1, minimum=0),
@@ -235,7 +229,8 @@ FILE_ONLY = {
     '$schema': _key(STRING, 'JSON Schema for your editor, see tools/schema.py', None),
 }
 GONE = {  # keys of the first version
-    ('distributed', 'write_in_background'): 'is gone: training waits for the checkpoint',
+    ('distributed', 'write_in_background'): 'is gone: a sharded checkpoint is written '
+    'before the training goes on. Leave the key out',
 }
 
 
