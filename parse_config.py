@@ -210,7 +210,14 @@ class ConfigParser:
         The type is looked up in `module` first.
         """
         call = self._prepare(name, module, args, kwargs)
-        return build.make(call, (name,), self._document)
+        if name != 'data_loader' or self.resume is None:
+            return build.make(call, (name,), self._document)
+        from armature.checkpoint import files as checkpoint
+        from armature.data.identity import data_of, resuming
+
+        # A run that goes on keeps its split, also one that was made in another way.
+        with resuming(data_of(checkpoint.load_head(Path(self.resume)))):
+            return build.make(call, (name,), self._document)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""

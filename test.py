@@ -7,9 +7,10 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
-from armature.batch import to_device
+from armature.batch import Parts, call_by_name, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
+from armature.data.order import batches_of
 from armature.errors import exit_on_user_error
 from armature.processes import dist
 from armature.run.plots import Pictures, save_pictures
@@ -47,6 +48,8 @@ def main(config, n_batches=None):
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
+    if hasattr(data_loader, 'use_class_names'):
+        data_loader.use_class_names(saved.get('data', {}).get('class_names'))
     metrics = MetricTracker(
         'loss',
         metrics=config.init_metrics(module_metric),
@@ -55,9 +58,11 @@ def main(config, n_batches=None):
     )
     pictures = Pictures(config['trainer'].get('pictures', []))
 
-    shares = dist.in_step(
-        itertools.islice(data_loader, n_batches), data_loader, [metrics, pictures]
-    )
+    names = config.get('batch')
+    if names and isinstance(names['data'], list):
+        call_by_name(model, names['data'])
+    shares = map(Parts(names), itertools.islice(batches_of(data_loader), n_batches))
+    shares = dist.in_step(shares, data_loader, [metrics, pictures])
     batches = (to_device(batch, device) for batch in shares)
     for name, value in evaluate(model, batches, criterion, metrics, pictures=pictures).items():
         logger.info(f'    {name:15s}: {value}')

@@ -51,8 +51,12 @@ def build(config):
             data_loader, 'state_dict'
         ):  # what it learned from the training data, such as a table's means
             valid_data_loader.load_state_dict(data_loader.state_dict())
-    else:
+        if hasattr(valid_data_loader, 'use_class_names'):
+            valid_data_loader.use_class_names(data_loader.class_names)
+    elif hasattr(data_loader, 'split_validation'):
         valid_data_loader = data_loader.split_validation()
+    else:
+        valid_data_loader = None
 
     model = config.init_obj('arch', module_arch)
     logger.info(model)

@@ -1,59 +1,260 @@
-"""What a batch may be: a tensor, or tuples, lists, dicts, named tuples and dataclasses of batches, nested."""
+"""What passes from a loader to a training step: batches, how many samples they hold, their parts.
 
+The contract:
+
+- Iterating a loader gives the contents of whole batches, as torch's loaders do. A content is a
+  tensor, or lists, tuples, dicts, named tuples and dataclasses of contents; anything else in it
+  stays as it is, and moves to the device by its own `.to` where it has one.
+- `batches()` of our loaders gives the same contents, each in a `Batch`: with what the loader knows
+  because it made it. `armature.data.order.batches_of(loader)` does so for any loader.
+- `BaseTrainer.batches(epoch)` gives the contents, and sets `.batch` of each stepper and tracker to
+  the Batch that is due. So nobody takes the length of some tensor for the number of samples.
+- `Stepper.micro_batches(content)` takes a batch apart. When each leaf has a row for each sample,
+  the content is cut, and padding stays that of the whole batch. Else the loader collates the
+  samples of each part anew, where it can; else it is an error.
+"""
+
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple
 
 import torch
 
-
-def map_tensors(function: Callable[[torch.Tensor], Any], batch: Any) -> Any:
-    """The same structure with `function` applied to each tensor; anything that is neither is kept as it is."""
-    if isinstance(batch, torch.Tensor):
-        return function(batch)
-    if isinstance(batch, (list, tuple)):
-        parts = [map_tensors(function, value) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, '_fields') else type(batch)(parts)
-    if isinstance(batch, Mapping):
-        return type(batch)({name: map_tensors(function, value) for name, value in batch.items()})
-    if dataclasses.is_dataclass(batch):
-        return dataclasses.replace(
-            batch,
-            **{
-                field.name: map_tensors(function, getattr(batch, field.name))
-                for field in dataclasses.fields(batch)
-            },
-        )
-    return batch
+from armature.errors import ConfigError, DataError
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch, which a loader made on the CPU, on `device`; copies from pinned memory do not wait."""
+class Share(NamedTuple):
+    """What a process has of the batch that all of them are at."""
+
+    weight: float = 1.0  # of the loss over it in the mean over processes; 1 when all have the same
+    is_borrowed: bool = False  # it is another process's, to keep step
+    largest: int = 0  # samples of the process that has most
+
+
+WHOLE = Share()
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """A batch and what is known of it. n_samples and indices are those of this process's share."""
+
+    content: Any
+    n_samples: int = 0  # 0: nobody knows
+    indices: torch.Tensor | None = None  # (n_samples,) which samples of the dataset
+    share: Share = WHOLE
+    collate: Callable[[slice], Any] | None = None  # the content of some of the samples, made anew
+    lists_are_parts: bool = False  # a list in it never holds one entry for each sample
+    n_now: int = 0  # samples of the micro-batch that goes through the model; 0: the whole batch
+
+
+NO_BATCH = Batch(None)  # before the first one, and where a loop does not say
+
+
+class CannotCut(ValueError):
+    """A part of a batch that does not say where one sample ends; the text names it."""
+
+
+def cut(content: Any, n_samples: int, rows: slice, lists_are_parts: bool = False) -> Any:
+    """The samples `rows` of a batch's content; CannotCut unless every leaf has a row for each.
+
+    lists_are_parts: as torch's default_collate makes them. Else a list inside the batch that has
+    as many entries as there are samples is one of samples.
+    """
+
+    def part(content: Any, is_outermost: bool = False) -> Any:
+        if isinstance(content, torch.Tensor) or hasattr(content, '__array__'):
+            if not content.ndim or len(content) != n_samples:
+                raise CannotCut(f'{type(content).__name__} of shape {tuple(content.shape)}')
+            return content[rows]
+        is_list = isinstance(content, (list, tuple)) and not hasattr(content, '_fields')
+        may_be_samples = is_list and len(content) == n_samples and not is_outermost
+        if not is_structure(content):
+            raise CannotCut(f'{type(content).__name__} {str(content)[:40]!r}')
+        try:
+            parts = rebuilt(content, part)
+        except CannotCut:
+            if may_be_samples:
+                return content[rows]
+            raise
+        if may_be_samples and not lists_are_parts:
+            # [images of 3 channels] of 3 samples: cutting either way would fit
+            raise CannotCut(f'{type(content).__name__} of {len(content)} that may be its samples')
+        return parts
+
+    return part(content, is_outermost=True)
+
+
+def is_structure(content: Any) -> bool:
+    """Whether it is made of contents, rather than one of its own (such as a PackedSequence)."""
+    if isinstance(content, (torch.Tensor, type)) or callable(getattr(content, 'to', None)):
+        return False
+    return isinstance(content, (list, tuple, Mapping)) or dataclasses.is_dataclass(content)
+
+
+def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
+    """A structure of the same type, with `function` applied to each of its entries."""
+    if type(content) in (list, tuple):
+        return type(content)([function(each) for each in content])
+    if isinstance(content, Mapping):
+        made = {} if type(content) is dict else copy.copy(content)
+        if not isinstance(made, MutableMapping):
+            raise _cannot_rebuild(content)
+        for name, value in content.items():
+            made[name] = function(value)
+        return made
+    if dataclasses.is_dataclass(content):
+        made = copy.copy(content)
+        for field in dataclasses.fields(content):
+            value = function(getattr(content, field.name))
+            object.__setattr__(made, field.name, value)  # a frozen one as well
+        return made
+    parts = [function(each) for each in content]
+    try:
+        return type(content)(*parts) if hasattr(content, '_fields') else type(content)(parts)
+    except TypeError as error:
+        raise _cannot_rebuild(content) from error
+
+
+def _cannot_rebuild(content: Any) -> DataError:
+    return DataError(
+        f'a batch holds a {type(content).__name__}, which cannot be made anew with other entries: '
+        'give the class a method to(device), or take a dict or a dataclass'
+    )
+
+
+def map_leaves(function: Callable[[Any], Any], content: Any) -> Any:
+    """The same structure with `function` applied to everything in it that is no structure."""
+    if is_structure(content):
+        return rebuilt(content, lambda entry: map_leaves(function, entry))
+    return function(content)
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], content: Any) -> Any:
+    """The same structure with `function` applied to each tensor."""
+    if isinstance(content, torch.Tensor):
+        return function(content)
+    return map_leaves(
+        lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, content
+    )
+
+
+def to_device(content: Any, device: torch.device) -> Any:
+    """The content, which a loader made on the CPU, on `device`."""
     if device.type == 'cpu':
+        return content
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            # Copies from pinned memory need not be waited for; on MPS they may read freed memory.
+            return leaf.to(device, non_blocking=device.type == 'cuda')
+        return leaf.to(device) if callable(getattr(leaf, 'to', None)) else leaf
+
+    return map_leaves(moved, content)
+
+
+def length(content: Any) -> int:
+    """The rows of the first leaf that has some: for a content that no loader of ours made."""
+    if isinstance(content, torch.Tensor):
+        return content.shape[0] if content.dim() else 1
+    if not is_structure(content):
+        return 0
+    found = []
+    rebuilt(content, lambda entry: found.append(length(entry)))
+    return next(filter(None, found), 0)
+
+
+class Parts:
+    """Makes (data, target) of a batch, as the config's "batch" names them.
+
+    names: {"data": a name or a list of names, "target": the same} of what the dataset gives as a
+    dict. None: a batch is a pair already; with `pairs_only`, anything else is an error.
+    """
+
+    def __init__(self, names: dict | None, pairs_only: bool = True):
+        if names and not (names.get('data') and names.get('target')):
+            raise ConfigError(f'batch is {names}: expected the names of "data" and of "target"')
+        self.names, self.pairs_only = names, pairs_only
+
+    def __call__(self, batch: Batch) -> Batch:
+        batch.content = self.of(batch.content)
+        if batch.collate is not None and self.names:
+            collate = batch.collate
+            batch.collate = lambda rows: self.of(collate(rows))
         return batch
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+    def of(self, content: Any) -> Any:
+        if not self.names:
+            if self.pairs_only and not (isinstance(content, (list, tuple)) and len(content) == 2):
+                raise DataError(_no_pair(content))
+            return content
+        if not isinstance(content, Mapping):
+            raise DataError(
+                f'batch names parts of a dict, and the dataset gives {described(content)}: leave '
+                '"batch" out of the config, or let the dataset return a dict'
+            )
+        return self._named('data', content), self._named('target', content)
+
+    def _named(self, part: str, content: Mapping) -> Any:
+        names = self.names[part]
+        missing = [name for name in ([names] if isinstance(names, str) else names)
+                   if name not in content]
+        if missing:
+            raise DataError(
+                f'batch.{part} is {names!r}, and the dataset gives {described(content)}'
+            )
+        if isinstance(names, str):
+            return content[names]
+        return {name: content[name] for name in names}
 
 
-def length(batch: Any) -> int:
-    """Number of samples: the first dimension of the first tensor found."""
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.dim() else 1
-    if dataclasses.is_dataclass(batch):
-        batch = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-    elif isinstance(batch, Mapping):
-        batch = list(batch.values())
-    if isinstance(batch, (list, tuple)):
-        return next((found for found in map(length, batch) if found), 0)
-    return 0
+def _no_pair(content: Any) -> str:
+    if isinstance(content, Mapping):
+        first, *others = [*map(str, content), 'TARGET']
+        names = f'"batch": {{"data": "{first}", "target": "{others[0]}"}}'
+        return (
+            f'the dataset gives {described(content)}: say in the config which of them is what, '
+            f'such as {names}'
+        )
+    return (
+        f'the dataset gives {described(content)}: expected a pair (data, target). Let it return '
+        'two parts (each may be a tuple or a dict), or a dict whose parts the config names in '
+        '"batch"'
+    )
 
 
-def split(batch: Any, size: int) -> Iterator[Any]:
-    """Parts of `size` samples, the last one smaller when the batch does not divide; strings and numbers are repeated in each."""
-    n_samples = length(batch)
-    for start in range(0, n_samples, size):
-        yield map_tensors(
-            lambda tensor, part=slice(start, start + size): (
-                tensor[part] if tensor.dim() and len(tensor) == n_samples else tensor
-            ),
-            batch,
+def described(content: Any) -> str:
+    """What a batch consists of, in a few words."""
+    if isinstance(content, Mapping):
+        return f'a dict with {", ".join(map(repr, content))}'
+    if isinstance(content, (list, tuple)):
+        return f'{len(content)} parts ({", ".join(type(each).__name__ for each in content[:5])})'
+    return f'one {type(content).__name__}'
+
+
+def call_by_name(model: torch.nn.Module, names: list[str]) -> None:
+    """Let `model(data)` with a dict of these names call forward(image=..., depth=...).
+
+    Nothing changes where forward takes one argument: then the dict is that argument.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    needed = [
+        each.name
+        for each in parameters
+        if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    known = {each.name for each in parameters}
+    if set(needed) <= set(names) and (takes_any or set(names) <= known):
+        model.register_forward_pre_hook(
+            lambda module, inputs, keywords: ((), {**inputs[0], **keywords})
+            if len(inputs) == 1 and isinstance(inputs[0], Mapping)
+            else None,
+            with_kwargs=True,
+        )
+    elif len(needed) > 1:
+        raise ConfigError(
+            f'batch.data is {names}, and {type(model).__name__}.forward takes {", ".join(needed)}: '
+            'give its arguments these names, or let it take one dict'
         )

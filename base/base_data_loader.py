@@ -1,61 +1,72 @@
-"""BaseDataLoader: a torch DataLoader whose order is a function of (seed, epoch), with a validation split and a position.
+"""BaseDataLoader: a torch DataLoader with a split, keyed randomness and a position.
 
-The order and every sample's randomness come from keys (armature/seed.py), so they are the same for any number of workers, and a loader
-can be put at any batch of any epoch.
+The order and every sample's randomness come from keys (armature/seed.py), so they are the same for
+any number of workers, and a loader can be put at any batch of any epoch.
 """
 
+import functools
 import logging
-import multiprocessing
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.config.keys import parameters
-from armature.config.read import did_you_mean
+from armature.batch import WHOLE, Batch, Share, map_tensors
+from armature.data import identity
 from armature.data.augment import Augment
 from armature.data.memory import InMemory, read_into_memory
-from armature.data.samplers import Order, RandomSampler, SequentialSampler
-from armature.data.splits import split_indices
+from armature.data.order import Order, RandomSampler, SequentialSampler
+from armature.data.split import split_indices
 from armature.data.workers import (
     Collate,
-    Fetched,
     KeyedSamples,
     checked,
     finish,
+    loader_options_for,
     make_fetcher,
+    plain_state,
+    refuse_small_batches,
     start,
 )
-from armature.errors import ConfigError
+from armature.errors import ConfigError, DataError
 from armature.processes import dist
-from armature.processes.devices import prepare_device
 from armature.seed import key, own_randomness
+from utils.util import prepare_device
 
 
 class BaseDataLoader(DataLoader):
     """Base of the project's data loaders.
 
-    validation_split: share (0 <= x < 1) or number of samples kept for `split_validation()`, the same ones for every seed.
-    n_folds, fold: keep fold number `fold` (from 0) of `n_folds` instead.
-    stratify: the same share of each class in both parts; needs `dataset.targets` (or `labels`), or a dataset of tensors whose last
-    one holds the classes. groups: a value a sample; samples with the same one stay in the same part.
-    valid_dataset: what the validation part is read from, when it has transforms of its own; same indices as `dataset`.
-    sampler: the order of the training part (armature/data/samplers.py) instead of shuffle; or the indices of an epoch, as a torch sampler or a
-    sequence, instead of shuffle and split.
-    in_memory: read all samples once into tensors, as they are, so that a batch is one indexed copy; 'device' puts them there.
+    validation_split: share (0 <= x < 1) or number of samples kept for `split_validation()`, the
+    same ones for every seed. n_folds, fold: keep fold number `fold` (from 0) of `n_folds` instead.
+    stratify: the same share of each class in both parts; needs `dataset.targets` (or `labels`), or
+    a dataset of tensors whose last one holds the classes. groups: a value a sample; samples with
+    the same one stay in the same part.
+    valid_dataset: what the validation part is read from, when it has transforms of its own; same
+    indices as `dataset`.
+    sampler: the order of the training part (armature/data/order.py) instead of shuffle; or the
+    indices of an epoch, as a torch sampler or a sequence, instead of shuffle and split.
+    in_memory: read all samples once into tensors, as they are, so that a batch is one indexed copy;
+    'device' puts them there.
     augment: random transforms of the inputs (torchvision v2), in training only, keyed by sample.
-    batch_transform: applied to the inputs of every batch, after `augment`: what is cheaper for a batch, or would take memory before.
-    on_error: 'skip' leaves samples out that cannot be read (the dataset raises DataError) and reports them.
+    batch_transform: applied to the inputs of every batch, after `augment`: what is cheaper for a
+    batch, or would take memory before.
+    on_error: 'skip' leaves samples out that cannot be read (the dataset raises DataError, or gives
+    None) and reports them.
     evaluation: no shuffling, split, sampler or augmentation: for test data.
-    seed: of the order and of the samples' randomness; None takes torch's (torch.manual_seed, as train.py sets it).
-    pin_memory: None takes true when there is a GPU. persistent_workers: None takes true where starting workers is slow.
+    seed: of the order and of the samples' randomness; None takes torch's (torch.manual_seed, as
+    train.py sets it).
+    pin_memory: None takes true when there is a GPU. persistent_workers: None takes true where
+    starting workers is slow.
     loader_options: whatever else torch's DataLoader takes (worker_init_fn, timeout, ...).
 
-    Where several processes train, each gets its share of every batch; `batch_size` counts the samples of all shares.
-    A dataset with `__getitems__` (several samples at once) draws its randomness per batch instead of per sample.
+    Where several processes train, each gets its share of every batch; `batch_size` counts the
+    samples of all shares. A dataset with `__getitems__` (several samples at once) draws its
+    randomness per batch instead of per sample.
     """
 
     def __init__(
@@ -93,8 +104,11 @@ class BaseDataLoader(DataLoader):
             )
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
-                f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and at least 0'
+                f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, '
+                'and at least 0'
             )
+        if not len(dataset):
+            raise DataError(f'{type(dataset).__name__} holds no sample: is this the right path?')
         refuse_small_batches(batch_size)
         options = loader_options_for(
             {
@@ -128,19 +142,28 @@ class BaseDataLoader(DataLoader):
         self._split_options = {'n_folds': n_folds, 'fold': fold, 'groups': groups}
         self._augment = Augment(augment) if augment else None
         self._batch_transform, self._unreadable = batch_transform, []
-        self.valid_sampler = None
+        self.valid_sampler = self.split = None
         if isinstance(sampler, DistributedSampler):
             raise ConfigError(
-                'sampler is a DistributedSampler, and this loader gives each process its share by itself: leave it out'
+                'sampler is a DistributedSampler, and this loader gives each process its share by '
+                'itself: leave it out'
             )
         if sampler is None or isinstance(sampler, Order):
             train_sampler, self.valid_sampler = self._split_sampler(validation_split)
             sampler = self._bound(sampler, train_sampler)
         if isinstance(sampler, Sized):
             self.n_samples = len(sampler)
+        if drop_last and self.n_samples < batch_size:
+            raise ConfigError(
+                f'batch_size is {batch_size}, there are {self.n_samples} samples, and drop_last '
+                'leaves out a batch that is not full: nothing is left. Make batch_size smaller, '
+                'or leave drop_last out'
+            )
         self._pass, self._first_sample = 0, 0
-        self.share = dist.WHOLE  # what this process has of the newest batch
+        self.share = WHOLE  # what this process has of the newest batch
         self._counts = None  # (n_samples,) what each sample counts for the loss; None: as one
+        self.class_names = getattr(self, 'class_names', None) or identity.class_names_of(dataset)
+        self._class_map = None
         super().__init__(
             dataset,
             batch_size,
@@ -151,11 +174,14 @@ class BaseDataLoader(DataLoader):
         )
         self._fetcher_options = {**options, 'num_workers': num_workers}
         self._samples = KeyedSamples(
-            dataset, self.seed, self._augment, on_error == 'skip', num_workers
+            dataset,
+            self.seed,
+            self._augment,
+            skip_unreadable=on_error == 'skip',
+            none_is_unreadable=collate_fn is default_collate,
+            num_workers=num_workers,
         )
-        self._fetcher = make_fetcher(
-            self._samples, _Plan(self), Collate(collate_fn, batch_transform), self._fetcher_options
-        )
+        self._fetcher = self._dataset_state = None
         self._memory = self._in_memory(in_memory)
 
     def seek(self, number: int, batch: int = 0) -> None:
@@ -163,52 +189,87 @@ class BaseDataLoader(DataLoader):
         self._pass, self._first_sample = number, batch * self.batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of the pass that is due, once; the next iteration is the pass after it."""
-        if self._memory is not None:
-            return self._in_memory_batches(self._memory)
-        return self._fetched_batches(start(self._fetcher))
+        return (batch.content for batch in self.batches())
 
-    def _fetched_batches(self, fetched: Iterator[Fetched]) -> Iterator[Any]:
-        for each in checked(fetched, self._samples):
-            self._note_unreadable(each.unreadable)
-            self.share = each.share
-            yield each.batch
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the pass that is due, once; the next iteration is the pass after it.
+
+        The contract is in armature/batch.py.
+        """
+        made = self._fetched() if self._memory is None else self._from_memory(self._memory)
+        for batch in made:
+            self.share = batch.share
+            if self._class_map is not None:
+                batch.content = self._renumbered(batch.content)
+            yield batch
+
+    def _fetched(self) -> Iterator[Batch]:
+        """Batches of samples that are read one by one, by workers or here."""
+        number, lists_are_parts = self._pass, self.collate_fn is default_collate
+        for each in checked(start(self._current_fetcher()), self._samples):
+            self._unreadable += each.unreadable
+            batch = Batch(each.batch, len(each.indices), torch.tensor(each.indices), each.share)
+            batch.lists_are_parts = lists_are_parts
+            if self._batch_transform is None:
+                batch.collate = functools.partial(self._collate_anew, number, each.indices)
+            yield batch
         self._report_unreadable()
 
-    def _in_memory_batches(self, memory: InMemory) -> Iterator[Any]:
-        """One indexed copy a batch: what collating the single samples gives, without handling them one by one."""
+    def _current_fetcher(self) -> DataLoader:
+        """The loader that reads. Workers that live on do not see what has changed in the dataset
+        since they started, so that they are started anew then."""
+        state = plain_state(self.dataset) if self.num_workers else None
+        if self._fetcher is None or state != self._dataset_state:
+            self._dataset_state = state
+            self._fetcher = make_fetcher(
+                self._samples,
+                _Plan(self),
+                Collate(self.collate_fn, self._batch_transform),
+                self._fetcher_options,
+            )
+        return self._fetcher
+
+    def _collate_anew(self, number: int, indices: list[int], rows: slice) -> Any:
+        """The content of the samples `rows` of a batch, read and collated by themselves."""
+        content = self.collate_fn(self._samples.read(number, indices[rows]).batch)
+        return content if self._class_map is None else self._renumbered(content)
+
+    def _from_memory(self, memory: InMemory) -> Iterator[Batch]:
+        """One indexed copy a batch: what collating the single samples gives, but much faster."""
         device = memory.device
+        pins = self.pin_memory and device.type == 'cpu' and torch.cuda.is_available()
         for number, indices, share in self.due_batches():
-            self.share = share
             if memory.unreadable is not None:
                 readable = indices[~memory.unreadable[indices]]
                 if not len(readable) and dist.n_processes() > 1:  # others may have read theirs
-                    readable, self.share = (
-                        (~memory.unreadable).nonzero()[:1, 0],
-                        dist.Share(is_borrowed=True),
-                    )
+                    readable = (~memory.unreadable).nonzero()[:1, 0]
+                    share = Share(is_borrowed=True)
                 indices = readable
-            batch = memory.take(indices.to(device))
+            content = memory.take(indices.to(device, non_blocking=True))
             if self._augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
-                batch = finish(batch, lambda inputs, keys=keys: self._augment.batch(inputs, keys))
-            yield batch if self._batch_transform is None else finish(batch, self._batch_transform)
+                augmented = functools.partial(self._augment.batch, keys=keys)
+                content = finish(content, augmented)
+            if self._batch_transform is not None:
+                content = finish(content, self._batch_transform)
+            if pins:
+                content = map_tensors(torch.Tensor.pin_memory, content)
+            yield Batch(content, len(indices), indices, share, None, True)
 
     def indices(self, number: int) -> torch.Tensor:
         """(n_samples,) the samples of pass `number` in their order."""
         with own_randomness(key(self.seed, 'order', number)):
-            order = self.sampler.order() if isinstance(self.sampler, Order) else list(self.sampler)
-            return torch.as_tensor(order, dtype=torch.long)
+            if isinstance(self.sampler, Order):
+                return self.sampler.order()
+            return torch.as_tensor(list(self.sampler), dtype=torch.long)
 
     @property
     def knows_shares(self) -> bool:
-        """Whether the batches of all processes have as many samples as planned, so that each process knows its share by itself."""
+        """Whether each process knows by itself how many samples the others have of a batch."""
         if type(self).__iter__ is not BaseDataLoader.__iter__ or self._samples.skip_unreadable:
             return False
-        return (
-            self._memory is not None
-            or self.collate_fn is default_collate
-            and not hasattr(self.dataset, '__getitems__')
+        return self._memory is not None or (
+            self.collate_fn is default_collate and not hasattr(self.dataset, '__getitems__')
         )
 
     def weigh(self, count: Any) -> bool:
@@ -224,16 +285,19 @@ class BaseDataLoader(DataLoader):
         )
         return is_known
 
-    def due_batches(self) -> Iterator[tuple[int, torch.Tensor, dist.Share]]:
+    def due_batches(self) -> Iterator[tuple[int, torch.Tensor, Share]]:
         """(pass, indices, share) of what this process has of each batch of the pass that is due.
 
         From then on the next pass is due.
         """
         number, first_sample = self._pass, self._first_sample
         self.seek(number + 1)
-        for indices in self.indices(number)[first_sample:].split(self.batch_size):
-            if len(indices) == self.batch_size or not self.drop_last:
-                yield number, *dist.share(indices, self._counts)
+        order = self.indices(number)
+        if self._memory is not None and self._memory.device.type == 'cuda':
+            order = order.pin_memory()  # so that no step waits for its indices
+        last = len(order) - (len(order) % self.batch_size if self.drop_last else 0)
+        for first in range(first_sample, last, self.batch_size):
+            yield number, *dist.share(order[first : first + self.batch_size], self._counts)
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""
@@ -242,53 +306,81 @@ class BaseDataLoader(DataLoader):
         dataset = self._valid_dataset or self._memory or self.dataset
         kwargs = {**self.init_kwargs, 'dataset': dataset, 'shuffle': False, 'validation_split': 0.0}
         options = {**self.loader_options, 'drop_last': False}
-        return BaseDataLoader(**kwargs, sampler=self.valid_sampler, seed=self.seed, **options)
+        valid = BaseDataLoader(**kwargs, sampler=self.valid_sampler, seed=self.seed, **options)
+        if self._valid_dataset is None:
+            valid._class_map = self._class_map
+        valid.use_class_names(self.class_names)
+        return valid
+
+    # Which data this is
+
+    def fingerprint(self) -> dict | None:
+        """What is another when the data is (armature/data/identity.py), as plain data."""
+        return identity.fingerprint(self.init_kwargs['dataset'])
+
+    def use_class_names(self, names: list[str] | None) -> None:
+        """Number the classes as `names` does (the training data's), whatever the dataset says."""
+        if names is not None:
+            renumbered = identity.class_map(self.class_names, names)
+            self._class_map = self._class_map if renumbered is None else renumbered
+            self.class_names = names
+
+    def _renumbered(self, content: Any) -> Any:
+        """(data, target) with the classes in the target numbered as training does."""
+        target = content[-1] if isinstance(content, (list, tuple)) else None
+        if not isinstance(target, torch.Tensor) or target.is_floating_point():
+            raise DataError(
+                f'{type(self.dataset).__name__} has other classes than the training data, and its '
+                'targets are no numbers of classes: give it all classes, in the same order'
+            )
+        return [*content[:-1], self._class_map.to(target.device)[target]]
 
     def sample_classes(self) -> list | None:
         """The class of each sample of the dataset; None when it does not tell."""
+        classes = self._classes()
+        return None if classes is None else classes.tolist()
+
+    def _classes(self, needed_for: str = '') -> np.ndarray | None:
         dataset = self.init_kwargs['dataset']
         classes = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
         if classes is None and type(dataset) in (TensorDataset, InMemory):
             classes = dataset.tensors[-1]
-        return (
-            classes
-            if classes is None or isinstance(classes, list)
-            else torch.as_tensor(classes).tolist()
-        )
+        if classes is None and needed_for:
+            raise ConfigError(
+                f'{needed_for}: {type(dataset).__name__} has neither .targets nor .labels; give it '
+                f'one, or leave {needed_for} out'
+            )
+        return None if classes is None else np.asarray(classes)
 
     # Split and order
 
     def _split_sampler(self, split: float) -> tuple[Any, Any]:
-        """(order of the training part, validation indices); (None, None) when there is no validation part."""
-        classes = self._needed_classes('stratify') if self._stratify else None
-        train, valid = split_indices(self.n_samples, split, classes=classes, **self._split_options)
-        if not valid:
+        """(order of the training part, validation indices); (None, None) without the latter."""
+        dataset = self.init_kwargs['dataset']
+        train, valid, self.split = split_indices(
+            self.n_samples,
+            split,
+            classes=self._classes('stratify') if self._stratify else None,
+            names=identity.names_of(dataset) if split or self._split_options['n_folds'] else None,
+            before=identity.resumed().get('split'),
+            **self._split_options,
+        )
+        if not len(valid):
             return None, None
-        return (RandomSampler() if self.shuffle else SequentialSampler()).bind(train), valid
+        order = RandomSampler() if self.shuffle else SequentialSampler()
+        return order.bind(train, lambda: None), valid.tolist()
 
     def _bound(self, sampler: Order | None, train_sampler: Any) -> Any:
         """What goes through the training part: `sampler`, or what `shuffle` says."""
         if sampler is None and train_sampler is not None:
             return train_sampler
-        indices = (
-            range(self.n_samples)
-            if train_sampler is None
-            else getattr(train_sampler, 'indices', train_sampler)
-        )
+        indices = getattr(train_sampler, 'indices', train_sampler)
+        if indices is None:
+            indices = torch.arange(self.n_samples)
+        indices = torch.as_tensor(indices, dtype=torch.long)
         if sampler is None:
             sampler = RandomSampler() if self.shuffle else SequentialSampler()
-        return sampler.bind(
-            indices, lambda: [self._needed_classes('sampler')[index] for index in indices]
-        )
-
-    def _needed_classes(self, option: str) -> list:
-        classes = self.sample_classes()
-        if classes is None:
-            raise ConfigError(
-                f'{option}: {type(self.init_kwargs["dataset"]).__name__} has neither .targets nor .labels; give it one, '
-                f'or leave {option} out'
-            )
-        return classes
+        return sampler.bind(indices, lambda: self._classes('sampler')[indices.numpy()])
 
     def _in_memory(self, where: bool | str) -> InMemory | None:
         """The samples as tensors, when they are in memory or shall be."""
@@ -298,27 +390,29 @@ class BaseDataLoader(DataLoader):
         elif where and not isinstance(memory, InMemory):
             if self.collate_fn is not default_collate:
                 raise ConfigError(
-                    'in_memory needs samples of one shape, and collate_fn is there for others: leave one of them out'
+                    'in_memory needs samples of one shape, and collate_fn is there for others: '
+                    'leave one of them out'
                 )
             samples = KeyedSamples(
-                memory, self.seed, None, self._samples.skip_unreadable, self.num_workers
+                memory,
+                self.seed,
+                skip_unreadable=self._samples.skip_unreadable,
+                watches_draws=True,
+                num_workers=self.num_workers,
             )
-            memory, unreadable = read_into_memory(samples, self._fetcher_options)
-            self._note_unreadable(unreadable)
+            memory, self._unreadable = read_into_memory(samples, self._fetcher_options)
             self._report_unreadable()
         if isinstance(memory, InMemory) and where == 'device':
             memory = memory.to(prepare_device(1)[0])
         return memory if isinstance(memory, InMemory) else None
 
-    def _note_unreadable(self, samples: list[str]) -> None:
-        self._unreadable += samples
-
     def _report_unreadable(self) -> None:
         """One warning for what a pass has left out."""
         if self._unreadable:
+            some = '; '.join(self._unreadable[:3]) + (' ...' if len(self._unreadable) > 3 else '')
             logging.getLogger('data').warning(
-                f'{len(self._unreadable)} of {self.n_samples} samples cannot be read and are left out: '
-                f'{"; ".join(self._unreadable[:3])}{" ..." if len(self._unreadable) > 3 else ""}'
+                f'{len(self._unreadable)} of {self.n_samples} samples cannot be read and are left '
+                f'out: {some}'
             )
         self._unreadable = []
 
@@ -327,56 +421,12 @@ class _Plan:
     """What the workers are asked for, as a torch batch sampler."""
 
     def __init__(self, loader: BaseDataLoader):
-        self.loader = weakref.proxy(
-            loader
-        )  # in a cycle, workers that wait for the next pass could not be told to leave
+        # In a cycle, workers that wait for the next pass could not be told to leave.
+        self.loader = weakref.proxy(loader)
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple[int, list[int], dist.Share]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int], Share]]:
         for number, indices, share in self.loader.due_batches():
             yield number, indices.tolist(), share
-
-
-def refuse_small_batches(batch_size: int) -> None:
-    if batch_size < dist.n_processes():
-        raise ConfigError(
-            f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: expected at least one sample '
-            'for each'
-        )
-
-
-def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
-    """What torch's DataLoader gets beside what we give it, with defaults that suit the machine."""
-    unknown = sorted(given.keys() - parameters(DataLoader)[0].keys())
-    if 'training' in unknown:
-        raise ConfigError(
-            f'{owner.__name__} does not know training from test data: say where the test data is in "test_data_loader"'
-        )
-    if unknown:
-        known = parameters(owner)[0].keys() | parameters(DataLoader)[0].keys()
-        raise ConfigError(
-            f'{owner.__name__} has no argument {unknown[0]!r}{did_you_mean(unknown[0], known)}'
-        )
-    # Workers that are forked start in a moment; others import torch first, so they are kept.
-    starts_slowly = (
-        multiprocessing.get_start_method(allow_none=True)
-        or multiprocessing.get_all_start_methods()[0]
-    ) != 'fork'
-    given = {name: value for name, value in given.items() if value is not None}
-    options = {
-        'drop_last': False,
-        'pin_memory': torch.cuda.is_available(),
-        'persistent_workers': starts_slowly,
-        **given,
-    }
-    if (
-        num_workers == 0
-    ):  # torch refuses what is for workers when there are none, as with --set data_loader.args.num_workers=0
-        options = {
-            name: value
-            for name, value in options.items()
-            if name not in ('persistent_workers', 'prefetch_factor', 'timeout')
-        }
-    return options

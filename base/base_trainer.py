@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.batch import length, to_device
+from armature.batch import Parts, call_by_name, length, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare, load_weights
 from armature.config.keys import settings_of
-from armature.data.position import batches_from, samples_of
+from armature.data import identity
+from armature.data.order import batches_from, batches_of, samples_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.processes import launch as job
@@ -54,6 +55,8 @@ class BaseTrainer(ABC):
     in a list, tuple or dict) is part of the checkpoint under its attribute's name; nothing has to be registered.
     """
 
+    takes_pairs = False  # whether the loop can only unpack (data, target)
+
     def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None):
         settings = self.settings = settings_of(config['trainer'])  # with the defaults
         if not dist.is_joined() and dist.is_started():
@@ -80,6 +83,11 @@ class BaseTrainer(ABC):
                 'model = config.wrap(model, device) before the optimizer is made, or leave it out'
             )
         self.frozen = Frozen.from_settings(self.model, settings)
+        parts = config.get('batch')
+        self._parts = Parts(parts, self.takes_pairs)
+        if parts and isinstance(parts['data'], list):
+            call_by_name(bare(self.model), parts['data'])
+        self._data = None  # which data this is, looked up before it is trained on
         self.criterion = self.loss = criterion
         self._count = count_of(criterion)  # what the losses over parts of a batch are weighted by
         self.metric_ftns = self.metrics = metric_ftns
@@ -141,6 +149,7 @@ class BaseTrainer(ABC):
             with RunLock(self.checkpoint_dir), self._stop.listening():
                 dist.on_main(self._saver.set_aside)
                 self._restore_parts()
+                self._look_at_data()
                 if self._finished:
                     self.logger.info(f'This run is finished: {self._finished}')
                     return
@@ -219,7 +228,7 @@ class BaseTrainer(ABC):
             stream = batches_from(
                 self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng
             )
-            stream = self._feed.watch(stream, self.data_loader, self.model)
+            stream = self._feed.watch(map(self._parts, stream), self.data_loader, self.model)
             self._of_epoch = SimpleNamespace(bar=bar, steppers=steppers)
             for batch in dist.in_step(
                 stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()
@@ -265,7 +274,8 @@ class BaseTrainer(ABC):
         """
         if hasattr(loader, 'seek'):
             loader.seek(0)
-        for batch in dist.in_step(loader, loader, sharing, lambda: (self._stop.wish,), self._obey):
+        batches = map(self._parts, batches_of(loader))
+        for batch in dist.in_step(batches, loader, sharing, lambda: (self._stop.wish,), self._obey):
             yield to_device(batch, self.device)
 
     def _count_to_tell(self) -> Callable[[Any], Any] | None:
@@ -407,6 +417,7 @@ class BaseTrainer(ABC):
             'step': self.step,
             'samples': self.position * self._batch_size(),
             'seed': self.seed,
+            'data': self._look_at_data(),
             'parts': {
                 # What was measured in an epoch that is finished has been reported.
                 name: part.state_dict()
@@ -482,6 +493,17 @@ class BaseTrainer(ABC):
                 'size it was begun with, or resume from the checkpoint of a whole epoch.'
             )
         self._restore_rng()
+
+    def _look_at_data(self) -> dict:
+        """Which data is trained on; when a run goes on, a ConfigError for another than before."""
+        loader = getattr(self, 'data_loader', None)
+        if self._data is None and loader is not None:
+            self._data = dist.on_main(identity.identity_of, loader)
+            before = identity.data_of(self._resumed) if self._resumed else {}
+            may_change = self.config.get('data_changed') == 'continue'
+            for note in identity.refuse_changes(before, self._data, may_change):
+                self.logger.warning(note)
+        return self._data or {}
 
     def _restore_rng(self) -> None:
         saved = (

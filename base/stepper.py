@@ -1,13 +1,14 @@
 """Stepper: from losses to optimizer steps; precision, micro-batches and clipping live here, not in the loop."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from armature.batch import length, split
+from armature.batch import NO_BATCH, Batch, CannotCut, cut, length, to_device
 from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
@@ -24,7 +25,8 @@ class Stepper:
 
     microbatch_size: samples that go through the model at once (None: the whole batch). The loss is a mean, and that over each part is
     weighted by the part's share of the batch, as `count` of the target says (see armature/step/loss_share.py); or a sum, with loss_is_sum.
-    find_size(batch): asked at the first batch when microbatch_size is 'auto'.
+    find_size(n_samples, first): asked at the first batch when microbatch_size is 'auto';
+    first(n) are its first n samples.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value: bound of each gradient.
     average: is updated after each step.
     max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row (this reads a number from the
@@ -50,7 +52,7 @@ class Stepper:
         count: Callable[[Any], Any] = length,
         model: torch.nn.Module | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
-        find_size: Callable[[Any], int] | None = None,
+        find_size: Callable[[int, Callable[[int], Any]], int] | None = None,
     ):
         if precision not in DTYPES:
             raise ConfigError(
@@ -68,7 +70,8 @@ class Stepper:
         self.average = average
         self.loss_is_sum, self._count = loss_is_sum, count
         self.loss_of = loss_of
-        self.device_type = torch.device(device).type
+        self.device = torch.device(device)
+        self.device_type = self.device.type
         self.dtype = DTYPES[precision]
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == 'fp16')
         closure = inspect.signature(optimizer.step).parameters.get('closure')
@@ -85,7 +88,8 @@ class Stepper:
             )
         self.model = model
         self._unshared = dist.unshared(self._parameters(), model)
-        self.share = dist.WHOLE  # this process's of the batch, see dist.in_step
+        self.batch = NO_BATCH  # what is known of the batch that is due, see dist.in_step
+        self._has_warned = False
         self._keeps_step = dist.needs_equal_passes(model)
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError(
@@ -138,46 +142,76 @@ class Stepper:
                 return criterion(model(data), target)
 
         stepper.loss_of = loss_of
-        stepper.find_size = lambda batch: fitting_size(batch, model, loss_of)
+        stepper.find_size = lambda n_samples, first: fitting_size(
+            n_samples, first, model, loss_of
+        )
         return stepper
 
-    def micro_batches(self, batch: Any) -> Iterator[Any]:
-        """The parts of a batch, one after the other; one when `microbatch_size` is off or not below the batch's size."""
+    def micro_batches(self, content: Any) -> Iterator[Any]:
+        """The parts of a batch one after the other; one unless it is larger than `microbatch_size`.
+
+        content: as `batches()` gave it. The contract is in armature/batch.py.
+        """
         self._micro_batches, self.loss = [], None
+        batch = self.batch if self.batch.n_samples else Batch(content, length(content))
+        n_samples, share = batch.n_samples, batch.share
         of_process = (
-            dist.n_processes() * (not self.share.is_borrowed)
-            if self.loss_is_sum
-            else self.share.weight
+            dist.n_processes() * (not share.is_borrowed) if self.loss_is_sum else share.weight
         )
         self._weight = of_process
         if self._is_to_find:
-            self.microbatch_size, self._is_to_find = self.find_size(batch), False
-            self.optimizer.zero_grad(
-                set_to_none=True
-            )  # what trying it left in the loss's own parameters
-        if (
-            self.microbatch_size is None
-            or max(length(batch), self.share.largest * self._keeps_step) <= self.microbatch_size
-        ):
-            self._remember(batch)
-            yield batch
+            self.microbatch_size = self.find_size(
+                n_samples, lambda size: self._part(content, batch, slice(0, size))
+            )
+            self._is_to_find = False
+            # what trying it left in the loss's own parameters
+            self.optimizer.zero_grad(set_to_none=True)
+        size = self.microbatch_size
+        largest = max(n_samples, share.largest if self._keeps_step else 0)
+        if size is None or largest <= size:
+            self._remember(content)
+            yield content
             return
-        counted = count_in(batch, self._count) if of_process and not self.loss_is_sum else None
-        parts = list(split(batch, self.microbatch_size))
-        n_passes = (
-            max(len(parts), -(-self.share.largest // self.microbatch_size))
-            if self._keeps_step
-            else len(parts)
-        )
-        for number, micro_batch in enumerate(parts, 1):
-            if counted is not None:
-                self._weight = of_process * (count_in(micro_batch, self._count) / counted)
-            self._remember(micro_batch)
-            dist.share_gradients(self.model, wanted=number == n_passes)
-            yield micro_batch
-        for number in range(len(parts) + 1, n_passes + 1):  # another process has one more
-            dist.share_gradients(self.model, wanted=number == n_passes)
-            self.scaler.scale(self.loss_of(*parts[-1]) * 0).backward()
+        # The loss over a part counts as its target does, or as its number of samples.
+        is_mean = of_process and not self.loss_is_sum
+        counts_samples = self._count is length
+        counted = count_in(content, self._count) if is_mean and not counts_samples else n_samples
+        n_parts = -(-n_samples // size)
+        n_passes = max(n_parts, -(-share.largest // size)) if self._keeps_step else n_parts
+        for number in range(n_parts):
+            rows = slice(number * size, min(n_samples, (number + 1) * size))
+            part = self._part(content, batch, rows)
+            batch.n_now = rows.stop - rows.start
+            if is_mean:
+                n_counted = batch.n_now if counts_samples else count_in(part, self._count)
+                self._weight = of_process * (n_counted / counted)
+            self._remember(part)
+            dist.share_gradients(self.model, wanted=number + 1 == n_passes)
+            yield part
+        batch.n_now = 0
+        for number in range(n_parts, n_passes):  # another process has one more
+            dist.share_gradients(self.model, wanted=number + 1 == n_passes)
+            self.scaler.scale(self.loss_of(*part) * 0).backward()
+
+    def _part(self, content: Any, batch: Batch, rows: slice) -> Any:
+        """The samples `rows` of a batch: cut, or else collated anew."""
+        try:
+            return cut(content, batch.n_samples, rows, batch.lists_are_parts)
+        except CannotCut as error:
+            if batch.collate is None:
+                raise ConfigError(
+                    f'trainer.microbatch_size: the batch holds {error}, which cannot be cut into '
+                    f'parts of its {batch.n_samples} samples. Give each entry of a batch a row for '
+                    'each sample, or leave microbatch_size out'
+                ) from error
+            if not self._has_warned:
+                self._has_warned = True
+                logging.getLogger('data').warning(
+                    f'A batch holds {error}, which cannot be cut: each micro-batch is read and '
+                    'collated anew. Padding, and what collate_fn draws, may differ from that of '
+                    'the whole batch'
+                )
+        return to_device(batch.collate(rows), self.device)
 
     def _remember(self, micro_batch: Any) -> None:
         if self.needs_closure:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from armature.data.samplers import (
+from armature.data.order import (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
 from armature.data.memory import InMemory, refuse_what_does_not_fit
-from armature.data.samplers import (
+from armature.data.order import (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
-from armature.data.splits import split_indices
+from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
@@ -27,6 +27,12 @@ from data_loader.collate import PadCollate
 from tests.conftest import NoisyPoints, PointModel
 
 N = 50
+
+
+def split_indices(*args, **options):
+    """(training, validation) indices as lists"""
+    return tuple(part.tolist() for part in split_tensors(*args, **options)[:2])
+
 
 
 class Pictures(Dataset):
@@ -208,7 +214,7 @@ def test_folds_are_each_samples_validation_once(stratify):
         ({'n_folds': 5, 'fold': 5, 'validation_split': 0}, 'fold is 5'),
         ({'n_folds': 1, 'validation_split': 0}, 'at least 2'),
         ({'stratify': True, 'dataset': [1.0] * 20}, 'targets'),
-        ({'stratify': True, 'dataset': TensorDataset(torch.arange(20))}, 'cannot be made'),
+        ({'stratify': True, 'dataset': TensorDataset(torch.arange(20))}, 'no class has two'),
         ({'training': False}, 'test_data_loader'),
         ({'in_memry': True}, "did you mean 'in_memory'"),
     ],

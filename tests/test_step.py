@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from armature.batch import length, map_tensors, split
+from armature.batch import CannotCut, cut, map_tensors
 from armature.errors import ConfigError
 from armature.run.monitor import Monitor
 from armature.step.schedule import Schedule
@@ -180,17 +180,15 @@ def test_batches_of_every_shape_are_split_and_measured():
 
     batch = {
         'a': torch.arange(5),
-        'b': [Pair(torch.arange(5), 'text'), Record(torch.arange(10).view(5, 2), 'x')],
-        'c': torch.tensor(1),
+        'b': [Pair(torch.arange(5), list('texts')), Record(torch.arange(10).view(5, 2), 'x' * 5)],
     }
-    parts = list(split(batch, 2))
-    assert [length(part) for part in parts] == [2, 2, 1]
+    with pytest.raises(CannotCut, match="str 'xxxxx'"):
+        cut(batch, 5, slice(0, 2))
+    batch['b'][1].name = tuple('names')
+    parts = [cut(batch, 5, slice(start, start + 2)) for start in (0, 2, 4)]
+    assert [len(part['a']) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part['b'][1].data for part in parts]), batch['b'][1].data)
-    assert (
-        parts[0]['b'][0].right == 'text'
-        and isinstance(parts[0]['b'][0], Pair)
-        and parts[0]['c'] == 1
-    )
+    assert parts[1]['b'][0].right == ['x', 't'] and isinstance(parts[0]['b'][0], Pair)
     doubled = map_tensors(lambda tensor: tensor * 2, batch)
     assert doubled['a'].tolist() == [0, 2, 4, 6, 8] and batch['a'].tolist() == list(range(5))
 

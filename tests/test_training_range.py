@@ -682,7 +682,12 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
 def test_trying_out_a_size_leaves_model_and_randomness_as_they_were(caplog):
     model, before, batch = norm_model(), norm_model(), a_batch()
     state = torch.get_rng_state()
-    size = fitting_size(batch, model, lambda data, target: F.cross_entropy(model(data), target))
+    size = fitting_size(
+        8,
+        lambda size: [each[:size] for each in batch],
+        model,
+        lambda data, target: F.cross_entropy(model(data), target),
+    )
     assert size == 8
     assert same(model.state_dict(), before.state_dict()) and torch.equal(
         state, torch.get_rng_state()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.data.position import epoch_length
+from armature.data.order import epoch_length
 from armature.processes import dist
 from armature.run.forecast import Forecast
 from armature.run.plots import Pictures
@@ -65,6 +65,10 @@ class Trainer(BaseTrainer):
 
     def _announce(self) -> None:
         self._forecast.begin()
+
+    @property
+    def takes_pairs(self) -> bool:
+        return type(self)._train_epoch is Trainer._train_epoch
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Train on every batch once, then validate; returns the epoch's averages by name."""

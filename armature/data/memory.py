@@ -8,18 +8,17 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import length, map_tensors
+from armature.batch import WHOLE, length, map_tensors
 from armature.data.workers import Collate, KeyedSamples, checked, make_fetcher, start
 from armature.errors import ConfigError
-from armature.processes import dist
 
 CHUNK = 256  # samples read at a time
 
 
 class InMemory(Dataset):
-    """Samples as tensors with one row each, nested as a batch of them is: [images, classes], [[numbers, codes], target], ...
+    """Samples as tensors with one row each, nested as a batch of them is.
 
-    Given tensors are not copied.
+    Such as [images, classes] or [[numbers, codes], target]. Given tensors are not copied.
     """
 
     def __init__(self, tensors: Any, unreadable: torch.Tensor | None = None):
@@ -53,23 +52,32 @@ class InMemory(Dataset):
 
 
 def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMemory, list[str]]:
-    """(all samples of a dataset, what could not be read of it)."""
+    """(all samples of a dataset, what could not be read of it).
+
+    samples: has to watch draws. A ConfigError when one draws random numbers: memory would hold
+    those of one pass.
+    """
     n_samples = len(samples.dataset)
     chunks = [
-        (0, list(range(first, min(first + CHUNK, n_samples))), dist.WHOLE)
+        (0, list(range(first, min(first + CHUNK, n_samples))), WHOLE)
         for first in range(0, n_samples, CHUNK)
     ]
-    refuse_randomness(samples, chunks[0][1][:8])
     tensors, unreadable, is_missing = None, [], torch.ones(n_samples, dtype=torch.bool)
-    fetcher = make_fetcher(
-        samples, chunks, Collate(_collate, None), {**fetcher_options, 'persistent_workers': False}
-    )
-    for chunk, indices, left_out, *_ in checked(start(fetcher), samples):
+    options = {**fetcher_options, 'persistent_workers': False}
+    if not options['num_workers']:
+        del options['persistent_workers']
+    fetcher = make_fetcher(samples, chunks, Collate(_collate, None), options)
+    for each in checked(start(fetcher), samples):
+        if each.has_drawn:
+            raise ConfigError(
+                'in_memory would freeze the random transforms of '
+                f'{type(samples.dataset).__name__}: give them as "augment", or leave in_memory out'
+            )
+        chunk, indices = each.batch, each.indices
         if tensors is None:
             refuse_other_than_tensors(chunk)
-            refuse_what_does_not_fit(
-                n_samples, sum(map(_bytes, _leaves(chunk))) / len(indices), torch.device('cpu')
-            )
+            sample_bytes = sum(map(_bytes, _leaves(chunk))) / len(indices)
+            refuse_what_does_not_fit(n_samples, sample_bytes, torch.device('cpu'))
             tensors = map_tensors(
                 lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), chunk
             )
@@ -78,25 +86,8 @@ def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMe
                 raise _other_shape(f'{tuple(rows.shape[1:])} and {tuple(values.shape[1:])}')
             rows[indices] = values
         is_missing[indices] = False
-        unreadable += left_out
+        unreadable += each.unreadable
     return InMemory(tensors, is_missing if unreadable else None), unreadable
-
-
-def refuse_randomness(samples: KeyedSamples, indices: list[int]) -> None:
-    """A ConfigError when the samples of two passes differ: memory would hold those of one."""
-    for index in indices:
-        once, again = (
-            default_collate(samples.__getitems__((number, [index], dist.WHOLE)).batch or [0])
-            for number in (0, 1)
-        )
-        if any(
-            not torch.equal(a, b) and not (a != a).any()
-            for a, b in zip(_leaves(once), _leaves(again))
-        ):
-            raise ConfigError(
-                f'in_memory would freeze the random transforms of {type(samples.dataset).__name__}: give them as '
-                '"augment", or leave in_memory out'
-            )
 
 
 def _collate(samples: list) -> Any:
@@ -108,7 +99,8 @@ def _collate(samples: list) -> Any:
 
 def _other_shape(found: str) -> ConfigError:
     return ConfigError(
-        f'in_memory needs samples of one shape, but there are {found}. Leave it out, or bring them to one size'
+        f'in_memory needs samples of one shape, but there are {found}. Leave it out, or bring '
+        'them to one size'
     )
 
 
@@ -120,7 +112,8 @@ def refuse_other_than_tensors(batch: Any) -> None:
         refuse_other_than_tensors(list(batch.values()))
     elif not isinstance(batch, torch.Tensor):
         raise ConfigError(
-            f'in_memory needs samples of tensors and numbers: there is {type(batch).__name__} {str(batch)[:40]!r}'
+            f'in_memory needs samples of tensors and numbers: there is {type(batch).__name__} '
+            f'{str(batch)[:40]!r}'
         )
 
 
@@ -128,8 +121,9 @@ def refuse_what_does_not_fit(n_samples: int, sample_bytes: float, device: torch.
     needed, free = n_samples * sample_bytes, free_bytes(device)
     if needed > free:
         raise ConfigError(
-            f'in_memory: {n_samples:,} samples of {sample_bytes:,.0f} bytes are {needed / 1e6:,.0f} MB, and '
-            f'{free / 1e6:,.0f} MB of the memory of {device} are free. Leave in_memory out, or make the samples smaller'
+            f'in_memory: {n_samples:,} samples of {sample_bytes:,.0f} bytes are '
+            f'{needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of the memory of {device} are free. '
+            'Leave in_memory out, or make the samples smaller'
         )
 
 

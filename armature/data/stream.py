@@ -1,6 +1,7 @@
-"""StreamDataLoader: batches of a stream (torch's IterableDataset), the same ones in the same order for any number of workers.
+"""StreamDataLoader: batches of a stream (torch's IterableDataset), whatever the workers.
 
-Every worker goes through the whole stream and keeps the samples of its own batches, so a stream has nothing to split or to know.
+Every worker goes through the whole stream and keeps the samples of its own batches, so a stream has
+nothing to split or to know.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,18 +12,21 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data.dataloader import default_collate
 
-from armature.data.workers import WorkerStart, start
+from armature.batch import WHOLE, Batch, Share
+from armature.data.identity import class_names_of
+from armature.data.workers import WorkerStart, loader_options_for, refuse_small_batches, start
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_sample
-from base.base_data_loader import loader_options_for, refuse_small_batches
 
 
 class StreamDataLoader(DataLoader):
-    """A pass is the stream from its beginning; what it draws from torch, random and numpy is keyed by (seed, pass, sample).
+    """A pass is the stream from its beginning.
 
-    A stream without an end needs trainer.len_epoch: so many batches are an epoch, and the next epoch is the next pass.
-    Where several processes train, each gets its share of every batch; `batch_size` counts the samples of all shares.
+    What it draws from torch, random and numpy is keyed by (seed, pass, sample). A stream without an
+    end needs trainer.len_epoch: so many batches are an epoch, and the next epoch is the next pass.
+    Where several processes train, each gets its share of every batch; `batch_size` counts the
+    samples of all shares.
     """
 
     def __init__(
@@ -37,7 +41,8 @@ class StreamDataLoader(DataLoader):
     ):
         if not isinstance(dataset, IterableDataset):
             raise ConfigError(
-                f'StreamDataLoader is for streams (IterableDataset), and dataset is a {type(dataset).__name__}'
+                'StreamDataLoader is for streams (IterableDataset), and dataset is a '
+                f'{type(dataset).__name__}'
             )
         refuse_small_batches(batch_size)
         options = loader_options_for(loader_options, num_workers, type(self))
@@ -46,9 +51,9 @@ class StreamDataLoader(DataLoader):
             dataset, self.seed, batch_size, dist.rank(), dist.n_processes(), options['drop_last']
         )
         self._number, self._first = 0, 0
-        self.share = (
-            dist.WHOLE
-        )  # only whether the newest batch is borrowed; how many samples others have, they tell
+        self.class_names = class_names_of(dataset)
+        # Only whether the newest batch is borrowed; how many samples others have, they tell.
+        self.share = WHOLE
         super().__init__(
             dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options
         )
@@ -71,54 +76,65 @@ class StreamDataLoader(DataLoader):
     def __bool__(self) -> bool:
         return True  # also without a length
 
+    def split_validation(self) -> None:
+        """A stream has no part for validation: "valid_data_loader" says where that data is."""
+
     def seek(self, number: int, batch: int = 0) -> None:
-        """Let the next iteration be pass `number` (from 0) over the stream, from its batch `batch` (from 0) on."""
+        """Let the next iteration be pass `number` (from 0), from its batch `batch` (from 0) on."""
         self._number, self._first = number, batch
 
     def __iter__(self) -> Iterator[Any]:
+        return (batch.content for batch in self.batches())
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the pass that is due; see armature/batch.py."""
         number, first = self._number, self._first
         self.seek(number + 1)
         while True:
             n_batches = 0
             for batch in self._pass(number, first):
                 n_batches += 1
+                self.share = batch.share
                 yield batch
             if n_batches or not first:
                 return
-            # The stream is shorter than the epoch, and the place to go on from lies in a further pass.
+            # The stream is shorter than the epoch, and we are to go on in a further pass.
             n_in_pass = sum(1 for _ in self._pass(number, 0))
             number, first = number + 1, first - n_in_pass
             if n_in_pass == 0:
                 return
 
-    def _pass(self, number: int, first: int) -> Iterator[Any]:
+    def _pass(self, number: int, first: int) -> Iterator[Batch]:
         self._share.number, self._share.first = number, first
         with own_randomness(0):
             batches = start(self._fetcher)
         while True:
             with own_randomness(0):
                 try:
-                    batch, is_borrowed = next(batches)
+                    content, n_samples, is_borrowed = next(batches)
                 except StopIteration:
                     return
-            self.share = dist.Share(is_borrowed=is_borrowed)
-            yield batch
+            share = Share(is_borrowed=is_borrowed)
+            lists_are_parts = self.collate_fn is default_collate
+            yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
 
 
 class _Collate:
-    """(batch, whether it is borrowed) of such samples."""
+    """(batch, its number of samples, whether it is borrowed) of such samples."""
 
     def __init__(self, collate_fn: Callable):
         self.collate_fn = collate_fn
 
-    def __call__(self, samples: list[tuple[Any, bool]]) -> tuple[Any, bool]:
-        return self.collate_fn([sample for sample, _ in samples]), samples[0][1]
+    def __call__(self, samples: list[tuple[Any, bool]]) -> tuple[Any, int, bool]:
+        content = self.collate_fn([sample for sample, _ in samples])
+        return content, len(samples), samples[0][1]
 
 
 class _Share(IterableDataset):
-    """Of pass `number`, from batch `first` on, the samples of the batches that this worker makes: every n-th of n workers.
+    """Of pass `number`, from batch `first` on, the samples of the batches that this worker makes.
 
-    Gives (sample, False), and (sample, True) for one of another process in a batch too small for this one to have a share of.
+    That is every n-th batch of n workers. Gives (sample, False), and (sample, True) for one of
+    another process in a batch too small for this one to have a share of.
     """
 
     def __init__(
@@ -161,8 +177,7 @@ class _Share(IterableDataset):
                 raise
             if is_ours and place in self.part:
                 held.append((sample, False))
-            if (
-                not self.drop_last or place == self.batch_size - 1
-            ):  # else they wait until the batch is full
+            # With drop_last they wait until the batch is full.
+            if not self.drop_last or place == self.batch_size - 1:
                 yield from held
                 held.clear()

@@ -1,35 +1,52 @@
-"""What happens where samples are read, in a loader's workers or without any: keyed randomness, errors that name the sample, signals."""
+"""What happens where samples are read, in a loader's workers or without any.
+
+Keyed randomness, errors that name the sample, signals, and which options torch's loader gets.
+"""
 
 import atexit
+import difflib
+import inspect
+import multiprocessing
 import os
+import pickle
+import random
 import re
 import signal
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import default_collate
 
+from armature.batch import WHOLE, Share
 from armature.data.augment import Augment
-from armature.errors import DataError, UserError
+from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.run.stop import STOP_SIGNALS
 from armature.seed import key, own_randomness, seed_sample
 
 
 class Fetched(NamedTuple):
-    """A batch (its samples, before they are collated), their indices, and what could not be read of it."""
+    """A batch (its samples, before they are collated), their indices, and what is missing of it."""
 
     batch: Any
     indices: list[int]
     unreadable: list[str]
     failure: str = ''
-    share: dist.Share = dist.WHOLE
+    share: Share = WHOLE
+    has_drawn: bool = False  # a generator has moved; only looked at for data to be kept in memory
 
 
 class KeyedSamples(Dataset):
-    """The samples of `dataset`, each drawing its random numbers from (seed, pass, index), in whichever process."""
+    """The samples of `dataset`, each drawing its random numbers from (seed, pass, index).
+
+    skip_unreadable: leave out samples whose reading raises a UserError. none_is_unreadable: and
+    those that are None. watches_draws: say whether reading draws random numbers at all.
+    """
 
     def __init__(
         self,
@@ -37,72 +54,102 @@ class KeyedSamples(Dataset):
         seed: int,
         augment: Augment | None = None,
         skip_unreadable: bool = False,
+        none_is_unreadable: bool = True,
+        watches_draws: bool = False,
         num_workers: int = 0,
     ):
-        self.dataset, self.seed, self.augment, self.skip_unreadable = (
-            dataset,
-            seed,
-            augment,
-            skip_unreadable,
-        )
+        self.dataset, self.seed, self.augment = dataset, seed, augment
+        self.skip_unreadable, self.none_is_unreadable = skip_unreadable, none_is_unreadable
+        self.watches_draws = watches_draws
         self.now_reading = (
             torch.zeros(num_workers, 2, dtype=torch.long).share_memory_() if num_workers else None
         )  # (process, index)
 
-    def __getitems__(self, due: tuple[int, list[int], dist.Share]) -> Fetched:
+    def __getitems__(self, due: tuple[int, list[int], Share]) -> Fetched:
         number, indices, share = due
-        return self._read(number, indices)._replace(share=share)
+        return self.read(number, indices)._replace(share=share)
 
-    def _read(self, number: int, indices: list[int]) -> Fetched:
+    def read(self, number: int, indices: list[int]) -> Fetched:
+        """The samples at `indices` in pass `number`."""
         worker = get_worker_info()
         now_reading = (
             torch.zeros(2, dtype=torch.long) if worker is None else self.now_reading[worker.id]
         )
         now_reading[0] = os.getpid()
         with own_randomness(0):
-            if hasattr(self.dataset, '__getitems__'):
-                seed_sample(key(self.seed, 'batch', number, indices[0]))
-                return Fetched(self.dataset.__getitems__(indices), indices, [])
+            at_once = self._read_at_once(number, indices)
             samples, read, unreadable = [], [], []
-            for index in indices:
+            before = _draws_so_far() if self.watches_draws else None
+            for place, index in enumerate(indices):
                 now_reading[1] = index
                 try:
-                    samples.append(self._sample(number, index))
+                    sample = at_once[place] if at_once else self._sample(number, index)
+                    if sample is None and self.none_is_unreadable:
+                        raise DataError(f'{type(self.dataset).__name__} gives None for it')
+                    samples.append(self._augmented(sample, number, index))
                     read.append(index)
-                except (
-                    UserError
-                ) as error:  # its message is enough; a worker would add its traceback
+                except UserError as error:  # its message is enough
+                    said = f'sample {index}: {error}'
                     if not self.skip_unreadable:
-                        return Fetched(None, [], [], f'sample {index}: {error}')
-                    unreadable.append(f'sample {index}: {error}')
+                        # raised in a worker it would bring the worker's traceback along
+                        return Fetched(None, [], [], said)
+                    unreadable.append(said)
                 except Exception as error:
                     error.add_note(
-                        f'This happened while sample {index} of {type(self.dataset).__name__} was read.'
+                        f'This happened while sample {index} of {type(self.dataset).__name__} '
+                        'was read.'
                     )
                     raise
-            return Fetched(samples or None, read, unreadable)
+            has_drawn = before is not None and before != _draws_so_far()
+            return Fetched(samples or None, read, unreadable, has_drawn=has_drawn)
+
+    def _read_at_once(self, number: int, indices: list[int]) -> list | None:
+        """What `dataset.__getitems__` gives; None when samples are to be read one by one."""
+        if self.skip_unreadable or not hasattr(self.dataset, '__getitems__'):
+            return None
+        if not self.watches_draws:
+            seed_sample(key(self.seed, 'batch', number, indices[0]))
+        return self.dataset.__getitems__(indices)
 
     def _sample(self, number: int, index: int) -> Any:
-        seed_sample(key(self.seed, 'sample', number, index))
-        sample = self.dataset[index]
-        if self.augment is None:
+        if not self.watches_draws:
+            seed_sample(key(self.seed, 'sample', number, index))
+        return self.dataset[index]
+
+    def _augmented(self, sample: Any, number: int, index: int) -> Any:
+        if self.augment is None or sample is None:
             return sample
+        its_key = key(self.seed, 'augment', number, index)
         if type(sample) in (tuple, list):
-            return [
-                self.augment.one(sample[0], key(self.seed, 'augment', number, index)),
-                *sample[1:],
-            ]
-        return self.augment.one(sample, key(self.seed, 'augment', number, index))
+            return [self.augment.one(sample[0], its_key), *sample[1:]]
+        return self.augment.one(sample, its_key)
 
     def dead_worker(self, message: str) -> str:
         """Which sample the process was reading that torch says has died."""
         dead = {int(number) for number in re.findall(r'\d+', message.partition('pid')[2][:80])}
         found = [index for process, index in self.now_reading.tolist() if process in dead]
-        return (
-            f'while it read sample {found[0]} of {type(self.dataset).__name__}'
-            if found
-            else 'before it read a sample'
-        )
+        if not found:
+            return 'before it read a sample'
+        return f'while it read sample {found[0]} of {type(self.dataset).__name__}'
+
+
+def _draws_so_far() -> tuple:
+    """Where the generators stand that a dataset may draw from."""
+    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+
+
+def plain_state(part: Any, depth: int = 3) -> Any:
+    """What can have changed in a dataset between two passes: its numbers, texts and parts."""
+    if isinstance(part, (int, float, str, type(None))):
+        return part
+    if isinstance(part, torch.Tensor):
+        return id(part), part._version
+    if depth and isinstance(part, (list, tuple)) and len(part) <= 20:
+        return [plain_state(each, depth - 1) for each in part]
+    attributes = getattr(part, '__dict__', None)
+    if depth and attributes and not isinstance(part, type):
+        return id(part), {name: plain_state(each, depth - 1) for name, each in attributes.items()}
+    return id(part)
 
 
 class Collate:
@@ -114,14 +161,49 @@ class Collate:
     def __call__(self, fetched: Fetched) -> Fetched:
         if fetched.batch is None:
             return fetched
-        batch = self.collate_fn(fetched.batch)
-        return fetched._replace(
-            batch=batch if self.batch_transform is None else finish(batch, self.batch_transform)
+        try:
+            batch = self.collate_fn(fetched.batch)
+        except Exception:
+            if self.collate_fn is not default_collate:
+                raise
+            return fetched._replace(batch=None, failure=_why_no_batch(fetched))
+        # A collate_fn of one's own may leave out samples that are None.
+        kept = [
+            index for index, each in zip(fetched.indices, fetched.batch) if each is not None
+        ]
+        if self.batch_transform is not None:
+            batch = finish(batch, self.batch_transform)
+        return fetched._replace(batch=batch, indices=kept)
+
+
+def _why_no_batch(fetched: Fetched) -> str:
+    first, *others = ((index, _shape(each)) for index, each in zip(fetched.indices, fetched.batch))
+    other = next((each for each in others if each[1] != first[1]), None)
+    if other is None:
+        return (
+            f'sample {first[0]} is {first[1]}, and a batch is made of tensors, arrays, numbers and '
+            'texts: return these, or say in "collate_fn" how samples become a batch'
         )
+    return (
+        f'samples {first[0]} and {other[0]} are {first[1]} and {other[1]}, which fit into no batch:'
+        ' bring them to one size, or say in "collate_fn" how samples become a batch (PadCollate '
+        'for sequences)'
+    )
+
+
+def _shape(sample: Any) -> str:
+    """What a sample looks like, in a few words."""
+    if isinstance(sample, (list, tuple)):
+        return f'({", ".join(map(_shape, sample))})'
+    if isinstance(sample, Mapping):
+        return f'{{{", ".join(f"{name!r}: {_shape(each)}" for name, each in sample.items())}}}'
+    if hasattr(sample, 'shape') and hasattr(sample, 'dtype'):
+        return f'{sample.dtype} {tuple(sample.shape)}'
+    return type(sample).__name__
 
 
 def finish(batch: Any, transform: Callable) -> Any:
-    """The batch with `transform` applied to its inputs: the first part of a tuple or list; anything else is given whole."""
+    """The batch with `transform` applied to its inputs: the first part of a tuple or list."""
     if type(batch) in (tuple, list):
         return [transform(batch[0]), *batch[1:]]
     return transform(batch)
@@ -140,8 +222,54 @@ def make_fetcher(
     return DataLoader(samples, batch_sampler=plan, collate_fn=collate, **options)
 
 
+def refuse_small_batches(batch_size: int) -> None:
+    if batch_size < dist.n_processes():
+        raise ConfigError(
+            f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: '
+            'expected at least one sample for each'
+        )
+
+
+def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
+    """What torch's DataLoader gets beside what we give it, with defaults that suit the machine."""
+    known = {*inspect.signature(DataLoader).parameters, *inspect.signature(owner).parameters}
+    unknown = sorted(given.keys() - inspect.signature(DataLoader).parameters.keys())
+    if 'training' in unknown:
+        raise ConfigError(
+            f'{owner.__name__} does not know training from test data: say where the test data is '
+            'in "test_data_loader"'
+        )
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ConfigError(f'{owner.__name__} has no argument {unknown[0]!r}{hint}')
+    # Workers that are forked start in a moment; others import torch first, so they are kept.
+    starts_slowly = (
+        multiprocessing.get_start_method(allow_none=True)
+        or multiprocessing.get_all_start_methods()[0]
+    ) != 'fork'
+    given = {name: value for name, value in given.items() if value is not None}
+    options = {
+        'drop_last': False,
+        'pin_memory': torch.cuda.is_available(),
+        'persistent_workers': starts_slowly,
+        **given,
+    }
+    if num_workers == 0:
+        # torch refuses what is for workers when there are none, as with --set ...num_workers=0
+        for name in ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context'):
+            options.pop(name, None)
+    return options
+
+
+# Workers
+
+
 def start(fetcher: DataLoader) -> Iterator[Fetched]:
-    """iter(fetcher). The signals that stop a run wait until its workers can say what they do about them."""
+    """iter(fetcher).
+
+    The signals that stop a run wait until its workers can say what they do about them.
+    """
     held = (
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         if hasattr(signal, 'pthread_sigmask')
@@ -149,6 +277,14 @@ def start(fetcher: DataLoader) -> Iterator[Fetched]:
     )
     try:
         iterator = iter(fetcher)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        if what := _not_picklable(fetcher):
+            raise ConfigError(
+                f'the workers of the loader are started anew here, not forked, so all that they '
+                f'need is pickled, and {what} cannot be ({error}): use functions and classes of a '
+                'module instead of lambdas and local ones, or num_workers 0'
+            ) from error
+        raise
     finally:
         if held is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
@@ -159,6 +295,20 @@ def start(fetcher: DataLoader) -> Iterator[Fetched]:
 
 
 _started = weakref.WeakSet()
+
+
+def _not_picklable(fetcher: DataLoader) -> str:
+    """The name of what a worker needs and cannot be sent; empty when all can."""
+    dataset = getattr(fetcher.dataset, 'dataset', fetcher.dataset)
+    collate = getattr(fetcher.collate_fn, 'collate_fn', fetcher.collate_fn)
+    for what, each in ((type(dataset).__name__, dataset), ('collate_fn', collate),
+                       ('what is done to a batch', fetcher.collate_fn),
+                       ('augment', fetcher.dataset), ('worker_init_fn', fetcher.worker_init_fn)):
+        try:
+            ForkingPickler.dumps(each)
+        except (AttributeError, TypeError, pickle.PicklingError):
+            return what
+    return ''
 
 
 def _end_workers() -> None:
@@ -182,13 +332,13 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
             if each.batch is None and (last is None or dist.n_processes() == 1):
                 raise DataError(f'no sample of a whole batch can be read: {each.unreadable[0]}')
             if each.batch is None:  # others may have read theirs
-                each = each._replace(batch=last, share=dist.Share(is_borrowed=True))
-            last = each.batch
+                borrowed = Share(is_borrowed=True)
+                each = last._replace(unreadable=each.unreadable, share=borrowed)
+            last = each
             yield each
     except RuntimeError as error:
-        if 'DataLoader worker' not in str(error) or 'Caught' in str(
-            error
-        ):  # torch's words for one that has died
+        # torch's words for one that has died
+        if 'DataLoader worker' not in str(error) or 'Caught' in str(error):
             raise
         raise DataError(
             f'{error} A data loader worker died {samples.dead_worker(str(error))}. When memory is short, '

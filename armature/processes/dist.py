@@ -4,6 +4,7 @@ All run the same script, take a share of each batch and keep the same weights, a
 GPUs, gloo on the CPU. The main one (rank 0) writes.
 """
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -12,14 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from armature.batch import length
+from armature.batch import NO_BATCH, WHOLE, Batch, Share, length
 from armature.compare import first_difference
 from armature.errors import ConfigError, DataError, UserError
 
@@ -167,23 +168,14 @@ class Exchange:
 # Sharing the data
 
 
-class Share(NamedTuple):
-    """What a process has of the batch that all of them are at."""
-
-    weight: float = 1.0  # what the loss over it counts for in the mean over processes: 1 when all have the same number of samples
-    is_borrowed: bool = False  # it is another process's, to keep step
-    largest: int = 0  # samples of the process that has most
-
-
-WHOLE = Share()
-
-
 def share(indices: torch.Tensor, counts: torch.Tensor | None = None) -> tuple[torch.Tensor, Share]:
     """Of the samples of a batch this process's: every n-th. When there are none, one of another's, to keep step.
 
     counts: what each sample of the data counts for the loss; None: as one.
     """
     n = n_processes()
+    if n == 1:
+        return indices, WHOLE
     mine = indices[rank() :: n]
     if not len(mine):
         return indices[:1], Share(0.0, True, 1)
@@ -208,43 +200,56 @@ def in_step(
     obey: Callable[..., None] = lambda *_: None,
     count: Callable[[Any], Any] | None = None,
 ) -> Iterator[Any]:
-    """A batch for each step that the processes take together: this process's share of it.
+    """The content of each step's batch: this process's share of what all of them take together.
 
-    Before each, `share` of the objects in `sharing` becomes its Share, in which a process weighs as much as the `count` of its batch
-    (None: its samples). After it, `obey` is called with the largest of each of `wishes()` (whole numbers) that any process had: in a single
-    process at once, else with those from before the step, and a few times a second only when there is nothing else to talk about.
+    batches: of `loader`, as Batch; or their contents, whose rows then count as samples.
+    Before each, `batch` of the objects in `sharing` becomes it; a process's share weighs as much as
+    the `count` of its content (None: its samples). After it, `obey` is called with the largest of
+    each of `wishes()` (whole numbers) that any process had: in a single process at once, else with
+    those from before the step, and a few times a second only when there is nothing else to say.
     """
+    batches = _as_batches(batches, loader)
     if not is_joined():
-        for batch in batches:
-            yield batch
-            obey(*wishes())
-        return
-    if (
+        steps = _lone_steps(batches, wishes, obey)
+    elif (
         n_processes() > 1
         and not hasattr(loader, 'share')
         and not isinstance(getattr(loader, 'sampler', None), DistributedSampler)
     ):
         raise ConfigError(
-            f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them all of the data: make it a '
-            'BaseDataLoader, or give it a DistributedSampler'
+            f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them '
+            'all of the data: make it a BaseDataLoader, or give it a DistributedSampler'
         )
-    if count is None and getattr(loader, 'knows_shares', False):
+    elif count is None and getattr(loader, 'knows_shares', False):
         refuse_differences({'number of samples': loader.n_samples}, 'the data')
-        steps = _known_steps(batches, loader, wishes, obey)
+        steps = _known_steps(batches, wishes, obey)
     else:
-        steps = _told_steps(batches, loader, wishes, obey, count or length)
-    for batch, its_share in steps:
+        steps = _told_steps(batches, wishes, obey, count)
+    try:
+        for batch in steps:
+            for each in sharing:
+                each.batch = batch
+            yield batch.content
+    finally:
         for each in sharing:
-            each.share = its_share
+            each.batch = NO_BATCH
+
+
+def _as_batches(batches: Iterable[Any], loader: Any) -> Iterator[Batch]:
+    for batch in batches:
+        if not isinstance(batch, Batch):
+            batch = Batch(batch, length(batch), share=getattr(loader, 'share', WHOLE))
         yield batch
-    for each in sharing:
-        each.share = WHOLE
 
 
-def _known_steps(
-    batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable
-) -> Iterator[tuple[Any, Share]]:
-    """(batch, share of it) where each process knows by itself what all have."""
+def _lone_steps(batches: Iterable[Batch], wishes: Callable, obey: Callable) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        obey(*wishes())
+
+
+def _known_steps(batches: Iterable[Batch], wishes: Callable, obey: Callable) -> Iterator[Batch]:
+    """The batches, where each process knows by itself what all have."""
     exchange, due, gap, asked_at = Exchange(), 0, 1, 0.0
     for step, batch in enumerate(batches):
         is_due = step == due
@@ -252,7 +257,7 @@ def _known_steps(
             now = time.perf_counter()
             gap_s, asked_at = now - asked_at, now
             exchange.start(gap_s, *wishes())
-        yield batch, loader.share
+        yield batch
         if is_due:
             gap_s, *wished = map(max, zip(*exchange.result()))
             gap = min(2 * gap, max(1, int(gap * EXCHANGE_S / gap_s))) if step else 1
@@ -261,19 +266,17 @@ def _known_steps(
 
 
 def _told_steps(
-    batches: Iterable[Any], loader: Any, wishes: Callable, obey: Callable, count: Callable
-) -> Iterator[tuple[Any, Share]]:
-    """(batch, share of it) where the processes tell each other in each step what they have."""
+    batches: Iterable[Batch], wishes: Callable, obey: Callable, count: Callable | None
+) -> Iterator[Batch]:
+    """The batches, where the processes tell each other in each step what they have."""
     batches, exchange, batch = iter(batches), Exchange(), None
 
-    def following():
-        upcoming = next(batches, None)
-        is_mine = upcoming is not None and not getattr(loader, 'share', WHOLE).is_borrowed
-        exchange.start(
-            upcoming is not None,
-            *(float(count(upcoming)), length(upcoming)) if is_mine else (0, 0),
-            *wishes(),
-        )
+    def following() -> Batch | None:
+        upcoming, counted, n_samples = next(batches, None), 0, 0
+        if upcoming is not None and not upcoming.share.is_borrowed:
+            n_samples = upcoming.n_samples
+            counted = n_samples if count is None else float(count(upcoming.content))
+        exchange.start(upcoming is not None, counted, n_samples, *wishes())
         return upcoming
 
     upcoming = following()
@@ -285,20 +288,19 @@ def _told_steps(
             return
         if not any(n_samples):
             raise DataError(
-                'a batch holds no tensors, so that nobody can tell how many samples each process has of it'
+                'a batch holds no tensors, so that nobody can tell how many samples each process '
+                'has of it'
             )
-        batch = (
-            batch if upcoming is None else upcoming
-        )  # one whose stream has ended goes through its last batch again, for nothing
+        # One whose stream has ended goes through its last batch again, for nothing.
+        batch = batch if upcoming is None else upcoming
         if batch is None:
             raise DataError(
-                f'process {rank()} of {n_processes()} has no batch while others have: is there too little data?'
+                f'process {rank()} of {n_processes()} has no batch while others have: '
+                'is there too little data?'
             )
         upcoming = following()
-        yield (
-            batch,
-            Share(_weight(counts[rank()], sum(counts)), not n_samples[rank()], int(max(n_samples))),
-        )
+        weight, is_borrowed = _weight(counts[rank()], sum(counts)), not n_samples[rank()]
+        yield dataclasses.replace(batch, share=Share(weight, is_borrowed, int(max(n_samples))))
 
 
 # Sharing the model

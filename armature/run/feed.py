@@ -35,7 +35,7 @@ class Feed:
             waited_s += time.perf_counter() - asked
             if not self._has_checked:
                 self._has_checked = True
-                check_labels_at_first_output(model, batch, loader)
+                check_labels_at_first_output(model, batch.content, loader)
             yield batch
         self.share = waited_s / (time.perf_counter() - started)
         if (

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from armature.batch import length, map_tensors
+from armature.batch import NO_BATCH, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.step.loss_share import count_of, is_sum, total_and_parts
@@ -48,7 +48,7 @@ class MetricTracker:
         self.writer = writer
         self.skip_non_finite = skip_non_finite
         self.class_names = class_names
-        self.share = dist.WHOLE  # one that is another process's is left out, see dist.in_step
+        self.batch = NO_BATCH  # the one that is due; see dist.in_step
         self._loss, self._loss_is_sum, self._count = loss, is_sum(loss), count_of(loss)
         self._keys = list(dict.fromkeys(keys))
         self._owners = dict.fromkeys(RESERVED, 'what every run reports') | {
@@ -84,9 +84,9 @@ class MetricTracker:
 
     def measure(self, loss: Any, output: Any, target: Any) -> None:
         """Update 'loss', its parts and every one of `metrics` with a batch."""
-        if self.share.is_borrowed:
+        if self.batch.share.is_borrowed:
             return
-        n_samples = length(target)
+        n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         n_counted = n_samples if self._count is length else self._count(target)
         loss, parts = total_and_parts(loss)
         self.update('loss', loss / n_samples if self._loss_is_sum else loss, n_counted)
@@ -104,7 +104,7 @@ class MetricTracker:
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number or a tensor with one element."""
-        if self.share.is_borrowed:
+        if self.batch.share.is_borrowed:
             return
         if self.writer is not None:
             self.writer.add_scalar(key, value)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from armature.batch import NO_BATCH
 from armature.errors import ConfigError
 from armature.processes import dist
 
@@ -27,7 +28,7 @@ class Pictures:
             )
         self.kinds = kinds
         self._metrics = None
-        self.share = dist.WHOLE
+        self.batch = NO_BATCH
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
@@ -43,7 +44,7 @@ class Pictures:
             )
         if self._metrics is None:
             self._metrics = self._make(output.shape[1], output.device)
-        if self.share.is_borrowed:
+        if self.batch.share.is_borrowed:
             return
         for metric in self._metrics.values():
             metric.update(output.detach().float(), target)

@@ -7,19 +7,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from armature.batch import length, split
 from armature.errors import UserError
 from armature.processes import dist
 
 logger = logging.getLogger('trainer')
 
 
-def fitting_size(batch: Any, model: nn.Module, loss_of: Callable[..., torch.Tensor]) -> int:
-    """The batch's size, halved until a pass forward and backward is possible. Leaves model and randomness as they were."""
-    size, buffers = length(batch), [buffer.clone() for buffer in model.buffers()]
+def fitting_size(
+    n_samples: int,
+    first: Callable[[int], Any],
+    model: nn.Module,
+    loss_of: Callable[..., torch.Tensor],
+) -> int:
+    """The size of a batch, halved until a pass forward and backward is possible.
+
+    first(n): the first n samples of the batch. Leaves model and randomness as they were.
+    """
+    size, buffers = n_samples, [buffer.clone() for buffer in model.buffers()]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
     with torch.random.fork_rng():
-        while not all(dist.gather(_fits(next(split(batch, size)), loss_of))):
+        while not all(dist.gather(_fits(first(size), loss_of))):
             if size == 1:
                 raise UserError(
                     'not even one sample fits into the memory of the device: take a smaller model or smaller samples'

@@ -1,0 +1,238 @@
+"""Which data this is, which class is which, and what a run that goes on knows of both.
+
+A checkpoint's "data" holds `identity_of(loader)` of the training's loader: its fingerprint, the
+names of its classes and its split. Loaders that are built while a run goes on ask `resumed()`.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from armature.errors import ConfigError, DataError
+from armature.seed import own_randomness
+
+N_READ = 64  # samples whose content stands for that of all
+READING_S = 2  # and how long reading them may take
+N_SIZES = 10_000  # files whose size is looked at
+
+_resumed = ContextVar('the data of the run that goes on', default={})
+
+
+@contextmanager
+def resuming(data: dict) -> Iterator[None]:
+    """Inside, loaders are built for a run that goes on; data: of its checkpoint."""
+    token = _resumed.set(data)
+    try:
+        yield
+    finally:
+        _resumed.reset(token)
+
+
+def resumed() -> dict:
+    """The "data" of the checkpoint that a run goes on from; empty for a new run."""
+    return _resumed.get()
+
+
+def data_of(checkpoint: dict) -> dict:
+    """The "data" of a checkpoint; in those from before it, what is known of the split."""
+    if 'data' in checkpoint:
+        return checkpoint['data']
+    return {'split': {'version': 1 if 'parts' in checkpoint else 0}}
+
+
+def identity_of(loader: Any) -> dict:
+    """What a checkpoint keeps of the training data, as plain data."""
+    tells = getattr(loader, 'fingerprint', None)
+    return {
+        'fingerprint': tells() if tells else fingerprint(getattr(loader, 'dataset', None)),
+        'class_names': getattr(loader, 'class_names', None),
+        'split': getattr(loader, 'split', None),
+    }
+
+
+def changes(before: dict, now: dict) -> list[str]:
+    """What is different in the data, in words."""
+    old, new = (each.get('fingerprint') or {} for each in (before, now))
+    found = [
+        f'{name}: {old[name]} before, {new[name]} now'
+        for name in old.keys() & new.keys()
+        if old[name] != new[name] and name != 'content'
+    ]
+    if not found:
+        contents = [each.get('content') or {} for each in (old, new)]
+        others = [each for each in contents[0].keys() & contents[1].keys()
+                  if contents[0][each] != contents[1][each]]
+        if others:
+            found.append(
+                f'the content of sample {min(others)}'
+                + (f' and of {len(others) - 1} more of those looked at' if others[1:] else '')
+            )
+    classes = [each.get('class_names') for each in (before, now)]
+    if all(classes) and classes[0] != classes[1]:
+        found.append(f'classes: {", ".join(classes[0])} before, {", ".join(classes[1])} now')
+    splits = [(each.get('split') or {}).get('settings') or {} for each in (before, now)]
+    found += [
+        f'{name}: {splits[0][name]} before, {splits[1][name]} now'
+        for name in splits[0].keys() & splits[1].keys()
+        if splits[0][name] != splits[1][name]
+    ]
+    return found
+
+
+def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
+    """A ConfigError when the data is another than in the checkpoint, or what to say of it.
+
+    before, now: `identity_of` the loader then and now; before is empty in a new run.
+    """
+    found = changes(before, now)
+    if found and not may_change:
+        raise ConfigError(
+            f'the data is another than in the checkpoint: {"; ".join(found)}. Take the data (and '
+            'its arguments) as it was; or set "data_changed": "continue" to go on with this one, '
+            'where nobody who was validated on is trained on'
+        )
+    notes = [f'The data is another than in the checkpoint: {each}' for each in found]
+    splits = [each.get('split') or {} for each in (before, now)]
+    if before and splits[1] and splits[0].get('version') != splits[1]['version']:
+        notes.append(
+            'The checkpoint was trained with another kind of split, so that samples it was trained '
+            'on are validated on now: let config.init_obj build the loader, which keeps the split'
+        )
+    if not now.get('fingerprint'):
+        notes.append(
+            'The data does not tell which it is (a stream may, in fingerprint()), so a resumed '
+            'run cannot notice a change of it'
+        )
+    return notes
+
+
+# Fingerprints
+
+
+def fingerprint(dataset: Any) -> dict | None:
+    """Numbers and digests that are others when the dataset is; None when it does not tell.
+
+    What `dataset.fingerprint()` says; else the number of samples, and the names and sizes of the
+    files it reads from or, where it names none, what a few of its samples hold.
+    """
+    if hasattr(dataset, 'fingerprint'):
+        return dataset.fingerprint()
+    if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
+        return None
+    found = {'number of samples': len(dataset)}
+    names = names_of(dataset)
+    if names is None:
+        return {**found, 'content': _contents(dataset)}
+    paths = _paths_of(dataset)
+    some = paths[:: -(-len(paths) // N_SIZES)]
+    sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in some]
+    return {**found, 'names of files': _digest(names), 'sizes of files': _digest(sizes)}
+
+
+def names_of(dataset: Any) -> list[str] | None:
+    """The name of each sample: its file's, below the folder that all are in; None without files."""
+    paths = _paths_of(dataset)
+    if paths is None:
+        return None
+    parents = {os.path.dirname(path) for path in paths}
+    try:
+        root = os.path.commonpath(parents)
+    except ValueError:  # on several drives, or some absolute
+        root = ''
+    root = str(getattr(dataset, 'root', None) or root)
+    if not all(parent.startswith(root) for parent in parents):
+        root = ''
+    return [Path(path[len(root):]).as_posix().lstrip('/') for path in paths]
+
+
+def _paths_of(dataset: Any) -> list[str] | None:
+    for attribute in ('samples', 'paths', 'files'):
+        found = getattr(dataset, attribute, None)
+        if not isinstance(found, Sequence) or not found or len(found) != len(dataset):
+            continue
+        if isinstance(found[0], tuple):  # as torchvision has them: (path, class)
+            found = [each[0] for each in found]
+        if isinstance(found[0], (str, os.PathLike)):
+            return [os.fspath(each) for each in found]
+    return None
+
+
+def _contents(dataset: Any) -> dict[int, str]:
+    """The digest of some samples, by index: spread evenly, however many there is time for."""
+    # By halves, quarters, eighths ...: those for which there was time are spread evenly, too.
+    order = sorted(range(N_READ), key=lambda number: f'{number:06b}'[::-1])
+    indices = list(dict.fromkeys(number * len(dataset) // N_READ for number in order))
+    digests, started = {}, time.monotonic()
+    for number, index in enumerate(indices if len(dataset) else []):
+        digests[index] = _content(dataset, index)
+        if number == 0 and _content(dataset, index) != digests[index]:
+            return {}  # it draws from a generator of its own, so that nothing can be compared
+        if time.monotonic() - started > READING_S:
+            break
+    return digests
+
+
+def _content(dataset: Any, index: int) -> str:
+    with own_randomness(0):
+        try:
+            return _digest(dataset[index])
+        except Exception as error:  # whoever trains on it will hear of it
+            return type(error).__name__
+
+
+def _digest(content: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+
+    def add(content: Any) -> None:
+        if isinstance(content, torch.Tensor):
+            content = content.detach().cpu()
+            content = content.float().numpy() if content.dtype == torch.bfloat16 else content.numpy()
+        if isinstance(content, np.ndarray) and content.dtype != object:
+            digest.update(f'{content.dtype}{content.shape}'.encode())
+            digest.update(np.ascontiguousarray(content).tobytes())
+        elif isinstance(content, Mapping):
+            add([*content.keys(), *content.values()])
+        elif isinstance(content, (list, tuple)):
+            for each in content:
+                add(each)
+        elif isinstance(content, (str, int, float, bytes, type(None))):
+            digest.update(f'{content!r} '.encode())
+        elif hasattr(content, 'tobytes'):  # an image of PIL
+            digest.update(content.tobytes())
+        else:
+            digest.update(type(content).__name__.encode())
+
+    add(content)
+    return digest.hexdigest()
+
+
+# Classes
+
+
+def class_names_of(dataset: Any) -> list[str] | None:
+    """What the dataset calls its classes, in the order of their numbers; None when it does not."""
+    names = getattr(dataset, 'class_names', None) or getattr(dataset, 'classes', None)
+    if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        return list(names)
+    return None
+
+
+def class_map(own: list[str] | None, wanted: list[str] | None) -> torch.Tensor | None:
+    """(own classes,) the number that each has among those `wanted`; None when they are the same."""
+    if own is None or wanted is None or own == wanted:
+        return None
+    unknown = [name for name in own if name not in wanted]
+    if unknown:
+        raise DataError(
+            f'the data has the class {unknown[0]!r}, and training knows {", ".join(wanted)}: '
+            'leave its samples out, or train with it'
+        )
+    return torch.tensor([wanted.index(name) for name in own])

@@ -1,0 +1,268 @@
+"""What comes when: the orders of an epoch, its batches from any loader, and where a run stands.
+
+Orders are samplers that a config can name. Unlike torch's they are made without the data (`bind`
+tells them), and draw from torch's generator, which the loader keys by pass. Epochs follow each
+other through the passes over a loader, and any batch can be gone to.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data.dataloader import default_collate
+
+from armature.batch import WHOLE, Batch, length
+from armature.errors import ConfigError, DataError
+from armature.seed import key, seed_torch
+
+MULTINOMIAL_LIMIT = 2**24  # torch.multinomial takes no more numbers
+
+
+class Order(Sampler):
+    """Base: `order()` is an epoch's indices, drawn anew each time."""
+
+    def bind(self, indices: torch.Tensor, classes: Callable[[], np.ndarray]) -> 'Order':
+        """Go through `indices`; classes() are the classes of those samples."""
+        self.indices = indices
+        return self
+
+    def order(self) -> torch.Tensor:
+        return self.indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order().tolist())
+
+
+class SequentialSampler(Order):
+    """The samples as they come."""
+
+
+class RandomSampler(Order):
+    """The samples in a random order, each once.
+
+    replacement: draw `num_samples` (None: as many as there are) independently of each other.
+    """
+
+    def __init__(self, replacement: bool = False, num_samples: int | None = None):
+        self.replacement, self.num_samples = replacement, num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples or len(self.indices)
+
+    def order(self) -> torch.Tensor:
+        n_samples = len(self.indices)
+        if self.replacement:
+            return self.indices[torch.randint(n_samples, (len(self),))]
+        n_rounds = -(-len(self) // n_samples)
+        places = torch.cat([torch.randperm(n_samples) for _ in range(n_rounds)])
+        return self.indices[places[: len(self)]]
+
+
+class SubsetRandomSampler(Order):
+    """Only the samples `indices` (numbers in the whole dataset), in a random order."""
+
+    def __init__(self, indices: list[int]):
+        self.subset = torch.as_tensor(indices, dtype=torch.long)
+
+    def bind(self, indices, classes):
+        if not len(self.subset):
+            raise ConfigError('sampler: indices is empty')
+        elsewhere = self.subset[~torch.isin(self.subset, indices)].unique()
+        if len(elsewhere):
+            raise ConfigError(
+                f'sampler: the indices {elsewhere[:5].tolist()} are not in the training part'
+            )
+        return super().bind(self.subset, classes)
+
+    def order(self) -> torch.Tensor:
+        return self.indices[torch.randperm(len(self.indices))]
+
+
+class WeightedRandomSampler(Order):
+    """Samples drawn with the probabilities `weights`: a number for each class, or 'balanced'.
+
+    'balanced': each class equally often.
+    """
+
+    def __init__(
+        self,
+        weights: Literal['balanced'] | list,
+        num_samples: int | None = None,
+        replacement: bool = True,
+    ):
+        self.weights, self.num_samples, self.replacement = weights, num_samples, replacement
+
+    def bind(self, indices, classes):
+        found, which, counts = np.unique(classes(), return_inverse=True, return_counts=True)
+        if self.weights == 'balanced':
+            weights = 1 / counts
+        elif found.dtype.kind in 'iu' and 0 <= found[0] and found[-1] < len(self.weights):
+            weights = np.asarray(self.weights, dtype=float)[found]
+        else:
+            raise ConfigError(
+                f'sampler: weights has {len(self.weights)} numbers, and there are classes up to '
+                f'{found[-1]}'
+            )
+        self.probabilities = torch.from_numpy(weights[which])
+        super().bind(indices, classes)
+        n_possible = int((self.probabilities > 0).sum())
+        if n_possible < (1 if self.replacement else len(self)):
+            raise ConfigError(
+                f'sampler: {len(self)} samples are to be drawn, and {n_possible} have a weight '
+                'above 0: set num_samples, or replacement to true'
+            )
+        return self
+
+    def __len__(self) -> int:
+        return self.num_samples or len(self.indices)
+
+    def order(self) -> torch.Tensor:
+        weights = self.probabilities
+        if len(weights) <= MULTINOMIAL_LIMIT:
+            places = torch.multinomial(weights, len(self), self.replacement)
+        elif self.replacement:
+            ends = weights.cumsum(0)  # each sample owns an interval as long as its weight
+            drawn = ends[-1] * torch.rand(len(self), dtype=torch.double)
+            places = torch.searchsorted(ends, drawn, right=True).clamp_(max=len(weights) - 1)
+        else:
+            # Waiting times with these rates: who comes first. Efraimidis and Spirakis 2006.
+            waits = torch.empty_like(weights).exponential_() / weights
+            places = waits.topk(len(self), largest=False, sorted=True).indices
+        return self.indices[places]
+
+
+# Batches from any loader
+
+
+def batches_of(loader: Iterable) -> Iterator[Batch]:
+    """A pass over any loader: its batches, with what is known of them (see armature/batch.py)."""
+    if _knows_batches(type(loader)):
+        return loader.batches()
+    return _sized(iter(loader), loader)
+
+
+def _sized(contents: Iterator[Any], loader: Any) -> Iterator[Batch]:
+    lists_are_parts = getattr(loader, 'collate_fn', None) is default_collate
+    n_left = _n_samples(loader)
+    for content in contents:
+        n_samples = length(content) if n_left is None else min(loader.batch_size, n_left)
+        n_left = None if n_left is None else n_left - n_samples
+        share = getattr(loader, 'share', WHOLE)
+        yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
+
+
+def _knows_batches(loader_class: type) -> bool:
+    """Whether its `batches()` belongs to its `__iter__`, which a subclass may have written anew."""
+    for each in loader_class.__mro__:
+        if '__iter__' in vars(each):
+            return 'batches' in vars(each)
+    return False
+
+
+def _n_samples(loader: Any) -> int | None:
+    """The samples of a pass over one of torch's own loaders, which makes batches of a known size."""
+    is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+    if is_torchs and loader.batch_size and not isinstance(loader.dataset, IterableDataset):
+        return len(loader.sampler)
+    return None
+
+
+# Where a run stands
+
+
+def batches_from(
+    position: int,
+    epoch: int,
+    len_epoch: int,
+    loader: Iterable,
+    seed: int,
+    after_reading_up: Callable[[], None] = lambda: None,
+) -> Iterator[Batch]:
+    """The batches of `epoch` (from 1; `len_epoch` of them) from batch `position` (from 0) on.
+
+    A loader that cannot `seek` (torch's own) draws its order anew, keyed, and is read up to there;
+    `after_reading_up` is called then.
+    """
+    n_left = len_epoch - position
+    number, first = pass_and_batch(position, epoch, len_epoch, loader)
+    while n_left > 0:
+        n_before = n_left
+        if hasattr(loader, 'seek'):
+            loader.seek(number, first)
+            batches = batches_of(loader)
+        else:
+            batches = _read_up(loader, number, first, seed, after_reading_up)
+        for batch in itertools.islice(batches, n_left):
+            n_left -= 1
+            yield batch
+        if n_left == n_before and first == 0:
+            raise DataError(f'{type(loader).__name__} gives no batches')
+        number, first = number + 1, 0
+
+
+def _read_up(
+    loader: Iterable, number: int, first: int, seed: int, after_reading_up: Callable[[], None]
+) -> Iterator[Batch]:
+    pass_key = key(seed, 'pass', number)
+    if hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
+        loader.sampler.set_epoch(number)
+    seed_torch(pass_key)
+    batches = batches_of(loader)
+    for index in itertools.count():
+        # What a sample draws must not depend on what the model drew before.
+        seed_torch(pass_key + index)
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        if index >= first:
+            yield batch
+        elif index == first - 1:
+            after_reading_up()
+
+
+def pass_and_batch(position: int, epoch: int, len_epoch: int, loader: Iterable) -> tuple[int, int]:
+    """(pass over the data, batch in it), both from 0, of a position in an epoch.
+
+    A stream without a length begins anew each epoch.
+    """
+    return divmod((epoch - 1) * len_epoch + position, batches_per_pass(loader) or len_epoch)
+
+
+def batches_per_pass(loader: Iterable) -> int | None:
+    """None for a stream that does not tell."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def length_of_pass(loader: Iterable) -> int:
+    """Batches in a pass; a ConfigError for a stream that does not tell."""
+    n_batches = batches_per_pass(loader)
+    if n_batches is None:
+        raise ConfigError(
+            'the training data is a stream that has no length: say how many batches an epoch has, '
+            'in trainer.len_epoch'
+        )
+    return n_batches
+
+
+def epoch_length(config: Any, loader: Iterable) -> int:
+    """Batches in an epoch: trainer.len_epoch, else one pass over the data."""
+    return config['trainer'].get('len_epoch') or length_of_pass(loader)
+
+
+def samples_of(position: int, epoch: int, len_epoch: int, loader: Any) -> list[int]:
+    """The indices of the samples in a batch; empty when the loader cannot tell."""
+    if not hasattr(loader, 'indices') or position < 0:
+        return []
+    number, batch = pass_and_batch(position, epoch, len_epoch, loader)
+    first = batch * loader.batch_size
+    return loader.indices(number)[first : first + loader.batch_size].tolist()
