@@ -8,7 +8,6 @@ import os
 import sys
 from collections import OrderedDict, namedtuple
 from contextlib import contextmanager, redirect_stderr
-from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +17,9 @@ from armature.compare import first_difference
 from armature.config import build
 from armature.config.check import check, describe
 from armature.config.keys import (
-    FOLDER_NAME,
     TOP,
     paths_of,
     settings_of,
-    violation,
     without_nulls,
 )
 from armature.config.read import Document, did_you_mean, read_config, set_value, show
@@ -30,6 +27,7 @@ from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import is_on_cpu, n_processes_wanted, select_devices
+from armature.run.folder import plain_name, run_folder, write_json
 from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
 
@@ -333,18 +331,12 @@ class ConfigParser:
         self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
 
     def _make_folders(self) -> tuple[str, Path, Path]:
-        from armature.run.folder import write_json
         from logger import setup_logging
 
         saved = self._saved()
         models = saved / 'models' / self.name
         before = self._continues
-        is_ours = (
-            before is not None
-            and before.parent == models.resolve()
-            and (before / 'config.json').is_file()
-        )
-        save_dir = before if is_ours and os.access(before, os.W_OK) else claim(models, self.run_id)
+        save_dir = run_folder(models, self.run_id, before)
         log_dir = saved / 'log' / self.name / save_dir.name
         log_dir.mkdir(parents=True, exist_ok=True)
         if (
@@ -396,36 +388,6 @@ def is_default(parser, name: str, value) -> bool:
         return False
     parser.set_defaults(**{name: None})
     return getattr(parser.parse_args(), name) is None
-
-
-def claim(parent: Path, run_id: str | None) -> Path:
-    """Make a run's folder that nobody else has: mkdir decides, so simultaneous starts get different ones."""
-    wanted, count = run_id or datetime.now().strftime('%Y%m%d_%H%M%S'), 0
-    while True:
-        folder = parent / (f'{wanted}_{count}' if count else wanted)
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            if run_id is not None or not parent.is_dir():
-                taken = folder if parent.is_dir() else parent
-                raise ConfigError(
-                    f'the run folder {folder} cannot be made: {taken} is there'
-                ) from None
-            count += 1
-        except OSError as error:
-            raise ConfigError(
-                f'the run folder {folder} cannot be made: {error.strerror} (trainer.save_dir says where)'
-            ) from None
-
-
-def plain_name(key: str, value) -> str:
-    """`value` when it can name a folder and stay inside its parent; a ConfigError otherwise."""
-    expected = violation(value, FOLDER_NAME)
-    if expected is not None:
-        raise ConfigError(f'{key} is {show(value)}: expected {expected}')
-    return value
 
 
 def find_file(text: str) -> Path:

@@ -27,7 +27,7 @@ from armature.processes import launch as job
 from armature.processes.devices import prepare_device
 from armature.run.feed import Feed
 from armature.run.finite import LossWatch, broken_weights
-from armature.run.folder import RunLock, differences, made_by, read_json, write_history, write_json
+from armature.run.folder import RunFolder, differences, made_by, read_json, read_table
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
 from armature.run.resume import load_optimizer, parts_of, restore_parts
@@ -122,6 +122,7 @@ class BaseTrainer(ABC):
         self._save_due = time.monotonic() + self._save_every_s
 
         self.checkpoint_dir = config.save_dir
+        self._folder = RunFolder(self.checkpoint_dir)
         sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
         self._saver = Saver(
             self.checkpoint_dir,
@@ -146,15 +147,14 @@ class BaseTrainer(ABC):
     def train(self) -> None:
         """Run the epochs that are left. A stop on request saves and leaves with the signal's exit code."""
         try:
-            with RunLock(self.checkpoint_dir), self._stop.listening():
+            with self._folder.training(), self._stop.listening():
                 dist.on_main(self._saver.set_aside)
                 self._restore_parts()
                 self._look_at_data()
                 if self._finished:
                     self.logger.info(f'This run is finished: {self._finished}')
                     return
-                if dist.is_main():
-                    write_json(self._config_as_read(), self.checkpoint_dir / 'config.json')
+                dist.on_main(self._begin_record)
                 self._train_epochs()
         except Stopped:
             self.logger.info(
@@ -165,6 +165,16 @@ class BaseTrainer(ABC):
                 job.exit_together(self._stop.exit_code)
         finally:
             self.writer.close()
+
+    def _begin_record(self) -> None:
+        """Say in the run's folder what is about to be trained there."""
+        resumed = self.config.resume
+        self._folder.begin(
+            self._config_as_read(),
+            self.history,
+            resumed_from=None if resumed is None else str(resumed),
+            **self._made_by,
+        )
 
     def _config_as_read(self) -> dict:
         """The config without what the script has filled in since, which may be any object."""
@@ -323,7 +333,7 @@ class BaseTrainer(ABC):
         for name, value in (log | others).items():
             self.logger.info(f'    {name:15s}: {value}')
         if dist.is_main():
-            write_history(self.history, self.config.log_dir)
+            self._folder.add_row(log)
         try:
             improved = self._monitor.update(log)
         except ConfigError:
@@ -360,6 +370,9 @@ class BaseTrainer(ABC):
         self._check_weights()
         dist.share_buffers(bare(self.model))
         if self._saver.write(self._state(), names):
+            if dist.is_main():
+                last = {'epoch': self.epochs_done, 'step': self.step}
+                self._folder.note(last=last, best=self._saver.line['best'])
             self._saved_at, self._save_due = (
                 (self.epochs_done, self.step),
                 time.monotonic() + self._save_every_s,
@@ -425,7 +438,6 @@ class BaseTrainer(ABC):
                 else {}
                 for name, part in parts_of(self).items()
             },
-            'history': self.history,
             'finished': bool(self._finished),
             'rng': rng,
             'rng_of_others': rng_of_others,
@@ -449,7 +461,8 @@ class BaseTrainer(ABC):
         self.epochs_done = state.get('epoch', 0)
         self.start_epoch = self.epochs_done + 1
         self.step = state.get('step', 0)
-        self.history = state.get('history', [])
+        table = Path(resume_path).parent / 'metrics.csv'  # the first version kept it in the state
+        self.history = state.get('history') or read_table(table, self.epochs_done)
         if self.mnt_mode != 'off':
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state

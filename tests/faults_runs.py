@@ -27,7 +27,6 @@ COMPARED = (
     'optimizer',
     'monitor_best',
     'parts',
-    'history',
     'rng',
 )
 

@@ -48,7 +48,6 @@ COMPARED = (
     'optimizer',
     'monitor_best',
     'parts',
-    'history',
     'rng',
     'rng_of_others',
     'finished',

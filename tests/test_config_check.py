@@ -67,9 +67,9 @@ def report(config: dict) -> str:
         ({'metrics': 'accuracy'}, 'metrics: expected a list [...], got "accuracy"'),
         ({'metrics': [3]}, 'metrics: expected a string or an object {...} as item 0'),
         ({'n_gpu': -1}, 'n_gpu: expected a whole number of at least 0, got -1'),
-        ({'name': '../x'}, 'name: expected a plain folder name'),
-        ({'name': 'a/b'}, 'name: expected a plain folder name'),
-        ({'name': ''}, 'name: expected a plain folder name'),
+        ({'name': '../x'}, 'name: expected a folder name'),
+        ({'name': 'a/b'}, 'name: expected a folder name'),
+        ({'name': ''}, 'name: expected a folder name'),
         # classes and their arguments
         (
             {'arch__type': 'MnistModl'},

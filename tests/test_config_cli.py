@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from armature.errors import ConfigError
-from parse_config import ROOT, ConfigParser, CustomArgs, claim
+from armature.run.folder import claim
+from parse_config import ROOT, ConfigParser, CustomArgs
 
 
 def start(*arguments, cwd=ROOT):
@@ -197,7 +198,9 @@ def test_the_run_folder_is_claimed_when_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name', ['../x', 'a/b', '', '.hidden', 'a\0', 'a\\b', None, 3, 'x' * 300, 'x\n']
+    'name',
+    ['../x', 'a/b', '', '.hidden', 'a\0', 'a\\b', None, 3, 'x' * 300, 'x\n']
+    + ['C:', 'D:x', 'CON', 'nul.txt', 'com1', 'a:b', 'a.', 'a ', 'a?'],  # Windows refuses them
 )
 def test_names_that_leave_the_folder_are_refused(name):
     with pytest.raises(ConfigError):

@@ -14,6 +14,7 @@ from torch import nn
 
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
+from armature.run.folder import read_table
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from logger.visualization import TensorboardWriter
 from parse_config import ConfigParser
@@ -198,7 +199,7 @@ def test_log_may_hold_tensors_numpy_scalars_lists_and_slashes(make, log):
 
     trained = make(Own, epochs=1)
     trained.train()
-    row, = checkpoint.load(trained.checkpoint_dir / 'checkpoint-last.pth')['history']
+    row, = read_table(trained.checkpoint_dir / 'metrics.csv')
     assert all(isinstance(value, (int, float)) for value in row.values())
     if 'metrics' in log:
         assert row['gap'] == 0.5 and row['val_gap'] == 0.25
@@ -348,5 +349,6 @@ def test_config_is_saved_as_it_was_read(make):
     trainer.train()
     saved = checkpoint.load(trainer.checkpoint_dir / 'checkpoint-epoch1.pth')
     assert 'notes' not in saved['config']['trainer'] and saved['config'] == trainer.config.as_read
-    assert 'confusion' not in saved['history'][0]  # printed: what is kept are numbers
+    table = (trainer.checkpoint_dir / 'metrics.csv').read_text()
+    assert 'confusion' not in table  # printed: what is kept are numbers
     assert make(Filling, resume=trainer.checkpoint_dir / 'checkpoint-epoch1.pth').start_epoch == 2

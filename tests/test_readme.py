@@ -63,7 +63,7 @@ def test_commands_of_the_readme_run(tmp_path):
     )
     assert (
         len(
-            (project / 'saved' / 'log' / 'Digits_LeNet' / run.name / 'metrics.csv')
+            (run / 'metrics.csv')
             .read_text()
             .splitlines()
         )

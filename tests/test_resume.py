@@ -201,7 +201,7 @@ def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_
     }
     assert (
         len(
-            (tmp_path / 'log' / 'Digits_LeNet' / folder.name / 'metrics.csv')
+            (folder / 'metrics.csv')
             .read_text()
             .splitlines()
         )

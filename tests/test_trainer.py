@@ -119,7 +119,7 @@ def test_log_may_hold_tensors_numpy_numbers_and_old_lists(experiment):
 def test_history_is_a_table_with_a_row_an_epoch(experiment):
     trainer = experiment.trainer(epochs=2)
     trainer.train()
-    with open(trainer.config.log_dir / 'metrics.csv') as handle:
+    with open(trainer.config.save_dir / 'metrics.csv') as handle:
         rows = list(csv.DictReader(handle))
     assert [row['epoch'] for row in rows] == ['1', '2']
     assert float(rows[1]['val_loss']) == trainer.history[1]['val_loss']

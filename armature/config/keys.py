@@ -31,7 +31,16 @@ TEXTS = {**ARRAY, 'items': STRING}
 TENSOR = {**ARRAY, 'items': NUMBER}  # numbers that become a torch.Tensor
 ENTRY = {'anyOf': [STRING, OBJECT]}  # a name, or {"type", "args"}
 PARTS = {'anyOf': [STRING, TEXTS]}
-FOLDER_NAME = {**STRING, 'pattern': r'^(?!\.)[^/\\\x00-\x1f]{1,200}$'}
+# A folder's name on every system: no hidden one, none that Windows refuses or keeps for itself.
+FOLDER_NAME = {
+    **STRING,
+    'pattern': (
+        r'^(?!\.)'
+        r'(?!([cC][oO][nN]|[pP][rR][nN]|[aA][uU][xX]|[nN][uU][lL])(\.|$))'
+        r'(?!([cC][oO][mM]|[lL][pP][tT])\d(\.|$))'
+        r'[^<>:"/\\|?*\x00-\x1f]{0,199}[^<>:"/\\|?*\x00-\x1f. ]$'
+    ),
+}
 NOUNS = {
     'integer': 'a whole number',
     'number': 'a number',
@@ -357,7 +366,10 @@ def violation(value, schema: dict) -> str | None:
     if 'pattern' in schema and (
         not re.fullmatch(schema['pattern'], value) or len(value.encode('utf-8', 'replace')) > 200
     ):
-        return 'a plain folder name, without slashes and not starting with a dot'
+        return (
+            'a folder name that is plain on every system: without / \\ : * ? " < > |, without a dot '
+            'at either end, and none that Windows keeps for itself, such as CON'
+        )
     if 'minLength' in schema and len(value) < schema['minLength']:
         return 'a text that is not empty'
     if 'minimum' in schema and value < schema['minimum']:

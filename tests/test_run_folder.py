@@ -1,0 +1,237 @@
+"""Laws of a run's folder: who may train in it, which run is the newest, what run.json and
+metrics.csv say, and that logging never stops a training."""
+
+import csv
+import errno
+import json
+import logging
+import os
+import time
+import types
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from armature.checkpoint.files import newest_run
+from armature.errors import ConfigError, UserError
+from armature.run import folder as folder_module
+from armature.run.folder import RunFolder, claim, read_table, run_folder
+from armature.run.stop import Stopped
+
+
+def record(run):
+    return json.loads((run / 'run.json').read_text())
+
+
+# Which run
+
+
+@pytest.mark.parametrize('zones', [('KST-9', 'UTC0'), ('UTC0', 'PST8'), ('PST8', 'KST-9')])
+def test_the_newest_run_is_the_one_begun_last_whatever_the_time_zone(tmp_path, monkeypatch, zones):
+    for zone in zones:
+        monkeypatch.setenv('TZ', zone)
+        time.tzset()
+        last = claim(tmp_path, None)
+    assert newest_run(tmp_path) == last
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_the_newest_run_is_the_one_begun_last_although_the_clock_was_put_back(tmp_path):
+    first, second = claim(tmp_path, 'zebra'), claim(tmp_path, 'ant')
+    ahead = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    (second / 'run.json').write_text(json.dumps({'begun': ahead}))
+    third = claim(tmp_path, 'mole')
+    assert newest_run(tmp_path) == third and record(third)['begun'] > ahead
+    os.utime(first)  # files that are touched later change nothing
+    assert newest_run(tmp_path) == third
+
+
+def test_a_run_of_the_first_version_is_older_than_one_begun_today(tmp_path):
+    (tmp_path / '20260101_000000').mkdir()
+    mine = claim(tmp_path, 'mine')
+    assert newest_run(tmp_path) == mine
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, caplog):
+    run = claim(tmp_path / 'models', 'one')
+    (run / 'config.json').write_text('{}')
+    assert run_folder(tmp_path / 'models', None, run) == run and not caplog.records
+    other = run_folder(tmp_path / 'others', None, run)
+    assert other != run and f'{run} is no run in' in caplog.text and str(other) in caplog.text
+
+
+# Who may train there
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
+    with RunFolder(tmp_path).training():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with RunFolder(tmp_path).training():
+                    os._exit(0)
+            except UserError as error:
+                os._exit(7 if 'by another process' in str(error) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    with RunFolder(tmp_path).training():
+        pass
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_not_another_training(tmp_path, monkeypatch, caplog, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(folder_module.fcntl, 'lockf', no_locks)
+    with RunFolder(tmp_path).training():
+        pass
+    assert len(caplog.records) == 1 and os.strerror(number) in caplog.text
+
+
+def test_windows_locks_by_msvcrt(tmp_path, monkeypatch):
+    locked = []
+
+    def locking(descriptor, mode, n_bytes):
+        if locked:
+            raise OSError(errno.EACCES, 'Permission denied')
+        locked.append((mode, n_bytes))
+
+    monkeypatch.setattr(folder_module, 'fcntl', None)
+    stand_in = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
+    monkeypatch.setattr(folder_module, 'msvcrt', stand_in, raising=False)
+    with (
+        RunFolder(tmp_path).training(),
+        pytest.raises(UserError, match='Permission denied'),
+        RunFolder(tmp_path).training(),
+    ):
+        pass
+    assert locked == [(2, 1)]
+
+
+# What is written
+
+
+def test_run_json_says_what_became_of_the_run(tmp_path):
+    run, said = claim(tmp_path, 'one'), []
+    begun = record(run)['begun']
+    for error, state in ((None, 'finished'), (Stopped(), 'stopped'), (KeyError(), 'failed')):
+        try:
+            folder = RunFolder(run)
+            with folder.training():
+                folder.begin({'name': 'x'}, [], command=['train.py'], resumed_from=None)
+                said.append(record(run)['state'])
+                folder.note(best={'epoch': 1})
+                if error:
+                    raise error
+        except (Stopped, KeyError):
+            pass
+        assert record(run)['state'] == state and record(run)['best'] == {'epoch': 1}
+    assert said == ['running'] * 3 and record(run)['begun'] == begun
+    assert record(run)['command'] == ['train.py'] and record(run)['ended'] > begun
+    assert json.loads((run / 'config.json').read_text()) == {'name': 'x'}
+
+
+def rows_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_appended_and_new_columns_take_their_place(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.add_row({'epoch': 1, 'loss': 0.1 + 0.2})
+    folder.add_row({'epoch': 2, 'loss': float('nan')})
+    folder.add_row({'epoch': 3, 'loss': 0.5, 'lr': 1e-9})
+    folder.add_row({'epoch': 4, 'lr': 2.0})
+    assert rows_of(tmp_path / 'metrics.csv') == [
+        {'epoch': '1', 'loss': '0.30000000000000004', 'lr': ''},
+        {'epoch': '2', 'loss': 'nan', 'lr': ''},
+        {'epoch': '3', 'loss': '0.5', 'lr': '1e-09'},
+        {'epoch': '4', 'loss': '', 'lr': '2.0'},
+    ]
+    kept = read_table(tmp_path / 'metrics.csv', last_epoch=3)
+    assert kept[0] == {'epoch': 1, 'loss': 0.1 + 0.2} and len(kept) == 3
+
+
+def test_a_resumed_run_has_the_rows_of_its_line_only(tmp_path):
+    folder = RunFolder(tmp_path)
+    for epoch in range(1, 6):
+        folder.add_row({'epoch': epoch, 'loss': 1.0})
+    again = RunFolder(tmp_path)
+    again.begin({}, read_table(tmp_path / 'metrics.csv', last_epoch=2))
+    again.add_row({'epoch': 3, 'loss': 9.0, 'lr': 0.1})
+    assert [row['epoch'] for row in rows_of(tmp_path / 'metrics.csv')] == ['1', '2', '3']
+
+
+def test_an_epoch_of_a_long_run_costs_what_one_of_a_short_run_does(tmp_path):
+    folder = RunFolder(tmp_path)
+
+    def n_written(epoch):
+        before = (tmp_path / 'metrics.csv').stat()
+        folder.add_row({'epoch': epoch, 'loss': 0.5})
+        after = (tmp_path / 'metrics.csv').stat()
+        assert before.st_ino == after.st_ino  # appended to, not written anew
+        return after.st_size - before.st_size
+
+    folder.begin({}, [{'epoch': epoch, 'loss': 0.5} for epoch in range(1, 20_001)])
+    assert n_written(20_001) == len('20001,0.5\n')
+
+
+# Places that cannot be written
+
+
+def test_a_table_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    folder = RunFolder(tmp_path)
+    (tmp_path / 'metrics.csv').mkdir()
+    for epoch in (1, 2, 3):
+        folder.add_row({'epoch': epoch})
+    folder.note(best={'epoch': 1})
+    assert len(caplog.records) == 1 and caplog.records[0].levelno == logging.WARNING
+    assert 'the training goes on' in caplog.text and record(tmp_path)['best'] == {'epoch': 1}
+
+
+@pytest.mark.parametrize('failing', ['write_text', 'open'])
+def test_a_full_disk_at_the_beginning_is_one_clear_error(tmp_path, monkeypatch, failing):
+    run = claim(tmp_path, 'one')
+    (run / 'config.json').write_text('{"name": "before"}')
+
+    def is_full(*_, **__):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    owner = folder_module.Path if failing == 'write_text' else folder_module
+    monkeypatch.setattr(owner, failing, is_full, raising=False)
+    folder = RunFolder(run)
+    refused = pytest.raises(UserError, match='one cannot be written: No space left on device')
+    with refused, folder.training():
+        folder.begin({'name': 'x'}, [{'epoch': 1}])
+    monkeypatch.undo()
+    assert (run / 'config.json').read_text() == '{"name": "before"}'
+    assert not list(run.glob('.*.tmp'))
+
+
+def test_a_run_folder_that_cannot_be_made_names_the_key(tmp_path):
+    (tmp_path / 'models').write_text('')
+    with pytest.raises(ConfigError, match='is there|save_dir'):
+        claim(tmp_path / 'models' / 'x', None)
+
+
+def test_a_file_that_somebody_reads_is_replaced_when_it_is_let_go(tmp_path, monkeypatch):
+    """As Windows refuses it meanwhile."""
+    from armature.checkpoint import files
+
+    real, refused = os.replace, []
+
+    def replace(source, target):
+        if len(refused) < 3:
+            refused.append(target)
+            raise PermissionError(errno.EACCES, 'The process cannot access the file')
+        real(source, target)
+
+    monkeypatch.setattr(os, 'replace', replace)
+    folder_module.write_json({'a': 1}, tmp_path / 'a.json')
+    assert len(refused) == 3 and json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
+    refused.clear()
+    monkeypatch.setattr(files, 'REPLACE_S', -1)
+    with pytest.raises(PermissionError):
+        folder_module.write_json({'a': 2}, tmp_path / 'a.json')
+    assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
