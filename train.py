@@ -10,7 +10,6 @@ import model.metric as module_metric
 import model.model as module_arch
 import trainer.trainer as module_trainer
 from armature.errors import exit_on_user_error, positive
-from armature.processes import dist
 from armature.seed import seed_everything
 from armature.step.groups import parameter_groups
 from armature.step.transfer import init_weights
@@ -38,10 +37,6 @@ def build(config):
     """The trainer of an experiment, ready to train."""
     logger = config.get_logger('train')
     device, _ = prepare_device(config.get('n_gpu', 1))
-    logger.info(
-        f'Training on {device}'
-        + (f', in {dist.n_processes()} processes' if dist.n_processes() > 1 else '')
-    )
     seed_everything(config.get('seed', 123))
 
     data_loader = config.init_obj('data_loader', module_data)
@@ -59,7 +54,6 @@ def build(config):
         valid_data_loader = None
 
     model = config.init_obj('arch', module_arch)
-    logger.info(model)
     if config.get('init_from') and config.resume is None:
         init_weights(model, config['init_from'], logger)
     model = config.wrap(model, device)

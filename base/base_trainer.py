@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import prepare_device
+from armature.run.console import Console
 from armature.run.feed import Feed
 from armature.run.finite import LossWatch, broken_weights
 from armature.run.folder import RunFolder, differences, made_by, read_json, read_table
@@ -114,6 +114,7 @@ class BaseTrainer(ABC):
         self._of_epoch = None  # the bar and the steppers of the epoch in progress
         self._step_is_open = False  # a batch was given out, and end_step not called since
         self._feed = Feed(self.logger)
+        self.console = Console(self)
         self._saved_at = None  # the moment that checkpoint-last.pth holds
         self._max_steps = settings.max_steps or math.inf
         self._save_every_steps = settings.save_every_steps or math.inf
@@ -157,7 +158,7 @@ class BaseTrainer(ABC):
                 dist.on_main(self._begin_record)
                 self._train_epochs()
         except Stopped:
-            self.logger.info(
+            self.console.end(
                 f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
                 f'To go on: python train.py -r {self.checkpoint_dir}'
             )
@@ -186,7 +187,7 @@ class BaseTrainer(ABC):
         return self.config.as_read
 
     def _train_epochs(self) -> None:
-        self._announce()
+        self.console.begin()
         try:
             for epoch in range(self.start_epoch, self.epochs + 1):
                 self.frozen.apply(epoch)
@@ -194,7 +195,7 @@ class BaseTrainer(ABC):
                     self.data_loader.seek(epoch - 1)
                 self._finish_epoch(epoch, self._train_epoch(epoch))
                 if self._finished:
-                    self.logger.info(f'Training ends: {self._finished}')
+                    self.console.end(f'Training ends: {self._finished}')
                     break
                 self._obey(max(dist.gather(self._stop.wish)))
         except Stopped:  # here and not where it is raised: what has lent the model its weights meanwhile has given them back
@@ -228,13 +229,8 @@ class BaseTrainer(ABC):
         parts = parts_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
         sharing = steppers + [part for part in parts if isinstance(part, MetricTracker)]
-        with tqdm(
-            total=self.len_epoch,
-            initial=self.position,
-            desc=f'epoch {epoch}',
-            leave=False,
-            disable=not (sys.stderr.isatty() and dist.is_main()),
-        ) as bar:
+        self._logged = time.perf_counter(), self.step  # when and where the last line was logged
+        with self.console.bar(epoch, self.position) as bar:
             stream = batches_from(
                 self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng
             )
@@ -309,9 +305,6 @@ class BaseTrainer(ABC):
         if self._stop.reason:
             raise Stopped
 
-    def _announce(self) -> None:  # noqa: B027 (a subclass may have nothing to say)
-        """Called once, when everything is restored and before the first batch."""
-
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
         """Called every `log_step` batches and at the end of an epoch."""
 
@@ -330,8 +323,6 @@ class BaseTrainer(ABC):
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self.epochs_done, self.position, self._resumed = epoch, 0, {}
-        for name, value in (log | others).items():
-            self.logger.info(f'    {name:15s}: {value}')
         if dist.is_main():
             self._folder.add_row(log)
         try:
@@ -339,6 +330,7 @@ class BaseTrainer(ABC):
         except ConfigError:
             self._save_last()
             raise
+        self.console.epoch(log, others, improved)
         if improved or epoch % self.save_period == 0:
             self._save_checkpoint(epoch, save_best=improved)
         self._save_last()

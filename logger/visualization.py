@@ -1,5 +1,6 @@
-"""TensorboardWriter: the only user of SummaryWriter; silent when TensorBoard is off, and never the reason a run stops."""
+"""TensorboardWriter: the only user of SummaryWriter; it is never the reason that a run stops."""
 
+import inspect
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -7,14 +8,14 @@ from typing import Any
 
 
 class TensorboardWriter:
-    """Passes `add_scalar`, `add_image` and every other `add_*` on to TensorBoard, with the current step and mode.
+    """Passes every `add_*` of torch's SummaryWriter on, with the current step unless one is given.
 
-    `set_step(step, mode)` says which step the next calls belong to; the tag becomes 'tag/mode', except for histograms and embeddings.
-    purge_step: the first step of a resumed run; what an interrupted run wrote from there on is hidden.
+    `set_step(step, mode)` says which step the next calls belong to; the tag becomes 'tag/mode',
+    except for histograms and embeddings. Where TensorBoard is off, all of it does nothing.
+    purge_step: the first step of a resumed run; what was written from there on before is hidden.
     """
 
     UNTAGGED = ('add_histogram', 'add_embedding')
-    UNSTEPPED = ('add_graph', 'add_hparams')
 
     def __init__(
         self,
@@ -30,7 +31,7 @@ class TensorboardWriter:
 
     @cached_property
     def writer(self) -> Any:
-        """TensorBoard's SummaryWriter, opened when the first thing is written; None when TensorBoard is off or not there."""
+        """The SummaryWriter, opened when the first thing is written; None when it is off."""
         if not self._enabled:
             return None
         try:
@@ -56,27 +57,27 @@ class TensorboardWriter:
         if not name.startswith('add_'):
             raise AttributeError(f'TensorboardWriter has no {name!r}')
 
-        def add(tag: Any, data: Any, *args: Any, **kwargs: Any) -> None:
-            if name in self.UNSTEPPED:
-                self._write(name, tag, data, *args, **kwargs)
+        def add(*args: Any, **kwargs: Any) -> None:
+            if self.writer is None:
                 return
-            if self.mode and name not in self.UNTAGGED:
-                tag = f'{tag}/{self.mode}'
-            self._write(name, tag, data, *args, **{'global_step': self.step, **kwargs})
+            # A method or an argument that TensorBoard does not know is the caller's mistake.
+            signature = inspect.signature(getattr(self.writer, name))
+            given = signature.bind(*args, **kwargs)
+            tag = 'main_tag' if 'main_tag' in signature.parameters else 'tag'
+            if self.mode and tag in given.arguments and name not in self.UNTAGGED:
+                given.arguments[tag] = f'{given.arguments[tag]}/{self.mode}'
+            if 'global_step' in signature.parameters and name != 'add_hparams':
+                given.arguments.setdefault('global_step', self.step)
+            self._write(name, **given.arguments)
 
         return add
 
-    def _write(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def _write(self, name: str, **arguments: Any) -> None:
         if self.writer is None:
             return
-        method = getattr(
-            self.writer, name
-        )  # a name that TensorBoard does not know is the caller's mistake
         try:
-            method(*args, **kwargs)
-        except (
-            Exception
-        ) as error:  # a full disk, a tensor it cannot draw: the training is worth more
+            getattr(self.writer, name)(**arguments)
+        except Exception as error:  # a full disk: the training is worth more
             if name not in self._failed:
                 self._failed.add(name)
                 self.logger.warning(

@@ -453,3 +453,35 @@ def test_subclass_with_the_old_loop_trains(experiment):
         torch.equal(a, b)
         for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values())
     )
+
+
+def test_writer_passes_on_whatever_tensorboard_takes(experiment):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from logger import TensorboardWriter
+
+    trainer = experiment.trainer(epochs=1)
+    writer = TensorboardWriter(trainer.config.log_dir, trainer.logger, enabled=True)
+    writer.set_step(4, 'valid')
+    writer.add_scalar('plain', 1.0)
+    writer.add_scalar('given', 2.0, 9)
+    writer.add_scalar(tag='named', scalar_value=3.0, global_step=7)
+    writer.add_scalars('many', {'a': 1.0, 'b': 2.0})
+    writer.add_custom_scalars({'Losses': {'all': ['Multiline', ['loss/train', 'loss/valid']]}})
+    writer.add_embedding(torch.eye(3), metadata=['a', 'b', 'c'])
+    writer.add_histogram('weights', torch.arange(5), bins='auto')
+    writer.add_text('note', 'a text')
+    writer.add_hparams({'lr': 0.1}, {'best': 0.5})
+    with pytest.raises(TypeError):
+        writer.add_scalar('plain', 1.0, colour='red')
+    with pytest.raises(AttributeError):
+        writer.add_nonsense(1)
+    writer.close()
+    events = EventAccumulator(str(trainer.config.log_dir))
+    events.Reload()
+    steps = {tag: events.Scalars(tag)[0].step for tag in events.Tags()['scalars']}
+    assert steps == {'plain/valid': 4, 'given/valid': 9, 'named/valid': 7}
+    assert events.Tags()['histograms'] == ['weights'] and not writer._failed
+    folders = {path.name for path in trainer.config.log_dir.iterdir() if path.is_dir()}
+    assert {'many_valid_a', 'many_valid_b'} <= folders
+    assert (trainer.config.log_dir / '00004/default').is_dir()

@@ -13,7 +13,6 @@ from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.config.read import read_config
 from armature.errors import ConfigError, UserError
-from armature.run.forecast import Forecast, show_bytes, show_time
 from armature.run.plots import Pictures, save_pictures
 from examples.gan.trainer import GanTrainer
 from parse_config import ROOT, ConfigParser
@@ -88,20 +87,6 @@ def test_overfit_tells_a_model_that_learns_from_one_that_cannot(capsys):
 def test_flags_of_the_command_line_reach_the_tools():
     done = run_script('train.py', '-c', 'config.json', '-d', 'cpu', '--smoke')
     assert 'went well' in done.stdout
-
-
-def test_forecast_says_steps_learning_rate_and_disk(experiment, caplog):
-    trainer = experiment.trainer(epochs=2)
-    trainer.logger.propagate = True
-    text = Forecast(trainer)
-    assert text.n_steps_left == 12 and text._length() == '2 epochs of 6 steps'
-    assert text._learning_rate() == 'learning rate 0.01 first, 0.01 at most, 0.007 last'
-    assert (show_time(3.14159), show_time(600), show_time(7200), show_bytes(1_500_000)) == (
-        '3.14 s',
-        '10 min',
-        '2.0 h',
-        '1.5 MB',
-    )
 
 
 # Tools

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from armature.data.order import epoch_length
 from armature.processes import dist
-from armature.run.forecast import Forecast
 from armature.run.plots import Pictures
 from base import BaseTrainer
 from base.stepper import Stepper
@@ -60,11 +59,6 @@ class Trainer(BaseTrainer):
         self.train_metrics = MetricTracker('loss', skip_non_finite=skips, **measured)
         self.valid_metrics = MetricTracker('loss', **measured)
         self.pictures = Pictures(self.settings.pictures or [])
-        self._forecast = Forecast(self)
-        self._logged = (time.perf_counter(), self.step)  # when and where the last line was logged
-
-    def _announce(self) -> None:
-        self._forecast.begin()
 
     @property
     def takes_pairs(self) -> bool:
@@ -131,7 +125,6 @@ class Trainer(BaseTrainer):
     def _log_step(self, bar: tqdm) -> None:
         """Write the averages since the last line to TensorBoard and the log."""
         now, (logged_at, logged_step) = time.perf_counter(), self._logged
-        self._forecast.after_steps(now - logged_at, self.step - logged_step)
         self._logged = now, self.step
         values = self.train_metrics.recent()
         bar.set_postfix({name: f'{value:.4g}' for name, value in values.items()})
@@ -153,6 +146,13 @@ class Trainer(BaseTrainer):
         from torchvision.utils import make_grid
 
         data, _ = next(iter(self.watched(self.valid_data_loader)))
+        if not isinstance(data, torch.Tensor) or data.dim() != 4 or data.shape[1] not in (1, 3):
+            self.settings.log_images = False
+            self.logger.warning(
+                'trainer.log_images: the inputs are no pictures (batch, 1 or 3, height, width), so '
+                'there is nothing to show'
+            )
+            return
         self.writer.add_image('input', make_grid(data[:64].float().cpu(), nrow=8, normalize=True))
 
     def _progress(self, n_batches: int) -> str:

@@ -1,0 +1,176 @@
+"""Laws of what a person sees: it fits, is aligned, one line an epoch, and nothing is raised."""
+
+import fcntl
+import logging
+import math
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from armature.run import console
+from armature.run.console import shown, shown_time, table
+from base import BaseTrainer
+from tests.conftest import ROOT
+
+ROW = re.compile(r'^ *\d+/\d+ ')
+
+
+def lines_of(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+def reporting(values):
+    class Reports(BaseTrainer):
+        def _train_epoch(self, epoch):
+            return values[epoch - 1]
+
+    return lambda *arguments: Reports(*arguments[:6])
+
+
+def run(experiment, capsys, values, **settings):
+    settings = {'monitor': 'off', 'epochs': len(values), **settings}
+    experiment.trainer(trainer_class=reporting(values), **settings).train()
+    return lines_of(capsys)
+
+
+def test_run_is_a_header_one_aligned_line_an_epoch_and_an_end(experiment, capsys):
+    trainer = experiment.trainer(epochs=3, ema_decay=0.5)
+    trainer.train()
+    lines = lines_of(capsys)
+    assert lines[0] == f'points, {trainer.checkpoint_dir.name}, cpu'
+    assert lines[1] == 'PointModel: 74 parameters, all train'
+    assert lines[2:4] == ['3 epochs of 6 steps, lr 0.01', 'Best: lowest val_loss']
+    assert 'averaged weights' in lines[4]
+    rows = [line for line in lines if ROW.match(line)]
+    (header,) = [line for line in lines if line.startswith('epoch')]
+    assert len(rows) == 3 and {len(row.removesuffix(' *')) for row in rows} == {len(header)}
+    assert header.split() == 'epoch loss accuracy | val_loss val_accuracy | lr time'.split()
+    assert rows[0].endswith(' *') and f'{trainer.history[0]["val_loss"]:#.4g}' in rows[0].split()
+    text = '\n'.join(lines)
+    best = min(trainer.history, key=lambda log: log['val_loss'])
+    assert f'Best: epoch {best["epoch"]}, ' in text and 'model_best.pth' in text
+    assert 'all 3 epochs are done' in text and f'test.py -r {trainer.checkpoint_dir}' in text
+
+
+def test_parameters_that_are_frozen_do_not_count_as_trained(experiment, capsys):
+    experiment.trainer(epochs=1, freeze=['hidden.*']).train()
+    assert 'PointModel: 74 parameters, 34 train' in lines_of(capsys)
+
+
+def test_header_is_repeated_only_when_the_columns_change(experiment, capsys):
+    values = [{'loss': 1.0}, {'loss': 0.5}, {'loss': 0.5, 'more': 2}, {'loss': 0.1, 'more': 3}]
+    lines = run(experiment, capsys, values)
+    kinds = [
+        'header' if line.startswith('epoch') else 'row'
+        for line in lines
+        if ROW.match(line) or line.startswith('epoch')
+    ]
+    assert kinds == ['header', 'row', 'row', 'header', 'row', 'row']
+
+
+def test_only_what_is_wrong_is_said_when_asked(experiment, capsys):
+    assert run(experiment, capsys, [{'loss': 1.0}], verbosity=0) == []
+
+
+def test_log_of_an_old_trainer_may_hold_anything(experiment, capsys):
+    import numpy as np
+
+    odd = {'loss': 1.0, 'confusion': np.eye(2), 'note': 'ö' * 90, 'none': None, 'nan': math.nan}
+    lines = run(experiment, capsys, [odd])
+    assert 'confusion: [[1. 0.]' in lines and 'none: None' in lines
+    assert 'nan' in next(line for line in lines if ROW.match(line))
+
+
+def test_screen_without_unicode_shows_what_it_can(experiment, capsys, monkeypatch):
+    monkeypatch.setattr(console, 'printable', lambda text: text.encode('ascii', 'replace').decode())
+    assert any('gr??e' in line for line in run(experiment, capsys, [{'größe': 1.0}]))
+
+
+@pytest.mark.parametrize('width', [20, 40, 80, 120, 1000])
+@pytest.mark.parametrize('n_values', [1, 4, 12])
+def test_table_fits_and_is_aligned(width, n_values):
+    names = [f'metric_{"x" * (index * 7)}' for index in range(n_values)]
+    values = [math.nan, -1.2345e-9, 12345678, math.inf, -math.inf, 0.0, 1.5] * 2
+    trained = {name: shown(value) for name, value in zip(names, values)}
+    groups = [
+        {'epoch': '1000000/1000000'} | trained,
+        {f'val_{name}': value for name, value in trained.items()},
+        {'lr': '2.00e-03', 'time': '1.2 s'},
+    ]
+    lines = table(groups, width)
+    assert all(len(header) == len(row) <= width for header, row in lines)
+    shown_values = ' '.join(row for _, row in lines).replace('|', ' ').split()
+    assert [*groups[0].values(), *groups[1].values()] == shown_values[: 1 + 2 * n_values]
+    if width == 1000:
+        assert len(lines) == 1
+    if width == 120 and n_values == 4:
+        assert len(lines) == 2 and '|' not in lines[0][0]
+
+
+def test_numbers_have_four_significant_digits():
+    numbers = [1.76182, 0.391, 123.456, 12345.6, 1234.5, 0.00001234567, 0.0, 7, math.nan, -math.inf]
+    assert [shown(number) for number in numbers] == (
+        '1.762 0.3910 123.5 1.235e+04 1234 1.235e-05 0.000 7 nan -inf'.split()
+    )
+    assert [shown_time(s) for s in (0.04, 99, 600, 7200)] == ['0.0 s', '99.0 s', '10 min', '2.0 h']
+
+
+def on_terminal(folder, columns, term='xterm'):
+    """What a terminal of so many columns is sent during two epochs of the default run."""
+    main, ours = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+    environment = {**os.environ, 'TERM': term, 'OMP_NUM_THREADS': '1'}
+    settings = [f'trainer.save_dir={folder}', 'trainer.epochs=2', 'trainer.log_step=2']
+    process = subprocess.Popen(
+        [sys.executable, 'train.py', '-c', 'config.json', '-d', 'cpu', '--set', *settings],
+        cwd=ROOT,
+        stdin=ours,
+        stdout=ours,
+        stderr=ours,
+        env=environment,
+    )
+    os.close(ours)
+    sent = b''
+    while True:
+        try:
+            part = os.read(main, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        sent += part
+    os.close(main)
+    assert process.wait() == 0
+    return sent.decode()
+
+
+def test_terminal_shows_a_bar_that_fits_and_is_gone_before_each_line(tmp_path):
+    n_bars, is_bar = 0, re.compile(r'/41 \|')
+    for line in on_terminal(tmp_path, 80).replace('\r\n', '\n').split('\n'):
+        drawn = line.split('\r')  # each over the one before
+        n_bars += sum(map(bool, map(is_bar.search, drawn)))
+        assert all(len(part) < 80 for part in drawn if is_bar.search(part))
+        for before, after in zip(drawn, drawn[1:]):
+            if is_bar.search(before) and not is_bar.search(after):
+                assert not after.strip() and len(after) >= len(before)
+        assert not is_bar.search(drawn[-1])  # what stays on the screen
+    assert n_bars > 4
+
+
+def test_bar_is_not_drawn_where_it_cannot_be_cleared(tmp_path):
+    assert '\r' not in on_terminal(tmp_path, 80, term='dumb').replace('\r\n', '\n')
+
+
+def test_info_log_has_everything(experiment):
+    trainer = experiment.trainer(epochs=1, verbosity=2)
+    trainer.train()
+    logging.shutdown()
+    text = (trainer.config.log_dir / 'info.log').read_text()
+    assert 'PointModel: 74 parameters' in text and '(hidden): Linear' in text
+    assert str(trainer.history[0]['val_loss']) in text
