@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections import OrderedDict, namedtuple
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,10 +23,10 @@ from armature.config.keys import (
     without_nulls,
 )
 from armature.config.read import Document, did_you_mean, read_config, set_value, show
-from armature.errors import ConfigError, UserError
+from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
-from armature.processes.devices import is_on_cpu, n_processes_wanted, select_devices
+from armature.processes.devices import n_processes_wanted, select_devices
 from armature.run.folder import plain_name, run_folder, write_json
 from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
@@ -63,6 +63,7 @@ class ConfigParser:
         self.resume = None if resume is None else Path(resume)
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
         self.name = plain_name('name', self.config.get('name'))
+        self.started_in = os.curdir  # the folder in which the command was typed
         self._continues = None  # the run folder that a resumed run goes on in
         self._save_dir = self._log_dir = None
 
@@ -74,10 +75,11 @@ class ConfigParser:
         script builds, each with the module for its names; they are judged now, and any other when
         it is built. What the user can mend is printed, a line each, with exit code 2.
         """
+        steady_streams()
         try:
             return cls._from_args(args, options, builds)
         except UserError as error:
-            if job.is_first_to_say(str(error)):
+            if dist.is_first_here():  # all processes find the same
                 sys.stderr.write(f'{error}\n')
             sys.exit(2)
 
@@ -129,10 +131,16 @@ class ConfigParser:
         if getattr(given, 'print_config', False):
             sys.stdout.write(describe(document, builds))
             sys.exit(0)
+        parsed = cls(document, resume)
+        parsed.arguments, parsed.started_in = given, os.getcwd()
         # Paths in a config are relative to the project, wherever the command was typed.
         os.chdir(ROOT)
-        parsed = cls(document, resume)
-        parsed.arguments = given
+        rehearsal = next((name for name in REHEARSALS if getattr(given, name, None)), None)
+        if rehearsal and (dist.is_started() or n_processes_wanted(parsed.get('n_gpu', 1)) > 1):
+            raise ConfigError(
+                f'--{rehearsal.replace("_", "-")} runs in a single process: without torchrun, on '
+                'one device'
+            )
         if getattr(given, 'resume_or_start', False):
             resume = parsed.resume = parsed._unfinished()
         if resume is not None and (config is None or getattr(given, 'resume_or_start', False)):
@@ -155,8 +163,12 @@ class ConfigParser:
             )
         return newest
 
+    def go_on_after_restart(self, agents: list) -> None:
+        """Go on with the run that the torchruns `agents` have trained in before, when they have."""
+        self._continues, self.resume = dist.on_main(self._left_by_this_job, agents)
+
     def _left_by_this_job(self, agents: list) -> tuple[Path | None, Path | None]:
-        """(run folder to go on in, checkpoint to go on from) when one of `agents` has trained before; else as the command line says."""
+        """(run folder to go on in, checkpoint to go on from); else as the command line says."""
         from armature.checkpoint import files as checkpoint
         from armature.run.folder import trained_by
 
@@ -169,31 +181,9 @@ class ConfigParser:
         )
         return run or self._continues, newest if set(writers) & set(agents) else self.resume
 
-    @contextmanager
     def processes(self):
-        """Inside, this is one of the processes that train together: those that torchrun started, or `-d` or `n_gpu` asks for."""
-
-        n_gpu, settings = self.get('n_gpu', 1), self.get('distributed') or {}
-        rehearsal = next(
-            (
-                f'--{name.replace("_", "-")}'
-                for name in REHEARSALS
-                if getattr(self.arguments, name, None)
-            ),
-            None,
-        )
-        n_wanted = n_processes_wanted(n_gpu)
-        if rehearsal and (dist.is_started() or n_wanted > 1):
-            raise ConfigError(
-                f'{rehearsal} runs in a single process: without torchrun, on one device'
-            )
-        with job.processes(n_wanted, settings.get('timeout_s', 600), is_on_cpu(n_gpu)):
-            if dist.is_joined():
-                dist.refuse_differences(
-                    {'-r': self.resume is not None, **self.config}, 'the config'
-                )
-                self._continues, self.resume = dist.on_main(self._left_by_this_job, job.agents())
-            yield
+        """What train.py of the first version says for `processes(config)`."""
+        return job.processes(self)
 
     # Building what the config describes
 

@@ -13,6 +13,7 @@ from armature.checkpoint.weights import load_tested
 from armature.data.order import batches_of
 from armature.errors import exit_on_user_error
 from armature.processes import dist
+from armature.processes.launch import processes
 from armature.run.plots import Pictures, save_pictures
 from armature.seed import seed_everything
 from parse_config import ConfigParser
@@ -88,5 +89,5 @@ if __name__ == '__main__':
     )
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
-        with config.processes():
+        with processes(config):
             main(config)

@@ -10,6 +10,7 @@ import model.metric as module_metric
 import model.model as module_arch
 import trainer.trainer as module_trainer
 from armature.errors import exit_on_user_error, positive
+from armature.processes.launch import processes
 from armature.seed import seed_everything
 from armature.step.groups import parameter_groups
 from armature.step.transfer import init_weights
@@ -121,7 +122,7 @@ if __name__ == '__main__':
     ]
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, options, builds=BUILDS)
-        with config.processes():
+        with processes(config):
             if config.arguments.check_resume:
                 check_resume(config.config)
             elif config.arguments.smoke:

@@ -1,12 +1,18 @@
-"""What users can mend: the error classes, and how a script leaves on one (one message, an exit code, no traceback)."""
+"""What users can mend: the error classes, and how a script ends (one message, an exit code)."""
 
 import argparse
+import os
 import sys
+import traceback
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the text is the whole message: what, where, what was expected, what to do."""
+    """A mistake the user can mend.
+
+    The text is the whole message: what, where, what was expected, what to do.
+    """
 
     exit_code = 2
 
@@ -38,14 +44,68 @@ def positive(text: str) -> int:
 
 @contextmanager
 def exit_on_user_error():
-    """Inside, a UserError ends the process with its message on stderr and its exit code; so does Ctrl-C, without a word."""
-    from armature.processes import launch as job
+    """Inside, a mistake of the user's ends the process with its message on stderr and its exit code.
 
+    Ctrl-C ends it without a word. stdout and stderr are as `steady_streams` makes them.
+    """
+    steady_streams()
     try:
         yield
-    except KeyboardInterrupt:
-        job.leave_at_once(130)
-    except UserError as error:
-        if job.is_first_to_say(str(error)):
-            print(f'error: {error}', file=sys.stderr)
-        job.leave_at_once(error.exit_code)
+    except (UserError, KeyboardInterrupt) as error:
+        sys.exit(report(error))
+
+
+def report(error: BaseException) -> int:
+    """Say on stderr why a script ends, and return its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, UserError):
+        print(f'error: {error}', file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    traceback.print_exception(error)
+    return 1
+
+
+def steady_streams() -> None:
+    """Let a run go on when nobody listens: with stdout and stderr closed, ASCII only, or cut off."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if isinstance(stream, _SteadyStream):
+            continue
+        if stream is None:  # a daemon, cron, pythonw
+            stream = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115 (until the end)
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='replace')
+        setattr(sys, name, _SteadyStream(stream))
+
+
+class _SteadyStream:
+    """A text stream that leads nowhere from the moment when it cannot be written to any more."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return self._give_up()
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> int:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # what still waits in its buffer goes there as well
+        os.close(nowhere)
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -34,8 +34,8 @@ from armature.data.workers import (
 )
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
+from armature.processes.devices import prepared_device
 from armature.seed import key, own_randomness
-from utils.util import prepare_device
 
 
 class BaseDataLoader(DataLoader):
@@ -403,7 +403,7 @@ class BaseDataLoader(DataLoader):
             memory, self._unreadable = read_into_memory(samples, self._fetcher_options)
             self._report_unreadable()
         if isinstance(memory, InMemory) and where == 'device':
-            memory = memory.to(prepare_device(1)[0])
+            memory = memory.to(prepared_device())
         return memory if isinstance(memory, InMemory) else None
 
     def _report_unreadable(self) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from armature.processes import dist
-from armature.processes import launch as job
+from armature.processes.launch import joined
 from base import BaseDataLoader
 from model.metric import accuracy
 from model.model import MnistModel
@@ -118,7 +118,7 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=24)
     rounds = parser.parse_args().rounds
     if dist.is_started():
-        with job.processes(1, on_cpu=True):
+        with joined(on_cpu=True):
             measure(rounds)
     else:
         measure(rounds)

@@ -1,4 +1,4 @@
-"""Sets up logging from logger_config.json: short lines on the console, everything in the run's info.log."""
+"""Sets up logging from logger_config.json: short lines on the console, all in the run's info.log."""
 
 import json
 import logging
@@ -13,8 +13,10 @@ def setup_logging(
 ) -> None:
     """Configure logging; files named in the configuration are put into `save_dir`.
 
-    Without the configuration file, or where it cannot be used, plain console logging is set up: logging never stops a run.
+    Without the configuration file, or where it cannot be used, plain console logging is set up:
+    logging never stops a run.
     """
+    logging.raiseExceptions = False  # nor does a line that cannot be written fill the screen
     try:
         config = json.loads(Path(log_config).read_text(encoding='utf-8'))
         for handler in config['handlers'].values():

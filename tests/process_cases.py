@@ -6,6 +6,7 @@ processes, whose interrupted runs some cases resume.
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
-from armature.processes import launch as job
+from armature.processes.launch import joined
 from armature.run.metrics import OF_EACH
 from armature.seed import seed_everything
 from armature.step.average import Average
@@ -504,5 +505,6 @@ def main(folder, cases):
 
 if __name__ == '__main__':
     BEFORE = Path(sys.argv[2])
-    with exit_on_user_error(), job.processes(1, timeout_s=60, on_cpu=True):
+    together = joined(timeout_s=60, on_cpu=True) if dist.is_started() else nullcontext()
+    with exit_on_user_error(), together:
         main(sys.argv[1], sys.argv[3:])

@@ -1,7 +1,7 @@
-"""Jobs of two processes that go wrong, with counts: python -m tests.process_faults [--kills 10] [--restarts 10] [--faults 36] ...
+"""Jobs of two processes that go wrong, with counts: python -m tests.process_faults [--kills 10] ...
 
-Each job is train.py in a small project, started in one of LAUNCHERS. Without flags all campaigns run in full; with flags, those named.
-Exit code 1 unless all are n/n.
+Each job is train.py in a small project, started in one of LAUNCHERS. Without flags all campaigns
+run in full; with flags, those named. Exit code 1 unless all are n/n.
 """
 
 import itertools
@@ -52,7 +52,7 @@ COMPARED = (
     'rng_of_others',
     'finished',
 )
-LAUNCHERS = ('torchrun', '-d', 'by hand')
+LAUNCHERS = ('-d', 'torchrun', 'by hand')
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
 LEAVE_S = 45  # how long processes may take to end after one of them was killed
 
@@ -259,70 +259,81 @@ def ends(n: int, folder: Path) -> Result:
     return tally(outcomes, {'left'})
 
 
-# fault: (what is said, {launcher: exit codes, of process 0 and 1 in turn when it is theirs})
+# fault: what is said with -d (where {} is the process), its exit code, tracebacks of the training
 FAULTS = {
-    'kill': (
-        r'error: process {} of 2 \(.*\) does not answer',
-        {'torchrun': 1, '-d': 137, 'by hand': -9},
-    ),
-    'raise': (r'error: process {} of 2 \(.*\) failed:', {'torchrun': 1, '-d': 1, 'by hand': 1}),
-    'refuse': (
-        r'error: sample \d+: points.csv holds no number',
-        {'torchrun': 1, '-d': 2, 'by hand': 2},
-    ),
-    'hang': (r'error: process {} of 2 \(.*\) hangs', {'torchrun': 1, '-d': 1, 'by hand': 1}),
-    'exit': (
-        r'error: process {} of 2 \(.*\) left by sys.exit\(0\)',
-        {'torchrun': 1, '-d': 1, 'by hand': 1},
-    ),
-    'vanish': (
-        r'error: process {} of 2 \(.*\) does not answer',
-        {'torchrun': 1, '-d': 1, 'by hand': 0},
-    ),
+    'kill': (r'error: process {} of 2 was ended by SIGKILL', 137, 0),
+    'raise': (r'error: process {} of 2 failed\n', 1, 1),
+    'refuse': (r'error: sample \d+: points.csv holds no number', 2, 0),
+    'exit': (r'error: process \d of 2 failed\n', 1, 1),  # the other one, which is left alone
+    'vanish': (r'error: process \d of 2 failed\n', 1, 1),
+    'hang': (r'error: process \d of 2 failed\n', 1, 1),
 }
-WITHOUT_STORE = r'error: process 1 of 2 \(.*\) has lost touch with process 0'  # which kept it
-TRACEBACKS = {'raise': 1}
+TIMEOUT_S = 8
+LIMITS_S = {'hang': TIMEOUT_S + 45}  # torchrun kills what does not leave within 30 s
+OWN_WORDS = ('SignalException', 'in _run_module_as_main')  # torchrun's, after those of the training
 
 
 def faults(n: int, folder: Path) -> Result:
-    """A process that fails ends the job in seconds, and is named, with no more than one traceback."""
+    """A process that fails ends the job, and one message says why; started by hand, all leave."""
     project, outcomes, longest_s = make_project(folder / 'project'), {}, {}
     trials = itertools.product(LAUNCHERS, (1, 0), FAULTS)
     for launcher, process, kind in itertools.islice(trials, n or None):
-        fault = f'{kind}:{process}:30'
-        arguments = (
-            *in_own_folder(project, f'{launcher}-{fault}'),
-            '--set',
-            'distributed.timeout_s=5',
-        )
-        codes, said = finish(launch(project, launcher, *arguments, FAULT=fault))
+        fault, (pattern, code, n_tracebacks) = f'{kind}:{process}:30', FAULTS[kind]
+        arguments = in_own_folder(project, f'{launcher}-{fault}')
+        timeout = ('--set', f'distributed.timeout_s={TIMEOUT_S}')
+        codes, said = finish(launch(project, launcher, *arguments, *timeout, FAULT=fault))
         took_s = time.time() - (project / f'wrong-{fault}').stat().st_mtime
         longest_s[kind] = max(longest_s.get(kind, 0), took_s)
-        pattern, expected = FAULTS[kind]
-        pattern = (
-            WITHOUT_STORE
-            if launcher == 'by hand' and process == 0 and kind in ('kill', 'vanish')
-            else pattern.format(process)
-        )
-        code = codes[process] if launcher == 'by hand' else codes[0]
-        ours = said.partition('SignalException')[0].partition('in _run_module_as_main')[
-            0
-        ]  # less torchrun's own last words
-        n_tracebacks = ours.count('Traceback') - ('_run_module' in said)
-        is_good = (
-            ('in hang' in said) == (kind == 'hang')
-            and code == expected[launcher]
-            and re.search(pattern, said)
-            and n_tracebacks <= TRACEBACKS.get(kind, 0)
-            and took_s < 20
-            and 'forcefully' not in said
-            and said.count('error: ') == 1
-        )
+        is_good = took_s < LIMITS_S.get(kind, 20)
+        if launcher == 'by hand':
+            is_good &= codes[1 - process] == 1 and (
+                codes[process] != 0 or kind in ('exit', 'vanish')
+            )
+        else:
+            if launcher == 'torchrun':
+                code = 1
+                for words in OWN_WORDS:
+                    said = said.partition(words)[0]
+                pattern = 'error: ' if kind != 'kill' else ''
+                n_tracebacks += 1  # the beginning of torchrun's
+            is_good &= codes == [code] and re.search(pattern.format(process), said) is not None
+            is_good &= said.count('Traceback') <= n_tracebacks and said.count('error: ') <= 1
         outcomes[f'{launcher}, {fault}'] = (
-            'named' if is_good else f'exit codes {codes} after {took_s:.1f} s: {said}'
+            'ended' if is_good else f'exit codes {codes} after {took_s:.1f} s: {said}'
         )
     times = ', '.join(f'{kind} {seconds:.1f}' for kind, seconds in longest_s.items())
-    return tally(outcomes, {'named'})._replace(note=f'seconds to the end, at most: {times}')
+    return tally(outcomes, {'ended'})._replace(note=f'seconds to the end, at most: {times}')
+
+
+STARTS_WORKERS = """
+import os, sys
+from armature.processes import dist
+from armature.processes.launch import joined
+from points.parts import Points
+
+if __name__ == '__main__':
+    with joined(timeout_s=60, on_cpu=True):
+        for number in range(int(sys.argv[1])):
+            n_batches = len(list(Points(num_workers=2)))  # while the processes talk
+            assert dist.gather(n_batches) == [5, 5]
+            if dist.is_main():
+                print('started', flush=True)
+"""
+
+
+def workers(n: int, folder: Path) -> Result:
+    """Loader workers start so often in each of two processes, and none hangs."""
+    project = make_project(folder / 'project')
+    (project / 'start_workers.py').write_text(STARTS_WORKERS)
+    process = start(project, *TORCHRUN, 'start_workers.py', n)
+    try:
+        said = process.communicate(timeout=60 + 2 * n)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said = process.communicate()[0] + 'it hangs'
+    n_started = said.splitlines().count('started')
+    failures = [] if n_started == n and process.returncode == 0 else [said]
+    return Result(n, n_started, failures)
 
 
 # (launcher, what is sent, exit codes)
@@ -378,6 +389,7 @@ CAMPAIGNS = {
     'ends': (ends, 20),
     'faults': (faults, 0),
     'stops': (stops, 0),
+    'workers': (workers, 200),
 }
 
 

@@ -1,8 +1,9 @@
-"""What the project of tests/process_faults.py trains, copied into it as points/parts.py: points, and faults at a chosen moment.
+"""What the project of tests/process_faults.py trains (points/parts.py there): points, and faults.
 
-FAULT=KIND:PROCESS:N (in the environment) lets it happen when that process reads its Nth sample; several, with commas between them,
-are for the first, the second, ... attempt of a job that torchrun starts again. KIND: an entry of FAULTS, or the name of a signal,
-which is sent to the launcher, with 'group-' before it to the launcher's process group, as Ctrl-C is, with 'self-' to the process
+FAULT=KIND:PROCESS:N (in the environment) lets it happen when that process reads its Nth sample;
+several, with commas between them, are for the first, the second, ... attempt of a job that torchrun
+starts again. KIND: an entry of FAULTS, or the name of a signal, which is sent to the launcher, with
+'group-' before it to the launcher's process group, as Ctrl-C is, with 'self-' to the process
 itself. The file wrong-FAULT tells when it was.
 """
 
@@ -86,9 +87,9 @@ class NoisyPoints(Dataset):
 class Points(BaseDataLoader):
     """40 points to train on, five batches of 8, and 12 to validate; each of two processes reads 26 samples an epoch."""
 
-    def __init__(self, batch_size: int = 8):
+    def __init__(self, batch_size: int = 8, num_workers: int = 0):
         super().__init__(
-            NoisyPoints(), batch_size, shuffle=True, validation_split=12, num_workers=0
+            NoisyPoints(), batch_size, shuffle=True, validation_split=12, num_workers=num_workers
         )
 
 

@@ -7,7 +7,7 @@ from armature.processes import launch as job
 from tests import process_faults
 
 
-def test_a_process_that_is_killed_or_raises_ends_the_job_and_is_named(tmp_path):
+def test_a_process_that_is_killed_or_raises_ends_the_job_and_one_message_says_why(tmp_path):
     result = process_faults.faults(2, tmp_path)
     assert (result.held, result.tried) == (2, 2), result.failures
 
@@ -41,5 +41,5 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
         )
     monkeypatch.setattr(job.torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(job.torch.cuda, 'device_count', lambda: 1)
-    with pytest.raises(ConfigError, match=said), job.processes(1):
+    with pytest.raises(ConfigError, match=said), job.joined():
         pass

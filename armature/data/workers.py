@@ -26,6 +26,7 @@ from armature.batch import WHOLE, Share
 from armature.data.augment import Augment
 from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
+from armature.processes.launch import worker_options
 from armature.run.stop import STOP_SIGNALS
 from armature.seed import key, own_randomness, seed_sample
 
@@ -243,18 +244,22 @@ def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f'; did you mean {near[0]!r}?' if near else ''
         raise ConfigError(f'{owner.__name__} has no argument {unknown[0]!r}{hint}')
-    # Workers that are forked start in a moment; others import torch first, so they are kept.
-    starts_slowly = (
-        multiprocessing.get_start_method(allow_none=True)
-        or multiprocessing.get_all_start_methods()[0]
-    ) != 'fork'
     given = {name: value for name, value in given.items() if value is not None}
     options = {
         'drop_last': False,
         'pin_memory': torch.cuda.is_available(),
-        'persistent_workers': starts_slowly,
+        'persistent_workers': True,
+        **worker_options(),
         **given,
     }
+    start_method = (
+        options.get('multiprocessing_context')
+        or multiprocessing.get_start_method(allow_none=True)
+        or multiprocessing.get_all_start_methods()[0]
+    )
+    if start_method == 'fork' and 'persistent_workers' not in given:
+        # Workers that are forked start in a moment; others import torch first, so they are kept.
+        options['persistent_workers'] = False
     if num_workers == 0:
         # torch refuses what is for workers when there are none, as with --set ...num_workers=0
         for name in ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context'):
@@ -337,6 +342,12 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
             last = each
             yield each
     except RuntimeError as error:
+        if 'DataLoader timed out' in str(error):
+            reading = ', '.join(str(index) for _, index in samples.now_reading.tolist())
+            raise DataError(
+                f'{error}: a data loader worker is silent (distributed.timeout_s). Last they read '
+                f'samples {reading} of {type(samples.dataset).__name__}'
+            ) from error
         # torch's words for one that has died
         if 'DataLoader worker' not in str(error) or 'Caught' in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Which devices this process trains on: what `-d` or `n_gpu` asks for, and what the machine has."""
+"""Which devices this process trains on: what `-d` or n_gpu asks for, and what the machine has."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from armature.errors import ConfigError
 from armature.processes import dist
 
 _requested = []  # what -d named
+_prepared = []  # the device that prepare_device chose last
 
 
 def available_devices() -> list[str]:
@@ -18,12 +19,11 @@ def available_devices() -> list[str]:
 
 
 def select_devices(request: str) -> None:
-    """Apply `-d`: 'cpu', 'mps', or CUDA indices such as '0' or '0,1'. To be called before anything touches CUDA.
+    """Apply `-d`: 'cpu', 'mps', or CUDA indices such as '0' or '0,1'; before anything touches CUDA.
 
-    Several CUDA indices, or 'cpu,cpu', mean as many processes. Raises ConfigError when a device is not there; the message names those
-    that are.
+    Several CUDA indices, or 'cpu,cpu', mean as many processes. Raises ConfigError when a device is
+    not there, with those that are.
     """
-    global _requested
     names = [name.strip().removeprefix('cuda:') for name in request.split(',')]
     there = available_devices()
     on_cuda, on_cpu = all(name.isdigit() for name in names), set(names) == {'cpu'}
@@ -33,53 +33,53 @@ def select_devices(request: str) -> None:
             f'-d {request}: expected CUDA indices such as 0 or 0,1, or cpu, or mps; '
             f'this machine has {", ".join(there)}'
         )
-    if (
-        dist.is_started()
-        and len(names) not in (1, dist.n_local())
-        or dist.n_local() > len(names) == 1
-        and not on_cpu
-    ):
+    n_local = dist.n_local()
+    one_for_all = len(names) == 1 and (on_cpu or n_local == 1)
+    if dist.is_started() and len(names) != n_local and not one_for_all:
         raise ConfigError(
-            f'-d {request} names {len(names)} devices, and {dist.n_local()} processes are started on this machine: name one '
-            'for each, or leave -d out'
+            f'-d {request} names {len(names)} devices, and {n_local} processes are started on this '
+            'machine: name one for each, or leave -d out'
         )
     if dist.is_started() or len(names) == 1:  # else the processes that are to be started choose
-        visible = [
-            index for index in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if index
-        ] or there
-        os.environ['CUDA_VISIBLE_DEVICES'] = (
-            ','.join(visible[int(name)] for name in names) if on_cuda else ''
-        )
-    _requested = names
+        given = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+        visible = [index for index in given if index] or there
+        chosen = [visible[int(name)] for name in names] if on_cuda else []
+        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(chosen)
+    _requested[:] = names
 
 
 def n_processes_wanted(n_gpu: int) -> int:
-    """How many processes `-d`, or else n_gpu of the config, asks for; a machine with fewer GPUs trains the same with those it has."""
+    """How many processes `-d`, or else n_gpu, asks for; n_gpu may name more than there are."""
     return len(_requested) or max(1, min(n_gpu, torch.cuda.device_count()))
 
 
 def is_on_cpu(n_gpu: int) -> bool:
     """Whether `-d`, or else n_gpu = 0, asks for the CPU."""
-    return n_gpu == 0 or 'cpu' in _requested
+    return 'cpu' in _requested if _requested else n_gpu == 0
 
 
 def prepare_device(n_gpu_use: int) -> tuple[torch.device, list[int]]:
-    """The device to train on and the CUDA indices for DataParallel (several only when `-d` or n_gpu_use asks for several).
+    """The device to train on, and the CUDA indices for DataParallel when several are asked for.
 
-    CUDA, then MPS, then the CPU; `-d` and n_gpu_use = 0 (the CPU) decide otherwise. Where several processes train, each has one.
+    CUDA, then MPS, then the CPU; `-d` and n_gpu_use = 0 (the CPU) decide otherwise. Where several
+    processes train, each has one.
     """
-    if is_on_cpu(n_gpu_use):
-        return torch.device('cpu'), []
-    if dist.is_joined():
-        return torch.device(
-            'cuda', dist.local_rank()
-        ) if torch.cuda.is_available() else torch.device('cpu'), []
-    n_gpu = torch.cuda.device_count()
-    n_wanted = len(_requested) or n_gpu_use
+    n_gpu = 0 if is_on_cpu(n_gpu_use) else torch.cuda.device_count()
+    n_wanted = 1 if dist.is_joined() else len(_requested) or n_gpu_use
     if n_wanted > max(n_gpu, 1):
         logging.getLogger('device').warning(
             f'n_gpu is {n_wanted}, but this machine has {n_gpu}: going on with what is there'
         )
     if n_gpu > 0:
-        return torch.device('cuda:0'), list(range(min(n_wanted, n_gpu)))
-    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu'), []
+        device = torch.device('cuda', dist.local_rank())
+    else:
+        use_mps = not is_on_cpu(n_gpu_use) and not dist.is_joined()
+        use_mps = use_mps and torch.backends.mps.is_available()
+        device = torch.device('mps' if use_mps else 'cpu')
+    _prepared[:] = [device]
+    return device, [] if dist.is_joined() else list(range(min(n_wanted, n_gpu)))
+
+
+def prepared_device() -> torch.device:
+    """The device that was chosen for the model, for data that is kept beside it."""
+    return _prepared[0] if _prepared else prepare_device(1)[0]

@@ -1,5 +1,6 @@
-"""StopRequest: who asked the run to stop (a signal or the time limit), noted for the next safe moment."""
+"""StopRequest: who asked the run to stop (a signal, the time limit), noted for a safe moment."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -26,8 +27,9 @@ class Stopped(Exception):
 class StopRequest:
     """`reason` is empty until the run has to stop.
 
-    A signal or the end of `max_minutes` only makes a `wish`, which is granted when the step in progress is finished, and saved; of
-    several processes all grant the same one in the same step. A second Ctrl-C, a second later, leaves at once.
+    A signal or the end of `max_minutes` only makes a `wish`, which is granted when the step in
+    progress is finished, and saved; of several processes all grant the same one in the same step.
+    A second Ctrl-C, a second later, leaves at once.
     """
 
     def __init__(self, max_minutes: float | None = None):
@@ -40,33 +42,32 @@ class StopRequest:
     @contextmanager
     def listening(self):
         """Inside, the signals are noted instead of killing the process, and the time runs."""
-        timer = threading.Timer(
-            min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX), self._time_is_over
-        )
+        seconds = min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX)
+        timer = threading.Timer(seconds, self._time_is_over)
         timer.daemon = True
         if self.max_minutes is not None:
             timer.start()
         previous = {}
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # elsewhere signals are not ours to handle
+        if threading.current_thread() is threading.main_thread():  # elsewhere they are not ours
             previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        has_failed = True
         try:
             yield self
+            has_failed = False
         finally:
             timer.cancel()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            if has_failed and self._signal and not self.reason and dist.n_processes() > 1:
+                # torchrun ends this process, in which a step has failed since another is gone.
+                signal.raise_signal(signal.Signals[self._signal])
 
     def grant(self, wish: int) -> None:
         """Stop for `wish`, if it is one."""
         if wish and not self.reason:
             signals = '/'.join(name for name, code in EXIT_CODES.items() if code == wish)
-            self.reason = (
-                f'trainer.max_minutes ({self.max_minutes})'
-                if wish == TIME
-                else self._signal or signals
-            )
+            over = f'trainer.max_minutes ({self.max_minutes})'
+            self.reason = over if wish == TIME else self._signal or signals
             self.exit_code = 0 if wish == TIME else wish
 
     def _time_is_over(self) -> None:
@@ -78,9 +79,8 @@ class StopRequest:
             self._signal, self._received_at = signal.Signals(number).name, now
             self.wish = EXIT_CODES[self._signal]
             if dist.is_first_here():
-                os.write(
-                    2,
-                    f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'.encode(),
-                )
+                text = f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'
+                with contextlib.suppress(OSError):  # nobody listens
+                    os.write(2, text.encode())
         elif number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
             raise KeyboardInterrupt
