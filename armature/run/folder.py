@@ -107,12 +107,13 @@ class RunFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.record, self._columns = {}, []
+        self._lock_file = None
         self._has_warned = False
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Inside, no other training may be in this folder; run.json then says how it ended."""
-        handle = dist.on_main(self._locked)
+        dist.on_main(self._lock)
         state = 'failed'
         try:
             yield
@@ -123,11 +124,11 @@ class RunFolder:
         finally:
             if self.record:
                 self.note(state=state, ended=datetime.now(UTC).isoformat())
-            if handle is not None:
-                handle.close()
+            if self._lock_file is not None:
+                self._lock_file.close()
 
-    def _locked(self) -> Any:
-        """The lock file, open: the kernel lets go of it when the process dies."""
+    def _lock(self) -> None:
+        """Open and lock a file: the kernel lets go of it when the process dies."""
         try:
             handle = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked as long as it is open)
         except OSError as error:
@@ -156,7 +157,7 @@ class RunFolder:
         except OSError as error:
             handle.close()
             raise self._no_room(error) from error
-        return handle
+        self._lock_file = handle
 
     def begin(self, config: dict, rows: list[dict], **facts: Any) -> None:
         """Write what the run is and what its finished epochs reported, before the first step."""
