@@ -122,6 +122,56 @@ def parsed(arguments, options=()):
         sys.argv = before
 
 
+def test_a_config_may_come_through_a_pipe(tmp_path, monkeypatch):
+    (tmp_path / 'base.json').write_text((ROOT / 'config.json').read_text())
+    monkeypatch.chdir(tmp_path)
+    reading, writing = os.pipe()
+    os.write(writing, b'{"base": "base.json", "name": "piped"}')
+    os.close(writing)
+    assert parsed(['-c', f'/dev/fd/{reading}'])['name'] == 'piped'
+    os.close(reading)
+
+
+def test_an_empty_pipe_is_one_line(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(['-c', '/dev/null'])
+    assert 'nothing came through this pipe' in capsys.readouterr().err
+
+
+def test_two_configs_are_refused(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(['-c', 'config.json', '--config=configs/mnist.json'])
+    said = capsys.readouterr().err
+    assert '-c is given 2 times (config.json, configs/mnist.json)' in said
+
+
+def test_one_set_takes_several_assignments(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = parsed(
+        ['-c', 'config.json', '--set', 'trainer.epochs=2', 'seed=5', '--set', 'n_gpu=0']
+    )
+    assert (config['trainer']['epochs'], config['seed'], config['n_gpu']) == (2, 5, 0)
+
+
+def test_a_number_for_a_text_says_how_to_quote(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        parsed(['-c', 'config.json', '--set', 'name=2024'])
+    said = capsys.readouterr().err
+    assert said.endswith('name: expected a string, got 2024 (as text: --set \'name="2024"\')\n')
+    assert parsed(['-c', 'config.json', '--set', 'name="2024"']).name == '2024'
+
+
+def test_home_and_variables_are_filled_in(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for save_dir in ('~/runs', '$HOME/runs', '${HOME}/runs'):
+        config = ConfigParser({'name': 'x', 'trainer': {'save_dir': save_dir}})
+        assert config.save_dir.is_relative_to(tmp_path / 'runs')
+        assert config.as_read['trainer']['save_dir'] == save_dir  # another machine has another home
+
+
 def test_options_change_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [

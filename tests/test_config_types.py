@@ -9,11 +9,13 @@ import types
 import pytest
 import torch
 
+import model.loss
 import model.metric
 import model.model
 from armature.config import build as config_types
 from armature.config.build import KINDS, OWN, find
 from armature.errors import ConfigError
+from armature.step.loss_share import count_of
 from parse_config import ROOT, ConfigParser
 
 MODULES = [
@@ -213,11 +215,78 @@ def test_objects_in_args_are_built_inside_out():
     assert loader.options == {'type': 'sgd', 'momentum': 1}
 
 
-def test_a_list_for_a_tensor_becomes_one():
-    loss = ConfigParser(
-        {'name': 'x', 'loss': {'type': 'CrossEntropyLoss', 'args': {'weight': [1, 2.5]}}}
-    ).init_loss(None)
-    assert torch.equal(loss.weight, torch.tensor([1, 2.5]))
+def test_an_object_that_a_class_reads_by_itself_is_left_alone():
+    module = module_from("""
+        class Loader:
+            def __init__(self, head=None, options: dict | None = None): self.__dict__.update(locals())
+            def __iter__(self): return iter(())
+    """)
+
+    def built(**args):
+        config = ConfigParser({'name': 'x', 'data_loader': {'type': 'Loader', 'args': args}})
+        return config.init_obj('data_loader', module)
+
+    own = {'type': 'mlp', 'args': {'width': 3}}
+    resize = {'type': 'Resize', 'args': {'size': 3}}
+    loader = built(head=own, options=resize)
+    assert (loader.head, loader.options) == (own, resize)
+    assert type(built(head=resize).head).__name__ == 'Resize'
+    with pytest.raises(ConfigError, match=r"did you mean 'Resize'.*annotate the parameter as dict"):
+        built(head={'type': 'Resise', 'args': {'size': 3}})
+    unknown = {'type': 'Compose', 'args': {'transforms': [{'type': 'Whatever', 'args': {}}]}}
+    with pytest.raises(ConfigError, match='is called "Whatever"'):  # no class of the project
+        built(head=unknown)
+
+
+def test_a_section_is_judged_with_what_the_code_gives_when_it_is_built():
+    module = module_from("""
+        class Mine:
+            def __init__(self, size: int, logger): self.size, self.logger = size, logger
+            def __call__(self, output, target): return 0
+    """)
+    config = ConfigParser({'name': 'x', 'loss': {'type': 'Mine', 'args': {'siz': 'a'}}})
+    with pytest.raises(ConfigError) as caught:
+        config.init_obj('loss', module)
+    assert str(caught.value).splitlines() == [
+        "loss.args.siz: Mine has no 'siz' (did you mean 'size'?)",
+        'loss.args.logger: is missing: Mine needs it',
+    ]
+    config['loss']['args'] = {'size': 3, 'logger': test_metrics_have_names}  # filled in by a script
+    assert config.init_obj('loss', module).size == 3
+    config['loss']['args'] = {}
+    assert config.init_ftn('loss', module)(3, logger=None).size == 3
+    assert 'logger' not in config.as_read['loss']['args']
+
+
+def loss_of(name, **args):
+    return ConfigParser({'name': 'x', 'loss': {'type': name, 'args': args}}).init_loss(None)
+
+
+def test_a_list_for_a_tensor_becomes_one_of_floats():
+    torch.manual_seed(0)
+    output, target, weight = torch.randn(6, 3), torch.arange(6) % 3, [1, 5, 1]
+    as_module = loss_of('CrossEntropyLoss', weight=weight)
+    as_function = loss_of('cross_entropy', weight=weight)
+    assert torch.equal(as_module.weight, torch.tensor([1.0, 5.0, 1.0]))
+    assert as_function(output, target) == as_module(output, target)
+    assert count_of(as_function)(target) == 14
+    assert loss_of('multi_margin_loss', weight=weight)(output, target) > 0
+    binary = loss_of('binary_cross_entropy_with_logits', pos_weight=weight)
+    assert binary(output, torch.eye(3)[target]) > 0
+    assert as_function.to('meta').weight.device.type == 'meta'  # it moves as a module does
+
+
+def test_a_schedule_over_an_endless_stream_needs_a_length():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+
+    def scheduler(**trainer):
+        args = {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}, 'interval': 'step'}
+        config = {'name': 'x', 'lr_scheduler': args, 'trainer': {'epochs': 3, **trainer}}
+        return ConfigParser(config).init_scheduler(optimizer, iter(()))
+
+    with pytest.raises(ConfigError, match='lr_scheduler.args.T_max: "auto" has no length to go by'):
+        scheduler()
+    assert scheduler(max_steps=7).T_max == 7 and scheduler(len_epoch=5).T_max == 15
 
 
 def test_code_and_config_may_not_give_the_same_argument():
@@ -229,10 +298,11 @@ def test_code_and_config_may_not_give_the_same_argument():
 
 
 def test_metrics_have_names():
-    config = ConfigParser(
-        {'name': 'x', 'metrics': ['accuracy', {'type': 'top_k_acc', 'args': {'k': 1}}]}
-    )
-    first, second = config.init_metrics(model.metric)
+    top_1 = {'type': 'top_k_acc', 'args': {'k': 1}}
+    entries = ['accuracy', top_1, {**top_1, 'name': 'top_1'}, {'type': 'accuracy', 'name': 'hits'}]
+    config = ConfigParser({'name': 'x', 'metrics': entries})
+    first, second, *named = config.init_metrics(model.metric)
+    assert [each.__name__ for each in named] == ['top_1', 'hits']
     output, target = torch.eye(3), torch.tensor([0, 1, 1])
     assert (first.__name__, second.__name__) == ('accuracy', 'top_k_acc')
     assert second(output, target) == first(output, target) and first(output, target) < 1

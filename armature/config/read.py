@@ -83,9 +83,12 @@ class Document:
 
     def line(self, problem: Problem) -> str:
         """'config.json:14: trainer.epochs: expected ...'"""
-        origin, text = self.origin(problem.path), problem.text
+        origin, path, text = self.origin(problem.path), show_path(problem.path), problem.text
         text = text if len(text) <= 400 else f'{text[:397]}...'
-        return f'{origin}{origin and ": "}{show_path(problem.path) or "the config"}: {text}'
+        value = lookup(self.values, problem.path)
+        if origin == '--set' and 'expected a string' in text and isinstance(value, (int, float)):
+            text += f' (as text: --set \'{path}="{show(value)}"\')'
+        return f'{origin}{origin and ": "}{path or "the config"}: {text}'
 
     def refuse(self, problems: Iterable[Problem]) -> None:
         """A ConfigError with a line for each problem, in the order of the files, when any is one."""
