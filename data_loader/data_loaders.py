@@ -6,7 +6,7 @@ Imports that only one loader needs stand inside it: they cost seconds.
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import TensorDataset
@@ -22,8 +22,9 @@ from armature.errors import ConfigError, DataError
 from armature.processes import dist
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
-from data_loader.datasets import ImageFolder, Standardize, digits, read_idx
-from data_loader.tables import Table, TargetKind
+from data_loader.datasets import Standardize, digits, read_idx
+from data_loader.image_folder import ImageFolder, find_parts
+from data_loader.tables import Decimal, Table, TargetKind
 
 __all__ = [
     'BaseDataLoader',
@@ -159,9 +160,10 @@ class CifarDataLoader(BaseDataLoader):
 class ImageFolderDataLoader(BaseDataLoader):
     """Images in one folder per class, brought to `size` x `size`.
 
-    data_dir holds the class folders, or the folders train, and if you have them valid and test, with class folders in each. Without
-    valid, validation_split takes a part of train; without test, test.py needs a "test_data_loader".
-    mode: 'RGB' or 'L' (grey). mean, std: of the pixels on a scale from 0 to 1, one number a channel.
+    data_dir holds the class folders, or the folders train, and if you have them valid and test,
+    with class folders in each. Without valid, validation_split takes a part of train; without test,
+    test.py needs a "test_data_loader".
+    mode: 'L' is grey. mean, std: of the pixels on a scale from 0 to 1, one number a channel.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         num_workers: int = 0,
         training: bool = True,
         size: int = 64,
-        mode: str = 'RGB',
+        mode: Literal['RGB', 'L'] = 'RGB',
         mean: list | None = None,
         std: list | None = None,
         transform: Callable | None = None,
@@ -181,10 +183,11 @@ class ImageFolderDataLoader(BaseDataLoader):
         **options: Any,
     ):
         root, n_channels = Path(data_dir), 1 if mode == 'L' else 3
-        train_folder = root / 'train' if (root / 'train').is_dir() else root
-        if not training and not (root / 'test').is_dir():
+        parts = find_parts(root)
+        if not training and 'test' not in parts:
             raise DataError(
-                f'{root.resolve()} has no folder "test": say where the test data is in "test_data_loader"'
+                f'{root.resolve()} has no folder "test": say where the test data is in '
+                '"test_data_loader"'
             )
         how = {
             'size': size,
@@ -192,25 +195,24 @@ class ImageFolderDataLoader(BaseDataLoader):
             'transform': transform,
             'target_transform': target_transform,
         }
-        dataset = ImageFolder(train_folder, **how)
+        dataset = ImageFolder(parts['train'], **how)
         self.class_names = dataset.classes
-        if not training:
-            dataset = ImageFolder(root / 'test', classes=self.class_names, **how)
         self._valid_folder = None
-        if training and (root / 'valid').is_dir():
+        if not training:
+            dataset = ImageFolder(parts['test'], classes=self.class_names, **how)
+        elif 'valid' in parts:
             if validation_split or options.get('n_folds'):
                 raise ConfigError(
                     f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
                 )
-            self._valid_folder = ImageFolder(root / 'valid', classes=self.class_names, **how)
-        finish = Standardize(mean or [0.5] * n_channels, std or [0.25] * n_channels)
+            self._valid_folder = ImageFolder(parts['valid'], classes=self.class_names, **how)
         super().__init__(
             dataset,
             batch_size,
             shuffle,
             validation_split,
             num_workers,
-            batch_transform=finish,
+            batch_transform=Standardize(mean or [0.5] * n_channels, std or [0.25] * n_channels),
             evaluation=not training,
             **options,
         )
@@ -230,10 +232,13 @@ class ImageFolderDataLoader(BaseDataLoader):
 class CsvDataLoader(BaseDataLoader):
     """A CSV file with a head: ((numbers, codes), target) for TabularModel.
 
-    numeric: columns, standardised with mean and standard deviation of the training part; missing values become the mean.
-    categorical: columns, as codes from 1; 0 stands for missing ones and those that the training part does not have.
-    target_kind: 'class', 'binary' (for one output and BCEWithLogitsLoss) or 'number'. group_by: a column; rows that agree in it stay
-    in the same part. test_path: the file that test.py reads.
+    numeric: columns, standardised with mean and standard deviation of the training part; missing
+    values become the mean. categorical: columns, as codes from 1; 0 stands for missing ones and
+    those that the training part does not have.
+    target_kind: 'class', 'binary' (for one output and BCEWithLogitsLoss) or 'number'. group_by: a
+    column; rows that agree in it stay in the same part. test_path: the file that test.py reads.
+    decimal: what stands before decimals, where digits are in groups of three or it is a comma.
+    encoding: of the file, where it is not Unicode.
     What is learned from the training part is saved with the run, and used again by test.py.
     """
 
@@ -251,6 +256,8 @@ class CsvDataLoader(BaseDataLoader):
         training: bool = True,
         test_path: str | None = None,
         group_by: str | None = None,
+        encoding: str | None = None,
+        decimal: Decimal = None,
         **options: Any,
     ):
         if not training and test_path is None:
@@ -258,44 +265,43 @@ class CsvDataLoader(BaseDataLoader):
                 'say where the test data is: data_loader.args.test_path, or a "test_data_loader"'
             )
         self._table = Table(
-            path if training else test_path, list(numeric), list(categorical), target, target_kind
+            path if training else test_path,
+            list(numeric),
+            list(categorical),
+            target,
+            target_kind,
+            group_by,
+            encoding,
+            decimal,
         )
-        groups = None
-        if group_by is not None:
-            if group_by not in self._table.cells:
-                raise DataError(
-                    f'{path} has no column {group_by!r} to group by: there are {", ".join(map(repr, self._table.cells))}'
-                )
-            groups = self._table.cells[group_by].tolist()
-        everything = self._table.encode(
-            self._table.fit(list(range(len(self._table.cells))))
-        )  # until the split is known
+        everybody = range(len(self._table.lines))
+        self._fitted, self._said = None, []
         super().__init__(
-            everything,
+            self._table.encode(self._table.fit(everybody)),  # until the split is known
             batch_size,
             shuffle,
             validation_split,
             num_workers,
-            groups=groups,
+            groups=self._table.cells.get(group_by),
             evaluation=not training,
             **options,
         )
-        if not training:
-            self._fitted = None  # until load_state_dict
-            return
-        self.load_state_dict(
-            self._table.fit(sorted(set(range(len(everything))) - set(self.valid_sampler or ())))
-        )
-        sizes = [len(values) + 1 for values in self._fitted['categories'].values()]
-        logging.getLogger('data').debug(
-            f'{path}: n_numeric {len(numeric)}, n_categories {sizes}, {len(self._fitted["classes"])} classes '
-            f'{self._fitted["classes"]}, for arch.args'
-        )
+        if training:
+            validated = set(self.valid_sampler or ())
+            self.load_state_dict(
+                self._table.fit([row for row in everybody if row not in validated])
+            )
+            sizes = [len(values) + 1 for values in self._fitted['categories'].values()]
+            logging.getLogger('data').debug(
+                f'{path}: n_numeric {len(numeric)}, n_categories {sizes}, '
+                f'{len(self._fitted["classes"])} classes {self._fitted["classes"]}, for arch.args'
+            )
 
     def __iter__(self) -> Iterator[Any]:
         if self._fitted is None:
             raise DataError(
-                'test rows are encoded as the training rows were: load_state_dict with what the checkpoint holds for them'
+                'test rows are encoded as the training rows were: load_state_dict with what the '
+                'checkpoint holds for them'
             )
         return super().__iter__()
 
@@ -304,10 +310,23 @@ class CsvDataLoader(BaseDataLoader):
 
     def load_state_dict(self, state: dict) -> None:
         self._fitted = state
+        self.class_names = state['classes'] or None
         encoded = self._table.encode(state)
         self.dataset.tensors = encoded.tensors
         if self._memory is not None and self._memory is not self.dataset:
             self._memory.tensors = encoded.to(self._memory.device).tensors
+        for note, is_warning in self._table.notes(state):
+            if note not in self._said:
+                self._said.append(note)
+                level = logging.WARNING if is_warning else logging.INFO
+                logging.getLogger('data').log(level, note)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._table.fingerprint()
+
+    def notes(self) -> list[str]:
+        """What a reader of the file may not expect of its encoding."""
+        return self._said
 
 
 def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:

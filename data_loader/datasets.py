@@ -2,20 +2,17 @@
 
 import gzip
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from armature.errors import DataError
 
 N_TEST = 360
 MEAN, STD = 0.3056, 0.3247  # of the training pixels, after scaling to [0, 1] and resizing
-IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 
 
 def digits(training: bool) -> TensorDataset:
@@ -67,74 +64,3 @@ def read_idx(path: Path) -> torch.Tensor:
             f'{max(0, len(content) - start)} follow. Remove it, so that it is downloaded again'
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
-
-
-class ImageFolder(Dataset):
-    """Images in one folder per class: (uint8 image (channels, height, width), class), resized to size x size.
-
-    classes: names of the folders; None takes those that are there. transform: of the image tensor; target_transform: of the class.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        size: int,
-        mode: str = 'RGB',
-        classes: list[str] | None = None,
-        transform: Callable | None = None,
-        target_transform: Callable | None = None,
-    ):
-        self.size, self.mode, self.transform, self.target_transform = (
-            size,
-            mode,
-            transform,
-            target_transform,
-        )
-        there = (
-            sorted(path.name for path in folder.iterdir() if path.is_dir())
-            if folder.is_dir()
-            else []
-        )
-        self.classes = classes or there
-        unknown = sorted(set(there) - set(self.classes))
-        if unknown:
-            raise DataError(
-                f'{folder} has the class {unknown[0]!r}, which the training data does not have'
-            )
-        found = [
-            (path, number)
-            for number, name in enumerate(self.classes)
-            for path in sorted((folder / name).rglob('*'))
-            if path.suffix.lower() in IMAGE_ENDINGS
-        ]
-        if not found:
-            raise DataError(
-                f'{folder.resolve()} holds no images: expected one folder per class, with files that end in '
-                f'{", ".join(IMAGE_ENDINGS)}'
-            )
-        self.paths, self.targets = map(list, zip(*found))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        from PIL import Image
-
-        try:
-            with Image.open(self.paths[index]) as file:
-                image = file.convert(self.mode).resize(
-                    (self.size, self.size), Image.Resampling.BILINEAR
-                )
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f'{self.paths[index]} cannot be read as an image ({error})') from error
-        image = (
-            torch.from_numpy(np.array(image))
-            .view(self.size, self.size, -1)
-            .permute(2, 0, 1)
-            .contiguous()
-        )
-        target = self.targets[index]
-        return (
-            image if self.transform is None else self.transform(image),
-            target if self.target_transform is None else self.target_transform(target),
-        )

@@ -1,6 +1,9 @@
-"""Tables: a CSV file as tensors. What is learned from the training rows (means, categories, classes) is a dict that can be saved."""
+"""Tables: a CSV file as tensors. What is learned from the training rows is a dict for the run."""
 
 import csv
+import hashlib
+import io
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,16 +13,30 @@ import torch
 from armature.data.memory import InMemory
 from armature.errors import DataError
 
-MISSING = ['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?']
+MISSING = frozenset(['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?'])
 UNKNOWN = 0  # the code of a category that is missing or was not seen in training
+SEPARATORS = ',;\t|'
+FREQUENT = ('cp949', 'cp1252', 'shift_jis', 'gb18030', 'cp1251')  # encodings to choose from by eye
+LARGEST = np.finfo(np.float32).max
+FLAT = 1e-7  # a column that deviates less than this share of its mean is one number in float32
+FAR = 1e4  # times as much as half of the rows: one row makes the others look alike
+WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
+WHAT_TO_DO = {  # with what is no number, by its form
+    r'\d{1,4}[-/.]\d\d?[-/.]\d{1,4}\b.*': 'write dates as numbers, such as the day of the year',
+    r'(?i)true|false|yes|no': 'name the column in "categorical"',
+    r"[-+]?[\d., '’]+": 'say in "decimal" whether "." or "," stands before the decimals',
+    r'.*': 'leave a cell empty where a number is missing',
+}
 
 TargetKind = Literal['class', 'binary', 'number']
+Decimal = Literal['.', ','] | None
 
 
 class Table:
-    """The cells of a CSV file, as text, in the columns `numeric`, `categorical` and `target`.
+    """The cells of a CSV file, as text, in the columns that a config names.
 
-    Each can be told by line: an error names the line of the file and the column.
+    decimal: what stands before the decimals where groups of three digits are separated, too.
+    numbers: (n, numeric) of the numeric columns; nan where missing, infinite or beyond float32.
     """
 
     def __init__(
@@ -29,125 +46,225 @@ class Table:
         categorical: list[str],
         target: str,
         target_kind: TargetKind,
+        group_by: str | None = None,
+        encoding: str | None = None,
+        decimal: Decimal = None,
     ):
-        self.path, self.numeric, self.categorical, self.target, self.target_kind = (
-            path,
-            numeric,
-            categorical,
-            target,
-            target_kind,
-        )
-        self.cells = read_cells(path)
-        missing = [name for name in (*numeric, *categorical, target) if name not in self.cells]
-        if missing:
-            raise DataError(
-                f'{path} has no column {missing[0]!r}: there are {", ".join(map(repr, self.cells))}'
-            )
         if not numeric and not categorical:
             raise DataError(
                 f'{path}: name the columns to learn from in "numeric" and "categorical"'
             )
-        self.is_missing = self.cells.isin(MISSING)
-        if self.is_missing[target].any():
-            raise DataError(
-                f'{self._place(self.is_missing[target], target)} is missing, and it is the target'
-            )
-        self.numbers = (
-            torch.stack([self._parsed(name) for name in numeric], 1)
-            if numeric
-            else torch.empty(len(self.cells), 0)
-        )
+        self.path, self.numeric, self.categorical = path, numeric, categorical
+        self.target, self.target_kind, self.decimal = target, target_kind, decimal
+        needed = [*numeric, *categorical, target, *([group_by] if group_by else [])]
+        self.lines, self.cells = read_cells(path, needed, encoding)
+        for name in categorical if target_kind == 'number' else [*categorical, target]:
+            self.cells[name] = [category(cell) for cell in self.cells[name]]
+        for row, cell in enumerate(self.cells[target]):
+            if cell in MISSING:
+                raise DataError(f'{self._place(row, target)} is missing, and it is the target')
+        self._too_large = []
+        self.numbers = np.empty((len(self.lines), len(numeric)))
+        for place, name in enumerate(numeric):
+            self.numbers[:, place] = self._parsed(name)
 
     def fit(self, rows: list[int]) -> dict[str, Any]:
-        """What encoding needs, from these rows: mean and standard deviation a numeric column, categories, classes."""
+        """What encoding needs, from these rows: mean, deviation, categories, classes."""
         numbers = self.numbers[rows]
-        known = ~numbers.isnan()
-        count = known.sum(0).clamp(min=1)
-        mean = numbers.nan_to_num().sum(0) / count
-        variance = ((numbers - mean).nan_to_num() ** 2).sum(0) / count
-        cells, is_missing = self.cells.iloc[rows], self.is_missing.iloc[rows]
-        categories = {
-            name: sorted(cells[name][~is_missing[name]].unique().tolist())
-            for name in self.categorical
-        }
-        classes = (
-            sorted(cells[self.target].unique().tolist()) if self.target_kind != 'number' else []
-        )
+        count = np.maximum(1, (~np.isnan(numbers)).sum(0))
+        mean = np.nansum(numbers, 0) / count
+        std = np.sqrt(np.nansum((numbers - mean) ** 2, 0) / count)
+
+        def values(name: str) -> list[str]:
+            return in_order({self.cells[name][row] for row in rows} - MISSING)
+
+        classes = [] if self.target_kind == 'number' else values(self.target)
         if self.target_kind == 'binary' and len(classes) != 2:
             raise DataError(
-                f'{self.path}: the target {self.target!r} is "binary", and has {len(classes)} values: {", ".join(classes[:5])}'
+                f'{self.path}: the target {self.target!r} is "binary", and has {len(classes)} '
+                f'values: {", ".join(classes[:5])}'
             )
         return {
             'mean': mean.tolist(),
-            'std': [value or 1.0 for value in variance.sqrt().tolist()],
-            'categories': categories,
+            'std': std.tolist(),
+            'categories': {name: values(name) for name in self.categorical},
             'classes': classes,
         }
 
     def encode(self, fitted: dict[str, Any]) -> InMemory:
-        """[[numbers, codes], target]: (n, numeric) standardised, missing ones 0 (the mean); (n, categorical), unknown ones 0; and
-        (n,) classes, or (n, 1) numbers for 'number' and 'binary' (0. and 1.), as losses of one output want them."""
-        numbers = (self.numbers - torch.tensor(fitted['mean'], dtype=torch.double)) / torch.tensor(
-            fitted['std'], dtype=torch.double
-        )
-        codes = (
-            torch.stack(
-                [self._codes(name, fitted['categories'][name]) for name in self.categorical], 1
-            )
-            if self.categorical
-            else torch.empty(len(self.cells), 0, dtype=torch.long)
-        )
+        """[[numbers, codes], target].
+
+        numbers: (n, numeric) standardised; 0, which is the mean, for missing ones and in columns
+        that did not vary. codes: (n, categorical), 0 for unknown ones. target: (n,) classes, or
+        (n, 1) numbers for 'number' and 'binary' (0. and 1.), as losses of one output want them.
+        """
+        mean, std = np.array(fitted['mean']), np.array(fitted['std'])
+        numbers = (self.numbers - mean) / np.where(is_flat(mean, std), np.inf, std)
+        codes = np.empty((len(self.lines), len(self.categorical)), dtype=np.int64)
+        for place, name in enumerate(self.categorical):
+            codes[:, place] = self._codes(name, fitted['categories'][name])
         if self.target_kind == 'number':
-            target = self._parsed(self.target).float().unsqueeze(1)
+            target = self._parsed(self.target)
         else:
             target = self._codes(self.target, fitted['classes']) - 1
-            if (target < 0).any():
-                place = self._place((target < 0).numpy(), self.target)
+            if target.min() < 0:
                 raise DataError(
-                    f'{place} is none of the classes seen in training: {", ".join(fitted["classes"])}'
+                    f'{self._place(target.argmin(), self.target)} is none of the classes seen in '
+                    f'training: {", ".join(fitted["classes"])}'
                 )
-            target = target if self.target_kind == 'class' else target.float().unsqueeze(1)
-        return InMemory([[numbers.nan_to_num().float(), codes], target])
+        target = torch.from_numpy(target)
+        if self.target_kind != 'class':
+            target = target.float().unsqueeze(1)
+        numbers = torch.from_numpy(np.nan_to_num(numbers)).float()
+        return InMemory([[numbers, torch.from_numpy(codes)], target])
 
-    def _codes(self, name: str, categories: list[str]) -> torch.Tensor:
-        codes = {category: code for code, category in enumerate(categories, start=1)}
-        return torch.tensor([codes.get(cell, UNKNOWN) for cell in self.cells[name]])
+    def notes(self, fitted: dict[str, Any]) -> list[tuple[str, bool]]:
+        """[(what a reader of the file may not expect of its encoding, whether to warn of it)]."""
+        common, notes = (
+            [],
+            [f'{place} is too large for a number: missing' for place in self._too_large],
+        )
+        for name, column, *learned in zip(
+            self.numeric, self.numbers.T, fitted['mean'], fitted['std']
+        ):
+            known = column[~np.isnan(column)]
+            if is_flat(*learned):
+                notes.append(f'column {name!r} does not vary in the training rows: ignored')
+            elif 0 < np.subtract(*np.quantile(known, [0.75, 0.25])) * FAR < known.std():
+                row = np.nanargmax(np.abs(column - learned[0]))
+                notes.append(f'{self._place(row, name)} is so far out that the others look alike')
+        for name in self.categorical:
+            codes = self._codes(name, fitted['categories'][name])
+            cells = [self.cells[name][row] for row in np.flatnonzero(codes == UNKNOWN)]
+            if unseen := [cell for cell in cells if cell not in MISSING]:
+                into = notes if 2 * len(unseen) > len(codes) else common
+                into.append(
+                    f'column {name!r}: training does not have the category of {len(unseen)} of '
+                    f'{len(codes)} rows (such as {unseen[0]!r}), which count as missing'
+                )
+        return [(f'{self.path}: {note}', note in notes) for note in common + notes]
 
-    def _parsed(self, name: str) -> torch.Tensor:
-        import pandas
+    def fingerprint(self) -> dict[str, Any]:
+        cells = repr(list(self.cells.values())).encode()
+        return {
+            'number of samples': len(self.lines),
+            'columns': list(self.cells),
+            'cells': hashlib.blake2b(cells, digest_size=8).hexdigest(),
+        }
 
-        numbers = pandas.to_numeric(self.cells[name].mask(self.is_missing[name]), errors='coerce')
-        is_text = numbers.isna() & ~self.is_missing[name]
-        if is_text.any():
-            raise DataError(f'{self._place(is_text, name)} is not a number')
-        return torch.tensor(numbers.to_numpy(dtype='float64', na_value=float('nan')))
+    def _codes(self, name: str, categories: list[str]) -> np.ndarray:
+        codes = {category(each): code for code, each in enumerate(categories, start=1)}
+        return np.array([codes.get(cell, UNKNOWN) for cell in self.cells[name]])
 
-    def _place(self, is_bad: Any, name: str) -> str:
-        row = int(np.asarray(is_bad).argmax())
-        return f'{self.path}, line {self.cells.index[row]}, column {name!r}: {self.cells[name].iloc[row]!r}'
+    def _parsed(self, name: str) -> np.ndarray:
+        numbers = np.full(len(self.lines), np.nan)
+        for row, cell in enumerate(self.cells[name]):
+            if cell in MISSING:
+                continue
+            try:
+                numbers[row] = number(cell, self.decimal)
+            except ValueError:
+                kind = next(kind for kind in WHAT_TO_DO if re.fullmatch(kind, cell))
+                said = f'{self._place(row, name)} is not a number: {WHAT_TO_DO[kind]}'
+                raise DataError(said) from None
+        too_large = np.flatnonzero(np.abs(numbers) > LARGEST)
+        if len(too_large):
+            place = self._place(too_large[0], name)
+            if name == self.target:
+                raise DataError(f'{place} is too large for a target')
+            self._too_large.append(f'{place} (one of {len(too_large)})')
+            numbers[too_large] = np.nan
+        return numbers
+
+    def _place(self, row: int, name: str) -> str:
+        return f'{self.path}, line {self.lines[row]}, column {name!r}: {self.cells[name][row]!r}'
 
 
-def read_cells(path: str) -> Any:
-    """The file as a pandas table of text, indexed by line; a DataError when a row has too few or too many cells."""
-    import pandas
+def is_flat(mean: Any, std: Any) -> Any:
+    """Whether a column says nothing: divided by its deviation, other rows would explode."""
+    return std <= FLAT * np.abs(mean)
 
+
+def number(cell: str, decimal: Decimal) -> float:
+    """The number that a cell says. Raises ValueError for anything that could mean another one."""
+    if decimal is not None:
+        other = ',' if decimal == '.' else '.'
+        cell = re.sub(rf"(?<=\d)(?<!\b0)[{other} '’](?=\d{{3}}(?!\d))", '', cell)
+        cell = cell.replace(other, '_').replace(decimal, '.')
+    if '_' in cell:  # Python reads 1_5 as 15
+        raise ValueError(cell)
+    return float(cell)
+
+
+def category(cell: str) -> str:
+    """The one name of a whole number, however it is written: 1, 1.0, +1."""
+    whole = WHOLE.fullmatch(cell)
+    return whole[1] if whole else cell
+
+
+def in_order(values: set[str]) -> list[str]:
+    """Sorted: by number when all are numbers, so that 10 comes after 9."""
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            names = next(reader, [])
-            lines, rows = [], []
-            for row in reader:
-                if len(row) not in (0, len(names)):
-                    raise DataError(
-                        f'{path}, line {reader.line_num}: {len(row)} cells instead of {len(names)}'
-                    )
-                if row:
-                    lines.append(reader.line_num)
-                    rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return sorted(values, key=lambda value: (float(value), value))
+    except ValueError:
+        return sorted(values)
+
+
+def read_cells(
+    path: str, needed: list[str], encoding: str | None
+) -> tuple[list[int], dict[str, list[str]]]:
+    """(the line of each row, {column: its cells}) of a CSV file that has the columns `needed`."""
+    try:
+        text = decoded(path, encoding)
+
+        def parsed(text: str, separator: str) -> Any:
+            content = io.StringIO(text, newline='')
+            return csv.reader(content, delimiter=separator, skipinitialspace=True)
+
+        heads = {
+            each: [name.strip() for name in next(parsed(text[:100_000], each), [])]
+            for each in SEPARATORS
+        }
+        # The one that gives most of the columns; which they are is known.
+        separator = max(heads, key=lambda each: len(set(needed).intersection(heads[each])))
+        names = heads[separator]
+        missing = [name for name in needed if name not in names]
+        if missing:
+            raise DataError(
+                f'{path} has no column {missing[0]!r}: there are {", ".join(map(repr, names))}'
+            )
+        reader = parsed(text, separator)
+        next(reader)
+        lines, rows = [], []
+        for row in reader:
+            if len(row) not in (0, len(names)):
+                raise DataError(
+                    f'{path}, line {reader.line_num}: {len(row)} cells instead of {len(names)}'
+                )
+            if row:
+                lines.append(reader.line_num)
+                rows.append([cell.strip() for cell in row])
+    except (OSError, csv.Error, LookupError) as error:
         raise DataError(f'{Path(path).resolve()} cannot be read as a CSV table: {error}') from error
     if not rows:
         raise DataError(f'{Path(path).resolve()} has no rows')
     if len(set(names)) < len(names):
         raise DataError(f'{path}: several columns have the same name')
-    return pandas.DataFrame(rows, index=lines, columns=names)
+    return lines, {name: list(column) for name, column in zip(names, zip(*rows))}
+
+
+def decoded(path: str, encoding: str | None) -> str:
+    """The text of a file: in `encoding`, or in the Unicode that its first bytes show."""
+    content = Path(path).read_bytes()
+    if encoding is None:
+        is_utf_16 = content[:2] in (b'\xff\xfe', b'\xfe\xff')
+        encoding = 'utf-16' if is_utf_16 else 'utf-16-le' if content[1:2] == b'\0' else 'utf-8-sig'
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        above, line = content[: error.start].count(b'\n'), content[error.start :].splitlines()[0]
+        readings = [f'{other} ({line.decode(other, "replace")[:20]!r})' for other in FREQUENT]
+        raise DataError(
+            f'{path}, line {above + 1} is not {encoding}: name its "encoding", such as '
+            f'{", ".join(readings)}'
+        ) from error

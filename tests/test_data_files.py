@@ -141,7 +141,7 @@ def test_rows_of_a_group_stay_together(tmp_path):
             r"'bought' is \"binary\", and has 3 values",
         ),
         ([], {}, 'has no rows'),
-        (ROWS, {'group_by': 'shop'}, "no column 'shop' to group by"),
+        (ROWS, {'group_by': 'shop'}, "no column 'shop': there are"),
         (ROWS, {'numeric': [], 'categorical': []}, 'name the columns'),
     ],
     ids=lambda value: None if isinstance(value, (list, dict)) else value[:25],
@@ -179,6 +179,175 @@ def test_what_a_table_learned_is_saved_with_the_run_and_used_by_test(tmp_path):
     )
     assert before == after and before[0] == cut[0] == 0 and 'accuracy' in before[1]
     assert len(cars.read_text()) < 5000
+
+
+def csv_file(path, head, rows, separator=','):
+    path.write_text('\n'.join(separator.join(map(str, row)) for row in (head, *rows)) + '\n')
+    return str(path)
+
+
+@pytest.mark.parametrize('cell', ['Infinity', '-inf', '1e999', '1e300', '3.5e38'])
+def test_cell_that_float32_cannot_hold_is_missing_and_said(tmp_path, caplog, cell):
+    rows = [(cell if row == 7 else row, 'ab'[row % 2]) for row in range(100)]
+    path = csv_file(tmp_path / 'a.csv', ('rate', 'kind'), rows)
+    loader = CsvDataLoader(path, 'kind', 10, numeric=['rate'])
+    column = loader.dataset.tensors[0][0][:, 0]
+    assert column[7] == 0 and column.isfinite().all() and column.std() == pytest.approx(1, abs=0.1)
+    assert f"line 9, column 'rate': '{cell}' (one of 1) is too large" in caplog.text
+    with pytest.raises(DataError, match='too large for a target'):
+        CsvDataLoader(path, 'rate', 10, categorical=['kind'], target_kind='number')
+
+
+def test_cell_far_from_all_others_is_said(tmp_path, caplog):
+    rows = [('1e20' if row == 7 else row, row % 2) for row in range(100)]
+    CsvDataLoader(csv_file(tmp_path / 'a.csv', 'xy', rows), 'y', 10, numeric=['x'])
+    assert "line 9, column 'x': '1e20' is so far out that the others look alike" in caplog.text
+    caplog.clear()
+    rows = [(int(row == 7), row % 2) for row in range(100)]  # a rare event
+    CsvDataLoader(csv_file(tmp_path / 'b.csv', 'xy', rows), 'y', 10, numeric=['x'])
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    'values', [[0.1], [1e6], [0], [''], [0.1, 0.10000000149], [1e15, 1e15 + 1]], ids=str
+)
+def test_column_that_does_not_vary_is_ignored_and_said_once(tmp_path, caplog, values):
+    rows = [(values[row % len(values)], row, 'ab'[row % 3 == 0]) for row in range(1000)]
+    train = csv_file(tmp_path / 'a.csv', ('gain', 'x', 'kind'), rows)
+    test = csv_file(tmp_path / 'b.csv', ('gain', 'x', 'kind'), [(0.2, 1, 'a'), (7e5, 2, 'b')])
+    columns = {'target': 'kind', 'batch_size': 10, 'numeric': ['gain', 'x']}
+    loader = CsvDataLoader(train, **columns)
+    tested = CsvDataLoader(train, test_path=test, training=False, **columns)
+    for _ in range(2):
+        tested.load_state_dict(loader.state_dict())
+    for each in (loader, tested):
+        assert each.dataset.tensors[0][0][:, 0].abs().max() < 1e-6
+        assert sum('does not vary' in note for note in each.notes()) == 1
+    assert caplog.text.count("column 'gain' does not vary") == 2  # in each of two files
+
+
+def test_column_that_varies_little_but_truly_is_kept(tmp_path):
+    rows = [(1.7e9 + 3600 * row, row % 2) for row in range(50)]  # seconds since 1970
+    loader = CsvDataLoader(csv_file(tmp_path / 'a.csv', 'xy', rows), 'y', 10, numeric=['x'])
+    assert loader.dataset.tensors[0][0].std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    'cells, classes',
+    [
+        (['10', '9', '2', '1'], ['1', '2', '9', '10']),
+        (['1', '1.0', '" 1"', '2.'], ['1', '2']),
+        (['-1', '1', '+1', '0'], ['-1', '0', '1']),
+        (['0.5', '10', '2.5'], ['0.5', '2.5', '10']),
+        (['01', '1', '1.0'], ['01', '1']),  # such as a postcode
+        (['b', 'a', '10', '9'], ['10', '9', 'a', 'b']),
+    ],
+)
+def test_classes_are_in_numeric_order_and_one_however_they_are_written(tmp_path, cells, classes):
+    rows = [(row, cell) for row, cell in enumerate(cells * 3)]
+    path = csv_file(tmp_path / 'a.csv', ('x', 'kind'), rows)
+    loader = CsvDataLoader(path, 'kind', 4, numeric=['x'], categorical=['kind'])
+    assert loader.class_names == classes == loader.state_dict()['categories']['kind']
+    tested = CsvDataLoader(path, 'kind', 4, numeric=['x'], test_path=path, training=False)
+    old = {'mean': [0.0], 'std': [1.0], 'categories': {}, 'classes': ['1.0', '2.0']}
+    if set(classes) == {'1', '2'}:  # as an older run wrote them
+        tested.load_state_dict(old)
+        assert tested.dataset.tensors[1].tolist() == [0, 0, 0, 1] * 3
+
+
+def test_categories_that_training_does_not_have_are_counted(tmp_path, caplog):
+    columns = {'target': 'y', 'batch_size': 4, 'categorical': ['x']}
+    loader = CsvDataLoader(csv_file(tmp_path / 'a.csv', 'xy', [('red', 0), ('7', 1)]), **columns)
+    for cells, n_unseen, level in (
+        (['blue', 'green', '', 'red'], 2, 'INFO'),
+        (['blue', 'green', 'red', 'pink'], 3, 'WARNING'),
+        (['7.0', '7', 'red', '?'], 0, None),
+    ):
+        caplog.clear()
+        caplog.set_level('INFO', 'data')
+        test = csv_file(tmp_path / 'b.csv', 'xy', [(cell, 0) for cell in cells])
+        tested = CsvDataLoader('a.csv', test_path=test, training=False, **columns)
+        tested.load_state_dict(loader.state_dict())
+        said = [each for each in caplog.records if 'training does not have' in each.message]
+        assert [each.levelname for each in said] == [level] * (level is not None)
+        assert not said or f'the category of {n_unseen} of 4 rows' in said[0].message
+
+
+@pytest.mark.parametrize(
+    'cell, decimal, value',
+    [
+        ('3,5', ',', 3.5),
+        ('1.234,5', ',', 1234.5),
+        ('-1.234.567', ',', -1234567),
+        ('1,234.5', '.', 1234.5),
+        ("1'234.5", '.', 1234.5),
+        ('1 234', '.', 1234),
+        ('3.5', ',', None),
+        ('0.123', ',', None),
+        ('3,5', '.', None),
+        ('1,234', None, None),
+        ('1_000', None, None),
+    ],
+)
+def test_separators_in_numbers_are_those_that_the_config_says(tmp_path, cell, decimal, value):
+    path = csv_file(tmp_path / 'a.csv', 'xy', [(cell, 0), (0, 1)], separator=';')
+    if value is None:
+        with pytest.raises(DataError, match=f"line 2, column 'x': .*{cell}.* is not a number"):
+            CsvDataLoader(path, 'y', 2, numeric=['x'], decimal=decimal)
+    else:
+        loader = CsvDataLoader(path, 'y', 2, numeric=['x'], decimal=decimal)
+        assert loader.state_dict()['mean'] == [value / 2]
+
+
+@pytest.mark.parametrize(
+    'cell, said',
+    [
+        ('2024-01-05', 'write dates as numbers'),
+        ('5.1.24 12:30', 'write dates as numbers'),
+        ('01/05/2024', 'write dates as numbers'),
+        ('True', 'name the column in "categorical"'),
+        ('no', 'name the column in "categorical"'),
+        ('1,5', 'say in "decimal"'),
+        ('12 %', 'leave a cell empty'),
+        ('-', 'leave a cell empty'),
+    ],
+)
+def test_what_is_no_number_is_refused_with_what_to_do(tmp_path, cell, said):
+    path = csv_file(tmp_path / 'a.csv', 'xy', [(1, 0), (cell, 1)], separator=';')
+    with pytest.raises(DataError, match=f"line 3, column 'x': .* is not a number: .*{said}"):
+        CsvDataLoader(path, 'y', 2, numeric=['x'])
+
+
+@pytest.mark.parametrize('separator', [',', ';', '\t', '|'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be'])
+def test_separators_and_unicode_files_are_recognised(tmp_path, separator, encoding):
+    path = csv_file(tmp_path / 'a.csv', ('rate', 'kind'), [(1, '한글'), (2, 'é')], separator)
+    text = (tmp_path / 'a.csv').read_text(encoding='utf-8')
+    mark = '\ufeff' if encoding == 'utf-16-be' else ''
+    (tmp_path / 'a.csv').write_text(mark + text, encoding=encoding)
+    assert CsvDataLoader(path, 'kind', 2, numeric=['rate']).class_names == ['é', '한글']
+    with pytest.raises(DataError, match="no column 'rat': there are 'rate', 'kind'"):
+        CsvDataLoader(path, 'kind', 2, numeric=['rat'])
+
+
+@pytest.mark.parametrize('encoding, cell', [('cp949', '서울'), ('cp1252', 'café'), ('cp1251', 'Я')])
+def test_other_encodings_are_asked_for(tmp_path, encoding, cell):
+    path = csv_file(tmp_path / 'a.csv', 'xy', [(1, 'a'), (2, cell)])
+    (tmp_path / 'a.csv').write_bytes((tmp_path / 'a.csv').read_text('utf-8').encode(encoding))
+    with pytest.raises(DataError, match=rf'a\.csv, line 3 is not utf-8.*{encoding} .*{cell[-1]}'):
+        CsvDataLoader(path, 'y', 2, numeric=['x'])
+    loader = CsvDataLoader(path, 'y', 2, numeric=['x'], encoding=encoding)
+    assert cell in loader.class_names
+    with pytest.raises(DataError, match='unknown encoding: utf8000'):
+        CsvDataLoader(path, 'y', 2, numeric=['x'], encoding='utf8000')
+
+
+def test_fingerprint_of_a_table_is_of_its_cells(tmp_path):
+    one, same, other = (
+        table(write(tmp_path / f'{name}.csv', rows), validation_split=split).fingerprint()
+        for name, rows, split in (('a', ROWS, 0), ('b', ROWS, 2), ('c', [*ROWS[:-1], ROWS[0]], 0))
+    )
+    assert one == same and one['number of samples'] == 8 and one != other
 
 
 # Images and idx files
@@ -232,6 +401,253 @@ def test_empty_folder_and_missing_test_folder_are_errors(tmp_path):
         ImageFolderDataLoader(str(tmp_path), 4)
     with pytest.raises(DataError, match='no folder "test"'):
         ImageFolderDataLoader(str(tmp_path), 4, training=False)
+
+
+def save_image(path, values, **options):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(np.asarray(values))
+    image.save(path, **options)
+
+
+def folders_of(root, *paths):
+    """Black pictures at these paths."""
+    for path in paths:
+        save_image(root / path, np.zeros((8, 8, 3), np.uint8))
+    return ImageFolderDataLoader(str(root), 2, size=8)
+
+
+@pytest.mark.parametrize(
+    'litter',
+    [
+        'train/.ipynb_checkpoints/0.png',
+        'train/cat/._0.png',
+        'train/cat/.thumbs/0.png',
+        '__MACOSX/train/cat/0.png',
+        'train/dog/@eaDir/0.png',
+        'train/cat/notes.txt',
+        '.git/0.png',
+    ],
+)
+def test_what_systems_leave_in_folders_is_skipped(tmp_path, litter):
+    (tmp_path / litter).parent.mkdir(parents=True)
+    (tmp_path / litter).write_bytes(b'\0\5\x16\7')
+    loader = folders_of(
+        tmp_path, *(f'{part}/{name}/0.png' for part in ('train', 'test') for name in ('cat', 'dog'))
+    )
+    assert loader.class_names == ['cat', 'dog'] and len(loader.dataset) == 2
+    assert len(list(loader)) == 1
+    if litter.startswith('train/cat/notes'):
+        assert '1 files .txt left out' in loader.dataset.notes()
+
+
+@pytest.mark.parametrize(
+    'train, valid, test',
+    [('Train', 'val', 'TEST'), ('training', 'Validation', 'testing'), ('TRAIN', 'VAL', 'Test')],
+)
+def test_parts_are_found_in_whatever_spelling(tmp_path, train, valid, test):
+    loader = folders_of(
+        tmp_path,
+        *(f'{part}/{name}/{part}.PNG' for part in (train, valid, test) for name in ('cat', 'dog')),
+    )
+    tested = ImageFolderDataLoader(str(tmp_path), 2, size=8, training=False)
+    for part, each in ((train, loader), (valid, loader.split_validation()), (test, tested)):
+        assert [path.rpartition('/')[2] for path in each.dataset.paths] == [f'{part}.PNG'] * 2
+        assert each.dataset.targets == [0, 1]
+
+
+@pytest.mark.parametrize(
+    'files, said',
+    [
+        (['train/a/0.png', 'Train/a/0.png'], 'Train and train: leave one'),
+        (['pets/a/0.png', 'pets/b/0.png'], 'is .*/pets the folder that you mean'),
+        (['train/pets/a/0.png', 'train/pets/b/0.png'], 'is .*/train/pets the folder that you mean'),
+        (['pets/train/a/0.png', 'pets/test/a/0.png'], 'is .*/pets the folder that you mean'),
+        (['0.png', '1.png'], 'holds no images: expected a folder for each class'),
+        (['train/0.png', 'val/0.png'], 'train has no class folders: expected one for each class'),
+        (['a/0.png', 'b/0.png', 'test/a/0.png'], "the folder 'test' .* beside it 'a', 'b'"),
+        (['train/steam/0.png', 'bus/0.png'], "the folder 'train' .* beside it 'bus'"),
+        (['test/a/0.png', 'val/a/0.png'], 'beside it no training data'),
+        (['a/0.png', 'b/notes.txt'], '/b holds no images'),
+        (['a/0.png', 'b/.0.png'], '/b holds no images'),
+    ],
+)
+def test_folders_that_could_mean_two_things_are_one_clear_line(tmp_path, files, said):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b'')
+    with pytest.raises(DataError, match=said) as error:
+        ImageFolderDataLoader(str(tmp_path), 2)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'val'])
+def test_class_may_be_called_like_a_part(tmp_path, name):
+    assert folders_of(tmp_path, f'{name}/0.png', 'bus/0.png', 'car/0.png').class_names == sorted(
+        [name, 'bus', 'car']
+    )
+    inside = [f'train/{each}/0.png' for each in (name, 'bus')]
+    assert folders_of(tmp_path / 'two', *inside).class_names == sorted([name, 'bus'])
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    folders_of(tmp_path / 'elsewhere', 'fox/0.png', 'fox/deep/1.png', 'hen/2.png')
+    root = tmp_path / 'root'
+    folders_of(root, 'cat/0.png', 'dog/0.png')
+    (root / 'fox').symlink_to(tmp_path / 'elsewhere' / 'fox')  # a class
+    (root / 'dog' / 'hens').symlink_to(tmp_path / 'elsewhere' / 'hen')  # a folder in one
+    (root / 'cat' / 'round').symlink_to(root / 'cat')  # a loop
+    (root / 'cat' / '1.png').symlink_to(tmp_path / 'elsewhere' / 'hen' / '2.png')
+    (root / 'cat' / 'images.png').mkdir()  # a folder with an image's ending
+    loader = ImageFolderDataLoader(str(root), 2, size=8)
+    assert loader.class_names == ['cat', 'dog', 'fox']
+    assert loader.dataset.targets == [0, 0, 1, 1, 2, 2] and len(list(loader)) == 3
+
+
+def test_test_folder_without_a_class_keeps_the_numbers_of_training(tmp_path):
+    folders_of(
+        tmp_path,
+        'train/ant/0.png',
+        'train/bee/0.png',
+        'train/cat/0.png',
+        'test/bee/0.png',
+        'test/cat/0.png',
+        'val/cat/0.png',
+    )
+    (tmp_path / 'test' / 'ant').mkdir()
+    loader = ImageFolderDataLoader(str(tmp_path), 2, size=8)
+    tested = ImageFolderDataLoader(str(tmp_path), 2, size=8, training=False)
+    assert tested.dataset.targets == [1, 2] and loader.split_validation().dataset.targets == [2]
+    assert tested.class_names == ['ant', 'bee', 'cat']
+    assert "no images of the class 'ant'" in tested.dataset.notes()
+
+
+def test_class_of_one_image_is_trained_on_when_split_by_class(tmp_path):
+    folders_of(
+        tmp_path,
+        *(f'cat/{n}.png' for n in range(9)),
+        *(f'dog/{n}.png' for n in range(9)),
+        'fox/0.png',
+    )
+    loader = ImageFolderDataLoader(str(tmp_path), 2, validation_split=0.3, stratify=True)
+    trained = [loader.dataset.targets[index] for index in loader.indices(0)]
+    assert trained.count(2) == 1 and 3 <= trained.count(0) <= 7
+
+
+def grey(value, dtype=np.uint8):
+    return np.full((8, 8), value, dtype)
+
+
+def coloured(mode, *value):
+    from PIL import Image
+
+    return Image.new(mode, (8, 8), value)
+
+
+def palette(first, **info):
+    image = coloured('P', 1)
+    image.putpalette([*first, 10, 200, 30])
+    image.info.update(info)
+    return image
+
+
+@pytest.mark.parametrize(
+    'file, image, mode, expected, said',
+    [
+        ('a.png', grey(8000, np.uint16), 'L', [31], 'has 16 bits'),
+        ('b.png', grey(65535, np.uint16), 'RGB', [255, 255, 255], 'has 16 bits'),
+        ('c.tif', grey(48000, np.uint16), 'L', [187], 'has 16 bits'),
+        ('d.tif', grey(48000, '>u2'), 'L', [187], 'has 16 bits'),
+        ('e.pgm', grey(48000, np.uint16), 'L', [187], 'has 16 bits'),
+        ('f.tif', grey(0.2, np.float32), 'L', [51], 'has floats'),
+        ('g.png', palette([0, 0, 0]), 'RGB', [10, 200, 30], 'has a palette'),
+        ('h.gif', palette([0, 0, 0]), 'RGB', [10, 200, 30], 'has a palette'),
+        ('i.tif', coloured('CMYK', 0, 255, 255, 0), 'RGB', [255, 0, 0], 'is CMYK'),
+        ('r.tif', coloured('LAB', 255, 128, 128), 'L', [255], 'is CMYK, LAB'),
+        ('j.jpg', coloured('CMYK', 0, 0, 0, 255), 'L', [0], 'is CMYK'),
+        ('k.png', coloured('RGBA', 9, 9, 9, 0), 'RGB', [255, 255, 255], 'is transparent'),
+        ('l.webp', coloured('RGBA', 0, 0, 0, 0), 'L', [255], 'is transparent'),
+        ('m.png', coloured('LA', 50, 255), 'L', [50], None),
+        ('n.png', coloured('RGBA', 1, 2, 3, 255), 'RGB', [1, 2, 3], None),
+        ('o.png', palette([0, 0, 0], transparency=1), 'RGB', [255, 255, 255], 'is transparent'),
+        ('p.bmp', coloured('1', 1), 'L', [255], None),
+        ('q.png', grey(77), 'RGB', [77, 77, 77], None),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value[1:2] == '.' else '',
+)
+def test_pixels_are_scaled_by_their_mode(tmp_path, caplog, file, image, mode, expected, said):
+    for name in ('cat', 'dog'):
+        save_image(tmp_path / name / file, image)
+    loader = ImageFolderDataLoader(str(tmp_path), 2, size=4, mode=mode)
+    for _ in range(2):
+        assert loader.dataset[1][0][:, 2, 2].tolist() == pytest.approx(expected, abs=1)
+    notes = [each for each in caplog.messages if file in each]
+    assert any(said in note for note in notes) if said else not notes
+    assert len(notes) == len(set(notes)) and len(loader.dataset.notes()) == len(notes)
+
+
+@pytest.mark.parametrize(
+    'file, image, said',
+    [
+        ('a.tif', grey(70000, np.int32), 'pixels go from 70000 to 70000'),
+        ('b.tif', grey(200, np.float32), 'pixels go from 200 to 200'),
+        ('c.tif', grey(np.nan, np.float32), 'pixels go from'),
+        ('e.png', None, 'it is empty'),
+        ('f.png', b'<html>not found', 'cannot identify'),
+        ('g.png', b'\x89PNG\r\n\x1a\n', 'cannot identify'),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value[1:2] == '.' else '',
+)
+def test_image_whose_scale_nobody_knows_is_named_and_may_be_skipped(tmp_path, file, image, said):
+    folders_of(tmp_path, 'cat/0.png', 'dog/0.png')
+    if isinstance(image, bytes) or image is None:
+        (tmp_path / 'cat' / file).write_bytes(image or b'')
+    else:
+        save_image(tmp_path / 'cat' / file, image)
+    with pytest.raises(DataError, match=f'cat/{file} cannot be read as an image .*{said}'):
+        list(ImageFolderDataLoader(str(tmp_path), 3, size=8))
+    skipping = ImageFolderDataLoader(str(tmp_path), 3, size=8, on_error='skip')
+    assert [len(labels) for _, labels in skipping] == [2]
+
+
+@pytest.mark.parametrize('ending', ['jpg', 'tif', 'png', 'webp'])
+def test_image_is_turned_as_its_exif_says(tmp_path, caplog, ending):
+    from PIL import Image
+
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255  # light above; orientation 6 is shown turned clockwise: light on the right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ('cat', 'dog'):
+        save_image(tmp_path / name / f'0.{ending}', pixels, exif=exif)
+    (image, _) = ImageFolderDataLoader(str(tmp_path), 2, size=32).dataset[0]
+    assert image[:, :, 20:].min() > 200 and image[:, :, :12].max() < 50
+    assert ending == 'tif' or 'is turned upright' in caplog.text
+
+
+@pytest.mark.parametrize('ending', ['gif', 'png', 'webp', 'tif'])
+def test_first_frame_of_several_is_taken_and_said(tmp_path, caplog, ending):
+    from PIL import Image
+
+    frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (50, 150, 250)]
+    for name in ('cat', 'dog'):
+        save_image(
+            tmp_path / name / f'0.{ending}', frames[0], save_all=True, append_images=frames[1:]
+        )
+    (image, _) = ImageFolderDataLoader(str(tmp_path), 2, size=8).dataset[0]
+    assert image.float().mean() == pytest.approx(50, abs=2)
+    assert 'holds several frames' in caplog.text
+
+
+def test_conversion_is_said_once_for_all_workers(tmp_path, capfd):
+    for number in range(12):
+        save_image(tmp_path / 'ab'[number % 2] / f'{number}.png', grey(9000, np.uint16))
+    loader = ImageFolderDataLoader(str(tmp_path), 2, size=8, mode='L', num_workers=2)
+    assert len(list(loader)) == len(list(loader)) == 6
+    assert loader.dataset.n_converted.sum() == 24 and loader.dataset.notes() == [
+        '24 times: an image has 16 bits: divided by 257, to 8 bits'
+    ]
 
 
 def write_idx(folder, n=20, part='train', rows=28):

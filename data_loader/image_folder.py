@@ -1,0 +1,218 @@
+"""Images in one folder per class: which files count, and how the pixels of each become 8 bits."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from armature.errors import DataError
+
+ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+PARTS = {
+    'train': ('train', 'training'),
+    'valid': ('valid', 'val', 'validation'),
+    'test': ('test', 'testing'),
+}
+LITTER = ('.', '__MACOSX', '@eaDir')  # begin what Jupyter, macOS and Synology leave in folders
+CONVERSIONS = (
+    'holds several frames: the first is taken',
+    'is turned upright, as its EXIF orientation says',
+    'has 16 bits: divided by 257, to 8 bits',
+    'has floats from 0 to 1: multiplied by 255, to 8 bits',
+    'is transparent in parts: laid on white',
+    'is CMYK, LAB or YCbCr: converted without its colour profile',
+    'has a palette: its colours are taken',
+)
+FRAMES, TURNED, BITS_16, FLOATS, TRANSPARENT, COLOURS, PALETTE = range(len(CONVERSIONS))
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+
+
+def find_parts(root: Path) -> dict[str, Path]:
+    """The folders 'train', 'valid' and 'test' in `root`, in whatever spelling.
+
+    Only 'train', which is `root` itself, where the class folders lie in it directly. A folder with
+    a part's name that has no folders in it may be a class of that name.
+    """
+    folders = _folders(root)
+    parts = {}
+    for part, spellings in PARTS.items():
+        found = [each for each in folders if each.name.lower() in spellings and _folders(each)]
+        if len(found) > 1:
+            raise DataError(f'{root} has {found[0].name} and {found[1].name}: leave one of them')
+        if found:
+            parts[part] = found[0]
+    others = [each.name for each in folders if each not in parts.values()]
+    if not parts:
+        spellings = sum(PARTS.values(), ())
+        if others and all(name.lower() in spellings for name in others):
+            raise DataError(f'{root / others[0]} has no class folders: expected one for each class')
+        return {'train': root}
+    if (
+        'train' not in parts
+        or len(parts) == 1
+        and any(map(_images_below, map(root.joinpath, others)))
+    ):
+        part = next(iter(parts.values())).name
+        raise DataError(
+            f'{root} has the folder {part!r} with folders in it, and beside it '
+            f'{", ".join(map(repr, others)) or "no training data"}: put the class folders of the '
+            'training data into a folder "train", or name the folder that they are in'
+        )
+    return parts
+
+
+class ImageFolder(Dataset):
+    """Images in one folder per class: (uint8 image (channels, size, size), number of its class).
+
+    classes: their names, in the order of their numbers; None takes the folders that are there.
+    mode: 'RGB' or 'L' (grey). transform: of the image tensor; target_transform: of the class.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size: int,
+        mode: str = 'RGB',
+        classes: list[str] | None = None,
+        transform: Callable | None = None,
+        target_transform: Callable | None = None,
+    ):
+        self.root, self.size, self.mode = folder, size, mode
+        self.transform, self.target_transform = transform, target_transform
+        there = [each.name for each in _folders(folder)]
+        self.classes = classes or there
+        unknown = [name for name in there if name not in self.classes]
+        if unknown:
+            raise DataError(
+                f'{folder} has the class {unknown[0]!r}, which the training data does not have: '
+                f'there are {", ".join(self.classes)}'
+            )
+        self._left_out = Counter()  # how many files of each ending are no images
+        files = [_images_below(folder / name, self._left_out) for name in self.classes]
+        self._empty = [name for name, found in zip(self.classes, files) if not found]
+        if not any(files) or self._empty and classes is None:
+            raise DataError(
+                f'{Path(folder, *self._empty[:1]).resolve()} holds no images: expected a folder for '
+                f'each class, with files that end in {", ".join(ENDINGS)}'
+            )
+        self.paths = [path for found in files for path in found]
+        self.targets = [number for number, found in enumerate(files) for _ in found]
+        first = folder / self.classes[0]
+        if len(self.classes) == 1 and all(Path(path).parent != first for path in self.paths):
+            raise DataError(
+                f'{folder} holds one folder, {first.name!r}, and the images lie in folders of it: '
+                f'is {first} the folder that you mean?'
+            )
+        # Shared with the workers, so that each kind of conversion is said once.
+        self.n_converted = torch.zeros(len(CONVERSIONS), dtype=torch.long).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        pixels = self._pixels(self.paths[index])
+        image = torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1)
+        image, target = image.contiguous(), self.targets[index]
+        return (
+            image if self.transform is None else self.transform(image),
+            target if self.target_transform is None else self.target_transform(target),
+        )
+
+    def _pixels(self, path: str) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(path) as file:
+                image, conversions = to_8_bits(file, self.mode)
+                image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            is_empty = os.path.isfile(path) and not os.path.getsize(path)
+            reason = 'it is empty' if is_empty else error
+            raise DataError(f'{path} cannot be read as an image ({reason})') from error
+        for conversion in conversions:
+            self.n_converted[conversion] += 1
+            if self.n_converted[conversion] == 1:
+                logging.getLogger('data').warning(
+                    f'{path} {CONVERSIONS[conversion]}; so are others like it'
+                )
+        return np.array(image)
+
+    def notes(self) -> list[str]:
+        """What was left out, and what has been converted so far."""
+        notes = [f'{n} files {ending} left out' for ending, n in self._left_out.most_common(9)]
+        notes += [f'no images of the class {name!r}' for name in self._empty]
+        return notes + [
+            f'{n} times: an image {what}'
+            for n, what in zip(self.n_converted.tolist(), CONVERSIONS)
+            if n
+        ]
+
+
+def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
+    """(a PIL image as 8 bits in `mode`, which CONVERSIONS that took).
+
+    Raises ValueError for pixels whose scale nobody knows.
+    """
+    from PIL import Image, ImageOps
+
+    conversions = [FRAMES] if getattr(file, 'is_animated', False) else []
+    file.load()
+    image = file
+    if file.getexif().get(ORIENTATION, 1) != 1:
+        conversions.append(TURNED)
+        image = ImageOps.exif_transpose(file)
+    # PIL's own conversion of these would clip at 255 instead of scaling.
+    if image.mode.startswith('I;16') or image.mode == 'I' and file.format in ('PNG', 'PPM'):
+        conversions.append(BITS_16)
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode == 'F' and (pixels := np.asarray(image)).min() >= 0 and pixels.max() <= 1:
+        conversions.append(FLOATS)
+        image = Image.fromarray((pixels * 255).round().astype(np.uint8))
+    elif image.mode in ('I', 'F'):
+        lowest, highest = image.getextrema()
+        raise ValueError(
+            f'its pixels go from {lowest:g} to {highest:g}, and nothing says what black and white '
+            'are: save it with 8 or 16 bits, or as floats from 0 to 1'
+        )
+    if image.mode in ('CMYK', 'LAB', 'YCbCr'):
+        conversions.append(COLOURS)
+        image = image.convert('RGB')
+    conversions += [PALETTE] * (image.mode == 'P')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        if image.getchannel('A').getextrema()[0] < 255:
+            conversions.append(TRANSPARENT)
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert(mode), conversions
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = [each for each in folder.iterdir() if not each.name.startswith(LITTER)]
+    return sorted(each for each in found if each.is_dir())
+
+
+def _images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
+    """The image files in `folder` and its folders, linked ones too (each once: links may go round).
+
+    left_out: counts the other files by their ending.
+    """
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        is_new = (real := os.path.realpath(place)) not in seen
+        seen.add(real)
+        folders[:] = [name for name in folders if is_new and not name.startswith(LITTER)]
+        for name in files if is_new else []:
+            ending = 'hidden' if name.startswith(LITTER) else os.path.splitext(name)[1].lower()
+            if ending in ENDINGS:
+                found.append(os.path.join(place, name))
+            elif left_out is not None:
+                left_out[ending or 'without an ending'] += 1
+    return sorted(found, key=lambda path: path.split(os.sep))
