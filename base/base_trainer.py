@@ -30,7 +30,16 @@ from armature.run.finite import LossWatch, broken_weights
 from armature.run.folder import RunFolder, differences, made_by, read_json, read_table
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
-from armature.run.resume import load_optimizer, parts_of, restore_parts
+from armature.run.resume import (
+    as_built,
+    load_optimizer,
+    optimizer_as_built,
+    parts_of,
+    refuse_another_order,
+    restore_parts,
+    restore_sums,
+    then_and_now,
+)
 from armature.run.stop import Stopped, StopRequest
 from armature.seed import key, rng_state, seed_torch, set_rng_state
 from armature.step.loss_share import count_in, count_of
@@ -109,6 +118,10 @@ class BaseTrainer(ABC):
         self.step = 0  # optimizer steps since the beginning of the run
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
+        self._as_built = {
+            'optimizer': optimizer_as_built(optimizer),
+            'monitor': {'rule': self.monitor},
+        }
         self._resumed = {}  # of the checkpoint: what is put back when training starts
         self._losses = LossWatch()
         self._of_epoch = None  # the bar and the steppers of the epoch in progress
@@ -223,9 +236,7 @@ class BaseTrainer(ABC):
         whose randomness is keyed by its number; `end_step` ends it.
         """
         if self.position:
-            self._restore_parts(
-                again=True
-            )  # the sums of the interrupted epoch, which its beginning has just reset
+            restore_sums(self, self._resumed)
         parts = parts_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
         sharing = steppers + [part for part in parts if isinstance(part, MetricTracker)]
@@ -430,6 +441,7 @@ class BaseTrainer(ABC):
                 else {}
                 for name, part in parts_of(self).items()
             },
+            'as_built': self._as_built,
             'finished': bool(self._finished),
             'rng': rng,
             'rng_of_others': rng_of_others,
@@ -442,20 +454,16 @@ class BaseTrainer(ABC):
         """Take over model, optimizer, epoch and best; the other parts follow when training starts and all of them exist."""
         state = checkpoint.load(Path(resume_path), bare(self.model), self.optimizer)
         load_weights(self.model, state['state_dict'], resume_path)
+        then, now = then_and_now(state, self._as_built, self.config)
         if state.get('optimizer') and hasattr(self.optimizer, 'load_state_dict'):
-            load_optimizer(
-                self.optimizer,
-                state['optimizer'],
-                state.get('config') or {},
-                self.config,
-                self.logger,
-            )
+            for note in load_optimizer('optimizer', self.optimizer, state['optimizer'], then, now):
+                self.logger.info(note)
         self.epochs_done = state.get('epoch', 0)
         self.start_epoch = self.epochs_done + 1
         self.step = state.get('step', 0)
         table = Path(resume_path).parent / 'metrics.csv'  # the first version kept it in the state
         self.history = state.get('history') or read_table(table, self.epochs_done)
-        if self.mnt_mode != 'off':
+        if self.mnt_mode != 'off' and then.get('monitor') == now['monitor']:
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state
         self._saver.go_on_from(state, Path(resume_path))
@@ -474,22 +482,20 @@ class BaseTrainer(ABC):
             + (f', after step {self.step}' if state.get('samples') else '')
         )
 
-    def _restore_parts(self, again: bool = False) -> None:
+    def _restore_parts(self) -> None:
         """Put back what the checkpoint holds beside model and optimizer, and the place inside the epoch."""
+        self._as_built |= as_built(self)
         if not self._resumed:
             return
         notes = [
             'The checkpoint is of the old template, which saves no scheduler and no patience: both start fresh.'
         ]
         if 'parts' in self._resumed:
-            notes = restore_parts(
-                self,
-                self._resumed['parts'],
-                self._resumed.get('config') or {},
-                self._resumed.get('samples', 0) > 0,
-            )
-        for note in [] if again else notes:
-            self.logger.warning(note)
+            both = then_and_now(self._resumed, self._as_built, self.config)
+            refuse_another_order(self, self._resumed, *both)
+            notes = restore_parts(self, self._resumed, *both)
+        for note in notes:
+            self.logger.info(note)
         self.position, rest = divmod(self._resumed.get('samples', 0), self._batch_size())
         if rest:
             raise ConfigError(

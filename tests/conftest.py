@@ -73,6 +73,8 @@ class Experiment:
         optimizer=torch.optim.Adam,
         scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7),
         interval='epoch',
+        warmup_steps=0,
+        lr=0.01,
         seed=3,
         metrics=(accuracy,),
         len_epoch=None,
@@ -83,8 +85,13 @@ class Experiment:
             {
                 'name': 'points',
                 'n_gpu': 0,
-                'optimizer': {'type': optimizer.__name__, 'args': {'lr': 0.01}},
-                'lr_scheduler': {'type': 'StepLR', 'args': {}, 'interval': interval},
+                'optimizer': {'type': optimizer.__name__, 'args': {'lr': lr}},
+                'lr_scheduler': {
+                    'type': 'StepLR',
+                    'args': {},
+                    'interval': interval,
+                    'warmup_steps': warmup_steps,
+                },
                 'trainer': {
                     'epochs': 3,
                     'save_dir': str(self.folder),
@@ -105,7 +112,7 @@ class Experiment:
             num_workers=num_workers,
         )
         model = config.wrap(PointModel(), torch.device('cpu'))
-        optimizer = optimizer(model.parameters(), lr=0.01)
+        optimizer = optimizer(model.named_parameters(), lr=lr)
         return trainer_class(
             model,
             F.nll_loss,

@@ -187,7 +187,7 @@ def mutations(n: int, folder: Path) -> dict[str, str]:
         'moving average': lambda state: state['parts'].pop('average'),
         'position': lambda state: _reset(state, 'samples', value=0),
         'patience': lambda state: _reset(
-            state, 'parts', '_monitor', 'n_epochs_since_best', value=0
+            state, 'parts', 'monitor', 'n_epochs_since_best', value=0
         ),
         'BatchNorm buffers': lambda state: _reset(
             state, 'state_dict', 'norm.running_mean', value=torch.zeros(8)

@@ -163,15 +163,116 @@ def test_state_of_a_users_own_attribute_is_restored(experiment):
     assert first_difference(resumed, expected) == ''
 
 
-def test_learning_rate_changed_on_resume_holds_and_keeps_the_schedule(experiment, caplog):
+SCHEDULERS = {  # arguments, and other ones to go on with
+    'StepLR': ({'step_size': 4}, {'gamma': 0.5}, {'step_size': 7}),
+    'MultiStepLR': ({'milestones': [3, 8]}, {'milestones': [5, 12]}, {'gamma': 0.3}),
+    'ConstantLR': ({'factor': 0.5, 'total_iters': 5}, {'factor': 0.2}, {'total_iters': 12}),
+    'LinearLR': ({'total_iters': 12}, {'start_factor': 0.1}, {'total_iters': 5}),
+    'ExponentialLR': ({'gamma': 0.9}, {'gamma': 0.7}),
+    'PolynomialLR': ({'total_iters': 12}, {'power': 2.0}, {'total_iters': 17}),
+    'CosineAnnealingLR': ({'T_max': 12}, {'eta_min': 0.001}, {'T_max': 18}),
+    'CosineAnnealingWarmRestarts': ({'T_0': 4}, {'T_mult': 2}, {'T_0': 5}),
+    'CyclicLR': (
+        {'base_lr': 0.01, 'max_lr': 0.1, 'step_size_up': 5},
+        {'max_lr': 0.02},
+        {'base_lr': 0.001},
+        {'mode': 'triangular2'},
+    ),
+    'OneCycleLR': (
+        {'max_lr': 0.1, 'total_steps': 20},
+        {'max_lr': 0.01},
+        {'total_steps': 24},
+        {'anneal_strategy': 'linear'},
+    ),
+    'ReduceLROnPlateau': ({'patience': 0}, {'min_lr': 0.005}, {'factor': 0.5}, {'mode': 'max'}),
+    'LambdaLR': ({'lr_lambda': lambda n: 0.9**n},),
+    'MultiplicativeLR': ({'lr_lambda': lambda n: 0.9},),
+    'SequentialLR': ({'milestones': [4]}, {'milestones': [9]}),
+    'ChainedScheduler': ({},),
+}
+SAME_FOR_ALL = [{'lr': 0.1}, {'warmup_steps': 12}, {'betas': (0.5, 0.9)}, {'scheduler': None}, {}]
+
+
+class Told(Trainer):
+    """Its validation tells what no weights change; it notes the options that each step takes."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.options, take_step = [], self.stepper.step
+
+        def step():
+            group = self.optimizer.param_groups[0]
+            self.options.append({key: group[key] for key in ('lr', 'betas')})
+            take_step()
+
+        self.stepper.step = step
+
+    def _valid_epoch(self, epoch):
+        return {'loss': [0.5, 0.6, 0.4, 0.7, 0.3, 0.8][epoch]}
+
+
+def scheduled(experiment, name, args, interval, *, betas=(0.9, 0.999), scheduler=True, **options):
+    """A trainer of Adam under the scheduler of this name."""
+    lr_scheduler = torch.optim.lr_scheduler
+
+    class Optimizer(torch.optim.Adam):
+        def __init__(self, parameters, lr):
+            super().__init__(parameters, lr, betas)
+
+    def make(optimizer):
+        if name == 'SequentialLR':
+            parts = [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+            return lr_scheduler.SequentialLR(optimizer, parts, **args)
+        if name == 'ChainedScheduler':
+            parts = [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+            return lr_scheduler.ChainedScheduler(parts)
+        return getattr(lr_scheduler, name)(optimizer, **args)
+
+    options = {'epochs': 3, 'interval': interval, 'trainer_class': Told, **options}
+    made = make if scheduler else None
+    return experiment.trainer(scheduler=made, optimizer=Optimizer, **options)
+
+
+def changes_of_schedules():
+    for name, (args, *others) in SCHEDULERS.items():
+        intervals = ['epoch'] if name == 'ReduceLROnPlateau' else ['epoch', 'step']
+        for interval in intervals:
+            for other in others:
+                changed = ' '.join(other)
+                yield pytest.param(
+                    name, interval, {**args, **other}, {}, id=f'{name}-{interval}-{changed}'
+                )
+            for options in SAME_FOR_ALL:
+                changed = ' '.join(options) or 'nothing'
+                yield pytest.param(name, interval, args, options, id=f'{name}-{interval}-{changed}')
+        if len(intervals) == 2:
+            yield pytest.param(name, 'epoch', args, {'interval': 'step'}, id=f'{name}-interval')
+
+
+@pytest.mark.filterwarnings('ignore:The epoch parameter')  # SequentialLR of torch itself uses it
+@pytest.mark.parametrize('name, interval, other_args, options', list(changes_of_schedules()))
+@pytest.mark.parametrize('n_steps', [10, 12])
+def test_resumed_with_a_new_setting_steps_like_the_run_that_had_it_from_the_start(
+    experiment, name, interval, other_args, options, n_steps
+):
+    args = SCHEDULERS[name][0]
+    first = scheduled(experiment, name, args, interval, max_steps=n_steps)
+    first.train()
+    last = first.checkpoint_dir / 'checkpoint-last.pth'
+    now = {'interval': interval, **options}
+    resumed = scheduled(experiment, name, other_args, resume=last, **now)
+    fresh = scheduled(experiment, name, other_args, **now)
+    resumed.train()
+    fresh.train()
+    assert first_difference(resumed.options, fresh.options[n_steps:]) == ''
+
+
+def test_changed_learning_rate_is_one_line_and_keeps_the_schedule(experiment, caplog):
     first = experiment.trainer(epochs=1)
     first.train()
-    resumed = experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth')
-    resumed.config['optimizer']['args']['lr'] = 0.1
-    resumed._resume_checkpoint(first.checkpoint_dir / 'checkpoint-last.pth')
-    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.07)
+    resumed = experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth', lr=0.1)
     resumed.train()
-    assert resumed.optimizer.param_groups[0]['lr'] == pytest.approx(0.1 * 0.7**3)
+    assert resumed.optimizer.param_groups[0]['lr'] == 0.1 * 0.7 * 0.7 * 0.7
 
 
 def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
@@ -199,14 +300,7 @@ def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_
         'checkpoint-epoch1.pth',
         'checkpoint-epoch2.pth',
     }
-    assert (
-        len(
-            (folder / 'metrics.csv')
-            .read_text()
-            .splitlines()
-        )
-        == 3
-    )
+    assert len((folder / 'metrics.csv').read_text().splitlines()) == 3
     run_script(
         'train.py',
         '-r',

@@ -480,7 +480,7 @@ def test_parameters_of_the_loss_train_and_resume(experiment):
     def trainer(resume=None, **options):
         base = experiment.trainer(resume, **options)
         criterion = Scaled()
-        base.optimizer.add_param_group({'params': [criterion.scale]})
+        base.optimizer.add_param_group({'params': [('loss.scale', criterion.scale)]})
         base.criterion = base.loss = criterion
         return base
 

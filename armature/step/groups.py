@@ -32,7 +32,7 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
         )
     groups = config['optimizer'].get('groups') if 'optimizer' in config else None
     if not groups:
-        return list(named.values())
+        return list(named.items())
 
     settings = {name: {} for name in named}
     for index, group in enumerate(groups):
@@ -50,5 +50,5 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
         group = next((each for each in found if each[0] == own), None)
         if group is None:
             found.append(group := (own, []))
-        group[1].append(named[name])
+        group[1].append((name, named[name]))
     return [{'params': parameters, **own} for own, parameters in found]

@@ -13,10 +13,11 @@ INTERVALS = ('epoch', 'step')
 
 
 class Schedule:
-    """Steps `scheduler` after each optimizer step (interval 'step') or after each epoch ('epoch'); None does nothing.
+    """Steps `scheduler` after each optimizer step (interval 'step') or after each epoch ('epoch').
 
-    ReduceLROnPlateau gets the value of `metric` from the epoch's log, so it needs one.
-    warmup_steps: in step k of the first so many, every learning rate is k / warmup_steps of what the scheduler says.
+    scheduler: None does nothing. metric: the name of the value in an epoch's log that a
+    ReduceLROnPlateau follows. warmup_steps: in step k of the first so many, every learning rate
+    is k / warmup_steps of what the scheduler says.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class Schedule:
         metric: str = '',
         warmup_steps: int = 0,
     ):
-        self.scheduler, self.metric = scheduler, metric
+        self.scheduler, self.interval, self.metric = scheduler, interval, metric
         self.on_plateau = isinstance(scheduler, ReduceLROnPlateau)
         if interval not in INTERVALS:
             raise ConfigError(f"lr_scheduler.interval is {interval!r}: expected 'epoch' or 'step'")
@@ -38,34 +39,52 @@ class Schedule:
         self.each_step = scheduler is not None and interval == 'step'
         self.each_epoch = scheduler is not None and interval == 'epoch'
         self.warmup_steps = warmup_steps if scheduler is not None else 0
-        self._found = self._planned = (
-            self._rates() if self.warmup_steps else []
-        )  # as the scheduler left them
-        self._n_steps = 0
-        self._is_loaded = False
+        self.n_steps = self.n_epochs = 0  # so far
+        self.values = []  # what a ReduceLROnPlateau was told
+        self.rates_as_built = self._rates()
+        self._planned = self.rates_as_built  # what the scheduler says, before the warm-up's share
         self._warm()
-        self._put_at_first = self._rates() if self.warmup_steps else []
 
     def step(self) -> None:
         """To be called after each optimizer step."""
         if self.each_step:
             self._advance()
-        if self._n_steps < self.warmup_steps:
-            self._n_steps += 1
+        was_warming = self.n_steps < self.warmup_steps
+        self.n_steps += 1
+        if was_warming:
             self._warm()
 
     def end_epoch(self, log: dict[str, Any]) -> None:
         """To be called with the epoch's averages when it has been validated."""
-        if self.each_epoch and self.on_plateau:
-            if self.metric in log:  # when it is missing, the monitor says so right after
-                self._advance(
-                    dist.on_main(float, log[self.metric])
-                )  # all processes step by the same number
-        elif self.each_epoch:
+        if self.on_plateau and self.metric in log:  # a missing one is named by the monitor
+            # All processes step by the same number.
+            self.values.append(dist.on_main(float, log[self.metric]))
+            self._advance(self.values[-1])
+        elif self.each_epoch and not self.on_plateau:
             self._advance()
+        self.n_epochs += 1
+
+    def replay(self, n_steps: int, n_epochs: int, values: list[float]) -> None:
+        """Where a run is after so many steps and epochs; the optimizer's options are as built.
+
+        The warm-up only scales what the scheduler says, so the order of steps and epochs within
+        the run does not matter.
+        """
+        self.n_steps, self.n_epochs, self.values = n_steps, n_epochs, list(values)
+        if self.scheduler is None:
+            return
+        if self.on_plateau:
+            replay(self.scheduler, values)
+        else:
+            replay(self.scheduler, [None] * (n_steps if self.each_step else n_epochs))
+        self._planned = self._rates()
+        self._warm()
 
     def planned(self, n_steps: int, len_epoch: int) -> list[float]:
-        """The first group's learning rate in each of the next steps, if training began an epoch now; [] on a plateau's."""
+        """The first group's learning rate in each of the next steps, if an epoch began now.
+
+        [] on a plateau's.
+        """
         if self.scheduler is None or self.on_plateau:
             return []
         optimizer = self.scheduler.optimizer
@@ -85,13 +104,9 @@ class Schedule:
                     ahead.end_epoch({})
         return rates
 
-    @property
-    def _is_warming(self) -> bool:
-        return self._n_steps < self.warmup_steps
-
     def _advance(self, *value: float) -> None:
         """A step of the scheduler, which finds the learning rates as it left them."""
-        if not self._is_warming:
+        if not self._is_scaled:
             self.scheduler.step(*value)
             return
         self._put(self._planned)
@@ -99,42 +114,55 @@ class Schedule:
         self._planned = self._rates()
         self._warm()
 
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether the rates are below what the scheduler says."""
+        return self.n_steps + 1 < self.warmup_steps
+
     def _warm(self) -> None:
-        if self.warmup_steps:
-            share = min(1.0, (self._n_steps + 1) / self.warmup_steps)
+        if self.n_steps < self.warmup_steps:
+            share = (self.n_steps + 1) / self.warmup_steps
             self._put(self._planned if share == 1 else [rate * share for rate in self._planned])
 
     def _rates(self) -> list[float]:
-        return [group['lr'] for group in self.scheduler.optimizer.param_groups]
+        if self.scheduler is None:
+            return []
+        # A learning rate may be a tensor, which schedulers fill in place.
+        return [copy.deepcopy(group['lr']) for group in self.scheduler.optimizer.param_groups]
 
     def _put(self, rates: list[float]) -> None:
         for group, rate in zip(self.scheduler.optimizer.param_groups, rates):
             group['lr'] = rate
 
+    def as_built(self) -> dict:
+        """The settings that decide the learning rates, beside the scheduler's own."""
+        metric = self.metric if self.on_plateau else ''
+        return {'interval': self.interval, 'warmup_steps': self.warmup_steps, 'metric': metric}
+
     def state_dict(self) -> dict:
-        """Empty without a warm-up: the scheduler is saved for itself."""
-        return (
-            {'n_steps': self._n_steps, 'planned': self._planned, 'put': self._rates()}
-            if self.warmup_steps
-            else {}
-        )
+        """The progress; the scheduler itself is saved beside it."""
+        return {
+            'n_steps': self.n_steps,
+            'n_epochs': self.n_epochs,
+            'values': self.values,
+            'planned': self._planned if self._is_scaled else self._rates(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over the place in the warm-up. The learning rates that the optimizer was loaded with hold."""
-        if not self.warmup_steps or not state or self._is_loaded:
-            return
-        self._is_loaded = True
-        self._n_steps = state['n_steps']
-        if self._rates() == self._put_at_first:
-            scales = [
-                1.0 if found == put else found / put
-                for found, put in zip(self._found, state['put'])
-            ]
-            self._planned = [
-                rate if scale == 1 else rate * scale
-                for rate, scale in zip(state['planned'], scales)
-            ]
-            self._put(self._found)
-        else:  # the scheduler has been loaded with another length and has set its rates anew
-            self._planned = self._rates()
+        """Go on from there: the scheduler and the optimizer have been loaded."""
+        self.n_steps, self.n_epochs = state['n_steps'], state['n_epochs']
+        self.values = list(state['values'])
+        if self.warmup_steps:  # it has begun when this was made
+            self._planned = state['planned']
+            self._put(self._planned)
             self._warm()
+
+
+def replay(scheduler: LRScheduler, values: list[float | None]) -> None:
+    """Step a scheduler that is as built, once for each value (None for those that take none)."""
+    with warnings.catch_warnings():
+        # torch misses the optimizer's steps, which another process took; SequentialLR of torch
+        # itself uses an argument that torch warns of.
+        warnings.simplefilter('ignore')
+        for value in values:
+            scheduler.step(*([] if value is None else [value]))
