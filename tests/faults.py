@@ -8,6 +8,7 @@ import argparse
 import ast
 import ctypes
 import io
+import json
 import logging
 import os
 import pickle
@@ -21,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -32,7 +34,8 @@ from typing import NamedTuple
 import torch
 
 from armature.checkpoint import files as checkpoint
-from armature.errors import CheckpointError
+from armature.errors import CheckpointError, UserError
+from armature.run.folder import RunFolder, claim
 
 TRIAL_S = 60
 MEMORY_BYTES = 256 * 2**20  # more than any file of these campaigns may cost
@@ -655,10 +658,140 @@ def prune_crashes(n: int, folder: Path) -> Result:
     return _crashes(n, folder, prepare, lambda run: checkpoint.prune(run, keep=2), check)
 
 
+def going_back_crashes(n: int, folder: Path) -> Result:
+    """Killed at any system call of going back: no checkpoint is lost, and going back again works."""
+    names = {f'checkpoint-epoch{epoch}.pth' for epoch in range(1, 5)}
+    names |= {checkpoint.LAST, checkpoint.BEST}
+
+    def prepare(run: Path) -> None:
+        saver = checkpoint.Saver(run, logging.getLogger('faults'))
+        for epoch in range(1, 5):
+            best = [checkpoint.BEST] * (epoch == 3)
+            saver.write(
+                small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth', *best]
+            )
+
+    def go_back(run: Path) -> None:
+        path = run / 'checkpoint-epoch2.pth'
+        saver = checkpoint.Saver(run, logging.getLogger('faults'))
+        saver.go_on_from(checkpoint.load(path), path)
+        saver.set_aside()
+
+    def check(run: Path) -> str:
+        found = {path.name: checkpoint.load(path)['epoch'] for path in run.rglob('*.pth')}
+        go_back(run)
+        left = {path.name for path in run.glob('*.pth')}
+        whole = left == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth'} and names <= found.keys()
+        return f'{len(found)} files' if whole else f'broken: {sorted(found)} {sorted(left)}'
+
+    return _crashes(n, folder, prepare, go_back, check)
+
+
+def sharded_crashes(n: int, folder: Path) -> Result:
+    """Killed at any system call of a sharded save and its prune: every head has all of its parts."""
+    from armature.checkpoint import sharded  # noqa: F401 (before the forks)
+
+    def write(run: Path, *epochs: int) -> None:
+        saver = checkpoint.Saver(run, logging.getLogger('faults'), is_sharded=True)
+        for epoch in epochs:
+            saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
+            checkpoint.prune(run, keep=1)
+
+    def check(run: Path) -> str:
+        states = [checkpoint.load(path) for path in run.glob('*.pth')]
+        right = all(
+            same(state['state_dict'], small_state(state['epoch'])['state_dict']) for state in states
+        )
+        newest = checkpoint.load(checkpoint.newest_valid(run))['epoch']
+        write(run, 3)
+        n_folders = len(list(run.glob('shards-*')))
+        if not right or n_folders != 1:
+            return f'broken: {right} {n_folders} folders'
+        return 'new' if newest == 2 else 'old'
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that a single process writes them
+        return _crashes(n, folder, lambda run: write(run, 1), lambda run: write(run, 2), check)
+
+
+def parts(n: int, folder: Path) -> Result:
+    """A sharded checkpoint whose parts are damaged or missing is refused, and passed over."""
+    from armature.checkpoint import sharded  # noqa: F401
+
+    rng, outcomes = random.Random(2), {}
+
+    def damaged(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+
+    def unlisted(path: Path) -> None:
+        head = checkpoint.load_head(run / checkpoint.LAST)
+        del head['shards']['files'][path.name]
+        path.unlink()
+        checkpoint.save(head, run / checkpoint.LAST)
+
+    kinds = cycle((Path.unlink, damaged, unlisted, lambda path: os.truncate(path, 3)))
+    for trial, damage in zip(range(n), kinds):
+        run = folder / str(trial)
+        run.mkdir()
+        saver = checkpoint.Saver(run, logging.getLogger('faults'), is_sharded=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            saver.write(small_state(1), ['checkpoint-epoch1.pth'])
+            saver.write(small_state(2), [checkpoint.LAST])
+        place = run / checkpoint.load_head(run / checkpoint.LAST)['shards']['folder']
+        victim = rng.choice(sorted(place.iterdir()))
+        damage(victim)
+        outcome = loading(run / checkpoint.LAST)
+        newest = checkpoint.newest_valid(run)
+        logging.disable(logging.NOTSET)
+        passed_over = newest is not None and newest.name == 'checkpoint-epoch1.pth'
+        outcomes[f'{trial}: {victim.name}'] = outcome if passed_over else f'chosen: {newest}'
+        shutil.rmtree(run)
+    return tally(outcomes, {'refused'})
+
+
+def full_disks(n: int, folder: Path) -> Result:
+    """Where a file may have so many bytes and no more, a run refuses to begin in one line or goes
+    on with a warning; what was there before stays whole."""
+
+    def trial(run: Path, n_bytes: int) -> str:
+        logging.disable()
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+        run_folder = RunFolder(run)
+        try:
+            with run_folder.training():
+                run_folder.begin({'name': 'after'}, [{'epoch': 1, 'loss': 0.5}], command=['x' * 99])
+                for epoch in range(2, 40):
+                    run_folder.add_row({'epoch': epoch, 'loss': 0.5})
+                saver = checkpoint.Saver(run, logging.getLogger('faults'), stops=False)
+                saved = saver.write(small_state(2), [checkpoint.LAST])
+                run_folder.note(last={'epoch': 2})
+            outcome = 'saved' if saved else 'warned'
+        except UserError as error:
+            outcome = 'refused' if 'cannot be written: File too large' in str(error) else str(error)
+        json.loads((run / 'config.json').read_text())
+        json.loads((run / 'run.json').read_text())
+        checkpoint.load(run / checkpoint.LAST)
+        left = [path.name for path in run.glob('.*.tmp')]
+        return f'left over: {left}' if left else outcome
+
+    trials = {}
+    for index in range(n):
+        run = claim(folder, f'run{index}')
+        (run / 'config.json').write_text('{"name": "before"}')
+        checkpoint.save(small_state(1), run / checkpoint.LAST)
+        n_bytes = int(1.35**index)
+        trials[f'{index}: {n_bytes} bytes'] = partial(trial, run, n_bytes)
+    return tally(forked(trials), {'refused', 'warned', 'saved'})
+
+
 def _crashes(n: int, folder: Path, prepare: Callable, act: Callable, check: Callable) -> Result:
-    warnings = []
+    warned = []
     checkpoint.logger.addHandler(handler := logging.Handler())
-    handler.emit = lambda record: warnings.append(record.getMessage())
+    handler.emit = lambda record: warned.append(record.getMessage())
     outcomes, stops = {}, _killed_at(None, prepare, act, folder / 'count')
     every = max(1, stops // n) if n else 1
     for stop in range(1, stops + 1, every):
@@ -668,7 +801,7 @@ def _crashes(n: int, folder: Path, prepare: Callable, act: Callable, check: Call
             outcome = check(run) if reached == stop else 'over before'
         except CheckpointError as error:
             outcome = f'broken: {error}'
-        outcomes[f'stop {stop} of {stops}'] = f'warned: {warnings}' if warnings else outcome
+        outcomes[f'stop {stop} of {stops}'] = f'warned: {warned}' if warned else outcome
         shutil.rmtree(run)
     checkpoint.logger.removeHandler(handler)
     return tally(outcomes, {'old', 'new', *(f'{k} files' for k in range(3, 7)), 'over before'})
@@ -731,6 +864,10 @@ CAMPAIGNS = {
     'fuzz': (fuzz, 2000),
     'save-crashes': (save_crashes, 0),
     'prune-crashes': (prune_crashes, 0),
+    'going-back-crashes': (going_back_crashes, 0),
+    'sharded-crashes': (sharded_crashes, 0),
+    'parts': (parts, 200),
+    'full-disks': (full_disks, 40),
 }
 
 

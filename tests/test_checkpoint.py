@@ -206,6 +206,22 @@ def test_a_prune_that_is_killed_leaves_what_is_to_stay(tmp_path):
     assert_held(faults.prune_crashes(10, tmp_path))
 
 
+def test_going_back_that_is_killed_loses_no_checkpoint(tmp_path):
+    assert_held(faults.going_back_crashes(10, tmp_path))
+
+
+def test_a_sharded_save_that_is_killed_leaves_heads_with_all_of_their_parts(tmp_path):
+    assert_held(faults.sharded_crashes(10, tmp_path))
+
+
+def test_a_head_whose_parts_are_damaged_or_missing_does_not_count(tmp_path):
+    assert_held(faults.parts(12, tmp_path))
+
+
+def test_a_full_disk_is_one_line_and_damages_nothing(tmp_path):
+    assert_held(faults.full_disks(40, tmp_path))
+
+
 def assert_held(result):
     assert result.held == result.tried > 0, result.failures[:3]
 

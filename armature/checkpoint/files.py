@@ -8,6 +8,7 @@ lost in a copy. The first version kept it beside it, in NAME.pth.sha256, which i
 import glob
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -407,9 +408,8 @@ def non_finite(tensors: dict[str, Any]) -> list[str]:
 class Saver:
     """Brings the state of a run to the disk; to be called in all processes together.
 
-    It numbers the saves of a run: which of two checkpoints is ahead of the other says that number,
-    not a name or a time. is_sharded: each process writes its part. stops: whether a checkpoint
-    that cannot be written is an error, or only a warning.
+    is_sharded: each process writes its part. stops: whether a checkpoint that cannot be written is
+    an error, or only a warning.
     """
 
     def __init__(
@@ -418,7 +418,7 @@ class Saver:
         self.folder, self.logger = folder, logger
         self.is_sharded, self.stops = is_sharded, stops
         self.line = {'id': secrets.token_hex(8), 'parent': None, 'n_saves': 0, 'best': None}
-        self._gone_on_from = None
+        self._gone_back_to, self._moment = None, [0, 0]
 
     def go_on_from(self, state: dict, path: Path) -> None:
         """The run goes on from `state`, which was read from `path`: in its line, when that is in
@@ -426,7 +426,9 @@ class Saver:
         before = state.get('run') or {}
         if path.resolve().parent == self.folder.resolve():
             self.line |= before
-            self._gone_on_from = path, {key: state.get(key, 0) for key in ('epoch', 'step')}
+            if path.name != LAST:  # behind which everything is
+                self._gone_back_to = self.folder / path.name
+                self._moment = [state.get('epoch', 0), state.get('step', 0)]
         else:
             n_saves = before.get('n_saves')
             self.line['parent'] = {'id': before.get('id'), 'n_saves': n_saves, 'file': str(path)}
@@ -436,73 +438,42 @@ class Saver:
 
         One line of files is left: the best, the last and those that `keep_last` counts are of it.
         """
-        if self._gone_on_from is None:
+        if self._gone_back_to is None:
             return
-        path, place = self._gone_on_from
-        ahead = [each for each in numbered(self.folder) if epoch_in(each) > place['epoch']]
-        if path.name != LAST:  # behind which everything is
-            others = [self.folder / name for name in (LAST, BEST) if name != path.name]
-            ahead += [each for each in others if each.is_file() and self._is_ahead(each, place)]
+        moments = {path: _moment(path) for path in self.folder.glob('*.pth')}
+        ahead = [path for path, moment in moments.items() if moment and moment > self._moment]
         if not ahead:
             return
+        parts = _parts_named_by(ahead) if any(self.folder.glob('shards-*')) else set()
+        names = (f'set-aside-{count}' for count in itertools.count(1))
+        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
         try:
-            aside = self._moved(ahead, path)
+            aside.mkdir()
+            for path in ahead:
+                os.replace(path, aside / path.name)
+            if parts:
+                parts -= _parts_named_by(self.folder.glob('*.pth'))
+            for name in parts:
+                os.replace(self.folder / name, aside / name)
+            # The best of the line that goes on may be left as the checkpoint of its epoch.
+            for path in moments.keys() - set(ahead):
+                if moments[path] == self.line['best'] and not (self.folder / BEST).exists():
+                    _second_name(path, self.folder / BEST)
         except OSError as error:
             raise CheckpointError(
-                f'{self.folder}: {", ".join(each.name for each in ahead)} are ahead of {path.name} '
-                f'and cannot be set aside: {error.strerror or error}'
+                f'{self.folder}: what is ahead of {self._gone_back_to.name} cannot be moved to '
+                f'{aside}: {error.strerror or error}'
             ) from error
-        names = ', '.join(each.name for each in ahead)
-        self.logger.info(f'Going back to {path.name}: {names} were ahead of it, now in {aside}')
-
-    def _is_ahead(self, path: Path, place: dict) -> bool:
-        try:
-            head = load_head(path)
-        except CheckpointError:
-            return False  # damaged: the next save replaces it
-        run = head.get('run') or {}
-        if run.get('id') == self.line['id']:
-            return run['n_saves'] > self.line['n_saves']
-        # Of the first version, which did not number its saves.
-        return (head.get('epoch', 0), head.get('step', 0)) > (place['epoch'], place['step'])
-
-    def _moved(self, ahead: list[Path], path: Path) -> Path:
-        aside = next(
-            each
-            for each in (self.folder / f'set-aside-{count}' for count in range(1, 10**6))
-            if not each.exists()
+        self.logger.info(
+            f'Going back to {self._gone_back_to.name}: what was ahead of it is in {aside} now'
         )
-        aside.mkdir()
-        parts = _parts_named_by(ahead) if any(self.folder.glob('shards-*')) else set()
-        for each in ahead:
-            os.replace(each, aside / each.name)
-        if parts:
-            parts -= _parts_named_by(self.folder.glob('*.pth'))
-        for name in parts:
-            os.replace(self.folder / name, aside / name)
-        # The best of the line that goes on is the checkpoint of an epoch that is left, if any.
-        best = self.line['best'] or {}
-        candidate = self.folder / f'checkpoint-epoch{best.get("epoch")}.pth'
-        if best.get('n_saves') == self.line['n_saves']:
-            candidate = path
-        is_missing = not (self.folder / BEST).exists() and candidate.is_file()
-        if is_missing and self._number_of(candidate) == best['n_saves']:
-            unfinished = self.folder / f'.{BEST}.{os.getpid()}.tmp'
-            _second_name(candidate, unfinished)
-            replace(unfinished, self.folder / BEST)
-        sync_folder(self.folder)
-        return aside
-
-    def _number_of(self, path: Path) -> int | None:
-        run = load_head(path).get('run') or {}
-        return run.get('n_saves') if run.get('id') == self.line['id'] else None
 
     def write(self, state: dict, names: list[str]) -> bool:
         """Write `state` under `names`; False when it could not be written and that is not to stop
         the training."""
         self.line = {**self.line, 'n_saves': self.line['n_saves'] + 1}
         if BEST in names:
-            self.line['best'] = {'epoch': state['epoch'], 'n_saves': self.line['n_saves']}
+            self.line['best'] = [state['epoch'], state['step']]
         state = {**state, 'run': self.line}
         paths = [self.folder / name for name in names]
         try:
@@ -519,6 +490,15 @@ class Saver:
             self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
             return False
         return True
+
+
+def _moment(path: Path) -> list[int] | None:
+    """[epochs done, steps done] of a checkpoint; None when it is damaged."""
+    try:
+        head = load_head(path)
+    except CheckpointError:
+        return None
+    return [head.get('epoch', 0), head.get('step', 0)]
 
 
 def _save_head(head: dict, *paths: Path) -> None:
@@ -626,14 +606,12 @@ def _parts_named_by(heads: Iterable[Path]) -> set[str]:
 
 def numbered(folder: Path) -> list[Path]:
     """checkpoint-epoch{N}.pth, the highest N first."""
-    found = {path: epoch_in(path) for path in folder.glob('checkpoint-epoch*.pth')}
-    found = {path: epoch for path, epoch in found.items() if epoch is not None}
-    return sorted(found, key=found.get, reverse=True)
-
-
-def epoch_in(path: Path) -> int | None:
-    match = re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name)
-    return int(match[1]) if match else None
+    found = {
+        int(match[1]): path
+        for path in folder.glob('checkpoint-epoch*.pth')
+        if (match := re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name))
+    }
+    return [found[epoch] for epoch in sorted(found, reverse=True)]
 
 
 def _problem(path: Path) -> str | None:

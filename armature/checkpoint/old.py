@@ -21,7 +21,7 @@ from armature.errors import CheckpointError
 
 # What is taken over from a file that is not ours.
 KEYS = {'arch', 'epoch', 'state_dict', 'optimizer', 'monitor_best', 'config'}
-MAX_DEPTH, MAX_VALUES = 100, 10**7
+MAX_DEPTH, MAX_VALUES = 100, 3 * 10**6
 
 # A call into these is refused when we do not know it, rather than quietly left undone. INERT are
 # at home in pickled objects: calling their stand-ins loses nothing that a checkpoint needs.
@@ -202,36 +202,26 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     return state
 
 
-def check_extent(content: Any, n_bytes: float = float('inf')) -> None:
+def check_extent(content: Any, n_bytes: int) -> None:
     """Refuse what is nested too deeply to walk, few objects used so often that a copy would be
     huge, and tensors that a file of `n_bytes` cannot hold."""
-    known, storages = {}, {}  # a value that occurs several times counts each time
-
-    def extent(value: Any, depth: int) -> tuple[int, int]:
-        """(values, levels) in `value`."""
+    n_values, storages, left = 0, {}, [(content, 0)]
+    while left:
+        value, depth = left.pop()
+        n_values += 1
+        children = ()
         if isinstance(value, torch.Tensor):
             parts = [value._indices(), value._values()] if value.is_sparse else [value]
             storages.update((part.data_ptr(), part.untyped_storage().nbytes()) for part in parts)
             if max(sum(part.nbytes for part in parts), sum(storages.values())) > n_bytes:
                 raise ValueError(f'it describes a tensor {[*value.shape]} that it does not hold')
-        if isinstance(value, dict):
+        elif isinstance(value, dict):
             children = [*value, *value.values(), *getattr(value, '__dict__', {}).values()]
         elif type(value) in (list, tuple, set):
             children = value
-        else:
-            return 1, 0
-        if id(value) not in known and depth <= MAX_DEPTH:
-            extents = [extent(each, depth + 1) for each in children]
-            known[id(value)] = (
-                1 + sum(n for n, _ in extents),
-                1 + max((levels for _, levels in extents), default=0),
-            )
-        n_values, levels = known.get(id(value), (0, MAX_DEPTH))
-        if depth + levels > MAX_DEPTH or n_values > MAX_VALUES:
+        if depth > MAX_DEPTH or n_values + len(left) + len(children) > MAX_VALUES:
             raise ValueError('it is nested too deeply or holds too many values')
-        return n_values, levels
-
-    extent(content, 0)
+        left += [(child, depth + 1) for child in children]
 
 
 def _config_of(value: Any) -> Any:

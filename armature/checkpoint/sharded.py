@@ -7,6 +7,7 @@ at before its bytes are verified, and no code in them is run.
 
 import hashlib
 import pickle
+import secrets
 import shutil
 import warnings
 from pathlib import Path
@@ -88,17 +89,13 @@ def write(state: dict, run: Path) -> dict:
 
 
 def _make_fresh(folder: Path) -> Path:
-    """`folder`, or one with a number behind its name: torch writes into an old one too."""
-    for count in range(1, 1000):
-        fresh = folder if count == 1 else folder.with_name(f'{folder.name}-{count}')
-        try:
-            fresh.mkdir()
-            return fresh
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise CheckpointError(f'{fresh} cannot be made: {error.strerror}') from error
-    raise CheckpointError(f'{folder} is there, a thousand times')
+    """`folder` with an ending that no other has: torch mixes what it writes into an old one."""
+    fresh = folder.with_name(f'{folder.name}-{secrets.token_hex(4)}')
+    try:
+        fresh.mkdir()
+    except OSError as error:
+        raise CheckpointError(f'{fresh} cannot be made: {error.strerror}') from error
+    return fresh
 
 
 def problem(head: dict, run: Path, one: int = 0, of: int = 1) -> str | None:
