@@ -55,7 +55,7 @@ def main(config, n_batches=None):
         'loss',
         metrics=config.init_metrics(module_metric),
         loss=criterion,
-        class_names=getattr(data_loader, 'class_names', None),
+        data=data_loader,
     )
     pictures = Pictures(config['trainer'].get('pictures', []))
 

@@ -272,18 +272,24 @@ class BaseDataLoader(DataLoader):
             self.collate_fn is default_collate and not hasattr(self.dataset, '__getitems__')
         )
 
-    def weigh(self, count: Any) -> bool:
-        """Let a process's share be what its samples count for the loss, a ClassCount; False when their targets are not in memory."""
+    def known_targets(self) -> torch.Tensor | None:
+        """The target of each sample of the dataset, where they are in memory and given as they are."""
         tensors = self._memory.tensors if self._memory is not None and self.knows_shares else None
-        is_known = (
-            isinstance(tensors, (list, tuple))
-            and len(tensors) == 2
-            and isinstance(tensors[1], torch.Tensor)
-        )
-        self._counts = (
-            count.of_each(tensors[1]) if is_known and self._counts is None else self._counts
-        )
-        return is_known
+        is_changed = self._batch_transform is not None or self._class_map is not None
+        is_pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
+        if is_changed or not is_pair or not isinstance(tensors[1], torch.Tensor):
+            return None
+        return tensors[1]
+
+    def weigh(self, count: Any) -> bool:
+        """Let a process's share be what its samples count for the loss, a ClassCount.
+
+        False when their targets are not in memory.
+        """
+        targets = self.known_targets()
+        if targets is not None and self._counts is None:
+            self._counts = count.of_each(targets)
+        return targets is not None
 
     def due_batches(self) -> Iterator[tuple[int, torch.Tensor, Share]]:
         """(pass, indices, share) of what this process has of each batch of the pass that is due.
@@ -296,8 +302,10 @@ class BaseDataLoader(DataLoader):
         if self._memory is not None and self._memory.device.type == 'cuda':
             order = order.pin_memory()  # so that no step waits for its indices
         last = len(order) - (len(order) % self.batch_size if self.drop_last else 0)
+        is_alone = dist.n_processes() == 1
         for first in range(first_sample, last, self.batch_size):
-            yield number, *dist.share(order[first : first + self.batch_size], self._counts)
+            batch = order[first : first + self.batch_size]
+            yield number, *((batch, WHOLE) if is_alone else dist.share(batch, self._counts))
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""

@@ -91,7 +91,7 @@ def main():
     print(f'hand-written loop  {hand / N_STEPS * 1e6:6.0f} us per step')
     print(f'Trainer            {ours / N_STEPS * 1e6:6.0f} us per step')
     print(
-        f'ratio              {statistics.median(ours / hand for hand, ours in times):6.2f}  (median of {rounds} rounds; bound 1.15)'
+        f'ratio              {statistics.median(ours / hand for hand, ours in times):6.2f}  (median of {rounds} rounds; bound 1.10)'
     )
 
 

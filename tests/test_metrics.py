@@ -53,6 +53,10 @@ def of_each_class(output, target):
     return torch.stack([((output.argmax(1) == k) & (target == k)).float().mean() for k in range(3)])
 
 
+class Named:
+    class_names = ['cat', 'dog', 'golden retriever']
+
+
 def as_dict(output, target):
     return {'one': 0.5, 'two': (output.argmax(1) == target).float().mean()}
 
@@ -112,7 +116,7 @@ def test_vectors_dicts_and_collections_are_reported_by_name():
         named(torchmetrics.ClasswiseWrapper(recall(average=None)), 'wise'),
     ]
     values = measured(
-        MetricTracker('loss', metrics=metrics, class_names=['cat', 'dog', 'golden retriever'])
+        MetricTracker('loss', metrics=metrics, data=Named())
     )
     outputs, targets = map(torch.cat, zip(*batches()))
     expected = recall(average=None)(outputs, targets).tolist()

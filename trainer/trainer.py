@@ -50,14 +50,12 @@ class Trainer(BaseTrainer):
             config, self.model, criterion, optimizer, lr_scheduler, self.len_epoch
         )
         self.schedule, self.weight_average = self.stepper.schedule, self.stepper.average
-        measured = {
-            'metrics': metric_ftns,
-            'loss': criterion,
-            'class_names': getattr(data_loader, 'class_names', None),
-        }
+        measured = {'metrics': metric_ftns, 'loss': criterion}
         skips = self.settings.on_nan == 'skip'
-        self.train_metrics = MetricTracker('loss', skip_non_finite=skips, **measured)
-        self.valid_metrics = MetricTracker('loss', **measured)
+        self.train_metrics = MetricTracker(
+            'loss', data=data_loader, skip_non_finite=skips, **measured
+        )
+        self.valid_metrics = MetricTracker('loss', data=valid_data_loader, **measured)
         self.pictures = Pictures(self.settings.pictures or [])
 
     @property

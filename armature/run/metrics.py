@@ -31,7 +31,8 @@ class MetricTracker:
     loss: where the losses given to `measure` come from: it knows whether they are means or sums,
     what a mean divides by, and which parts it has.
     skip_non_finite: leave out values that are nan or infinite, with their samples.
-    class_names: of the training data, for vectors with a value for each class.
+    data: the loader of what is measured; it knows the names of the classes, for vectors with a
+    value for each, and may know that no target is ignored.
     """
 
     FOLD_AFTER = 1000  # values of a key kept before they are read anyway: bounds their memory
@@ -43,13 +44,13 @@ class MetricTracker:
         metrics: Iterable[Callable] = (),
         loss: Any = None,
         skip_non_finite: bool = False,
-        class_names: list[str] | None = None,
+        data: Any = None,
     ):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
-        self.class_names = class_names
+        self.class_names = getattr(data, 'class_names', None)
         self.batch = NO_BATCH  # the one that is due; see dist.in_step
-        self._loss, self._loss_is_sum, self._count = loss, is_sum(loss), count_of(loss)
+        self._loss, self._loss_is_sum, self._count = loss, is_sum(loss), count_of(loss, data)
         self._keys = list(dict.fromkeys(keys))
         self._owners = dict.fromkeys(RESERVED, 'what every run reports') | {
             key: f'the {key} of the trainer' for key in keys
@@ -89,7 +90,8 @@ class MetricTracker:
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         n_counted = n_samples if self._count is length else self._count(target)
         loss, parts = total_and_parts(loss)
-        self.update('loss', loss / n_samples if self._loss_is_sum else loss, n_counted)
+        mean = loss / n_samples if self._loss_is_sum else loss
+        self._add('loss', 'the loss', mean, n_counted)
         for name, value in (parts or getattr(self._loss, 'terms', {})).items():
             value = value / n_samples if self._loss_is_sum else value
             self._add(name, f'the part {name} of the loss', value, n_counted)
@@ -118,7 +120,7 @@ class MetricTracker:
         if isinstance(value, torch.Tensor) and value.dim() == 0:
             average = self._averages.get(name)
             if average is not None:
-                average.pending.append((value.detach(), n))
+                average.pending.append((value.detach() if value.requires_grad else value, n))
                 if len(average.pending) >= self.FOLD_AFTER:
                     self._fold()
                 return

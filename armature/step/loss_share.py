@@ -38,6 +38,8 @@ class WeightedLosses(nn.Module):
 
 def total_and_parts(loss: Any) -> tuple[Any, dict[str, Any]]:
     """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
+    if isinstance(loss, torch.Tensor):
+        return loss, {}
     if isinstance(loss, Mapping):
         return sum(loss.values()), loss
     if isinstance(loss, tuple):
@@ -76,14 +78,20 @@ def is_sum(criterion: Any, in_parts: bool = False) -> bool:
     return False
 
 
-def count_of(criterion: Any) -> Callable[[Any], Any]:
-    """What the mean that a loss takes over a batch divides by, as a function of the target; losses over parts of a batch add up by it.
+def count_of(criterion: Any, loader: Any = None) -> Callable[[Any], Any]:
+    """What the mean that a loss takes over a batch divides by, as a function of the target.
 
-    It is `length`, the number of samples; but a ClassCount for cross_entropy and nll_loss of torch, as functions or modules.
+    Losses over parts of a batch add up by it. It is `length`, the number of samples; but a
+    ClassCount for cross_entropy and nll_loss of torch, as functions or modules, unless `loader`
+    knows that no target is left out.
     """
     if not _is_torchs(criterion) or _reduction(criterion) != 'mean':
         return length
-    return ClassCount(_class_weights(criterion), _ignored(criterion))
+    count = ClassCount(_class_weights(criterion), _ignored(criterion))
+    targets = loader.known_targets() if hasattr(loader, 'known_targets') else None
+    if targets is None or targets.dim() != 1 or count.weights is not None:
+        return count
+    return count if (targets == count.ignored).any() else length
 
 
 class ClassCount:
