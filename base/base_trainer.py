@@ -38,6 +38,7 @@ from armature.run.resume import (
     refuse_another_order,
     restore_parts,
     restore_sums,
+    tested_weights_of,
     then_and_now,
 )
 from armature.run.stop import Stopped, StopRequest
@@ -423,6 +424,7 @@ class BaseTrainer(ABC):
             self.optimizer.state_dict() if hasattr(self.optimizer, 'state_dict') else {}
         )
         rng, *rng_of_others = dist.gather(rng_state())
+        tested = tested_weights_of(self)
         return {
             'arch': type(bare(self.model)).__name__,
             'epoch': self.epochs_done,
@@ -442,6 +444,7 @@ class BaseTrainer(ABC):
                 for name, part in parts_of(self).items()
             },
             'as_built': self._as_built,
+            **({} if tested is None else {'tested': tested}),
             'finished': bool(self._finished),
             'rng': rng,
             'rng_of_others': rng_of_others,

@@ -20,6 +20,7 @@ from armature.checkpoint import weights
 from armature.compare import first_difference
 from armature.config.build import with_lengths
 from armature.errors import CheckpointError, ConfigError, NonFiniteError
+from armature.run.finite import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
 from armature.step.fitting import fitting_size
@@ -60,10 +61,20 @@ def same(one, other):
 # Average
 
 
+def warmed_up(decay):
+    """torch's moving average, whose first steps keep less."""
+
+    def average(mine, live, n):
+        n = int(n)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(mine, live, n)
+
+    return average
+
+
 @pytest.mark.parametrize('kind', ['ema', 'swa'])
 def test_average_equals_torchs_averaged_model(kind):
     model, batch = norm_model(), a_batch()
-    function = get_ema_multi_avg_fn(0.9) if kind == 'ema' else get_swa_multi_avg_fn()
+    function = warmed_up(0.9) if kind == 'ema' else get_swa_multi_avg_fn()
     reference = AveragedModel(model, multi_avg_fn=function, use_buffers=kind == 'ema')
     average = Average(model, 0.9) if kind == 'ema' else Average(model, swa_start=4, swa_every=2)
     stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.5), average=average)
@@ -80,20 +91,18 @@ def test_average_equals_torchs_averaged_model(kind):
         if not name.endswith(
             'num_batches_tracked'
         ):  # torch averages this count too, which makes no sense
-            assert torch.equal(average.state_dict()['model'][name], value), name
+            assert torch.equal(average.tested()[name], value), name
     assert average.n_averaged == (9 if kind == 'ema' else 3)
 
     if kind == 'swa':
         average.renew_norm([batch[0][:4], batch[0][4:]])
         update_bn([batch[0][:4], batch[0][4:]], reference.module)
-        assert same(average.state_dict()['model'], reference.module.state_dict())
+        assert same(average.tested(), reference.module.state_dict())
 
 
 def test_average_is_what_is_validated_saved_and_tested(experiment):
     trainer = experiment.trainer(ema_decay=0.9)
-    reference = AveragedModel(
-        trainer.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True
-    )
+    reference = AveragedModel(trainer.model, multi_avg_fn=warmed_up(0.9), use_buffers=True)
     take_step = trainer.stepper.step
 
     def step():
@@ -824,3 +833,57 @@ def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch, tmp_
     )
     with pytest.raises(ConfigError, match='init_from'):
         config.init_obj('arch', None)
+
+
+class Odd(nn.Module):
+    """What no average may break: infinite masks, a count, a temperature, complex weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.spectrum = nn.Parameter(torch.randn(4, dtype=torch.cfloat))
+        self.mask = nn.Parameter(torch.tensor([0.0, -math.inf]), requires_grad=False)
+        self.register_buffer('far', torch.full((3,), math.inf))
+        self.register_buffer('hidden', torch.full((3,), -math.inf), persistent=False)
+        self.register_buffer('temperature', torch.zeros(()))
+
+    def forward(self, parts):
+        left, right = parts.values() if isinstance(parts, dict) else parts
+        self.temperature += self.training
+        data = self.norm(left - right) * self.spectrum.abs()
+        return self.out(data).clamp(max=self.far[0])
+
+
+@pytest.mark.parametrize('kind', [{'ema_decay': 0.5}, {'swa_start': 2}])
+@pytest.mark.parametrize('pack', [tuple, list, lambda pair: dict(zip('ab', pair))])
+def test_average_is_finite_where_the_weights_are_and_takes_several_inputs(kind, pack):
+    torch.manual_seed(0)
+    model = Odd()
+    average, target = Average(model, **kind), torch.randint(2, (8,))
+    inputs = [pack((torch.randn(8, 4), torch.randn(8, 4) + 5)) for _ in range(5)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stepper = Stepper(torch.optim.SGD(trained, lr=0.5), average=average)
+    spectra = []
+    for data in inputs:
+        stepper.backward(F.cross_entropy(model(data), target))
+        stepper.step()
+        spectra.append(model.spectrum.detach().clone())
+    average.renew_norm(inputs)
+    tested, live = average.tested(), model.state_dict()
+    for name in ('mask', 'far', 'temperature'):
+        assert torch.equal(tested[name], live[name])
+    assert not torch.equal(tested['spectrum'], live['spectrum'])
+    if 'swa_start' in kind:
+        torch.testing.assert_close(tested['spectrum'], torch.stack(spectra[1:]).mean(0))
+        means = torch.stack(
+            [
+                (a - b).mean(0)
+                for a, b in (tuple(d.values() if isinstance(d, dict) else d) for d in inputs)
+            ]
+        )
+        torch.testing.assert_close(tested['norm.running_mean'], means.mean(0))
+    assert all(tested[name].isfinite().all() for name in ('out.weight', 'norm.running_var'))
+    assert not broken_weights(model)
+    with torch.no_grad():
+        model.out.weight[0, 0] = math.inf
+    assert broken_weights(model) == ['out.weight']

@@ -278,7 +278,7 @@ def test_average_is_what_test_py_measures(tmp_path):
     from model.model import MnistModel
 
     model = MnistModel()
-    model.load_state_dict(state['parts']['weight_average']['model'])
+    model.load_state_dict(state['tested'])
     with torch.no_grad():
         images, target = DigitsDataLoader(500, shuffle=False, training=False).dataset.tensors
         expected = accuracy(model.eval()(images), target).item()

@@ -31,8 +31,16 @@ class LossWatch:
 
 
 def broken_weights(model: nn.Module) -> list[str]:
-    """Names of parameters that are not finite and of buffers that hold a nan (infinite buffers may be meant: masks)."""
-    parameters = {name: dist.part(parameter) for name, parameter in model.named_parameters()}
-    return non_finite(parameters) + [
-        name for name, buffer in model.named_buffers() if buffer.isnan().any()
+    """Names of weights that are not finite.
+
+    What does not train may be infinite on purpose, as masks are: there only a nan counts.
+    """
+    trained = {
+        name: dist.part(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    others = [*model.named_parameters(), *model.named_buffers()]
+    return non_finite(trained) + [
+        name for name, value in others if name not in trained and dist.part(value).isnan().any()
     ]

@@ -5,6 +5,7 @@
     optimizer, and each further one by its name   class, options of every group
     lr_scheduler, and each further one            class, state, the optimizer that it steers
     schedule                                      interval, warm-up, metric of a plateau
+    weight_average                                its kind and settings
     criterion                                     class, buffers
     monitor                                       its rule
     pace                                          samples a batch, batches an epoch
@@ -29,11 +30,16 @@ from armature.checkpoint.files import to_plain
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
+from armature.step.average import Average
 from armature.step.schedule import Schedule, replay
 
 MISFITS = (ValueError, KeyError, RuntimeError, TypeError)  # what load_state_dict raises
 # Attributes, or names in earlier checkpoints, and the names that their states are saved under.
-NAMES = {'_monitor': 'monitor'}
+NAMES = {
+    '_monitor': 'monitor',
+    'stepper.schedule': 'schedule',
+    'stepper.average': 'weight_average',
+}
 SECTIONS = {'schedule': 'lr_scheduler', 'criterion': 'loss'}  # part: its section of the config
 LENGTHS = ('T_max', 'total_steps', 'total_iters')  # that a config may leave to the run ("auto")
 
@@ -54,7 +60,7 @@ def parts_of(trainer: Any) -> dict[str, Any]:
             return
         if hasattr(value, 'state_dict') and hasattr(value, 'load_state_dict'):
             seen.add(id(value))
-            found[name] = value
+            found[NAMES.get(name, name)] = value
         elif isinstance(value, dict):
             for key, each in value.items():
                 visit(f'{name}.{key}', each)
@@ -63,7 +69,10 @@ def parts_of(trainer: Any) -> dict[str, Any]:
                 visit(f'{name}.{index}', each)
 
     for name, value in vars(trainer).items():
-        visit(NAMES.get(name, name), value)
+        visit(name, value)
+    for name, value in list(found.items()):  # what a stepper holds
+        visit(f'{name}.schedule', getattr(value, 'schedule', None))
+        visit(f'{name}.average', getattr(value, 'average', None))
     return found
 
 
@@ -113,7 +122,7 @@ def as_built(trainer: Any) -> dict[str, dict]:
                 'optimizer': next(iter(steered), ''),
                 'state': to_plain(copy.deepcopy(part.state_dict())),
             }
-        elif isinstance(part, Schedule):
+        elif isinstance(part, (Schedule, Average)):
             built[name] = part.as_built()
         elif name == 'criterion' and isinstance(part, nn.Module):
             buffers = {name: buffer.detach().cpu().clone() for name, buffer in part.named_buffers()}
@@ -319,6 +328,8 @@ def restore_parts(trainer: Any, state: dict, then: dict, now: dict) -> list[str]
                 notes.append(f'The checkpoint holds no state for {name}: it starts fresh.')
         elif name == 'monitor' and changed:
             notes += [f'{line}: a new best begins' for line in changed]
+        elif isinstance(part, Average):
+            notes += _restore_average(name, part, saved[name], state.get('tested'), changed)
         elif name == 'criterion' and changed:
             notes += changed + _restore_loss(part, saved[name], then[name], now[name])
         elif not (is_inside and is_reset(part)):
@@ -361,6 +372,19 @@ def _load(name: str, part: Any, saved: Any, is_inside: bool) -> list[str]:
             f'the state of {name} in the checkpoint does not fit: {error}'
         ) from error
     return []
+
+
+def _restore_average(
+    name: str, average: Average, saved: dict, tested: dict | None, changed: list[str]
+) -> list[str]:
+    """Its counts, and its weights: the checkpoint's tested ones."""
+    if changed and saved['n_averaged'] and (average.is_swa or average.ema_decay is None):
+        raise ConfigError(
+            f'{name}: {_listed(changed)}. The weights of steps that are behind us cannot be averaged '
+            'anew: keep trainer.swa_start, or start a new run ("init_from")'
+        )
+    # The first version kept the weights with the counts.
+    return changed + _load(name, average, {'model': tested, **saved}, is_inside=False)
 
 
 def _restore_loss(criterion: nn.Module, saved: dict, before: dict, now: dict) -> list[str]:
@@ -509,3 +533,9 @@ def refuse_another_order(trainer: Any, state: dict, then: dict, now: dict) -> No
             f'The checkpoint stands inside epoch {trainer.start_epoch}, which these give another '
             f'order: {_listed(changed)}. Keep them, or go on from the checkpoint of a whole epoch'
         )
+
+
+def tested_weights_of(trainer: Any) -> dict | None:
+    """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
+    averages = [part for part in parts_of(trainer).values() if isinstance(part, Average)]
+    return next((each.tested() for each in averages if each.is_of(trainer.model)), None)

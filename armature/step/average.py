@@ -1,24 +1,31 @@
-"""Average: the average of a model's weights over the steps of a run, which is then what is validated and tested."""
+"""Average: the average of a model's weights over a run's steps; it is what is validated and tested."""
 
 from collections.abc import Iterable
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from armature.checkpoint.weights import bare, load_weights
 from armature.errors import ConfigError
 from armature.processes import dist
 
+NORMS = nn.modules.batchnorm._NormBase
+
 
 class Average:
-    """The average of the weights of `model` over its steps; to be updated after each optimizer step.
+    """The average of the weights of `model`; to be updated after each optimizer step.
 
-    ema_decay: the average keeps this share of itself at each step (exponential moving average).
-    swa_start: the step from which on the weights of every `swa_every`-th step count alike (stochastic weight averaging).
-    Floating point buffers are averaged too, others copied. For SWA, `renew_norm` measures the running statistics anew.
+    ema_decay: the average keeps this share of itself at each step (exponential moving average). It
+    keeps less in the first steps, or it would be the untrained weights for long: see `decay`.
+    swa_start: the step from which on the weights of every `swa_every`-th step count alike
+    (stochastic weight averaging); `renew_norm` then measures BatchNorm's statistics anew.
+
+    Parameters are averaged, and the statistics of BatchNorm. Other buffers are set, not trained: a
+    mask, a temperature. They are copied, and so is a parameter that is not finite (a mask of -inf).
     """
 
     def __init__(
@@ -35,17 +42,34 @@ class Average:
         self._model = bare(model)
         self._live = [*self._model.parameters(), *self._model.buffers()]
         self._mine = [tensor.detach().clone() for tensor in self._live]
-        with torch.no_grad():  # what this process holds of each
-            pairs = [
-                (dist.part(mine), dist.part(live)) for mine, live in zip(self._mine, self._live)
-            ]
-        self._averaged = _columns(pair for pair in pairs if pair[0].is_floating_point())
-        self._copied = _columns(pair for pair in pairs if not pair[0].is_floating_point())
-        self.is_swa = swa_start is not None
+        statistics = {
+            id(buffer)
+            for module in self._model.modules()
+            if isinstance(module, NORMS)
+            for buffer in module.buffers(recurse=False)
+            if buffer.is_floating_point()
+        }
+        averaged, copied = [], []
+        with torch.no_grad():
+            for mine, live in zip(self._mine, self._live):
+                is_trained = isinstance(live, nn.Parameter) or id(live) in statistics
+                pair = dist.part(mine), dist.part(live)  # what this process holds of them
+                has_mean = pair[1].is_floating_point() or pair[1].is_complex()
+                is_averaged = is_trained and has_mean and bool(pair[1].isfinite().all())
+                (averaged if is_averaged else copied).append(pair)
+        self._averaged, self._copied = _columns(averaged), _columns(copied)
+        self.ema_decay, self.is_swa = ema_decay, swa_start is not None
         self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
-        self._combine = get_swa_multi_avg_fn() if self.is_swa else get_ema_multi_avg_fn(ema_decay)
         self.has_norm = dist.has_batch_norm(self._model)
         self.n_steps = self.n_averaged = 0
+
+    @property
+    def decay(self) -> float:
+        """The share that an EMA keeps at the next step, min(d, (1 + n) / (10 + n)) after n steps.
+
+        Source: tf.train.ExponentialMovingAverage, `num_updates`.
+        """
+        return min(self.ema_decay, (1 + self.n_averaged) / (10 + self.n_averaged))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -56,7 +80,8 @@ class Average:
         if self.n_averaged == 0:
             torch._foreach_copy_(*self._averaged)
         else:
-            self._combine(*self._averaged, self.n_averaged)
+            combine = get_swa_multi_avg_fn() if self.is_swa else get_ema_multi_avg_fn(self.decay)
+            combine(*self._averaged, self.n_averaged)
         if self._copied[0]:
             torch._foreach_copy_(*self._copied)
         self.n_averaged += 1
@@ -81,22 +106,63 @@ class Average:
             live.copy_(mine)
             mine.copy_(kept)
 
-    def renew_norm(self, inputs: Iterable[torch.Tensor]) -> None:
-        """Measure the running statistics of BatchNorm for averaged weights (SWA; those of an EMA follow the steps)."""
-        if self.is_swa and self.has_norm and self.n_averaged:
-            with self.in_model():
-                update_bn(inputs, self._model)
+    def renew_norm(self, inputs: Iterable[Any]) -> None:
+        """Measure BatchNorm's statistics for averaged weights (SWA; those of an EMA are averaged).
+
+        inputs: what the model is called with, batch by batch: a tensor, or several in any
+        structure (torch's own update_bn takes the first of a list).
+        """
+        if not self.is_swa or not self.has_norm or not self.n_averaged:
+            return
+        norms = [module for module in self._model.modules() if isinstance(module, NORMS)]
+        momenta = [norm.momentum for norm in norms]
+        was_training = self._model.training
+        of_norms = {id(buffer) for norm in norms for buffer in norm.buffers()}
+        others = [buffer for buffer in self._model.buffers() if id(buffer) not in of_norms]
+        with self.in_model(), torch.no_grad():
+            kept = [buffer.clone() for buffer in others]
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the mean over all batches, each alike
+            self._model.train()
+            try:
+                for data in inputs:
+                    self._model(data)
+            finally:
+                for norm, momentum in zip(norms, momenta):
+                    norm.momentum = momentum
+                for buffer, value in zip(others, kept):  # what each training batch changes
+                    buffer.copy_(value)
+                self._model.train(was_training)
+
+    def tested(self) -> dict | None:
+        """The state dict of the averaged weights; None while there are none."""
+        if not self.n_averaged:
+            return None
+        mine = {id(live): mine for live, mine in zip(self._live, self._mine)}
+        state = self._model.state_dict(keep_vars=True)
+        return {name: mine.get(id(value), value) for name, value in state.items()}
+
+    def is_of(self, model: nn.Module) -> bool:
+        return self._model is bare(model)
+
+    def __str__(self) -> str:
+        if self.is_swa:
+            return f'the mean of the weights of every {self.every}. step from step {self.start} on'
+        return f'the moving average of the weights (trainer.ema_decay {self.ema_decay})'
+
+    def as_built(self) -> dict:
+        return {'ema_decay': self.ema_decay, 'start': self.start, 'every': self.every}
 
     def state_dict(self) -> dict:
-        mine = {id(live): mine for mine, live in zip(self._mine, self._live)}
-        weights = {
-            name: mine.get(id(value), value)
-            for name, value in self._model.state_dict(keep_vars=True).items()
-        }
-        return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged, 'model': weights}
+        """The counts; the weights stand in a checkpoint as `tested`."""
+        return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
 
     def load_state_dict(self, state: dict) -> None:
+        """state: of `state_dict`, with the weights as 'model' when there are any."""
         self.n_steps, self.n_averaged = state['n_steps'], state['n_averaged']
+        if not state.get('model'):
+            return
         self._exchange()
         try:
             load_weights(self._model, state['model'], 'the average of the weights')
@@ -104,13 +170,12 @@ class Average:
             self._exchange()
 
 
-def _columns(pairs: Iterable[tuple]) -> tuple[list, list]:
-    pairs = list(pairs)
+def _columns(pairs: list[tuple]) -> tuple[list, list]:
     return [mine for mine, _ in pairs], [live for _, live in pairs]
 
 
 def average_of(model: nn.Module, settings: SimpleNamespace, len_epoch: int) -> Average | None:
-    """The average that the trainer section asks for, None when it asks for none; trainer.swa_start counts epochs."""
+    """The average that the trainer section asks for, or None; trainer.swa_start counts epochs."""
     decay, swa_start = settings.ema_decay, settings.swa_start
     if decay is None and swa_start is None:
         return None
