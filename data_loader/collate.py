@@ -14,10 +14,10 @@ class Padded(NamedTuple):
 
 
 class PadCollate:
-    """Batches of (sequence, target) samples, sequences padded with `padding` to the longest of the batch.
+    """Batches of (sequence, target) samples, padded with `padding` to the longest of each batch.
 
-    A sequence is a tensor (length, ...). A target is a number or tensor; with `pad_targets`, a sequence too, padded with that number
-    (-100 is what torch's cross_entropy leaves out).
+    A sequence is a tensor (length, ...). A target is a number or tensor; with `pad_targets`, a
+    sequence too, padded with that number (-100 is what torch's cross_entropy leaves out).
     """
 
     def __init__(self, padding: float = 0, pad_targets: int | None = None):
@@ -27,11 +27,10 @@ class PadCollate:
         sequences, targets = (
             [torch.as_tensor(each) for each in column] for column in zip(*samples)
         )
-        values = pad_sequence(sequences, batch_first=True, padding_value=self.padding)
         lengths = torch.tensor([len(sequence) for sequence in sequences])
+        values = pad_sequence(sequences, batch_first=True, padding_value=self.padding)
         if self.pad_targets is None:
-            return [Padded(values, lengths), torch.stack(targets)]
-        return [
-            Padded(values, lengths),
-            pad_sequence(targets, batch_first=True, padding_value=self.pad_targets),
-        ]
+            targets = torch.stack(targets)
+        else:
+            targets = pad_sequence(targets, batch_first=True, padding_value=self.pad_targets)
+        return [Padded(values, lengths), targets]

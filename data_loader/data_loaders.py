@@ -1,6 +1,7 @@
-"""Your data loaders; `data_loader.type` in a config names one. A loader passes what it does not know itself on to BaseDataLoader.
+"""Your data loaders: `data_loader.type` in a config names one.
 
-Imports that only one loader needs stand inside it: they cost seconds.
+Each passes the options that it does not know itself on to BaseDataLoader. Imports that only one
+loader needs stand inside it: they cost seconds.
 """
 
 import logging
@@ -44,33 +45,17 @@ __all__ = [
 
 
 class DigitsDataLoader(BaseDataLoader):
-    """The 1,797 real handwritten digits that come with scikit-learn, as 28x28 images; nothing to download.
+    """The 1,797 real handwritten digits of scikit-learn, as 28x28 images; nothing to download.
 
     training: the 1,437 training digits; False gives the 360 test digits, which training never sees.
     """
 
-    def __init__(
-        self,
-        batch_size: int,
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 0,
-        training: bool = True,
-        **options: Any,
-    ):
-        super().__init__(
-            digits(training),
-            batch_size,
-            shuffle,
-            validation_split,
-            num_workers,
-            evaluation=not training,
-            **options,
-        )
+    def __init__(self, batch_size: int, *, training: bool = True, **options: Any):
+        super().__init__(digits(training), batch_size, evaluation=not training, **options)
 
 
 class MnistDataLoader(BaseDataLoader):
-    """MNIST in memory, as bytes until a batch is made; downloaded through torchvision into `data_dir` when it is not there."""
+    """MNIST in memory, as bytes until a batch is made; downloaded to `data_dir` if missing."""
 
     name, mean, std = 'MNIST', 0.1307, 0.3081
 
@@ -87,7 +72,8 @@ class MnistDataLoader(BaseDataLoader):
         images, labels = self._read(Path(data_dir), 'train' if training else 't10k')
         if len(images) != len(labels):
             raise DataError(
-                f'{self.name} in {Path(data_dir).resolve()} has {len(images)} images and {len(labels)} labels'
+                f'{self.name} in {Path(data_dir).resolve()} has {len(images)} images and '
+                f'{len(labels)} labels'
             )
         self.dataset = TensorDataset(images.unsqueeze(1), labels.long())  # (n, 1, 28, 28), (n,)
         super().__init__(
@@ -121,17 +107,15 @@ class FashionMnistDataLoader(MnistDataLoader):
 
 
 class CifarDataLoader(BaseDataLoader):
-    """CIFAR-10 or CIFAR-100 in memory, as bytes until a batch is made; downloaded through torchvision into `data_dir`."""
+    """CIFAR-10 or -100 in memory, as bytes until a batch is made; downloaded if missing."""
 
     def __init__(
         self,
         data_dir: str,
         batch_size: int,
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 0,
+        *,
         training: bool = True,
-        n_classes: int = 10,
+        n_classes: Literal[10, 100] = 10,
         **options: Any,
     ):
         if n_classes not in (10, 100):
@@ -145,12 +129,10 @@ class CifarDataLoader(BaseDataLoader):
                 train=training,
             )
         images = torch.from_numpy(parts.data).permute(0, 3, 1, 2).contiguous()  # (n, 3, 32, 32)
+        self.class_names = parts.classes
         super().__init__(
             TensorDataset(images, torch.tensor(parts.targets)),
             batch_size,
-            shuffle,
-            validation_split,
-            num_workers,
             batch_transform=Standardize([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
             evaluation=not training,
             **options,
@@ -170,9 +152,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         self,
         data_dir: str,
         batch_size: int,
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 0,
+        *,
         training: bool = True,
         size: int = 64,
         mode: Literal['RGB', 'L'] = 'RGB',
@@ -196,33 +176,28 @@ class ImageFolderDataLoader(BaseDataLoader):
             'target_transform': target_transform,
         }
         dataset = ImageFolder(parts['train'], **how)
-        self.class_names = dataset.classes
-        self._valid_folder = None
         if not training:
-            dataset = ImageFolder(parts['test'], classes=self.class_names, **how)
-        elif 'valid' in parts:
-            if validation_split or options.get('n_folds'):
-                raise ConfigError(
-                    f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
-                )
-            self._valid_folder = ImageFolder(parts['valid'], classes=self.class_names, **how)
+            dataset = ImageFolder(parts['test'], classes=dataset.classes, **how)
         super().__init__(
             dataset,
             batch_size,
-            shuffle,
-            validation_split,
-            num_workers,
             batch_transform=Standardize(mean or [0.5] * n_channels, std or [0.25] * n_channels),
             evaluation=not training,
             **options,
         )
+        self._valid_folder = None
+        if training and 'valid' in parts:
+            self._valid_folder = ImageFolder(parts['valid'], classes=dataset.classes, **how)
+            if self.valid_sampler is not None:
+                raise ConfigError(
+                    f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
+                )
 
     def split_validation(self) -> BaseDataLoader | None:
         if self._valid_folder is None:
             return super().split_validation()
         return BaseDataLoader(
             **{**self.init_kwargs, 'dataset': self._valid_folder},
-            validation_split=0.0,
             evaluation=True,
             seed=self.seed,
             **{**self.loader_options, 'drop_last': False},
@@ -249,10 +224,8 @@ class CsvDataLoader(BaseDataLoader):
         batch_size: int,
         numeric: list[str] = (),
         categorical: list[str] = (),
+        *,
         target_kind: TargetKind = 'class',
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 0,
         training: bool = True,
         test_path: str | None = None,
         group_by: str | None = None,
@@ -279,9 +252,6 @@ class CsvDataLoader(BaseDataLoader):
         super().__init__(
             self._table.encode(self._table.fit(everybody)),  # until the split is known
             batch_size,
-            shuffle,
-            validation_split,
-            num_workers,
             groups=self._table.cells.get(group_by),
             evaluation=not training,
             **options,
@@ -330,7 +300,7 @@ class CsvDataLoader(BaseDataLoader):
 
 
 def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:
-    """torchvision's dataset, downloaded when it is not there; a DataError says what to do when it cannot be."""
+    """torchvision's dataset, downloaded if missing; where it cannot be, a DataError says how."""
     from torchvision import datasets
 
     try:
@@ -338,6 +308,6 @@ def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:
     except (RuntimeError, OSError, EOFError) as error:
         reason = ' '.join(str(error).split())
         raise DataError(
-            f'{name} is not there and cannot be downloaded ({reason}). Put {by_hand}, or name another folder with '
-            '--set data_loader.args.data_dir=FOLDER'
+            f'{name} is not there and cannot be downloaded ({reason}). Put {by_hand}, or name '
+            'another folder with --set data_loader.args.data_dir=FOLDER'
         ) from error

@@ -18,9 +18,11 @@ MEAN, STD = 0.3056, 0.3247  # of the training pixels, after scaling to [0, 1] an
 def digits(training: bool) -> TensorDataset:
     """scikit-learn's handwritten digits; images (n, 1, 28, 28) standardised, classes (n,).
 
-    Source: UCI ML repository, "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
+    Source: UCI ML repository, "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak,
+    1998).
     """
-    # The file that sklearn.datasets.load_digits reads: importing scikit-learn for it would take two seconds of every start.
+    # The file that sklearn.datasets.load_digits reads: importing scikit-learn for it would take two
+    # seconds of every start.
     package = Path(importlib.util.find_spec('sklearn').submodule_search_locations[0])
     rows = torch.from_numpy(
         np.loadtxt(package / 'datasets/data/digits.csv.gz', delimiter=',', dtype=np.float32)
@@ -37,7 +39,10 @@ def digits(training: bool) -> TensorDataset:
 
 
 class Standardize:
-    """Images of bytes, (..., channels, height, width) uint8 -> float: scaled to [0, 1], less `mean`, by `std` (numbers a channel)."""
+    """Images of bytes as floats: scaled to [0, 1], less `mean`, by `std` (a number a channel).
+
+    (..., channels, height, width) uint8 -> the same in float32
+    """
 
     def __init__(self, mean: list[float], std: list[float]):
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
@@ -51,7 +56,7 @@ class Standardize:
 
 
 def read_idx(path: Path) -> torch.Tensor:
-    """The bytes of an idx file (the format of MNIST), plain or .gz, as a uint8 tensor in its shape."""
+    """The bytes of an idx file (the format of MNIST), plain or .gz, in their shape (uint8)."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
     n_dimensions = content[3] if len(content) > 4 and content[:3] == b'\0\0\x08' else 0
     if not n_dimensions:
@@ -60,7 +65,8 @@ def read_idx(path: Path) -> torch.Tensor:
     shape = [int.from_bytes(content[at : at + 4], 'big') for at in range(4, start, 4)]
     if len(content) - start != (n_bytes := int(np.prod(shape))):
         raise DataError(
-            f'{path} is damaged: its head promises {n_bytes} bytes ({" x ".join(map(str, shape))}), and '
-            f'{max(0, len(content) - start)} follow. Remove it, so that it is downloaded again'
+            f'{path} is damaged: its head promises {n_bytes} bytes '
+            f'({" x ".join(map(str, shape))}), and {max(0, len(content) - start)} follow. Remove '
+            'it, so that it is downloaded again'
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)

@@ -98,8 +98,8 @@ class ImageFolder(Dataset):
         self._empty = [name for name, found in zip(self.classes, files) if not found]
         if not any(files) or self._empty and classes is None:
             raise DataError(
-                f'{Path(folder, *self._empty[:1]).resolve()} holds no images: expected a folder for '
-                f'each class, with files that end in {", ".join(ENDINGS)}'
+                f'{Path(folder, *self._empty[:1]).resolve()} holds no images: expected a folder '
+                f'for each class, with files that end in {", ".join(ENDINGS)}'
             )
         self.paths = [path for found in files for path in found]
         self.targets = [number for number, found in enumerate(files) for _ in found]

@@ -7,11 +7,21 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
+from armature.batch import Parts
 from armature.checkpoint import files as checkpoint
 from armature.errors import ConfigError, DataError
-from data_loader.data_loaders import CsvDataLoader, ImageFolderDataLoader, MnistDataLoader
+from base import BaseDataLoader
+from data_loader.data_loaders import (
+    CsvDataLoader,
+    ImageFolderDataLoader,
+    MnistDataLoader,
+    RandomSampler,
+    WeightedRandomSampler,
+)
 from tests.conftest import ROOT, run_script
+from tools.show_data import draw, show
 
 ROWS = [
     ('1', 'red', 'yes'),
@@ -806,6 +816,86 @@ def test_regression_recovers_the_line(tmp_path):
     assert line['line.weight'].item() == pytest.approx(0.7, abs=0.01) and line[
         'line.bias'
     ].item() == pytest.approx(0.3, abs=0.01)
+
+
+def shown(capsys, loader):
+    show('train', loader, Parts(None, pairs_only=False))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'sampler',
+    [
+        WeightedRandomSampler('balanced'),
+        WeightedRandomSampler('balanced', num_samples=50),
+        RandomSampler(replacement=True),
+        None,
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_show_data_counts_the_classes_that_are_there_whatever_a_sampler_draws(capsys, sampler):
+    classes = torch.tensor([0] * 322 + [1] * 57 + [2] * 714 + [3] * 27)
+    data = TensorDataset(torch.randn(len(classes), 2), classes)
+    loader = BaseDataLoader(data, 100, True, 0.0, 0, sampler=sampler)
+    said = shown(capsys, loader)
+    assert 'train: 1,120 samples, batches of 100' in said
+    assert 'classes      0: 322, 1: 57, 2: 714, 3: 27\n' in said
+    drawn = torch.bincount(classes[loader.indices(0)], minlength=4).tolist()
+    line = ', '.join(f'{number}: {count}' for number, count in enumerate(drawn))
+    assert (f'draws {sum(drawn):,} samples: {line}\n' in said) == (sampler is not None)
+    assert f'target       ({min(100, sum(drawn))},) int64\n' in said  # no range beside the classes of all batches
+
+
+def test_show_data_counts_only_the_part_and_names_its_classes(tmp_path, capsys):
+    rows = [(row, 'cat' if row % 3 else 'dog') for row in range(30)]
+    path = csv_file(tmp_path / 'a.csv', ('size', 'kind'), rows)
+    options = {'validation_split': 6, 'stratify': True, 'numeric': ['size']}
+    loader = CsvDataLoader(path, 'kind', 4, **options)
+    said = shown(capsys, loader) + shown(capsys, loader.split_validation())
+    assert re.findall('classes +(.*)', said) == ['cat: 16, dog: 8', 'cat: 4, dog: 2']
+    binary = CsvDataLoader(path, 'kind', 4, target_kind='binary', numeric=['size'])
+    assert 'classes      cat: 20, dog: 10' in shown(capsys, binary)
+    number = CsvDataLoader(path, 'size', 4, target_kind='number', categorical=['kind'])
+    assert 'classes' not in shown(capsys, number)
+
+
+def test_show_data_says_what_was_converted_skipped_and_unreadable(tmp_path, capsys):
+    rows = [('inf', 1, 'a'), (2, 1, 'b'), (3, 1, 'a')]
+    path = csv_file(tmp_path / 'a.csv', ('x', 'flat', 'kind'), rows)
+    said = shown(capsys, CsvDataLoader(path, 'kind', 4, numeric=['x', 'flat']))
+    assert "'inf' (one of 1) is too large" in said and "'flat' does not vary" in said
+
+    folders_of(tmp_path / 'images', *(f'{name}/{n}.png' for name in 'ab' for n in range(3)))
+    for n in (3, 4):
+        save_image(tmp_path / 'images' / 'a' / f'{n}.png', grey(9000 + 9000 * n, np.uint16))
+    (tmp_path / 'images' / 'a' / 'notes.txt').write_text('')
+    (tmp_path / 'images' / 'b' / '.0.png').write_text('')
+    (tmp_path / 'images' / 'b' / '5.jpg').write_bytes(b'')
+    loader = ImageFolderDataLoader(str(tmp_path / 'images'), 4, size=8, shuffle=False)
+    said = shown(capsys, loader)
+    for each in (
+        '9 samples',
+        'classes      a: 5, b: 4',
+        '1 samples cannot be read: ',
+        'b/5.jpg cannot be read as an image (it is empty)',
+        '1 files .txt left out',
+        '1 files hidden left out',
+        '2 times: an image has 16 bits',
+        '5 samples are there twice',
+    ):
+        assert each in said
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_pictures_of_a_batch_are_drawn(tmp_path, channels):
+    from PIL import Image
+
+    images = torch.rand(9, channels, 6, 5)
+    draw(images, list(range(9)), str(tmp_path / 'data.png'))
+    with Image.open(tmp_path / 'data.png') as picture:
+        assert picture.width > 8 * 80 and picture.height > 2 * 80
+    with pytest.raises(ConfigError, match='-o .*data.xyz: it cannot be drawn there'):
+        draw(images, list(range(9)), str(tmp_path / 'data.xyz'))
 
 
 def test_show_data_draws_a_batch_and_finds_samples_in_two_splits(tmp_path):

@@ -1,38 +1,38 @@
 """Look at the data of an experiment: python -m tools.show_data -c config.json
 
-Prints shapes, kinds of numbers, ranges and classes of each split, and the samples that stand in two of them; writes a batch as the
-model will see it to data.png (images with their labels) or prints its first rows.
+Prints for each split how many samples and classes it has, what was skipped, converted or could not
+be read, and its first batch; then which samples stand in two splits. Draws the first training batch
+as the model will see it to data.png, or prints its first samples where it holds no images.
 """
 
 import argparse
-import hashlib
 from collections import Counter
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import data_loader.data_loaders as module_data
-from armature.batch import length, map_tensors
-from armature.errors import UserError, exit_on_user_error
+from armature.batch import Parts, is_structure, length, map_tensors
+from armature.data.identity import class_names_of, digest
+from armature.data.order import Order
+from armature.errors import ConfigError, UserError, exit_on_user_error
 from armature.seed import own_randomness, seed_everything
 from parse_config import ConfigParser
-
-TILE = 84  # pixels of an image in the grid
 
 
 def splits(config: ConfigParser) -> dict[str, Any]:
     """The loaders of the experiment by name; without test data where the config has none."""
     train = config.init_obj('data_loader', module_data)
-    found = {'train': train}
-    valid = (
-        config.init_obj('valid_data_loader', module_data)
-        if 'valid_data_loader' in config
-        else train.split_validation()
-    )
-    if valid is not None:
-        found['valid'] = valid
+    valid = None
+    if 'valid_data_loader' in config:
+        valid = config.init_obj('valid_data_loader', module_data)
+    elif hasattr(train, 'split_validation'):
+        valid = train.split_validation()
+    found = {'train': train} | ({'valid': valid} if valid is not None else {})
     try:
         if 'test_data_loader' not in config:
             section = config['data_loader']
@@ -41,163 +41,158 @@ def splits(config: ConfigParser) -> dict[str, Any]:
         found['test'] = config.init_obj('test_data_loader', module_data)
     except (UserError, TypeError) as error:
         print(f'test: none ({error})')
-    for loader in found.values():
-        if (
-            loader is not train
-            and hasattr(train, 'state_dict')
-            and hasattr(loader, 'load_state_dict')
-        ):
+    for loader in list(found.values())[1:]:
+        if hasattr(train, 'state_dict') and hasattr(loader, 'load_state_dict'):
             loader.load_state_dict(train.state_dict())
+        if hasattr(loader, 'use_class_names'):
+            loader.use_class_names(train.class_names)
     return found
 
 
-def describe(batch: Any) -> list[str]:
-    """One line for each tensor of a batch: place, shape, dtype, range."""
+def held_by(loader: Any) -> torch.Tensor | None:
+    """The samples that a split holds, however often a sampler draws each; None for a stream."""
+    if not hasattr(loader, 'indices'):
+        return None
+    sampler = loader.sampler
+    return (sampler.indices if isinstance(sampler, Order) else loader.indices(0)).unique()
+
+
+def class_counts(loader: Any, indices: torch.Tensor) -> str:
+    """How many of these samples are of each class; empty when the targets are no classes."""
+    classes = np.asarray(loader.sample_classes())
+    names = class_names_of(loader.dataset) or loader.class_names
+    kinds = 'iubU' if names is None else 'iubf'
+    if not classes.ndim or classes.size > len(classes) or classes.dtype.kind not in kinds:
+        return ''
+    counts = Counter(classes.flatten()[indices.numpy()].tolist())
+    shown = [
+        f'{names[int(each)] if names else each}: {count:,}'
+        for each, count in sorted(counts.items())
+    ]
+    return ', '.join(shown[:20]) + ' ...' * (len(shown) > 20)
+
+
+def describe(batch: Any, has_classes: bool) -> list[str]:
+    """One line for each tensor of a batch: place, shape, dtype, range (but not that of classes)."""
+    is_pair = isinstance(batch, (list, tuple)) and len(batch) == 2
     lines = []
-
-    def visit(value: Any, place: str) -> None:
-        if isinstance(value, torch.Tensor):
-            bounds = (
-                f', from {value.min().item():.4g} to {value.max().item():.4g}'
-                if value.numel()
-                else ''
-            )
-            finite = (
-                ''
-                if not value.is_floating_point() or value.isfinite().all()
-                else ', NOT ALL FINITE'
-            )
-            lines.append(
-                f'{place or "the batch":12s} {tuple(value.shape)} {str(value.dtype).removeprefix("torch.")}{bounds}{finite}'
-            )
-        elif (
-            isinstance(value, dict)
-            or hasattr(value, '_asdict')
-            or hasattr(value, '__dataclass_fields__')
-        ):
-            fields = (
-                value._asdict()
-                if hasattr(value, '_asdict')
-                else value
-                if isinstance(value, dict)
-                else vars(value)
-            )
-            for name, each in fields.items():
-                visit(each, f'{place}.{name}'.lstrip('.'))
-        elif isinstance(value, (list, tuple)):
-            for index, each in enumerate(value):
-                visit(each, f'{place}.{index}'.lstrip('.'))
-
-    names = ('input', 'target') if isinstance(batch, (list, tuple)) and len(batch) == 2 else None
-    for name, part in zip(names, batch) if names else [('', batch)]:
-        visit(part, name)
+    for place, tensor in leaves(dict(zip(('input', 'target'), batch)) if is_pair else batch):
+        line = f'{place or "the batch":12s} {tuple(tensor.shape)} {tensor.dtype}'
+        if tensor.numel() and not tensor.is_complex() and not (has_classes and place == 'target'):
+            line += f', from {tensor.min().item():.4g} to {tensor.max().item():.4g}'
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            line += ', NOT ALL FINITE'
+        lines.append(line.replace('torch.', ''))
     return lines
 
 
-def class_counts(loader: Any) -> Counter | None:
-    """How many samples of each class the split has; None when its targets are no classes."""
-    classes = loader.sample_classes() if hasattr(loader, 'sample_classes') else None
-    if classes is None or not all(isinstance(each, (int, bool)) for each in classes):
-        return None
-    return Counter(classes[index] for index in set(loader.indices(0).tolist()))
+def leaves(content: Any, place: str = '') -> Iterator[tuple[str, torch.Tensor]]:
+    """(where it stands, tensor) of each tensor in a batch."""
+    if isinstance(content, torch.Tensor):
+        yield place, content
+    elif is_structure(content):
+        if hasattr(content, '_asdict'):
+            content = content._asdict()
+        elif not isinstance(content, (list, tuple, Mapping)):
+            content = vars(content)
+        parts = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for name, each in parts:
+            yield from leaves(each, f'{place}.{name}'.lstrip('.'))
 
 
-def fingerprints(loader: Any) -> dict[bytes, int]:
-    """{hash of a sample's input: its index in the dataset}, as the dataset gives it (without augmentation)."""
-    found = {}
+def read_all(loader: Any, held: torch.Tensor) -> tuple[dict[str, int], list[str]]:
+    """({digest of a sample's input, without augmentation: its index}, what cannot be read)."""
+    if hasattr(loader.dataset, 'n_converted'):
+        loader.dataset.n_converted.zero_()  # what is counted from here on is of these samples
+    found, unreadable = {}, []
     with own_randomness(0):
-        for index in sorted(set(loader.indices(0).tolist())):
+        for index in held.tolist():
             try:
                 sample = loader.dataset[index]
-            except UserError:
+            except UserError as error:
+                unreadable.append(str(error))
                 continue
-            digest = hashlib.blake2b(digest_size=16)
-            data = sample[0] if isinstance(sample, (list, tuple)) else sample
-            map_tensors(
-                lambda tensor, digest=digest: digest.update(
-                    tensor.contiguous().cpu().view(-1).numpy().tobytes()
-                ),
-                data,
-            )
-            if not isinstance(data, (torch.Tensor, list, tuple, dict)):
-                digest.update(repr(data).encode())
-            found[digest.digest()] = index
-    return found
+            found[digest(sample[0] if isinstance(sample, (list, tuple)) else sample)] = index
+    return found, unreadable
 
 
-def draw(images: torch.Tensor, labels: list, file: str) -> None:
-    """A grid of images (batch, channels, height, width) with their labels below them, each image from its darkest to its brightest."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    n_columns = min(8, len(images))
-    grid = Image.new('RGB', (n_columns * TILE, -(-len(images) // n_columns) * (TILE + 14)), 'white')
-    pen = ImageDraw.Draw(grid)
-    for place, (image, label) in enumerate(zip(images, labels)):
-        image = image.float()
-        image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6) * 255
-        pixels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-        tile = Image.fromarray(
-            pixels.byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8)
-        ).resize((TILE - 4, TILE - 4))
-        left, top = place % n_columns * TILE, place // n_columns * (TILE + 14)
-        grid.paste(tile, (left + 2, top + 2))
-        pen.text((left + 4, top + TILE - 1), str(label)[:12], fill='black')
-    grid.save(file)
+def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int]]:
+    """Print what a split holds. Returns (its first batch, {digest of an input: its index})."""
+    held, indexed = held_by(loader), {}
+    how_many = 'a stream' if held is None else f'{len(held):,} samples'
+    print(f'{name}: {how_many}, batches of {loader.batch_size}')
+    counts = ''
+    if held is not None:
+        counts, drawn = class_counts(loader, held), loader.indices(0)
+        if counts:
+            print(f'    classes      {counts}')
+        if len(drawn) != len(held) or len(drawn.unique()) != len(held):
+            of_classes = f': {class_counts(loader, drawn)}' if counts else ''
+            print(f'    an epoch     draws {len(drawn):,} samples{of_classes}')
+        indexed, unreadable = read_all(loader, held)
+        if len(indexed) + len(unreadable) < len(held):
+            print(f'    {len(held) - len(indexed) - len(unreadable)} samples are there twice')
+        if unreadable:
+            print(f'    {len(unreadable)} samples cannot be read: {"; ".join(unreadable[:3])}')
+    for each in (loader, getattr(loader, 'dataset', None)):
+        for note in each.notes() if hasattr(each, 'notes') else []:
+            print(f'    {note}')
+    try:
+        batch = next(iter(loader), None)
+    except UserError as error:
+        print(f'    no batch: {error}')
+        return None, indexed
+    batch = batch if batch is None else parts.of(batch)
+    print('    the first batch:')
+    print('\n'.join(f'        {line}' for line in describe(batch, bool(counts))))
+    return batch, indexed
 
 
 def main(config: ConfigParser, file: str) -> None:
     seed_everything(config.get('seed', 123))
-    loaders = splits(config)
-    first = None
-    for name, loader in loaders.items():
-        batch = next(iter(loader), None)
-        if batch is None:
-            print(f'{name}: no batches')
-            continue
-        first = batch if first is None else first
-        print(
-            f'{name}: {len(loader.indices(0)):,} samples, batches of {loader.batch_size}'
-            if hasattr(loader, 'indices')
-            else f'{name}: a stream, batches of {loader.batch_size}'
-        )
-        print('\n'.join(f'    {line}' for line in describe(batch)))
-        counts = class_counts(loader)
-        if counts:
-            shown = ', '.join(f'{each}: {count}' for each, count in sorted(counts.items())[:20])
-            print(f'    classes      {shown}{" ..." if len(counts) > 20 else ""}')
-    indexed = {
-        name: fingerprints(loader) for name, loader in loaders.items() if hasattr(loader, 'indices')
-    }
-    for one, other in (('train', 'valid'), ('train', 'test'), ('valid', 'test')):
-        if one in indexed and other in indexed:
-            shared = indexed[one].keys() & indexed[other].keys()
-            pairs = ', '.join(
-                f'{indexed[one][each]} = {indexed[other][each]}' for each in islice(shared, 5)
-            )
-            print(
-                f'in {one} and in {other}: {len(shared)} samples'
-                + f' (such as {pairs})' * bool(shared)
-            )
-    show_batch(first, file)
+    parts = Parts(config.get('batch'), pairs_only=False)
+    shown = {name: show(name, loader, parts) for name, loader in splits(config).items()}
+    for (one, (_, ours)), (other, (_, theirs)) in combinations(shown.items(), 2):
+        if ours and theirs:
+            shared = [each for each in ours if each in theirs]
+            pairs = ', '.join(f'{ours[each]} = {theirs[each]}' for each in shared[:5])
+            such = f' (such as {pairs})' if shared else ''
+            print(f'in {one} and in {other}: {len(shared)} samples{such}')
+    show_batch(shown['train'][0], file)
 
 
 def show_batch(batch: Any, file: str) -> None:
+    """Draw the images of a batch to `file`; where it holds none, print its first samples."""
     data, labels = batch if isinstance(batch, (list, tuple)) and len(batch) == 2 else (batch, None)
-    is_images = isinstance(data, torch.Tensor) and data.dim() == 4 and data.shape[1] in (1, 3, 4)
-    if is_images:
-        labels = (
-            labels.tolist()
-            if isinstance(labels, torch.Tensor) and labels.dim() == 1
-            else [''] * length(data)
-        )
-        draw(data[:64], labels[:64], file)
+    if isinstance(data, torch.Tensor) and data.dim() == 4 and data.shape[1] in (1, 3, 4):
+        has_labels = isinstance(labels, torch.Tensor) and labels.dim() == 1
+        draw(data[:64], labels.tolist() if has_labels else [''] * len(data), file)
         print(f'the first training batch is in {file}')
-    else:
-        print('the first training samples:')
-        for index in range(min(5, length(batch))):
-            sample = map_tensors(lambda tensor, index=index: tensor[index].tolist(), batch)
-            print(f'    {str(sample)[:160]}')
+        return
+    print('the first training samples:')
+    for index in range(min(5, length(batch))):
+        sample = map_tensors(lambda tensor, index=index: tensor[index].tolist(), batch)
+        print(f'    {str(sample)[:160]}')
+
+
+def draw(images: torch.Tensor, labels: list, file: str) -> None:
+    """Images (n, channels, height, width), each from its darkest to its brightest, and labels."""
+    from matplotlib.figure import Figure
+
+    n_columns = min(8, len(images))
+    n_rows = -(-len(images) // n_columns)
+    figure = Figure(figsize=(1.2 * n_columns, 1.4 * n_rows), layout='constrained')
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, label in zip(axes, images.cpu().float(), labels):
+        image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)
+        axis.imshow(image[:3].permute(1, 2, 0).numpy(), cmap='gray')  # the map of one channel
+        axis.set_title(str(label)[:12], fontsize=8)
+    try:
+        figure.savefig(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'-o {file}: it cannot be drawn there ({error})') from error
 
 
 if __name__ == '__main__':

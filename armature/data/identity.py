@@ -134,7 +134,7 @@ def fingerprint(dataset: Any) -> dict | None:
     paths = _paths_of(dataset)
     some = paths[:: -(-len(paths) // N_SIZES)]
     sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in some]
-    return {**found, 'names of files': _digest(names), 'sizes of files': _digest(sizes)}
+    return {**found, 'names of files': digest(names), 'sizes of files': digest(sizes)}
 
 
 def names_of(dataset: Any) -> list[str] | None:
@@ -183,35 +183,36 @@ def _contents(dataset: Any) -> dict[int, str]:
 def _content(dataset: Any, index: int) -> str:
     with own_randomness(0):
         try:
-            return _digest(dataset[index])
+            return digest(dataset[index])
         except Exception as error:  # whoever trains on it will hear of it
             return type(error).__name__
 
 
-def _digest(content: Any) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+def digest(content: Any) -> str:
+    """A short hash of what a sample holds."""
+    hashed = hashlib.blake2b(digest_size=8)
 
     def add(content: Any) -> None:
         if isinstance(content, torch.Tensor):
             content = content.detach().cpu()
             content = content.float().numpy() if content.dtype == torch.bfloat16 else content.numpy()
         if isinstance(content, np.ndarray) and content.dtype != object:
-            digest.update(f'{content.dtype}{content.shape}'.encode())
-            digest.update(np.ascontiguousarray(content).tobytes())
+            hashed.update(f'{content.dtype}{content.shape}'.encode())
+            hashed.update(np.ascontiguousarray(content).tobytes())
         elif isinstance(content, Mapping):
             add([*content.keys(), *content.values()])
         elif isinstance(content, (list, tuple)):
             for each in content:
                 add(each)
         elif isinstance(content, (str, int, float, bytes, type(None))):
-            digest.update(f'{content!r} '.encode())
+            hashed.update(f'{content!r} '.encode())
         elif hasattr(content, 'tobytes'):  # an image of PIL
-            digest.update(content.tobytes())
+            hashed.update(content.tobytes())
         else:
-            digest.update(type(content).__name__.encode())
+            hashed.update(type(content).__name__.encode())
 
     add(content)
-    return digest.hexdigest()
+    return hashed.hexdigest()
 
 
 # Classes
