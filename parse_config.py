@@ -15,7 +15,7 @@ import torch
 
 from armature.compare import first_difference
 from armature.config import build
-from armature.config.check import check, describe
+from armature.config.check import check
 from armature.config.keys import (
     TOP,
     paths_of,
@@ -129,6 +129,8 @@ class ConfigParser:
             if dist.is_main():
                 sys.stderr.write(f'note: {note}\n')
         if getattr(given, 'print_config', False):
+            from tools.print_config import describe
+
             sys.stdout.write(describe(document, builds))
             sys.exit(0)
         parsed = cls(document, resume)

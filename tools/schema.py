@@ -15,10 +15,10 @@ from armature.config.keys import (
     TERM,
     TOP,
     argument_schema,
-    json_default,
     near_miss,
     parameters,
 )
+from tools.print_config import json_default
 
 # What the template's train.py passes itself; a config that gives it too is refused.
 FROM_CODE = {
@@ -116,7 +116,7 @@ def _arguments(found, section: str) -> dict:
     for key, parameter in named.items():
         if key in FROM_CODE.get(section, ()):
             continue
-        properties[key] = copy.deepcopy(argument_schema(found, parameter))
+        properties[key] = copy.deepcopy(argument_schema(parameter))
         if section == 'lr_scheduler' and key in config_types.AUTO_LENGTHS and properties[key]:
             properties[key] = {'anyOf': [properties[key], {'enum': ['auto']}]}
         if (default := json_default(parameter)) is not NotImplemented:

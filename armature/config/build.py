@@ -374,7 +374,7 @@ def judge(
         if key in from_code:
             yield Problem(here, 'is given by the code, so the config may not give it too')
         elif key in named:
-            expected = violation(value, argument_schema(target, named[key]))
+            expected = violation(value, argument_schema(named[key]))
             if expected is not None:
                 yield Problem(here, f'expected {expected}, got {show(value)}')
         elif not is_open:
@@ -383,7 +383,7 @@ def judge(
         elif any(is_near_miss(key, other) for other in named):
             text = f'{label} takes any key, but has none of that name{did_you_mean(key, named)}'
             yield Problem(here, text, is_note=True)
-        if not reads_itself(target, named.get(key)):
+        if not reads_itself(named.get(key)):
             yield from _judge_nested(value, kind, here, module, config)
     if not is_complete or is_function_of_output:
         return  # a trainer of one's own may give its loss more than (output, target)
@@ -401,9 +401,9 @@ def _judge_nested(value, kind: Kind, path: tuple, module, config: dict) -> Itera
             yield from _judge_nested(inner, kind, (*path, key), module, config)
 
 
-def reads_itself(target, parameter: inspect.Parameter | None) -> bool:
+def reads_itself(parameter: inspect.Parameter | None) -> bool:
     """Whether an object for this parameter is left as it is: its annotation says dict."""
-    return parameter is not None and takes(target, parameter, OBJECT)
+    return parameter is not None and takes(parameter, OBJECT)
 
 
 def is_nested_object(value, kind: Kind, module: ModuleType | None) -> bool:
@@ -438,8 +438,8 @@ def prepare(
 ) -> functools.partial:
     """The call that a section {"type", "args"} describes; objects in its args are built first."""
     kind, path = kind_of(name, module), (name,)
-    found = judge(section, kind, path, module, document.values, len(args), kwargs, is_complete)
-    document.refuse(found)
+    config = document.values
+    document.refuse(judge(section, kind, path, module, config, len(args), kwargs, is_complete))
     return _call(section, kind, path, module, args, kwargs, document)
 
 
@@ -451,9 +451,9 @@ def _call(entry, kind: Kind, path: tuple, module, args: tuple, kwargs: dict, doc
     given = {}
     for key, value in (entry.get('args') or {}).items():
         parameter = named.get(key)
-        if not reads_itself(target, parameter):
+        if not reads_itself(parameter):
             value = _value(value, kind, (*path, 'args', key), module, args, document)
-        if isinstance(value, list) and parameter and takes(target, parameter, TENSOR):
+        if isinstance(value, list) and parameter and takes(parameter, TENSOR):
             # [1, 5] for the weights of classes means numbers, as torch's losses want them.
             dtype = torch.get_default_dtype() if kind.method == '__call__' else None
             value = torch.tensor(value, dtype=dtype)
@@ -472,16 +472,12 @@ def _value(value, kind: Kind, path: tuple, module, args: tuple, document: Docume
     if isinstance(value, str):
         dtype = getattr(torch, value[6:], None) if value.startswith('torch.') else None
         return dtype if isinstance(dtype, torch.dtype) else expanded(value)
-    if isinstance(value, list):
-        return [
-            _value(each, kind, (*path, index), module, args, document)
-            for index, each in enumerate(value)
-        ]
-    if isinstance(value, dict):
-        return {
+    if isinstance(value, (list, dict)):
+        built = {
             key: _value(each, kind, (*path, key), module, args, document)
-            for key, each in value.items()
+            for key, each in entries(value)
         }
+        return built if isinstance(value, dict) else list(built.values())
     return value
 
 

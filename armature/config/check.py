@@ -1,7 +1,6 @@
 """The only place that judges a whole config: against the key table and what it names, before any work."""
 
 import inspect
-import json
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -23,15 +22,12 @@ from armature.config.keys import (
     SECTION,
     TERM,
     TOP,
-    argument_schema,
     expanded,
     is_near_miss,
-    json_default,
     judge_keys,
     parameters,
-    violation,
 )
-from armature.config.read import Document, Problem, did_you_mean, entries, lookup, show
+from armature.config.read import Document, Problem, did_you_mean, entries, show
 from armature.errors import ConfigError
 
 # What a script may read by itself in a way of its own, unless it says that it builds it.
@@ -64,9 +60,12 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
             yield from _entry(document, (name,), section, builds[name])
     optimizer, trainer = _dict(config, 'optimizer'), _dict(config, 'trainer')
     if 'optimizer' in builds:
-        yield from _groups(optimizer, builds['optimizer'])
+        yield from _groups(optimizer, builds['optimizer'], config)
     if 'trainer' in builds and isinstance(trainer.get('type'), str):
-        yield from _type(trainer['type'], 'trainer', builds['trainer'])
+        path = ('trainer', 'type')
+        yield from judge(
+            trainer['type'], KINDS['trainer'], path, builds['trainer'], config, is_complete=False
+        )
     try:
         expanded(str(trainer.get('save_dir')))
     except ConfigError as error:
@@ -154,21 +153,8 @@ def _try_scheduler(section: dict, config: dict) -> None:
         scheduler.step()  # a period of zero shows only here
 
 
-def _type(name: str, section: str, module: ModuleType) -> Iterator[Problem]:
-    try:
-        find(name, KINDS[section], module)
-    except ConfigError as error:
-        yield Problem((section, 'type'), str(error))
-
-
-def _groups(section: dict, module: ModuleType) -> Iterator[Problem]:
+def _groups(section: dict, module: ModuleType, config: dict) -> Iterator[Problem]:
     """What a group of parameters says beside its pattern has to be an argument of the optimizer."""
-    try:
-        optimizer = find(section.get('type'), KINDS['optimizer'], module)
-    except ConfigError:
-        return
-    named, _ = parameters(optimizer)
-    settings = list(named)[1:]
     for index, group in entries(section.get('groups')):
         path = ('optimizer', 'groups', index)
         if not isinstance(group, dict):
@@ -176,35 +162,28 @@ def _groups(section: dict, module: ModuleType) -> Iterator[Problem]:
         if not isinstance(group.get('match'), str):
             text = 'expected a pattern of parameter names, such as "*.bias|*norm*"'
             yield Problem((*path, 'match'), text)
-        for key in group.keys() - {'match'}:
-            if key not in settings:
-                text = f'{optimizer.__name__} has no {key!r}{did_you_mean(key, settings)}'
-                yield Problem((*path, key), text)
-            elif expected := violation(group[key], argument_schema(optimizer, named[key])):
-                yield Problem((*path, key), f'expected {expected}, got {show(group[key])}')
+        args = {key: value for key, value in group.items() if key != 'match'}
+        entry = {'type': section.get('type'), 'args': args}
+        for problem in judge(entry, KINDS['optimizer'], path, module, config, is_complete=False):
+            if problem.path[-1] in args:  # what is wrong with the type is said once
+                yield problem._replace(path=(*path, problem.path[-1]))
 
 
 # What only several keys together can tell
 
 
-def _names(config: dict) -> Iterator[tuple[tuple, str]]:
-    """The path and the name of each value that an epoch reports beside the loss."""
+def _names(config: dict) -> Iterator[str]:
+    """The name of each value that an epoch reports."""
+    yield 'loss'
     for section in ('metrics', 'loss'):
-        for index, entry in entries(config.get(section) if section in config else None):
+        for entry in config[section] if isinstance(config.get(section), list) else ():
             entry = entry if isinstance(entry, dict) else {'type': entry}
             name = entry.get('name') or entry.get('type')
-            if isinstance(index, int) and isinstance(name, str):
-                yield (section, index), name if entry.get('name') else name.rpartition('.')[2]
+            if isinstance(name, str):
+                yield name if entry.get('name') else name.rpartition('.')[2]
 
 
 def _monitor(config: dict, trainer: dict, builds: dict) -> Iterator[Problem]:
-    seen = {'loss'}
-    if 'metrics' in builds:
-        for path, name in _names(config):
-            if name in seen or name == 'epoch':
-                text = f'{name!r} is the name of another value: give this one a "name" of its own'
-                yield Problem(path, text)
-            seen.add(name)
     rule, path = trainer.get('monitor'), ('trainer', 'monitor')
     if not isinstance(rule, str) or rule == 'off':
         return
@@ -213,7 +192,8 @@ def _monitor(config: dict, trainer: dict, builds: dict) -> Iterator[Problem]:
     if mode not in ('min', 'max') or not metric:
         yield Problem(path, f"expected 'min <metric>', 'max <metric>' or 'off', got {show(rule)}")
     elif 'metrics' in builds:
-        known = [*seen, *(f'val_{name}' for name in seen)]
+        names = list(_names(config))
+        known = [*names, *(f'val_{name}' for name in names)]
         if any(is_near_miss(metric, name) for name in known) and metric not in known:
             text = f'no epoch reports {metric!r}{did_you_mean(metric, known)}'
             yield Problem(path, f'{text}: there are {", ".join(known)}')
@@ -276,57 +256,3 @@ def _schedule(section: dict, trainer: dict) -> Iterator[Problem]:
             yield Problem(here, text, is_note)
         elif key == 'total_steps' and length < n_steps:
             yield Problem(here, f'{name} ends after {length} {unit}, and the run has {n_steps}')
-
-
-# Showing it
-
-
-def describe(document: Document, builds: dict[str, ModuleType] | None = None) -> str:
-    """The config with the defaults it relies on, each value with its origin; again a config."""
-    lines = []
-
-    def write(value, path: tuple, origin: str, tail: str) -> None:
-        indent = '    ' * len(path)
-        key = f'{json.dumps(path[-1])}: ' if path and isinstance(path[-1], str) else ''
-        members = list(_with_defaults(value, path, document, builds or {}))
-        is_plain_list = isinstance(value, list) and not any(
-            isinstance(each, (dict, list)) for each in value
-        )
-        if not members or is_plain_list:
-            text = f'{indent}{key}{json.dumps(value)}{tail}'
-            lines.append(f'{text:<56}  // {origin}' if origin else text)
-            return
-        opening, closing = '{}' if isinstance(value, dict) else '[]'
-        lines.append(f'{indent}{key}{opening}')
-        for index, (name, inner, place) in enumerate(members):
-            write(inner, (*path, name), place, ',' if index < len(members) - 1 else '')
-        lines.append(f'{indent}{closing}{tail}')
-
-    write(document.values, (), '', '')
-    return '\n'.join(lines) + '\n'
-
-
-def _with_defaults(value, path: tuple, document: Document, builds: dict) -> Iterator[tuple]:
-    """(key, value, origin) for what a section holds, then for what it leaves to a default."""
-    for key, inner in entries(value):
-        yield key, inner, document.origin((*path, key))
-    table = (
-        TOP if not path else TOP.get(path[0], {}).get('properties', {}) if len(path) == 1 else {}
-    )
-    for key, schema in table.items():
-        is_current = 'default' in schema and 'deprecated' not in schema
-        if is_current and isinstance(value, dict) and key not in value:
-            yield key, schema['default'], 'default'
-    if path[-1:] != ('args',) or path[0] not in builds:
-        return
-    module = builds[path[0]]
-    kind = kind_of(path[0], module)
-    kind = kind.inside() if len(path) > 2 else kind
-    try:
-        found = find(lookup(document.values, (*path[:-1], 'type')), kind, module)
-    except ConfigError:
-        return
-    for key, parameter in parameters(found)[0].items():
-        default = json_default(parameter)
-        if key not in value and default is not NotImplemented:
-            yield key, default, f'default of {found.__name__}'

@@ -8,7 +8,6 @@ exclusiveMinimum, maximum, pattern, minLength, anyOf, items, properties, default
 import ast
 import collections.abc
 import inspect
-import math
 import os
 import re
 import textwrap
@@ -393,9 +392,8 @@ def parameters(target) -> tuple[dict[str, inspect.Parameter], bool]:
     A class that only passes `**options` on to its base's constructor has the base's optional
     parameters as well.
     """
-    try:
-        found = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):  # some written in C tell nothing
+    found = _signature(target)
+    if found is None:
         return {}, True
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = {each.name: each for each in found if each.kind in by_name}
@@ -407,6 +405,18 @@ def parameters(target) -> tuple[dict[str, inspect.Parameter], bool]:
     inherited, is_open = parameters(owners[1])
     optional = {name: each for name, each in inherited.items() if each.default is not each.empty}
     return named | {name: optional[name] for name in optional.keys() - named.keys()}, is_open
+
+
+def _signature(target) -> list[inspect.Parameter] | None:
+    """Its parameters, annotations that are text evaluated; None for what is written in C."""
+    try:
+        return list(inspect.signature(target, eval_str=True).parameters.values())
+    except Exception:  # names in annotations may stand there only for type checkers
+        pass
+    try:
+        return list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def _only_passes_on(function, name: str) -> bool:
@@ -426,34 +436,22 @@ def _only_passes_on(function, name: str) -> bool:
     return len(uses) == 1 and uses[0] in passed_on
 
 
-def argument_schema(target, parameter: inspect.Parameter) -> dict:
+def argument_schema(parameter: inspect.Parameter) -> dict:
     """What a config may give for a parameter: by its annotation, or as its default tells."""
     default = parameter.default
     if parameter.annotation is not parameter.empty:
-        schema = _of_annotation(_evaluated(parameter.annotation, target))
+        schema = _of_annotation(parameter.annotation)
         return _union([schema, NULL]) if default is None else schema
     if isinstance(default, bool):  # "yes" would count as true, and so would "no"
         return {'anyOf': [BOOLEAN, INTEGER, NULL, OBJECT]}
     return {}
 
 
-def takes(target, parameter: inspect.Parameter, schema: dict) -> bool:
+def takes(parameter: inspect.Parameter, schema: dict) -> bool:
     """Whether a parameter is annotated so that it may be given this (TENSOR, or OBJECT)."""
-    options = argument_schema(target, parameter)
+    options = argument_schema(parameter)
     is_annotated = parameter.annotation is not parameter.empty
     return is_annotated and schema in options.get('anyOf', [options])
-
-
-def _evaluated(annotation, target):
-    """Annotations may be text (`from __future__ import annotations`)."""
-    if not isinstance(annotation, str):
-        return annotation
-    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
-    scope = vars(collections.abc) | vars(typing) | getattr(function, '__globals__', {})
-    try:
-        return eval(annotation, scope)  # source code of the class, not text of a config
-    except Exception:  # whatever names stand there only for type checkers
-        return typing.Any
 
 
 PLAIN = {
@@ -495,15 +493,3 @@ def _union(options: list[dict]) -> dict:
     flat = [each for option in options for each in option.get('anyOf', [option])]
     unique = [each for index, each in enumerate(flat) if each not in flat[:index]]
     return {} if {} in unique else unique[0] if len(unique) == 1 else {'anyOf': unique}
-
-
-def json_default(parameter: inspect.Parameter):
-    """A parameter's default as a config would say it; NotImplemented when it cannot."""
-    default = parameter.default
-    if isinstance(default, tuple):
-        default = list(default)
-    items = default if isinstance(default, list) else [default]
-    plain = (int, float, str, bool, type(None))
-    is_plain = all(type(each) in plain for each in items)
-    is_finite = all(math.isfinite(each) for each in items if type(each) is float)
-    return default if is_plain and is_finite else NotImplemented
