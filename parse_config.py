@@ -1,4 +1,4 @@
-"""ConfigParser: from a command line and a JSON file to a checked config, the objects it describes and the run's folder."""
+"""ConfigParser: from a command line and a JSON file to a checked config and what it describes."""
 
 import argparse
 import copy
@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import torch
 
-from armature.compare import first_difference
 from armature.config import build
 from armature.config.check import check
 from armature.config.keys import (
@@ -22,12 +21,12 @@ from armature.config.keys import (
     settings_of,
     without_nulls,
 )
-from armature.config.read import Document, did_you_mean, read_config, set_value, show
+from armature.config.read import Document, did_you_mean, read_config, set_option, set_value, show
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import n_processes_wanted, select_devices
-from armature.run.folder import plain_name, run_folder, write_json
+from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
 from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
 
@@ -55,7 +54,7 @@ class ConfigParser:
         self._document = config if isinstance(config, Document) else Document(dict(config))
         for target, value in (modification or {}).items():
             if value is not None:
-                put_option(self._document, target, value, 'modification')
+                set_option(self._document, target, value, 'modification')
         # What the script puts in later, it puts in anew after a resume: no part of the experiment.
         self.as_read = copy.deepcopy(self.config)
         self.wrapped = False  # whether `wrap` has seen the model
@@ -123,7 +122,7 @@ class ConfigParser:
             set_value(document, assignment, list(paths_of(TOP)))
         for dest, option in flags.items():
             if (value := getattr(given, dest)) is not None:
-                put_option(document, option.target, value, option.flags[-1])
+                set_option(document, option.target, value, option.flags[-1])
         document.values = without_nulls(document.values)
         for note in check(document, builds):
             if dist.is_main():
@@ -144,44 +143,16 @@ class ConfigParser:
                 'one device'
             )
         if getattr(given, 'resume_or_start', False):
-            resume = parsed.resume = parsed._unfinished()
+            runs = parsed._saved() / 'models' / parsed.name
+            resume = parsed.resume = unfinished(runs, parsed.config)
         if resume is not None and (config is None or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
         return parsed
 
-    def _unfinished(self) -> Path | None:
-        """The newest checkpoint of the newest run of this name; None when that run is finished or there is none."""
-        from armature.checkpoint import files as checkpoint
-
-        run = checkpoint.newest_run(self._saved() / 'models' / self.name)
-        newest = checkpoint.newest_valid(run) if run is not None else None
-        state = checkpoint.load_head(newest) if newest is not None else {'finished': True}
-        if state.get('finished'):
-            return None
-        if different := first_difference(state['config'], self.config):
-            raise ConfigError(
-                f'--resume-or-start: {different} is another than in the unfinished run {run}. Go on with that '
-                f'run as it was: -r {run}. Or start a new one: leave --resume-or-start out, or change "name".'
-            )
-        return newest
-
     def go_on_after_restart(self, agents: list) -> None:
         """Go on with the run that the torchruns `agents` have trained in before, when they have."""
-        self._continues, self.resume = dist.on_main(self._left_by_this_job, agents)
-
-    def _left_by_this_job(self, agents: list) -> tuple[Path | None, Path | None]:
-        """(run folder to go on in, checkpoint to go on from); else as the command line says."""
-        from armature.checkpoint import files as checkpoint
-        from armature.run.folder import trained_by
-
-        run = trained_by(agents, self._saved() / 'models' / self.name)
-        newest = checkpoint.newest_valid(run) if run is not None else None
-        writers = (
-            (checkpoint.load_head(newest).get('made_by') or {}).get('agents', [])
-            if newest is not None
-            else []
-        )
-        return run or self._continues, newest if set(writers) & set(agents) else self.resume
+        run, newest = dist.on_main(left_by, agents, self._saved() / 'models' / self.name)
+        self._continues, self.resume = run or self._continues, newest or self.resume
 
     def processes(self):
         """What train.py of the first version says for `processes(config)`."""
@@ -298,7 +269,7 @@ class ConfigParser:
         self.config.update(*args, **kwargs)
 
     def __reduce__(self):
-        """Pickled as its plain config: a trainer of one's own may torch.save it, and weights_only can load that."""
+        """Pickled as its plain config, which torch.load reads with weights_only."""
         return OrderedDict, (), None, None, iter(self.as_read.items())
 
     # The run's folders and its log
@@ -409,21 +380,3 @@ def add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> Non
         parser.add_argument(flag, **settings)
     except argparse.ArgumentError:
         pass  # the project's own train.py has it
-
-
-def put_option(document: Document, target, value, origin: str) -> None:
-    """Lay a value from the command line over the config. target: 'optimizer;args;lr', or a sequence of keys."""
-    path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(
-            f'{origin}: {".".join(path)}: {value} is not a number that a config may hold'
-        )
-    if (
-        len(path) > 1
-        and not isinstance(document.values.get(path[0]), dict)
-        or not document.can_hold(path)
-    ):
-        raise ConfigError(
-            f'{origin}: {".".join(path)}: the config has no section {path[0]!r} with such a key'
-        )
-    document.put(path, value, origin)

@@ -1,4 +1,4 @@
-"""A JSON Schema of this project's configs, from its own classes: python -m tools.schema > config.schema.json
+"""A JSON Schema of this project's configs: python -m tools.schema > config.schema.json
 
 With "$schema": "config.schema.json" in a config an editor completes and checks `type` and `args`.
 """

@@ -1,1 +1,1 @@
-"""From a JSON text to objects: `read` it, know its `keys`, `build` what it names, `check` it all."""
+"""From JSON to objects: `read` it, know its `keys`, `build` what it names, `check` it all."""

@@ -176,7 +176,7 @@ _KIND_OF_MODULE = {kind.module: name for name, kind in KINDS.items() if kind.mod
 
 
 def kind_of(section: str, module: ModuleType | None = None) -> Kind:
-    """The kind of a section: by its name (valid_data_loader is one of data_loader), or its module."""
+    """The kind of a section: by its name (valid_data_loader is a data_loader), or its module."""
     if section.endswith('data_loader'):
         return KINDS['data_loader']
     return KINDS.get(section) or KINDS.get(
@@ -211,7 +211,7 @@ def is_projects_own(value) -> bool:
 
 
 def find(name: str, kind: Kind, module: ModuleType | None = None):
-    """The class or function that `name` stands for. A ConfigError when none does that `kind` needs."""
+    """The class or function that `name` stands for; a ConfigError when it is not of the kind."""
     if not isinstance(name, str) or not name:
         raise ConfigError(f'expected the name of {kind.noun}, got {show(name)}')
     if '.' in name:
@@ -250,7 +250,7 @@ def import_project_module(name: str) -> ModuleType | None:
 
 
 def _find_dotted(name: str, kind: Kind):
-    """examples.gan.model.Generator: only inside the project's own packages, and only what is defined there."""
+    """examples.gan.model.Generator: only inside the project's own packages."""
     module_name, _, attribute = name.rpartition('.')
     parts = module_name.split('.')
     if not all(part.isidentifier() and not part.startswith('_') for part in (*parts, attribute)):

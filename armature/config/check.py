@@ -1,4 +1,4 @@
-"""The only place that judges a whole config: against the key table and what it names, before any work."""
+"""The only place that judges a whole config, against the key table and what it names."""
 
 import inspect
 import warnings
@@ -76,7 +76,7 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
 
 
 def table_of(builds: dict) -> dict:
-    """The key table, with the sections that the script says it builds and without those it does not."""
+    """The key table, less the sections that the script does not build."""
     unjudged = {name: {'default': None} for name in SECTIONS if name not in builds}
     own = {**OBJECT, 'properties': SECTION, 'default': None}
     return dict.fromkeys(builds, own) | TOP | unjudged
@@ -110,7 +110,7 @@ def _entry(
 
 
 def _refusal(document: Document, path: tuple, entry, module: ModuleType) -> Iterator[Problem]:
-    """Build what torch provides, for a model of one number: its own checks of values count as ours."""
+    """Build what torch provides, for a model of one number, so that its own checks are made."""
     section, config = path[0], document.values
     if section not in ('loss', 'metrics', 'optimizer', 'lr_scheduler'):
         return

@@ -1,4 +1,4 @@
-"""The one table of the config keys we know, and what a signature says about the arguments of a class.
+"""The one table of the config keys we know, and what a signature says about arguments.
 
 The checker, --print-config, tools/schema.py and the table in docs/config.md read it; `settings_of`
 fills in its defaults. A schema here is a small subset of JSON Schema: type, enum, minimum,
@@ -366,8 +366,8 @@ def violation(value, schema: dict) -> str | None:
         not re.fullmatch(schema['pattern'], value) or len(value.encode('utf-8', 'replace')) > 200
     ):
         return (
-            'a folder name that is plain on every system: without / \\ : * ? " < > |, without a dot '
-            'at either end, and none that Windows keeps for itself, such as CON'
+            'a folder name that is plain on every system: without / \\ : * ? " < > |, without a '
+            'dot at either end, and none that Windows keeps for itself, such as CON'
         )
     if 'minLength' in schema and len(value) < schema['minLength']:
         return 'a text that is not empty'

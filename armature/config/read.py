@@ -5,6 +5,7 @@ JSON with comments, `base` files and `--set`, and for each value where it was wr
 
 import json
 import json.scanner
+import math
 import os
 import re
 from bisect import bisect_right
@@ -91,7 +92,7 @@ class Document:
         return f'{origin}{origin and ": "}{path or "the config"}: {text}'
 
     def refuse(self, problems: Iterable[Problem]) -> None:
-        """A ConfigError with a line for each problem, in the order of the files, when any is one."""
+        """A ConfigError with a line for each problem, in the order of the files, if any is one."""
         wrong = [problem for problem in problems if not problem.is_note]
         if wrong:
             raise ConfigError('\n'.join(map(self.line, sorted(wrong, key=self._place))))
@@ -427,6 +428,21 @@ def set_value(document: Document, assignment: str, known: Iterable[tuple] = ()) 
         near = same_key[:1] or [nearest(left, there)]
         hint = f'did you mean {near[0]!r}?' if near[0] else f"to add it, write '{left}+=...'"
         raise ConfigError(f'--set: {show_path(path)}: the config has no such key ({hint})')
+
+
+def set_option(document: Document, target, value, origin: str) -> None:
+    """Lay a value from the command line over the config.
+
+    target: 'optimizer;args;lr', or a sequence of keys.
+    """
+    path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
+    place = f'{origin}: {".".join(path)}'
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f'{place}: {value} is not a number that a config may hold')
+    is_there = len(path) == 1 or isinstance(document.values.get(path[0]), dict)
+    if not is_there or not document.can_hold(path):
+        raise ConfigError(f'{place}: the config has no section {path[0]!r} with such a key')
+    document.put(path, value, origin)
 
 
 def parse_value(text: str):

@@ -19,7 +19,16 @@ from typing import Any
 
 import torch
 
-from armature.checkpoint.files import RECORD, begun, free_bytes, newest_run, replace
+from armature.checkpoint.files import (
+    RECORD,
+    begun,
+    free_bytes,
+    load_head,
+    newest_run,
+    newest_valid,
+    replace,
+)
+from armature.compare import first_difference
 from armature.config.keys import FOLDER_NAME, violation
 from armature.config.read import show
 from armature.errors import ConfigError, UserError
@@ -240,12 +249,35 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def trained_by(agents: list[str], runs: Path) -> Path | None:
-    """The folder in `runs` that one of these torchruns was the last to train in."""
-    locks = runs.glob(f'*/{LOCK}')
-    return next(
-        (lock.parent for lock in locks if set(agents) & set(lock.read_text().splitlines())), None
-    )
+def left_by(agents: list[str], runs: Path) -> tuple[Path | None, Path | None]:
+    """(run folder, checkpoint) that these torchruns have left in `runs`.
+
+    The folder is the one that one of them was the last to train in; the checkpoint is its newest,
+    when one of them has written that.
+    """
+    for lock in runs.glob(f'*/{LOCK}'):
+        if set(agents) & set(lock.read_text().splitlines()):
+            newest = newest_valid(lock.parent)
+            head = load_head(newest) if newest is not None else {}
+            writers = (head.get('made_by') or {}).get('agents', [])
+            return lock.parent, newest if set(writers) & set(agents) else None
+    return None, None
+
+
+def unfinished(runs: Path, config: dict) -> Path | None:
+    """The newest checkpoint of the newest of `runs`; None without one, or when it is finished."""
+    run = newest_run(runs)
+    newest = newest_valid(run) if run is not None else None
+    head = load_head(newest) if newest is not None else {'finished': True}
+    if head.get('finished'):
+        return None
+    if different := first_difference(head['config'], config):
+        raise ConfigError(
+            f'--resume-or-start: {different} is another than in the unfinished run {run}. Go on '
+            f'with that run as it was: -r {run}. Or start a new one: leave --resume-or-start out, '
+            'or change "name".'
+        )
+    return newest
 
 
 # What made it
