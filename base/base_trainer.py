@@ -172,9 +172,13 @@ class BaseTrainer(ABC):
                 dist.on_main(self._begin_record)
                 self._train_epochs()
         except Stopped:
+            # A trainer with files of its own kind, or a full disk: what was saved before is left.
+            is_saved = self._saved_at == (self.epochs_done, self.step)
             self.console.end(
-                f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after {self.step} steps. '
-                f'To go on: python train.py -r {self.checkpoint_dir}'
+                f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after '
+                f'{self.step} steps. '
+                + ('' if is_saved else 'This moment is not saved, only what was before it. ')
+                + f'To go on: python train.py -r {self.checkpoint_dir}'
             )
             if self._stop.exit_code:
                 job.exit_together(self._stop.exit_code)

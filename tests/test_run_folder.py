@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from armature.checkpoint.files import newest_run
+from armature.checkpoint.files import load, newest_run
 from armature.errors import ConfigError, UserError
 from armature.run import folder as folder_module
 from armature.run.folder import RunFolder, claim, read_table, run_folder
 from armature.run.stop import Stopped
+from trainer import Trainer
 
 
 def record(run):
@@ -235,3 +236,38 @@ def test_a_file_that_somebody_reads_is_replaced_when_it_is_let_go(tmp_path, monk
     with pytest.raises(PermissionError):
         folder_module.write_json({'a': 2}, tmp_path / 'a.json')
     assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
+
+
+# With a trainer
+
+
+def test_a_stop_that_saved_nothing_does_not_say_that_it_did(experiment, capsys):
+    class Own(Trainer):
+        def _resume_checkpoint(self, resume_path):
+            """Reads files of its own kind, so that checkpoint-last.pth is not written for it."""
+
+    experiment.trainer(trainer_class=Own, max_steps=3).train()
+    assert 'This moment is not saved' in capsys.readouterr().out
+    experiment.trainer(max_steps=3).train()
+    said = capsys.readouterr().out
+    assert 'Stopped by' in said and 'not saved' not in said
+
+
+def test_a_table_that_cannot_be_written_stops_neither_training_nor_checkpoints(experiment, capsys):
+    trainer = experiment.trainer(epochs=2)
+    (trainer.checkpoint_dir / 'metrics.csv').mkdir()
+    trainer._folder.begin = lambda *_, **__: None  # as if it went away after the beginning
+    trainer.train()
+    assert load(trainer.checkpoint_dir / 'checkpoint-last.pth')['epoch'] == 2
+    assert capsys.readouterr().out.count('cannot be written') == 1
+
+
+def test_the_record_follows_the_training(experiment):
+    trainer = experiment.trainer(epochs=2)
+    trainer.train()
+    said = record(trainer.checkpoint_dir)
+    assert said['state'] == 'finished' and said['last']['epoch'] == 2 and said['torch']
+    resumed = experiment.trainer(trainer.checkpoint_dir / 'checkpoint-epoch1.pth', epochs=2)
+    resumed.train()
+    assert resumed.history == trainer.history
+    assert record(resumed.checkpoint_dir)['resumed_from'].endswith('checkpoint-epoch1.pth')

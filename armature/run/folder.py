@@ -84,10 +84,14 @@ def claim(runs: Path, run_id: str | None) -> Path:
         try:
             runs.mkdir(parents=True, exist_ok=True)
             newest, now = newest_run(runs), datetime.now(UTC)
-            folder.mkdir()
             if newest is not None:
                 now = max(now, begun(newest) + timedelta(microseconds=1))
-            write_json({'begun': now.isoformat(), 'state': 'prepared'}, folder / RECORD)
+            folder.mkdir()
+            try:
+                write_json({'begun': now.isoformat(), 'state': 'prepared'}, folder / RECORD)
+            except OSError:
+                folder.rmdir()  # else it would be the newest run
+                raise
             return folder
         except FileExistsError:
             if run_id is not None or not runs.is_dir():
@@ -170,16 +174,16 @@ class RunFolder:
 
     def begin(self, config: dict, rows: list[dict], **facts: Any) -> None:
         """Write what the run is and what its finished epochs reported, before the first step."""
-        first = begun(self.folder).isoformat()
-        self.record = {'begun': first, 'state': 'running', **facts}
+        record = {'begun': begun(self.folder).isoformat(), 'state': 'running', **facts}
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
         try:
             write_json(config, self.folder / 'config.json')
-            write_json(self.record, self.folder / RECORD)
+            write_json(record, self.folder / RECORD)
             if rows or (self.folder / TABLE).exists():
                 _exchange(self.folder / TABLE, _as_csv(rows, self._columns, header=True))
         except OSError as error:
             raise self._no_room(error) from error
+        self.record = record
 
     def _no_room(self, error: OSError) -> UserError:
         return UserError(
