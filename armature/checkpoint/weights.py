@@ -57,10 +57,10 @@ def tested_weights(state: dict) -> dict:
     They have an entry of their own where they are not the live ones: averaged weights. The first
     version kept those among the parts.
     """
-    if state.get('tested') is not None:
-        return state['tested']
-    average = (state.get('parts') or {}).get('weight_average') or {}
-    return average['model'] if average.get('n_averaged') else state['state_dict']
+    if state.get('format') == 1:
+        average = (state.get('parts') or {}).get('weight_average') or {}
+        return average['model'] if average.get('n_averaged') else state['state_dict']
+    return state.get('tested') or state['state_dict']
 
 
 def load_tested(model: nn.Module, criterion: object, state: dict, source: object) -> None:
