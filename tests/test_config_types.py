@@ -241,7 +241,7 @@ def test_an_object_that_a_class_reads_by_itself_is_left_alone():
 def test_a_section_is_judged_with_what_the_code_gives_when_it_is_built():
     module = module_from("""
         class Mine:
-            def __init__(self, size: int, logger): self.size, self.logger = size, logger
+            def __init__(self, size: int, logger: list): self.size, self.logger = size, logger
             def __call__(self, output, target): return 0
     """)
     config = ConfigParser({'name': 'x', 'loss': {'type': 'Mine', 'args': {'siz': 'a'}}})

@@ -350,6 +350,8 @@ def is_near_miss(name: str, key: str) -> bool:
 
 def violation(value, schema: dict) -> str | None:
     """What `value` should have been, when `schema` forbids it; None when it is fine."""
+    if value is not None and not isinstance(value, (bool, int, float, str, dict, list, tuple)):
+        return None  # an object that the script has put in
     if 'anyOf' in schema:
         expected = [violation(value, each) for each in schema['anyOf']]
         return None if None in expected else ' or '.join(dict.fromkeys(expected))
