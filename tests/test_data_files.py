@@ -1,4 +1,7 @@
-"""Laws of loaders that read files: tables, image folders, idx files; what is wrong with them is one clear error. And the examples."""
+"""Laws of loaders that read files: tables, image folders, idx files. And the examples.
+
+Odd input is read right, said once, or one clear error.
+"""
 
 import json
 import re
@@ -45,7 +48,8 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if child:
         status = os.waitpid(child, 0)[1]
-        print(json.dumps([os.waitstatus_to_exitcode(status), open(f'{sys.argv[2]}/{number}.txt').read()]))
+        said = open(f'{sys.argv[2]}/{number}.txt').read()
+        print(json.dumps([os.waitstatus_to_exitcode(status), said]))
     else:
         out = os.open(f'{sys.argv[2]}/{number}.txt', os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1), os.dup2(out, 2)
@@ -57,7 +61,10 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
 
 
 def run_all(folder, *commands):
-    """[(exit code, output)] of `python command...` for each: processes of their own that share the seconds which imports take."""
+    """[(exit code, output)] of `python command...` for each.
+
+    Processes of their own, which share the seconds that imports take.
+    """
     folder.mkdir(exist_ok=True)
     commands = json.dumps([[str(word) for word in command] for command in commands])
     return [
@@ -182,7 +189,8 @@ def test_what_a_table_learned_is_saved_with_the_run_and_used_by_test(tmp_path):
         fitted['classes'] == ['acceptable', 'good', 'no', 'very good'] and len(fitted['mean']) == 1
     )
     (tmp_path / 'cut.py').write_text(
-        f'text = open({str(cars)!r}).read()\nopen({str(cars)!r}, "w").write(text[:5000].rpartition("\\n")[0])'
+        f'text = open({str(cars)!r}).read()\n'
+        f'open({str(cars)!r}, "w").write(text[:5000].rpartition("\\n")[0])'
     )
     before, cut, after = run_all(
         tmp_path / 'out', ['test.py', '-r', file], [tmp_path / 'cut.py'], ['test.py', '-r', file]
@@ -340,7 +348,7 @@ def test_separators_and_unicode_files_are_recognised(tmp_path, separator, encodi
         CsvDataLoader(path, 'kind', 2, numeric=['rat'])
 
 
-@pytest.mark.parametrize('encoding, cell', [('cp949', '서울'), ('cp1252', 'café'), ('cp1251', 'Я')])
+@pytest.mark.parametrize('encoding, cell', [('cp949', '서울'), ('cp1252', 'é'), ('cp1251', 'Я')])
 def test_other_encodings_are_asked_for(tmp_path, encoding, cell):
     path = csv_file(tmp_path / 'a.csv', 'xy', [(1, 'a'), (2, cell)])
     (tmp_path / 'a.csv').write_bytes((tmp_path / 'a.csv').read_text('utf-8').encode(encoding))
@@ -731,7 +739,8 @@ def too_many_classes(folder):
 
 def test_train_says_what_is_wrong_with_data_in_one_line(tmp_path):
     cases = {
-        cut_short: r'train-images-idx3-ubyte is damaged: its head promises 15680 bytes \(20 x 28 x 28\), and 8984 follow',
+        cut_short: r'train-images-idx3-ubyte is damaged: its head promises 15680 bytes '
+        r'\(20 x 28 x 28\), and 8984 follow',
         unreadable: r'sample 0: .*cat/0\.png cannot be read as an image',
         ragged: r'a\.csv, line 10: 1 cells instead of 3',
         too_many_classes: 'the data has the label 11, and the model gives 10 scores',
@@ -757,7 +766,7 @@ def test_train_says_what_is_wrong_with_data_in_one_line(tmp_path):
 
 
 def test_digits_are_those_of_scikit_learn():
-    """The loader reads scikit-learn's file by itself; this notices when a new version keeps it elsewhere."""
+    """The loader reads scikit-learn's file itself: would a new version keep it elsewhere?"""
     from sklearn.datasets import load_digits
 
     from data_loader.datasets import MEAN, STD, digits
@@ -843,7 +852,8 @@ def test_show_data_counts_the_classes_that_are_there_whatever_a_sampler_draws(ca
     drawn = torch.bincount(classes[loader.indices(0)], minlength=4).tolist()
     line = ', '.join(f'{number}: {count}' for number, count in enumerate(drawn))
     assert (f'draws {sum(drawn):,} samples: {line}\n' in said) == (sampler is not None)
-    assert f'target       ({min(100, sum(drawn))},) int64\n' in said  # no range beside the classes of all batches
+    # No range of one batch beside the classes of all.
+    assert f'target       ({min(100, sum(drawn))},) int64\n' in said
 
 
 def test_show_data_counts_only_the_part_and_names_its_classes(tmp_path, capsys):

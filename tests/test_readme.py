@@ -6,7 +6,7 @@ import shutil
 from tests.conftest import ROOT, run_script
 
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
-NOT_COPIED = shutil.ignore_patterns('saved', '.git', '.venv', '__pycache__', '.*_cache', 'data')
+NOT_COPIED = shutil.ignore_patterns('saved', '.git', '.venv', '__pycache__', '.*_cache')
 
 
 def blocks(language):

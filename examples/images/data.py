@@ -1,4 +1,4 @@
-"""A folder of images, one folder per class: written from scikit-learn's digits the first time, so that nothing is downloaded."""
+"""A folder of images, one folder per class: written from scikit-learn's digits the first time."""
 
 from pathlib import Path
 from typing import Any

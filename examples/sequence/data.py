@@ -1,6 +1,7 @@
-"""A small made-up language: opinions such as "the soup is not very good", true of its speaker's mood: 1 for praise, 0 for blame."""
+"""A small made-up language: opinions such as "the soup is not very good"; 1 is praise, 0 blame."""
 
 import random
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -32,7 +33,9 @@ GOOD, BAD = ('good', 'fine'), ('bad', 'dull')
 
 
 class Opinions(Dataset):
-    """n_sentences of ((length,) word numbers, 0 or 1), no two the same; a sentence may have a second half after 'but', which decides.
+    """n_sentences of ((length,) word numbers, 0 or 1), no two the same.
+
+    A sentence may have a second half after 'but', which decides.
 
     first: how many sentences of the language come before these.
     """
@@ -73,21 +76,15 @@ class Opinions(Dataset):
 
 
 class OpinionsDataLoader(BaseDataLoader):
+    """Test sentences are other ones than those for training."""
+
     def __init__(
-        self,
-        batch_size: int,
-        n_sentences: int = 2000,
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 0,
-        training: bool = True,
+        self, batch_size: int, *, n_sentences: int = 2000, training: bool = True, **options: Any
     ):
         super().__init__(
             Opinions(n_sentences, first=0 if training else n_sentences),
             batch_size,
-            shuffle,
-            validation_split,
-            num_workers,
             collate_fn=PadCollate(padding=0),
             evaluation=not training,
+            **options,
         )

@@ -9,7 +9,7 @@ from data_loader.collate import Padded
 
 
 class Reader(BaseModel):
-    """Padded word numbers (batch, longest) -> (batch, n_outputs) scores, from the state after each sentence's last word."""
+    """Scores (batch, n_outputs) of sentences, from the state after the last word of each."""
 
     def __init__(self, n_words: int, n_outputs: int = 2, size: int = 16, hidden: int = 32):
         super().__init__()
