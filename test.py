@@ -57,7 +57,7 @@ def main(config, n_batches=None):
         loss=criterion,
         data=data_loader,
     )
-    pictures = Pictures(config['trainer'].get('pictures', []))
+    pictures = Pictures(config['trainer'].get('pictures') or [], data_loader)
 
     names = config.get('batch')
     if names and isinstance(names['data'], list):

@@ -1,4 +1,4 @@
-"""Rehearsals, the learning rate search, the profile, pictures, and the examples that train in their own way."""
+"""Rehearsals, the learning rate search, the profile, pictures, examples with loops of their own."""
 
 import inspect
 import json
@@ -124,8 +124,12 @@ def test_profile_says_where_the_time_went_and_writes_a_trace(capsys, monkeypatch
 # Pictures
 
 
+class Named:
+    class_names = ['ant', 'bee', 'hedgehog', 'owl']
+
+
 def test_pictures_show_what_torchmetrics_computes(tmp_path):
-    pictures = Pictures(['confusion_matrix', 'precision', 'recall', 'f1', 'roc'])
+    pictures = Pictures(['confusion_matrix', 'precision', 'recall', 'f1', 'roc', 'pr'], Named)
     assert not Pictures([]) and pictures.draw() == {}
     output, target = torch.randn(50, 4), torch.randint(4, (50,))
     pictures.update(output[:20], target[:20])
@@ -136,8 +140,17 @@ def test_pictures_show_what_torchmetrics_computes(tmp_path):
         for row in range(4)
         for column in range(4)
     )
-    files = save_pictures(pictures.draw(), tmp_path)
-    assert len(files) == 5 and all(file.read_bytes()[:4] == b'\x89PNG' for file in files)
+    drawn = pictures.draw()
+    for figure in drawn.values():
+        (axes,) = figure.axes
+        assert axes.get_title() and axes.get_xlabel() and axes.get_ylabel()
+        texts = axes.get_yticklabels() + (axes.get_legend().texts if axes.get_legend() else [])
+        assert any('hedgehog' in text.get_text() for text in texts)
+    assert [text.get_text() for text in drawn['confusion_matrix'].axes[0].texts] == [
+        str(int(count)) for count in matrix.flatten() if count
+    ]
+    files = save_pictures(drawn, tmp_path)
+    assert len(files) == 6 and all(file.read_bytes()[:4] == b'\x89PNG' for file in files)
     with pytest.raises(ConfigError, match='trainer.pictures'):
         Pictures(['confusion']).update(output, target)
     with pytest.raises(ConfigError, match='outputs'):

@@ -8,10 +8,11 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import train
 from armature.errors import UserError, exit_on_user_error
-from armature.run.plots import curves_picture, save_pictures
+from armature.run.plots import new_figure, save_pictures
 from parse_config import ConfigParser
 from tools.rehearse import quiet_trainer, rehearsal
 
@@ -117,23 +118,18 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     return rates[1 + falls.index(min(falls))]
 
 
-def drawn(rates: list[float], losses: list[float], suggestion: float):
-    def x(rate: float) -> float:
-        return math.log(rate / LOWEST) / math.log(HIGHEST / LOWEST)
-
-    low, high = min(losses), min(max(losses), losses[0] * 1.5)
-
-    def y(loss: float) -> float:
-        return min(1.0, max(0.0, (loss - low) / (high - low or 1)))
-
-    ticks = [(x(10.0**power), f'1e{power}') for power in range(-6, 2)]
-    return curves_picture(
-        [([x(rate) for rate in rates[: len(losses)]], [y(loss) for loss in losses])],
-        (x(suggestion), y(losses[rates.index(suggestion)])),
-        ('learning rate', 'loss'),
-        ticks,
-        [(0, f'{low:.3g}'), (1, f'{high:.3g}')],
-    )
+def drawn(rates: list[float], losses: list[float], suggestion: float) -> Any:
+    """The smoothed loss against the rate, the suggestion marked; what diverges is cut off."""
+    figure, axes = new_figure('learning rate search')
+    axes.semilogx(rates[: len(losses)], losses, label='loss, smoothed')
+    loss = losses[rates.index(suggestion)]
+    axes.plot(suggestion, loss, 'o', color='red', label=f'falls most steeply: {suggestion:.2g}')
+    low, high = min(losses), min(max(losses), 1.5 * abs(losses[0]))
+    margin = 0.05 * (high - low)
+    axes.set(xlabel='learning rate', ylabel='loss', ylim=(low - margin, high + margin))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
 
 
 if __name__ == '__main__':

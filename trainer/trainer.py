@@ -58,7 +58,7 @@ class Trainer(BaseTrainer):
             'loss', data=data_loader, skip_non_finite=skips, **measured
         )
         self.valid_metrics = MetricTracker('loss', data=valid_data_loader, **measured)
-        self.pictures = Pictures(self.settings.pictures or [])
+        self.pictures = Pictures(self.settings.pictures or [], data_loader)
 
     @property
     def takes_pairs(self) -> bool:
@@ -102,8 +102,8 @@ class Trainer(BaseTrainer):
         self.writer.set_step(self.step, 'valid')
         for name, value in log.items():
             self.writer.add_scalar(name, value)
-        for name, picture in self.pictures.draw().items():
-            self.writer.add_image(name, picture, dataformats='HWC')
+        for name, figure in self.pictures.draw().items():
+            self.writer.add_figure(name, figure)
         if self.settings.log_images:
             self._log_images()
         if self.settings.log_histograms:

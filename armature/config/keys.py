@@ -165,7 +165,7 @@ TRAINER = {
         properties={'epoch': _key(INTEGER, 'the first epoch in which they train', minimum=2)},
     ),
     'pictures': _key(
-        {**ARRAY, 'items': _one_of('confusion_matrix', 'precision', 'recall', 'f1', 'roc')},
+        {**ARRAY, 'items': _one_of('confusion_matrix', 'precision', 'recall', 'f1', 'roc', 'pr')},
         'pictures of the validation for TensorBoard',
         None,
     ),

@@ -14,7 +14,6 @@ from armature.step.loss_share import count_of, is_sum, total_and_parts
 
 OF_EACH = 'of each process'
 RESERVED = ('epoch', 'step', 'seconds', 'learning_rate', 'grad_norm', 'samples_per_second')
-PICTURES = ('ConfusionMatrix', 'PrecisionRecallCurve')  # of torchmetrics: they give no numbers
 
 
 class MetricTracker:
@@ -240,11 +239,6 @@ class _Stateful:
             raise ConfigError(
                 f'metrics: {name} has compute() but is no torchmetrics.Metric: nothing could save '
                 'its state inside an epoch. Make it one, or a function (output, target) -> mean'
-            )
-        if type(metric).__name__.endswith(PICTURES):
-            raise ConfigError(
-                f'metrics: {name} gives no numbers; for a picture say '
-                '"trainer": {"pictures": ["confusion_matrix"]}'
             )
         self.name, self.metric = name, copy.deepcopy(metric)
         self._device = None

@@ -1,34 +1,37 @@
-"""Pictures of how a classifier does on the validation data: confusion matrix, precision, recall and F1 of each class, ROC."""
+"""Pictures: how a classifier does on data, class by class, and other curves, drawn by matplotlib."""
 
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from armature.batch import NO_BATCH
 from armature.errors import ConfigError
 from armature.processes import dist
 
-KINDS = ('confusion_matrix', 'precision', 'recall', 'f1', 'roc')
-INK, PAPER, CELL, BAR, SIDE = (20, 20, 20), (255, 255, 255), 36, 24, 360
+KINDS = ('confusion_matrix', 'precision', 'recall', 'f1', 'roc', 'pr')
 N_THRESHOLDS = 201
+READABLE = 20  # classes: with more of them, cells hold no numbers and curves have no legend
 
 
 class Pictures:
-    """Gathers the outputs of a pass over data and draws what `kinds` names. Without any it does nothing, and is false.
+    """Gathers the outputs of a pass over data and draws `kinds`. Without any it is false.
 
-    Outputs are (batch, classes) scores, targets (batch,) class indices.
+    Outputs are (batch, classes) scores, targets (batch,) class indices. data: the loader, which
+    may know the names of the classes.
     """
 
-    def __init__(self, kinds: list[str]):
+    def __init__(self, kinds: list[str], data: Any = None):
         unknown = set(kinds) - set(KINDS)
         if unknown:
             raise ConfigError(
-                f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of {", ".join(KINDS)}'
+                f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of '
+                f'{", ".join(KINDS)}'
             )
         self.kinds = kinds
+        self.class_names = getattr(data, 'class_names', None)
         self._metrics = None
-        self.batch = NO_BATCH
+        self.batch = NO_BATCH  # one that is another process's is left out
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
@@ -37,10 +40,11 @@ class Pictures:
         self._metrics = None
 
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
-        if output.dim() != 2 or output.shape[1] < 2 or target.dim() != 1:
+        shapes = [tuple(getattr(each, 'shape', ())) for each in (output, target)]
+        if len(shapes[0]) != 2 or shapes[0][1] < 2 or len(shapes[1]) != 1:
             raise ConfigError(
-                f'trainer.pictures are for outputs (batch, classes) and targets (batch,), and these are '
-                f'{tuple(output.shape)} and {tuple(target.shape)}: leave them out'
+                'trainer.pictures are for outputs (batch, classes) and targets (batch,), and these '
+                f'are {shapes[0]} and {shapes[1]}: leave them out'
             )
         if self._metrics is None:
             self._metrics = self._make(output.shape[1], output.device)
@@ -50,126 +54,96 @@ class Pictures:
             metric.update(output.detach().float(), target)
 
     def _make(self, n_classes: int, device: torch.device) -> dict[str, Any]:
-        from torchmetrics import classification
+        from torchmetrics import classification as of
 
-        each = {'num_classes': n_classes, 'average': None, 'validate_args': False}
+        options = {'num_classes': n_classes, 'validate_args': False}
         made = {
-            'confusion_matrix': lambda: classification.MulticlassConfusionMatrix(
-                n_classes, validate_args=False
-            ),
-            'precision': lambda: classification.MulticlassPrecision(**each),
-            'recall': lambda: classification.MulticlassRecall(**each),
-            'f1': lambda: classification.MulticlassF1Score(**each),
-            'roc': lambda: classification.MulticlassROC(
-                n_classes, thresholds=N_THRESHOLDS, validate_args=False
-            ),
+            'confusion_matrix': (of.MulticlassConfusionMatrix, {}),
+            'precision': (of.MulticlassPrecision, {'average': None}),
+            'recall': (of.MulticlassRecall, {'average': None}),
+            'f1': (of.MulticlassF1Score, {'average': None}),
+            'roc': (of.MulticlassROC, {'thresholds': N_THRESHOLDS}),
+            'pr': (of.MulticlassPrecisionRecallCurve, {'thresholds': N_THRESHOLDS}),
         }
-        metrics = {kind: made[kind]().to(device) for kind in self.kinds}
-        for metric in metrics.values():
-            metric.dist_sync_fn = dist.gather_tensors
+        metrics = {}
+        for kind in self.kinds:
+            metric, more = made[kind]
+            metrics[kind] = metric(**options, **more).to(device)
+            metrics[kind].dist_sync_fn = dist.gather_tensors
         return metrics
 
-    def draw(self) -> dict[str, np.ndarray]:
-        """Each picture by its name, as (height, width, 3) bytes; none before the first update."""
+    def draw(self) -> dict[str, Any]:
+        """Each picture by its name, as a matplotlib Figure; none before the first update."""
         drawn = {}
         for kind, metric in (self._metrics or {}).items():
             value = metric.compute()
+            names = self.class_names or [str(index) for index in range(metric.num_classes)]
+            size = 6 if kind in ('roc', 'pr') else min(14, 5 + 0.2 * len(names))
+            figure, axes = new_figure(kind.replace('_', ' '), size)
             if kind == 'confusion_matrix':
-                drawn[kind] = matrix_picture(value.cpu())
+                show_matrix(axes, names, value.cpu())
             elif kind == 'roc':
-                drawn[kind] = curves_picture(
-                    [(x.tolist(), y.tolist()) for x, y in zip(value[0], value[1])]
-                )
+                axes.set(xlabel='false positive rate', ylabel='true positive rate')
+                show_curves(axes, names, value[0].cpu(), value[1].cpu())
+            elif kind == 'pr':
+                axes.set(xlabel='recall', ylabel='precision')
+                show_curves(axes, names, value[1].cpu(), value[0].cpu())
             else:
-                drawn[kind] = bars_picture(kind, value.tolist())
+                show_of_each(axes, kind, names, value.tolist())
+            drawn[kind] = figure
         return drawn
 
 
-def save_pictures(drawn: dict[str, np.ndarray], folder: Any) -> list:
-    """Write each picture as PNG into `folder`; returns the files."""
-    from PIL import Image
+def new_figure(title: str, size: float = 6) -> tuple[Any, Any]:
+    """A figure of its own (nothing of pyplot's, which keeps all of them) and its axes."""
+    from matplotlib.figure import Figure
 
-    files = [folder / f'{name}.png' for name in drawn]
-    for file, picture in zip(files, drawn.values()):
-        Image.fromarray(picture).save(file)
-    return files
+    figure = Figure(figsize=(size, size * 0.8), layout='constrained')
+    axes = figure.subplots()
+    axes.set_title(title)
+    return figure, axes
 
 
-def matrix_picture(matrix: torch.Tensor) -> np.ndarray:
-    """Counts by true class (rows) and predicted class (columns); a cell is as dark as its share of the row."""
-    n_classes = len(matrix)
-    image, draw = _canvas((n_classes + 2) * CELL, (n_classes + 2) * CELL)
-    draw.text((2 * CELL, 8), 'predicted', fill=INK)
-    draw.text((4, 2 * CELL - 12), 'true', fill=INK)
+def show_matrix(axes: Any, names: list[str], matrix: torch.Tensor) -> None:
+    """Counts by true class (rows) and predicted class; a cell is as dark as its share of the row."""
     shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
-    for row in range(n_classes):
-        draw.text((CELL + 8, (row + 2) * CELL + 10), str(row), fill=INK)
-        draw.text(((row + 2) * CELL + 10, CELL + 10), str(row), fill=INK)
-        for column in range(n_classes):
-            share, left, top = float(shares[row, column]), (column + 2) * CELL, (row + 2) * CELL
-            draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=_shade(share))
-            draw.text(
-                (left + 4, top + 10),
-                str(int(matrix[row, column])),
-                fill=PAPER if share > 0.5 else INK,
-            )
-    return np.asarray(image)
+    axes.imshow(shares.numpy(), cmap='Blues', vmin=0, vmax=1)
+    axes.set(xlabel='predicted class', ylabel='true class')
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    for row, column in matrix.nonzero().tolist() if len(names) <= READABLE else ():
+        color = 'white' if shares[row, column] > 0.5 else 'black'
+        count = int(matrix[row, column])
+        axes.text(column, row, count, ha='center', va='center', color=color)
 
 
-def bars_picture(title: str, values: list[float]) -> np.ndarray:
-    """A bar from 0 to 1 for each class."""
-    image, draw = _canvas(SIDE + 140, (len(values) + 2) * BAR)
-    draw.text((60, 6), f'{title} of each class', fill=INK)
-    for index, value in enumerate(values):
-        top = (index + 1) * BAR + 6
-        draw.text((10, top + 4), str(index), fill=INK)
-        draw.rectangle((60, top, 60 + int(SIDE * value), top + BAR - 6), fill=_shade(0.7))
-        draw.text((66 + int(SIDE * value), top + 4), f'{value:.3f}', fill=INK)
-    return np.asarray(image)
+def show_curves(axes: Any, names: list[str], xs: torch.Tensor, ys: torch.Tensor) -> None:
+    """xs, ys: (classes, points). The legend says the area under each curve."""
+    for name, x, y in zip(names, xs, ys):
+        is_known = y.isfinite()  # precision is not where nothing is predicted
+        x, y = x[is_known], y[is_known]
+        area = torch.trapezoid(y, x).abs()
+        axes.plot(x.numpy(), y.numpy(), label=f'{name}: area {area:.3f}')
+    axes.grid(alpha=0.3)
+    if len(names) <= READABLE:
+        axes.legend(fontsize='small')
 
 
-def curves_picture(
-    curves: list[tuple[list[float], list[float]]],
-    mark: tuple[float, float] | None = None,
-    labels: tuple[str, str] = ('false positive rate', 'true positive rate'),
-    x_ticks: list[tuple[float, str]] = (),
-    y_ticks: list[tuple[float, str]] = (),
-) -> np.ndarray:
-    """Curves of points in [0, 1] x [0, 1], the axes from the lower left; `mark` is a point to be seen."""
-    image, draw = _canvas(SIDE + 100, SIDE + 80)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 70 + SIDE * x, 20 + SIDE * (1 - y)
-
-    draw.rectangle((*place(0, 1), *place(1, 0)), outline=INK)
-    draw.text((70, SIDE + 52), labels[0], fill=INK)
-    draw.text((4, 4), labels[1], fill=INK)
-    for x, text in x_ticks or [(0, '0'), (1, '1')]:
-        draw.text((place(x, 0)[0] - 8, SIDE + 28), text, fill=INK)
-    for y, text in y_ticks or [(0, '0'), (1, '1')]:
-        draw.text((6, place(0, y)[1] - 6), text, fill=INK)
-    for index, (xs, ys) in enumerate(curves):
-        draw.line([place(x, y) for x, y in zip(xs, ys)], fill=_color(index, len(curves)), width=2)
-    if mark is not None:
-        x, y = place(*mark)
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(200, 30, 30))
-    return np.asarray(image)
+def show_of_each(axes: Any, kind: str, names: list[str], values: list[float]) -> None:
+    """A bar for each class, and their mean."""
+    mean = sum(values) / len(values)
+    bars = axes.barh(names, values)
+    if len(names) <= READABLE:
+        axes.bar_label(bars, fmt='%.3f', label_type='center', color='white')
+    axes.axvline(mean, color='black', linestyle='--')
+    axes.set(xlim=(0, 1), xlabel=kind, ylabel='class')
+    axes.set_title(f'{kind}, {mean:.3f} in the mean of the classes (dashed)')
+    axes.invert_yaxis()
 
 
-def _canvas(width: int, height: int) -> tuple[Any, Any]:
-    from PIL import Image, ImageDraw
-
-    image = Image.new('RGB', (int(width), int(height)), PAPER)
-    return image, ImageDraw.Draw(image)
-
-
-def _shade(share: float) -> tuple[int, int, int]:
-    return tuple(int(255 - share * (255 - ink)) for ink in (20, 60, 120))
-
-
-def _color(index: int, n_colors: int) -> tuple[int, int, int]:
-    import colorsys
-
-    return tuple(
-        int(255 * part) for part in colorsys.hls_to_rgb(index / max(1, n_colors), 0.4, 0.7)
-    )
+def save_pictures(drawn: dict[str, Any], folder: Path) -> list[Path]:
+    """Write each picture as PNG into `folder`; returns the files."""
+    files = [folder / f'{name}.png' for name in drawn]
+    for file, figure in zip(files, drawn.values()):
+        figure.savefig(file, dpi=100)
+    return files
