@@ -46,8 +46,6 @@ class Console:
         steps = f' of {trainer.len_epoch} steps' if hasattr(trainer, 'len_epoch') else ''
         self._say(f'{trainer.epochs} epochs{steps}, lr {self._rate():.4g}')
         self._say(self._aim())
-        if getattr(trainer, 'weight_average', None) is not None:
-            self._say('Validation uses the averaged weights (trainer.ema_decay, swa_start)')
 
     def _aim(self) -> str:
         trainer = self.trainer
