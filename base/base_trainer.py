@@ -5,6 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +21,19 @@ from armature.checkpoint.weights import bare, load_weights
 from armature.config.keys import settings_of
 from armature.data import identity
 from armature.data.order import batches_from, batches_of, samples_of
-from armature.errors import ConfigError, NonFiniteError
+from armature.errors import ConfigError, NonFiniteError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import prepare_device
+from armature.run.checks import (
+    Feed,
+    LossWatch,
+    broken_weights,
+    check_first_loss,
+    labels_of_loader,
+    refuse_lone_samples,
+)
 from armature.run.console import Console
-from armature.run.feed import Feed
-from armature.run.finite import LossWatch, broken_weights
 from armature.run.folder import RunFolder, differences, made_by, read_json, read_table
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
@@ -166,6 +173,7 @@ class BaseTrainer(ABC):
                 dist.on_main(self._saver.set_aside)
                 self._restore_parts()
                 self._look_at_data()
+                self._check_first_step()
                 if self._finished:
                     self.logger.info(f'This run is finished: {self._finished}')
                     return
@@ -184,6 +192,14 @@ class BaseTrainer(ABC):
                 job.exit_together(self._stop.exit_code)
         finally:
             self.writer.close()
+
+    def _check_first_step(self) -> None:
+        """Let the first step say whether data, model and loss suit each other."""
+        loader = getattr(self, 'data_loader', None)
+        check_first_loss(self, labels_of_loader(loader, lambda: self._feed.first))
+        if isinstance(self.model, nn.Module):
+            size = self.settings.microbatch_size
+            refuse_lone_samples(self.model, loader, None if size == 'auto' else size)
 
     def _begin_record(self) -> None:
         """Say in the run's folder what is about to be trained there."""
@@ -211,13 +227,29 @@ class BaseTrainer(ABC):
                 self.frozen.apply(epoch)
                 if hasattr(getattr(self, 'data_loader', None), 'seek'):
                     self.data_loader.seek(epoch - 1)
-                self._finish_epoch(epoch, self._train_epoch(epoch))
+                with self._saying_where():
+                    result = self._train_epoch(epoch)
+                self._finish_epoch(epoch, result)
                 if self._finished:
                     self.console.end(f'Training ends: {self._finished}')
                     break
                 self._obey(max(dist.gather(self._stop.wish)))
         except Stopped:  # here and not where it is raised: what has lent the model its weights meanwhile has given them back
             self._save_last()
+            raise
+
+    @contextmanager
+    def _saying_where(self):
+        """What model, loss or data raise inside keeps its traceback and gains a line."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, (UserError, Stopped)):
+                where = f'This was in epoch {self.epochs_done + 1}, after step {self.step}'
+                if self._step_is_open:
+                    place = self.position, self.epochs_done + 1, self.len_epoch, self.data_loader
+                    where = f'{where} had begun, with the samples {samples_of(*place)}'
+                error.add_note(where)
             raise
 
     @property
@@ -250,7 +282,7 @@ class BaseTrainer(ABC):
             stream = batches_from(
                 self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng
             )
-            stream = self._feed.watch(map(self._parts, stream), self.data_loader, self.model)
+            stream = self._feed.watch(map(self._parts, stream), self.data_loader)
             self._of_epoch = SimpleNamespace(bar=bar, steppers=steppers)
             for batch in dist.in_step(
                 stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()
@@ -350,6 +382,11 @@ class BaseTrainer(ABC):
         if improved or epoch % self.save_period == 0:
             self._save_checkpoint(epoch, save_best=improved)
         self._save_last()
+        if self._monitor.is_blind:
+            text = f'{self.mnt_metric} is nan in every epoch so far, so there is no best'
+            if self._finished:
+                raise NonFiniteError(f'{text}: look at the metric, and at the data it is given')
+            self.logger.warning(f'{text} (trainer.monitor)')
 
     # Stopping and saving
 
@@ -418,8 +455,8 @@ class BaseTrainer(ABC):
         newest = self.checkpoint_dir / LAST
         there = f'The last good state is {newest}. ' if newest.is_file() else ''
         return (
-            f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step, trainer.on_nan "skip" '
-            'leaves out such steps.'
+            f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step'
+            + ('.' if self.settings.on_nan == 'skip' else ', trainer.on_nan "skip" leaves such out.')
         )
 
     def _state(self) -> dict:

@@ -12,7 +12,7 @@ from armature.batch import NO_BATCH, Batch, CannotCut, cut, length, to_device
 from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
-from armature.step.average import Average, average_of
+from armature.step.average import NORMS, Average, average_of
 from armature.step.fitting import fitting_size
 from armature.step.loss_share import count_in, count_of, is_sum, total_and_parts
 from armature.step.schedule import Schedule
@@ -90,6 +90,15 @@ class Stepper:
         self._unshared = dist.unshared(self._parameters(), model)
         self.batch = NO_BATCH  # what is known of the batch that is due, see dist.in_step
         self._has_warned = False
+        # A step that is left out leaves no trace in BatchNorm's running statistics either.
+        norms = [] if max_skips is None or model is None else model.modules()
+        self._norm_buffers = [
+            buffer
+            for module in norms
+            if isinstance(module, NORMS)
+            for buffer in module.buffers(recurse=False)
+        ]
+        self._statistics = []  # these before the current batch, with their values
         self._keeps_step = dist.needs_equal_passes(model)
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError(
@@ -153,6 +162,7 @@ class Stepper:
         content: as `batches()` gave it. The contract is in armature/batch.py.
         """
         self._micro_batches, self.loss = [], None
+        self._statistics = [(each, each.clone()) for each in self._norm_buffers]
         batch = self.batch if self.batch.n_samples else Batch(content, length(content))
         n_samples, share = batch.n_samples, batch.share
         of_process = (
@@ -222,7 +232,14 @@ class Stepper:
         return torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of the current micro-batch's loss."""
+        """Add the gradients of the current micro-batch's loss, one number."""
+        if loss.dim():
+            if loss.numel() > 1:
+                raise ConfigError(
+                    f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, '
+                    'as its mean is (in a loss of torch: "reduction": "mean")'
+                )
+            loss = loss.reshape(())
         loss = _weighted(loss, self._weight)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
@@ -266,7 +283,7 @@ class Stepper:
                 torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             )
         if self.max_grad_value is not None:
-            torch.nn.utils.clip_grad_value_(parameters, self.max_grad_value)
+            clip_values(parameters, self.max_grad_value)
 
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
@@ -286,6 +303,9 @@ class Stepper:
     def _skip(self) -> None:
         self.n_skipped += 1
         self.n_skipped_in_a_row += 1
+        with torch.no_grad():
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
         if self.n_skipped_in_a_row > self.max_skips:
             raise NonFiniteError(
                 f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not finite '
@@ -329,6 +349,18 @@ class Stepper:
             self.scaler.load_state_dict(state['scaler'])
         if self._is_to_find and state.get('microbatch_size'):
             self.microbatch_size, self._is_to_find = state['microbatch_size'], False
+
+
+def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
+    """Bring each gradient between -bound and bound; of complex ones, both parts."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            parameter.grad.values().clamp_(-bound, bound)
+        elif parameter.grad is not None and parameter.grad.is_complex():
+            torch.view_as_real(parameter.grad).clamp_(-bound, bound)
+    dense = [each for each in parameters if each.grad is not None and not each.grad.is_sparse]
+    torch.nn.utils.clip_grad_value_([each for each in dense if not each.is_complex()], bound)
 
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from armature.checkpoint import weights
 from armature.compare import first_difference
 from armature.config.build import with_lengths
 from armature.errors import CheckpointError, ConfigError, NonFiniteError
-from armature.run.finite import broken_weights
+from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
 from armature.step.fitting import fitting_size

@@ -22,6 +22,7 @@ class Monitor:
         self.best = {'min': math.inf, 'max': -math.inf, 'off': 0}[self.mode]
         self.early_stop = early_stop if early_stop is not None and early_stop > 0 else math.inf
         self.n_epochs_since_best = 0
+        self.is_blind = False  # no epoch has had a value yet, only nan
 
     def update(self, log: dict) -> bool:
         """Whether the log of an epoch is better than all before. Raises ConfigError when it lacks the metric."""
@@ -33,6 +34,8 @@ class Monitor:
                 f"trainer.monitor is '{self.mode} {self.metric}', but an epoch reports: {reported}. "
                 'Name one of these, or "off".'
             )
+        is_first = math.isinf(self.best)
+        self.is_blind = is_first and math.isnan(log[self.metric])
         improved = (
             log[self.metric] < self.best if self.mode == 'min' else log[self.metric] > self.best
         )

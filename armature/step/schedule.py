@@ -1,6 +1,7 @@
 """Schedule: when the learning rate scheduler steps, and the warm-up before it has its full say."""
 
 import copy
+import math
 import warnings
 from typing import Any
 
@@ -59,7 +60,8 @@ class Schedule:
         if self.on_plateau and self.metric in log:  # a missing one is named by the monitor
             # All processes step by the same number.
             self.values.append(dist.on_main(float, log[self.metric]))
-            self._advance(self.values[-1])
+            if not math.isnan(self.values[-1]):  # which says nothing of a plateau
+                self._advance(self.values[-1])
         elif self.each_epoch and not self.on_plateau:
             self._advance()
         self.n_epochs += 1
@@ -74,7 +76,7 @@ class Schedule:
         if self.scheduler is None:
             return
         if self.on_plateau:
-            replay(self.scheduler, values)
+            replay(self.scheduler, [value for value in values if not math.isnan(value)])
         else:
             replay(self.scheduler, [None] * (n_steps if self.each_step else n_epochs))
         self._planned = self._rates()

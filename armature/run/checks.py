@@ -1,0 +1,295 @@
+"""Looks whether data, model and loss suit each other, before the first step, and what breaks later."""
+
+import functools
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from armature.checkpoint.files import non_finite
+from armature.errors import ConfigError, DataError
+from armature.processes import dist
+
+WAITING_SHARE = 0.2  # of an epoch's time, above which the waiting is worth a warning
+NORMS = nn.modules.batchnorm._NormBase
+
+
+# What comes from the loader
+
+
+class Feed:
+    """Passes batches through and warns once when the training waits for them."""
+
+    def __init__(self, logger: Any):
+        self.logger = logger
+        self.share = 0.0  # of the last epoch's time that was spent waiting
+        self.first = None  # the content of the first batch
+        self._has_warned = False
+
+    def watch(self, batches: Iterable[Any], loader: Any) -> Iterator[Any]:
+        batches, waited_s, started = iter(batches), 0.0, time.perf_counter()
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                break
+            waited_s += time.perf_counter() - asked
+            if self.first is None:
+                self.first = batch.content
+            yield batch
+        self.share = waited_s / (time.perf_counter() - started)
+        is_in_memory = getattr(loader, '_memory', None) is not None
+        is_slow = self.share > WAITING_SHARE and not is_in_memory
+        if is_slow and not self._has_warned and dist.is_main():
+            self._has_warned = True
+            has_affinity = hasattr(os, 'sched_getaffinity')
+            n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+            self.logger.warning(
+                f"{self.share:.0%} of the epoch's time was spent waiting for data. Most likely to "
+                f'help: data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; '
+                f'this machine has {n_cores} cores), or data_loader.args.in_memory: true'
+            )
+
+
+# What goes into the loss
+
+OF_CLASSES = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+ELEMENTWISE = (
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.kl_div,
+)
+
+
+class LossCheck(TorchFunctionMode):
+    """Inside, what reaches a loss function of torch has to suit it, whoever calls it.
+
+    So nobody guesses what a loss makes of output and target: one of the project's own may flatten
+    both, compute scores from embeddings, or take the target for a count.
+    name: of the loss in the config. known_labels(target): all labels that the loader knows, where
+    `target` is a part of them.
+    """
+
+    def __init__(self, name: str, known_labels: Callable[[torch.Tensor], set[int]]):
+        super().__init__()
+        self.name, self.known_labels = name, known_labels
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in OF_CLASSES or function in ELEMENTWISE:
+            given = inspect.signature(function).bind(*args, **kwargs)
+            given.apply_defaults()
+            output, target, *_ = given.arguments.values()
+            if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
+                about = (
+                    f'loss {self.name}: {function.__name__} gets an output {_kind(output)} and '
+                    f'targets {_kind(target)}'
+                )
+                check = self._of_classes if function in OF_CLASSES else self._elementwise
+                check(about, output, target, given.arguments)
+        return function(*args, **kwargs)
+
+    def _of_classes(self, about: str, output: Any, target: Any, given: dict) -> None:
+        dim = min(1, output.dim() - 1)  # the classes'
+        n_classes, weight = output.shape[dim], given.get('weight')
+        if n_classes == 1:
+            raise ConfigError(
+                f'{about}: over one class it is always 0. Give the model an output for each class, '
+                'or, for yes or no in one number, take BCEWithLogitsLoss with targets of its shape'
+            )
+        if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
+            raise ConfigError(f'{about}, and weights {_kind(weight)}: write them as floats, as 1.0')
+        if isinstance(weight, torch.Tensor) and len(weight) != n_classes:
+            raise ConfigError(f'{about}, and {len(weight)} weights for {n_classes} classes')
+        if target.is_floating_point():
+            if target.shape != output.shape or 'label_smoothing' not in given:
+                raise ConfigError(
+                    f'{about}: expected the number of a class for each sample (int64), as '
+                    'target.long() gives it, for a number in one column after target.squeeze(1)'
+                )
+            return
+        expected = output.shape[:dim] + output.shape[dim + 1 :]
+        if target.shape != expected:
+            if target.shape[-1:] == (1,) and target.shape[:-1] == expected:
+                mend = 'the targets have a column too many: target.squeeze(-1)'
+            elif output.shape[:-1] == target.shape:
+                mend = 'the classes are to be in dimension 1: output.movedim(-1, 1)'
+            else:
+                mend = 'classes are in dimension 1 of the output, and each other place has a target'
+            raise ConfigError(f'{about}, and expects targets {tuple(expected)}: {mend}')
+        if target.dtype not in (torch.int64, torch.uint8):
+            raise ConfigError(f'{about}: expected int64 targets, as target.long() gives them')
+        labels = set(target.unique().tolist()) | self.known_labels(target)
+        labels -= {given.get('ignore_index')}
+        outside = sorted(label for label in labels if not 0 <= label < n_classes)
+        if outside:
+            wrong = outside[-1] if outside[-1] >= 0 else outside[0]
+            raise DataError(
+                f'the data has the label {wrong}, and the model gives {n_classes} scores, for the '
+                f'labels 0 to {n_classes - 1} (loss {self.name}): change the size of its output '
+                '(arch.args), or the labels'
+            )
+
+    def _elementwise(self, about: str, output: Any, target: Any, given: dict) -> None:
+        if output.shape != target.shape:
+            mend = 'bring one to the shape of the other'
+            if output.shape == (*target.shape, 1):
+                mend = 'output.squeeze(-1) in the model, or target.unsqueeze(-1) in the dataset'
+            elif target.shape == (*output.shape, 1):
+                mend = 'target.squeeze(-1) in the dataset'
+            raise ConfigError(
+                f'{about}. Of different shapes, each element of one would be compared with many of '
+                f'the other: {mend}'
+            )
+        is_strict = 'delta' in given or 'pos_weight' in given or 'log_target' in given
+        if is_strict and not target.is_floating_point():
+            raise ConfigError(f'{about}: expected targets of {output.dtype}, as target.float()')
+
+
+def _kind(tensor: Any) -> str:
+    shape = ', '.join(map(str, tensor.shape))
+    return f'({shape}) of {str(tensor.dtype).removeprefix("torch.")}'
+
+
+def check_first_loss(trainer: Any, known_labels: Callable[[torch.Tensor], set[int]]) -> None:
+    """Let the first loss that the trainer computes be looked at."""
+    criterion = trainer.criterion
+    name = getattr(criterion, '__name__', type(criterion).__name__)
+
+    if isinstance(criterion, nn.Module):
+        check = LossCheck(name, known_labels)
+
+        def leave(*_: Any) -> None:
+            check.__exit__(None, None, None)
+            before.remove()
+            after.remove()
+
+        before = criterion.register_forward_pre_hook(lambda *_: check.__enter__() and None)
+        after = criterion.register_forward_hook(leave, always_call=True)
+    elif callable(criterion) and not hasattr(criterion, 'state_dict'):
+
+        @functools.wraps(criterion)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            trainer.criterion = trainer.loss = criterion
+            with LossCheck(name, known_labels):
+                return criterion(*args, **kwargs)
+
+        trainer.criterion = trainer.loss = checked
+
+
+def labels_of_loader(loader: Any, first: Callable[[], Any]) -> Callable[[torch.Tensor], set[int]]:
+    """For LossCheck: all labels of the loader's data, for the very target of its first batch.
+
+    first(): the content of that batch.
+    """
+
+    def known(target: torch.Tensor) -> set[int]:
+        content = first()
+        labels = content[1] if isinstance(content, (tuple, list)) and len(content) == 2 else None
+        if not isinstance(labels, torch.Tensor) or not hasattr(loader, 'sample_classes'):
+            return set()
+        labels = labels[: len(target)].to(target.device)
+        if target.dim() != 1 or not torch.equal(labels, target):
+            return set()
+        return {each for each in loader.sample_classes() or [] if isinstance(each, int)}
+
+    return known
+
+
+# A batch of one sample
+
+
+def refuse_lone_samples(model: nn.Module, loader: Any, microbatch_size: int | None) -> None:
+    """Let the first forward pass end in a ConfigError if a later one has one value a channel.
+
+    BatchNorm cannot train on that, as torch would say in the middle of the epoch. Only where a
+    channel has one value for each sample: a picture has many.
+    """
+    cause = lone_sample(loader, microbatch_size)
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    if not cause:
+        return
+
+    def look(norm: nn.Module, inputs: tuple) -> None:
+        for handle in handles:
+            handle.remove()
+        if norm.training and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+            raise ConfigError(
+                f'{cause}, and BatchNorm cannot train on one sample: set '
+                'data_loader.args.drop_last to true, or take another batch_size'
+                + (' or trainer.microbatch_size' if microbatch_size else '')
+            )
+
+    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+
+
+def lone_sample(loader: Any, microbatch_size: int | None) -> str:
+    """Where an epoch has one sample alone, in words; '' when it has not or it is not known."""
+    batch_size, sampler = getattr(loader, 'batch_size', None), getattr(loader, 'sampler', None)
+    if not batch_size or not hasattr(sampler, '__len__'):
+        return ''
+    last = 0 if loader.drop_last else len(sampler) % batch_size
+    for size, what in ((min(batch_size, len(sampler)), 'a batch'), (last, 'the last batch')):
+        share = size // dist.n_processes()
+        if size == 1 or share == 1:
+            return f'{what} has {size} sample' + ('s, one for a process' if size > 1 else '')
+        if microbatch_size and share and (microbatch_size == 1 or share % microbatch_size == 1):
+            return f'{what} of {size} samples leaves one for a micro-batch of its own'
+    return ''
+
+
+# What breaks later
+
+
+class LossWatch:
+    """Keeps each step's loss until somebody asks for the first that is not finite.
+
+    All are then read at once: no step waits for the device.
+    """
+
+    def __init__(self):
+        self._unread = []
+
+    def note(self, step: int, loss: torch.Tensor | None) -> None:
+        """loss: 0-dim tensor; None is left out."""
+        if loss is not None:
+            self._unread.append((step, loss))
+
+    def first_broken(self) -> tuple[int, float] | None:
+        """(step, loss) of the first since the last call that is not finite; None when all are."""
+        unread, self._unread = self._unread, []
+        if unread:
+            losses = torch.stack([loss for _, loss in unread])
+            finite = losses.isfinite().tolist()
+            if not all(finite):
+                first = finite.index(False)
+                return unread[first][0], losses[first].item()
+        return None
+
+
+def broken_weights(model: nn.Module) -> list[str]:
+    """Names of weights that are not finite.
+
+    What does not train may be infinite on purpose, as masks are: there only a nan counts.
+    """
+    trained = {
+        name: dist.part(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    others = [*model.named_parameters(), *model.named_buffers()]
+    return non_finite(trained) + [
+        name for name, value in others if name not in trained and dist.part(value).isnan().any()
+    ]

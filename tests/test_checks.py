@@ -1,0 +1,177 @@
+"""What does not suit data, model and loss is said before the first step, in one line; the rest trains."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from armature.errors import ConfigError, DataError, NonFiniteError
+from armature.run.checks import LossCheck
+from armature.run.monitor import Monitor
+from base import BaseDataLoader
+from base.stepper import Stepper, clip_values
+from tests.conftest import NoisyPoints
+from trainer import Trainer
+
+
+def check(loss, output, target, known=()):
+    with LossCheck('mine', lambda target: set(known)):
+        return loss(output, target)
+
+
+def scores(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+LABELS = torch.tensor([0, 2, 1, 2])
+PROXIES = torch.randn(100, 16)
+
+
+@pytest.mark.parametrize(
+    'loss, output, target',
+    [
+        (nn.CrossEntropyLoss(), scores(4, 3), LABELS),
+        (nn.CrossEntropyLoss(ignore_index=7), scores(4, 3), torch.tensor([0, 7, 1, 2])),
+        (nn.CrossEntropyLoss(), scores(3), torch.tensor(2)),
+        (nn.CrossEntropyLoss(), scores(4, 3), torch.rand(4, 3)),
+        (nn.CrossEntropyLoss(), scores(2, 3, 5, 5), torch.randint(3, (2, 5, 5))),
+        (lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()), scores(2, 4, 50), torch.randint(50, (2, 4))),
+        (lambda o, t: F.cross_entropy(o @ PROXIES.T, t), scores(4, 16), torch.tensor([99, 3, 50, 7])),
+        (lambda o, t: F.gaussian_nll_loss(o[:, 0], t.float(), o[:, 1].exp()), scores(4, 2), torch.tensor([0, 30, 2, 9])),
+        (lambda o, t: F.ctc_loss(o, t, torch.full((2,), 20), torch.full((2,), 5)), scores(20, 2, 26).log_softmax(2), torch.randint(1, 26, (2, 5))),
+        (F.poisson_nll_loss, scores(4), torch.tensor([0, 30, 2, 9])),
+        (F.mse_loss, scores(4, 1), torch.randn(4, 1)),
+        (nn.BCEWithLogitsLoss(), scores(4), torch.ones(4)),
+    ],
+)  # fmt: skip
+def test_what_a_loss_can_take_is_let_through(loss, output, target):
+    assert torch.equal(check(loss, output, target), loss(output, target))
+
+
+@pytest.mark.parametrize(
+    'loss, output, target, said',
+    [
+        (nn.CrossEntropyLoss(), scores(4, 1), torch.zeros(4).long(), 'over one class'),
+        (nn.CrossEntropyLoss(), scores(4, 3), LABELS[:, None], r'\(4, 1\) of int64.*squeeze'),
+        (nn.CrossEntropyLoss(), scores(4, 3), LABELS.int(), r'int32.*target.long\(\)'),
+        (nn.CrossEntropyLoss(), scores(4, 3), LABELS.float(), r'float32.*target.long\(\)'),
+        (nn.NLLLoss(), scores(4, 3), LABELS.double(), r'float64.*target.long\(\)'),
+        (nn.CrossEntropyLoss(), scores(2, 5, 50), torch.randint(50, (2, 5)), 'movedim'),
+        (lambda o, t: F.cross_entropy(o, t, torch.tensor([1, 5, 1])), scores(4, 3), LABELS, 'write them as floats'),
+        (nn.CrossEntropyLoss(torch.ones(2)), scores(4, 3), LABELS, '2 weights for 3 classes'),
+        (nn.MSELoss(), scores(4, 1), torch.randn(4), r'\(4, 1\).*\(4\).*unsqueeze'),
+        (F.l1_loss, scores(4), torch.randn(4, 1), r'target.squeeze'),
+        (nn.HuberLoss(), scores(4), LABELS, r'target.float\(\)'),
+        (nn.BCEWithLogitsLoss(), scores(4), LABELS, r'target.float\(\)'),
+    ],
+)  # fmt: skip
+def test_what_does_not_suit_a_loss_is_named_with_shapes_and_mend(loss, output, target, said):
+    with pytest.raises(ConfigError, match=f'loss mine: .*{said}'):
+        check(loss, output, target)
+
+
+def test_labels_outside_the_scores_are_named():
+    with pytest.raises(DataError, match='label 3, and the model gives 3 scores'):
+        check(nn.CrossEntropyLoss(), scores(4, 3), LABELS + 1)
+    with pytest.raises(DataError, match='label 9'):
+        check(F.nll_loss, scores(4, 3), LABELS, known=[0, 9])
+
+
+def test_first_loss_of_a_run_is_looked_at_and_then_no_more(experiment):
+    class Wrong(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.criterion = self.loss = lambda output, target: F.mse_loss(output[:, :1], target)
+
+    with pytest.raises(ConfigError, match=r'\(7, 1\) of float32 and targets \(7\) of int64'):
+        experiment.trainer(trainer_class=Wrong).train()
+    trainer = experiment.trainer(epochs=1)
+    criterion = trainer.criterion
+    trainer.train()
+    assert trainer.criterion is criterion is trainer.loss
+
+
+@pytest.mark.parametrize(
+    'options, cause',
+    [
+        ({'n_valid': 16}, 'the last batch has 1 sample'),
+        ({'n_valid': 12, 'microbatch_size': 4}, 'the last batch of 5 samples leaves one'),
+    ],
+)
+def test_batch_norm_and_a_lone_sample_are_said_in_the_first_step(experiment, options, cause):
+    n_valid = options.pop('n_valid')
+    loader = BaseDataLoader(NoisyPoints(), 7, True, n_valid, 0)
+    trainer = experiment.trainer(loader=loader, **options)
+    if 'microbatch_size' not in options:
+        assert len(loader.sampler) % 7 == 1
+    with pytest.raises(ConfigError, match=f'{cause}.*drop_last'):
+        trainer.train()
+    assert trainer.step == 1
+
+
+def test_gradients_of_every_kind_are_clipped_by_value():
+    words = nn.Embedding(5, 3, sparse=True)
+    weight = nn.Parameter(torch.randn(3, 2, dtype=torch.cfloat))
+    bias = nn.Parameter(torch.zeros(2))
+    output = (words(torch.tensor([1, 1, 2])).to(torch.cfloat) @ weight).real * 100 + bias
+    output.sum().backward()
+    dense = words.weight.grad.to_dense().clamp(-0.5, 0.5)
+    clip_values([words.weight, weight, bias], 0.5)
+    assert torch.equal(words.weight.grad.to_dense(), dense)
+    assert torch.view_as_real(weight.grad).abs().max() <= 0.5 and bias.grad.max() == 0.5
+
+
+def test_loss_of_one_element_trains_and_of_several_is_refused():
+    model = nn.Linear(2, 1)
+    stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1))
+    stepper.backward(model(torch.ones(3, 2)).mean().reshape(1))
+    stepper.step()
+    with pytest.raises(ConfigError, match=r'shape \(3, 1\)'):
+        stepper.backward(model(torch.ones(3, 2)))
+
+
+def test_skipped_step_leaves_no_trace_in_running_statistics():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), max_skips=3, model=model)
+    data = torch.randn(4, 2)
+    for broken in (False, True, False):
+        before = model[0].running_mean.clone()
+        for part in stepper.micro_batches(data + math.nan if broken else data):
+            stepper.backward(model(part).mean())
+        stepper.step()
+        assert torch.equal(before, model[0].running_mean) == broken
+    assert stepper.n_skipped == 1 and model[0].num_batches_tracked == 2
+
+
+def test_monitored_value_that_is_always_nan_does_not_end_as_not_improved(experiment):
+    class Blind(Trainer):
+        def _valid_epoch(self, epoch):
+            return {'loss': math.nan}
+
+    with pytest.raises(NonFiniteError, match='val_loss is nan in every epoch'):
+        experiment.trainer(trainer_class=Blind, early_stop=2).train()
+    monitor = Monitor('max x')
+    assert [monitor.update({'x': x}) or monitor.is_blind for x in (math.nan, 1, math.nan)] == [
+        True, True, False
+    ]  # fmt: skip
+
+
+def test_what_the_model_raises_says_where_it_was(experiment):
+    trainer = experiment.trainer()
+    forward, calls = trainer.model.forward, []
+
+    def fail(data):
+        calls.append(data)
+        if len(calls) == 3:
+            raise RuntimeError('mine')
+        return forward(data)
+
+    trainer.model.forward = fail
+    with pytest.raises(RuntimeError, match='mine') as caught:
+        trainer.train()
+    samples = trainer.data_loader.indices(0)[14:21].tolist()
+    assert caught.value.__notes__ == [
+        f'This was in epoch 1, after step 3 had begun, with the samples {samples}'
+    ]
