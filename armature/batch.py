@@ -135,6 +135,8 @@ def map_tensors(function: Callable[[torch.Tensor], Any], content: Any) -> Any:
     """The same structure with `function` applied to each tensor."""
     if isinstance(content, torch.Tensor):
         return function(content)
+    if type(content) in (list, tuple):  # nearly always, and in each step
+        return type(content)([map_tensors(function, entry) for entry in content])
     return map_leaves(
         lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, content
     )

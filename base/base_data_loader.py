@@ -198,7 +198,8 @@ class BaseDataLoader(DataLoader):
         """
         made = self._fetched() if self._memory is None else self._from_memory(self._memory)
         for batch in made:
-            self.share = batch.share
+            if batch.share is not self.share:
+                self.share = batch.share
             if self._class_map is not None:
                 batch.content = self._renumbered(batch.content)
             yield batch
@@ -237,7 +238,8 @@ class BaseDataLoader(DataLoader):
     def _from_memory(self, memory: InMemory) -> Iterator[Batch]:
         """One indexed copy a batch: what collating the single samples gives, but much faster."""
         device = memory.device
-        pins = self.pin_memory and device.type == 'cpu' and torch.cuda.is_available()
+        is_on_cpu = device.type == 'cpu'
+        pins = self.pin_memory and is_on_cpu and torch.cuda.is_available()
         for number, indices, share in self.due_batches():
             if memory.unreadable is not None:
                 readable = indices[~memory.unreadable[indices]]
@@ -245,7 +247,8 @@ class BaseDataLoader(DataLoader):
                     readable = (~memory.unreadable).nonzero()[:1, 0]
                     share = Share(is_borrowed=True)
                 indices = readable
-            content = memory.take(indices.to(device, non_blocking=True))
+            on_device = indices if is_on_cpu else indices.to(device, non_blocking=True)
+            content = memory.take(on_device)
             if self._augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
                 augmented = functools.partial(self._augment.batch, keys=keys)
@@ -303,9 +306,13 @@ class BaseDataLoader(DataLoader):
             order = order.pin_memory()  # so that no step waits for its indices
         last = len(order) - (len(order) % self.batch_size if self.drop_last else 0)
         is_alone = dist.n_processes() == 1
-        for first in range(first_sample, last, self.batch_size):
-            batch = order[first : first + self.batch_size]
-            yield number, *((batch, WHOLE) if is_alone else dist.share(batch, self._counts))
+        # In two steps, so that the first batch of many does not wait until all are cut.
+        for batches in order[first_sample:last].split(1000 * self.batch_size):
+            for indices in batches.split(self.batch_size):
+                if is_alone:
+                    yield number, indices, WHOLE
+                else:
+                    yield number, *dist.share(indices, self._counts)
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""
@@ -382,12 +389,12 @@ class BaseDataLoader(DataLoader):
         """What goes through the training part: `sampler`, or what `shuffle` says."""
         if sampler is None and train_sampler is not None:
             return train_sampler
+        if sampler is None:
+            sampler = RandomSampler() if self.shuffle else SequentialSampler()
         indices = getattr(train_sampler, 'indices', train_sampler)
         if indices is None:
             indices = torch.arange(self.n_samples)
         indices = torch.as_tensor(indices, dtype=torch.long)
-        if sampler is None:
-            sampler = RandomSampler() if self.shuffle else SequentialSampler()
         return sampler.bind(indices, lambda: self._classes('sampler')[indices.numpy()])
 
     def _in_memory(self, where: bool | str) -> InMemory | None:

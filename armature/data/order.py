@@ -27,6 +27,7 @@ class Order(Sampler):
     def bind(self, indices: torch.Tensor, classes: Callable[[], np.ndarray]) -> 'Order':
         """Go through `indices`; classes() are the classes of those samples."""
         self.indices = indices
+        self.is_whole = bool(indices[0] == 0 and indices[-1] == len(indices) - 1)
         return self
 
     def order(self) -> torch.Tensor:
@@ -61,7 +62,8 @@ class RandomSampler(Order):
             return self.indices[torch.randint(n_samples, (len(self),))]
         n_rounds = -(-len(self) // n_samples)
         places = torch.cat([torch.randperm(n_samples) for _ in range(n_rounds)])
-        return self.indices[places[: len(self)]]
+        # Where all samples are gone through, a place is an index.
+        return places[: len(self)] if self.is_whole else self.indices[places[: len(self)]]
 
 
 class SubsetRandomSampler(Order):
