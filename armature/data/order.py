@@ -27,7 +27,7 @@ class Order(Sampler):
     def bind(self, indices: torch.Tensor, classes: Callable[[], np.ndarray]) -> 'Order':
         """Go through `indices`; classes() are the classes of those samples."""
         self.indices = indices
-        self.is_whole = bool(indices[0] == 0 and indices[-1] == len(indices) - 1)
+        self.is_whole = torch.equal(indices, torch.arange(len(indices)))
         return self
 
     def order(self) -> torch.Tensor:

@@ -12,6 +12,7 @@ import pickle
 import random
 import re
 import signal
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.reduction import ForkingPickler
@@ -86,7 +87,10 @@ class KeyedSamples(Dataset):
                 try:
                     sample = at_once[place] if at_once else self._sample(number, index)
                     if sample is None and self.none_is_unreadable:
-                        raise DataError(f'{type(self.dataset).__name__} gives None for it')
+                        raise DataError(
+                            f'{type(self.dataset).__name__} gives None for it. Leave it out of the '
+                            'dataset, or say "on_error": "skip"'
+                        )
                     samples.append(self._augmented(sample, number, index))
                     read.append(index)
                 except UserError as error:  # its message is enough
@@ -281,7 +285,9 @@ def start(fetcher: DataLoader) -> Iterator[Fetched]:
         else None
     )
     try:
-        iterator = iter(fetcher)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)  # torch's, where we raise what is clearer
+            iterator = iter(fetcher)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         if what := _not_picklable(fetcher):
             raise ConfigError(

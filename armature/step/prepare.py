@@ -16,6 +16,7 @@ from armature.processes import dist
 from armature.step.transfer import Frozen
 
 ONLY_HERE = ('freeze', 'channels_last', 'activation_checkpointing', 'compile', 'matmul_precision')
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 logger = logging.getLogger('trainer')
 
 
@@ -27,11 +28,17 @@ def asks_for_wrap(settings: SimpleNamespace) -> str:
 def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     """The model as it trains on `device`, as the sections `trainer` and `distributed` say."""
     settings, sharing = settings_of(config['trainer']), dict(config.get('distributed') or {})
-    if settings.microbatch_size and dist.has_batch_norm(model):
-        logger.warning(
-            'trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch by '
-            'itself, so its size does change the result'
-        )
+    if settings.microbatch_size:
+        if dist.has_batch_norm(model):
+            logger.warning(
+                'trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch '
+                'by itself, so its size does change the result'
+            )
+        if any(isinstance(each, DROPOUT) and each.p > 0 for each in model.modules()):
+            logger.warning(
+                'trainer.microbatch_size: the dropout of this model draws for each micro-batch, so '
+                'its size does change the result a little'
+            )
     if settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if settings.channels_last:
