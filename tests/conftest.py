@@ -79,6 +79,8 @@ class Experiment:
         metrics=(accuracy,),
         len_epoch=None,
         loader=None,
+        model=PointModel,
+        batch=None,
         **settings,
     ):
         config = ConfigParser(
@@ -92,6 +94,7 @@ class Experiment:
                     'interval': interval,
                     'warmup_steps': warmup_steps,
                 },
+                **({'batch': batch} if batch else {}),
                 'trainer': {
                     'epochs': 3,
                     'save_dir': str(self.folder),
@@ -111,7 +114,7 @@ class Experiment:
             validation_split=N_VALID,
             num_workers=num_workers,
         )
-        model = config.wrap(PointModel(), torch.device('cpu'))
+        model = config.wrap(model(), torch.device('cpu'))
         optimizer = optimizer(model.named_parameters(), lr=lr)
         return trainer_class(
             model,

@@ -5,24 +5,29 @@ import gc
 import os
 import signal
 import time
-from collections import Counter, namedtuple
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
+from armature.batch import CannotCut, call_by_name, cut, map_tensors
 from armature.data.memory import InMemory, refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    batches_of,
 )
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, DataError
+from armature.processes import dist
 from base import BaseDataLoader
+from base.stepper import Stepper
 from data_loader.collate import PadCollate
 from tests.conftest import NoisyPoints, PointModel
 
@@ -380,6 +385,186 @@ def test_batches_of_any_structure_train_in_micro_batches_too(experiment, pack):
     assert trainer.step == 7
 
 
+class Scenes(Dataset):
+    """Pictures of several sizes with so many boxes each, as detectors take them."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        boxes = torch.rand(1 + index * 7 % 20 if index % 4 else 0, 4)
+        return torch.rand(3, 16 + index % 5, 16), {'boxes': boxes, 'count': float(len(boxes))}
+
+
+def columns(samples):
+    return tuple(zip(*samples))
+
+
+class Counter3(PointModel):
+    def forward(self, images):
+        return self.out(torch.stack([image.mean() * torch.ones(8) for image in images]))
+
+
+@pytest.mark.parametrize('batch_size, microbatch_size', [(5, None), (5, 2), (3, 2), (7, 3)])
+def test_averages_over_batches_of_lists_are_by_samples(experiment, batch_size, microbatch_size):
+    def mean_count(output, target):
+        return torch.tensor([each['count'] for each in target]).mean()
+
+    trainer = experiment.trainer(
+        loader=BaseDataLoader(Scenes(), batch_size, True, 0.0, 0, columns),
+        microbatch_size=microbatch_size,
+        metrics=[mean_count],
+        monitor='off',
+        epochs=1,
+    )
+    trainer.model.__class__ = Counter3
+    trainer.stepper.loss_of = None
+    trainer.criterion = lambda output, target: output.pow(2).mean()
+    trainer.train()
+    counts = [target['count'] for _, target in (Scenes()[index] for index in range(40))]
+    assert trainer.history[0]['mean_count'] == pytest.approx(sum(counts) / 40)
+
+
+def test_padding_of_micro_batches_stays_that_of_the_whole_batch():
+    samples = [(torch.ones(1 + index), index) for index in range(6)]
+    loader = BaseDataLoader(samples, 6, False, 0.0, 0, PadCollate())
+    batch = next(loader.batches())
+    parts = [cut(batch.content, 6, slice(start, start + 2)) for start in (0, 2, 4)]
+    assert [tuple(data.values.shape) for data, _ in parts] == [(2, 6)] * 3
+
+
+def packed(samples):
+    sequences, targets = zip(*samples)
+    return pack_sequence(sequences, enforce_sorted=False), torch.tensor(targets)
+
+
+def test_what_cannot_be_cut_is_collated_anew_from_the_same_samples(caplog):
+    samples = [(torch.full((1 + index % 3, 2), float(index)), index) for index in range(6)]
+    loader = BaseDataLoader(samples, 6, True, 0.0, 0, packed, seed=1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    stepper = Stepper(optimizer, microbatch_size=4)
+    for content in dist.in_step(loader.batches(), loader, [stepper]):
+        whole = content[1].tolist()
+        parts = list(stepper.micro_batches(content))
+    assert [target.tolist() for _, target in parts] == [whole[:4], whole[4:]]
+    assert [pad_packed_sequence(data)[0][0, :, 0].tolist() for data, _ in parts] == [
+        whole[:4], whole[4:]
+    ]
+    assert 'PackedSequence' in caplog.text and 'collated anew' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'loader',
+    [
+        torch.utils.data.DataLoader([(torch.zeros(1), 0)] * 6, 6, collate_fn=packed),
+        BaseDataLoader([(torch.zeros(1), 0)] * 6, 6, True, 0.0, 0, packed, batch_transform=list),
+    ],
+    ids=["torch's loader", 'batch_transform'],
+)
+def test_what_cannot_be_cut_nor_collated_anew_is_refused(loader):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    stepper = Stepper(optimizer, microbatch_size=4)
+    with pytest.raises(ConfigError, match='trainer.microbatch_size: the batch holds'):
+        for content in dist.in_step(batches_of(loader), loader, [stepper]):
+            list(stepper.micro_batches(content))
+
+
+def test_three_pictures_of_three_channels_are_not_cut_by_channels():
+    images, targets = tuple(torch.rand(3, 4, 4) for _ in range(3)), torch.arange(3)
+    with pytest.raises(CannotCut, match='may be its samples'):
+        cut((images, targets), 3, slice(0, 2))
+    part, _ = cut((tuple(torch.rand(5, 4, 4) for _ in range(3)), targets), 3, slice(0, 2))
+    assert len(part) == 2
+
+
+class Attributes(OrderedDict):
+    def __init__(self, kind=None, size=None):
+        super().__init__(kind=kind, size=size)
+
+
+class OfOneArgument(tuple):
+    def __new__(cls, first, second):
+        return super().__new__(cls, (first, second))
+
+
+def test_structures_of_every_class_are_rebuilt_or_said():
+    frozen = dataclasses.make_dataclass('Frozen', ['a', 'b'], frozen=True)
+    counts = defaultdict(list, a=torch.ones(2))
+    for content in (Attributes(torch.ones(2), 3), counts, frozen(torch.ones(2), 'b')):
+        doubled = map_tensors(lambda tensor: tensor * 2, content)
+        assert type(doubled) is type(content) and str(doubled) == str(content).replace('1.', '2.')
+    assert doubled is not content and counts['new'] == []
+    with pytest.raises(DataError, match='holds a OfOneArgument, which cannot be made anew'):
+        map_tensors(torch.neg, OfOneArgument(torch.ones(2), torch.ones(2)))
+
+
+# Parts by name
+
+
+class Named(NoisyPoints):
+    def __getitem__(self, index):
+        data, target = super().__getitem__(index)
+        return {'image': data, 'depth': data[:2], 'label': target, 'file': f'{index}.png'}
+
+
+class TwoInputs(PointModel):
+    def forward(self, image, depth):
+        return super().forward(image + depth.repeat(1, 2))
+
+
+class OneDict(TwoInputs):
+    def forward(self, inputs):
+        return super().forward(**inputs)
+
+
+def test_parts_by_name_train_as_pairs_do(experiment):
+    def run(dataset, model=PointModel, batch=None, **settings):
+        loader = BaseDataLoader(dataset, 6, True, 12, 0, seed=1)
+        trainer = experiment.trainer(loader=loader, model=model, batch=batch, **settings)
+        trainer.train()
+        return trainer.history
+
+    both = {'data': ['image', 'depth'], 'target': 'label'}
+    assert run(NoisyPoints()) == run(Named(), batch={'data': 'image', 'target': 'label'})
+    assert run(Named(), TwoInputs, both) == run(Named(), OneDict, both)
+
+
+@pytest.mark.parametrize(
+    'batch, said',
+    [
+        (None, "a dict with 'image', 'depth', 'label', 'file': say .* \"batch\": {\"data\": \"image\""),
+        ({'data': 'picture', 'target': 'label'}, "batch.data is 'picture', and the dataset gives"),
+        ({'data': 'image'}, 'expected the names of "data" and of "target"'),
+        ({'data': ['image', 'mask'], 'target': 'label'}, "batch.data is .*'mask'"),
+    ],
+)
+def test_parts_that_are_not_named_are_one_line_before_the_first_step(experiment, batch, said):
+    with pytest.raises((ConfigError, DataError), match=said):
+        loader = BaseDataLoader(Named(), 6, True, 12, 0)
+        trainer = experiment.trainer(loader=loader, batch=batch)
+        try:
+            trainer.train()
+        finally:
+            assert trainer.optimizer.state == {}
+
+
+def test_inputs_that_no_argument_is_called_after_are_refused():
+    with pytest.raises(ConfigError, match='TwoInputs.forward takes image, depth'):
+        call_by_name(TwoInputs(), ['image', 'mask'])
+
+
+def test_lone_sample_for_batch_norm_is_said_before_the_first_step(experiment):
+    for options, settings in (
+        ({'batch_size': 13, 'validation_split': 12}, {}),  # 40 = 3 * 13 + 1
+        ({'batch_size': 9, 'validation_split': 16}, {'microbatch_size': 4}),  # 9 = 2 * 4 + 1
+    ):
+        loader = BaseDataLoader(NoisyPoints(), shuffle=True, num_workers=0, **options)
+        trainer = experiment.trainer(loader=loader, **settings)
+        with pytest.raises(ConfigError, match='BatchNorm cannot train on one value.*drop_last'):
+            trainer.train()
+        assert trainer.optimizer.state == {}
+
+
 def test_padding_collate_gives_lengths():
     (values, lengths), targets = PadCollate(padding=-1)(
         [(torch.tensor([1, 2, 3]), 0), (torch.tensor([4]), 1)]
@@ -396,6 +581,76 @@ def test_padding_collate_gives_lengths():
 
 
 # Trouble
+
+
+class AtOnce(Pictures):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def test_dataset_that_reads_several_at_once_is_augmented_and_may_skip():
+    options = {'augment': AUGMENT, 'validation_split': 0}
+    same(loader(AtOnce(), **options), loader(Pictures(), **options))
+    skipping = loader(AtOnce(broken=(3, 30)), on_error='skip', validation_split=0)
+    assert sum(batch.n_samples for batch in skipping.batches()) == N - 2
+
+
+class Rare(Pictures):
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        if index == 44 and torch.rand(()) < 2:
+            image = image.flip(-1)
+        return image, target
+
+
+def test_in_memory_notices_one_random_sample():
+    with pytest.raises(ConfigError, match='freeze the random transforms of Rare'):
+        loader(Rare(), in_memory=True)
+
+
+class Growing(Pictures):
+    level = 0
+
+    def __getitem__(self, index):
+        return self.images[index], self.targets[index] + 100 * self.level
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_workers_see_what_changed_in_the_dataset_between_passes(method):
+    one = loader(Growing(), 1, persistent_workers=True, multiprocessing_context=method)
+    for level in range(2):
+        one.dataset.level = level
+        assert all((target // 100 == level).all() for _, target in one)
+
+
+def test_sample_that_is_none_or_of_another_size_is_named():
+    missing = [(torch.zeros(2), 0)] * 9 + [None]
+    with pytest.raises(DataError, match='sample 9: list gives None'):
+        list(loader(missing, validation_split=0))
+    kept = loader(missing, validation_split=0, on_error='skip')
+    assert sum(batch.n_samples for batch in kept.batches()) == 9
+    sizes = [torch.zeros(2 + index // 5) for index in range(10)]
+    with pytest.raises(DataError, match=r'float32 \(2,\) and .*\(3,\), .* "collate_fn"'):
+        list(loader(sizes, validation_split=0, shuffle=False))
+
+
+def test_no_sample_and_no_whole_batch_are_said():
+    with pytest.raises(DataError, match='holds no sample'):
+        BaseDataLoader([], 4, True, 0.0, 0)
+    with pytest.raises(ConfigError, match='drop_last'):
+        loader([torch.zeros(1)] * 5, drop_last=True, validation_split=0)
+
+
+class Local(Pictures):
+    def __init__(self):
+        super().__init__()
+        self.transform = lambda image: image
+
+
+def test_lambda_that_cannot_be_sent_to_a_worker_is_one_line():
+    spawning = loader(Local(), 1, multiprocessing_context='spawn')
+    with pytest.raises(ConfigError, match='Local cannot be .*lambda'):
+        list(spawning)
 
 
 @pytest.mark.parametrize('num_workers', [0, 2])

@@ -18,8 +18,6 @@ from armature.batch import WHOLE, Batch, length
 from armature.errors import ConfigError, DataError
 from armature.seed import key, seed_torch
 
-MULTINOMIAL_LIMIT = 2**24  # torch.multinomial takes no more numbers
-
 
 class Order(Sampler):
     """Base: `order()` is an epoch's indices, drawn anew each time."""
@@ -101,7 +99,7 @@ class WeightedRandomSampler(Order):
         self.weights, self.num_samples, self.replacement = weights, num_samples, replacement
 
     def bind(self, indices, classes):
-        found, which, counts = np.unique(classes(), return_inverse=True, return_counts=True)
+        found, which, counts = numbered(classes())
         if self.weights == 'balanced':
             weights = 1 / counts
         elif found.dtype.kind in 'iu' and 0 <= found[0] and found[-1] < len(self.weights):
@@ -111,32 +109,51 @@ class WeightedRandomSampler(Order):
                 f'sampler: weights has {len(self.weights)} numbers, and there are classes up to '
                 f'{found[-1]}'
             )
-        self.probabilities = torch.from_numpy(weights[which])
         super().bind(indices, classes)
-        n_possible = int((self.probabilities > 0).sum())
+        n_possible = int(counts[weights > 0].sum())
         if n_possible < (1 if self.replacement else len(self)):
             raise ConfigError(
                 f'sampler: {len(self)} samples are to be drawn, and {n_possible} have a weight '
                 'above 0: set num_samples, or replacement to true'
             )
+        self._weights, self._counts = torch.from_numpy(weights), torch.from_numpy(counts)
+        self._which = torch.from_numpy(which)
+        self._by_class = torch.from_numpy(by_class(which))
         return self
 
     def __len__(self) -> int:
         return self.num_samples or len(self.indices)
 
     def order(self) -> torch.Tensor:
-        weights = self.probabilities
-        if len(weights) <= MULTINOMIAL_LIMIT:
-            places = torch.multinomial(weights, len(self), self.replacement)
-        elif self.replacement:
-            ends = weights.cumsum(0)  # each sample owns an interval as long as its weight
-            drawn = ends[-1] * torch.rand(len(self), dtype=torch.double)
-            places = torch.searchsorted(ends, drawn, right=True).clamp_(max=len(weights) - 1)
-        else:
-            # Waiting times with these rates: who comes first. Efraimidis and Spirakis 2006.
-            waits = torch.empty_like(weights).exponential_() / weights
-            places = waits.topk(len(self), largest=False, sorted=True).indices
-        return self.indices[places]
+        if self.replacement:
+            # First a class, then one of its samples: torch.multinomial over all samples takes no
+            # more than 2**24 of them, and far longer.
+            drawn = torch.multinomial(self._weights * self._counts, len(self), True)
+            counts = self._counts[drawn]
+            place_in_class = (torch.rand(len(self), dtype=torch.double) * counts).long()
+            first = self._counts.cumsum(0) - self._counts
+            return self.indices[self._by_class[first[drawn] + place_in_class]]
+        # Waiting times with the weights as rates: who comes first. Efraimidis and Spirakis, 2006.
+        waits = torch.empty(len(self.indices), dtype=torch.double).exponential_()
+        waits /= self._weights[self._which]
+        return self.indices[waits.topk(len(self), largest=False).indices]
+
+
+def numbered(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the classes there are, sorted; (n,) which of them each sample has; how many have it)."""
+    if classes.dtype.kind in 'iu' and 0 <= classes.min() and classes.max() <= len(classes):
+        counts = np.bincount(classes)  # without sorting, as np.unique does
+        found = counts.nonzero()[0]
+        place = np.zeros(len(counts), dtype=np.int64)
+        place[found] = np.arange(len(found))
+        return found, place[classes], counts[found]
+    return np.unique(classes, return_inverse=True, return_counts=True)
+
+
+def by_class(which: np.ndarray) -> np.ndarray:
+    """(n,) the samples in the order of their classes: what `numbered` says of them."""
+    is_small = which.max() < 2**16  # sorted in linear time
+    return np.argsort(which.astype(np.uint16) if is_small else which, kind='stable')
 
 
 # Batches from any loader

@@ -2,8 +2,10 @@
 
 The same ones for every seed: a run that is resumed with another seed must not train on what it was
 validated on. A sample's key (its name, where the dataset tells names, or its index) is hashed, and
-those with the smallest hashes are validated on. So a sample that comes or goes moves no other one:
-a run that goes on with other data keeps the bounds between the hashes.
+those with the smallest hashes are validated on; a run that goes on with other data keeps the bounds
+between the hashes, so that a sample that comes or goes moves no other one. A share of samples that
+have no names takes the smallest hash of each few samples in turn, which needs no memory of before:
+samples that are appended move nobody.
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from armature.data.order import by_class, numbered
 from armature.errors import ConfigError
 from armature.seed import key
 
@@ -59,7 +62,11 @@ def split_indices(
     before = before or {}
     version = before.get('version', VERSION)
     state = {'version': version, 'settings': settings}
-    if version == VERSION:
+    if version == VERSION and isinstance(validation_split, float) and not n_folds and (
+        names is classes is groups is None
+    ):
+        is_valid = _one_of_each_few(n_samples, validation_split)
+    elif version == VERSION:
         samples = _hashed(n_samples, names, classes, groups)
         bounds = before.get('bounds', {}) if before.get('settings') == settings else {}
         is_valid, state['bounds'] = _within_bounds(samples, n_valid, n_folds, fold, bounds)
@@ -111,7 +118,7 @@ class _Hashed(NamedTuple):
 def _hashed(n_samples: int, names: Any, classes: Any, groups: Any) -> _Hashed:
     labels, which = [''], None
     if classes is not None:
-        found, which, counts = np.unique(np.asarray(classes), return_inverse=True, return_counts=True)
+        found, which, counts = numbered(np.asarray(classes))
         labels = [str(each) for each in found.tolist()]
         if counts.max() == 1:
             raise ConfigError(
@@ -148,6 +155,16 @@ def _of_names(names: Sequence[str]) -> np.ndarray:
     return np.fromiter((key(SPLIT_KEY, name) for name in names), dtype=np.int64, count=len(names))
 
 
+def _one_of_each_few(n_samples: int, share: float) -> torch.Tensor:
+    """(n_samples,) whether it is for validation: as many of the first m as int(m * share)."""
+    which = (np.arange(n_samples + 1) * share).astype(np.int64)  # the few that each belongs to
+    hashes, n_valid = _of_indices(n_samples), int(which[-1])
+    starts = np.searchsorted(which[:-1], np.arange(which[-2] + 1))
+    smallest = np.minimum.reduceat(hashes, starts)
+    is_valid = (hashes == smallest[which[:-1]]) & (which[:-1] < n_valid)
+    return torch.from_numpy(is_valid)
+
+
 def _within_bounds(
     samples: _Hashed, n_valid: int, n_folds: int | None, fold: int, bounds: dict
 ) -> tuple[torch.Tensor, dict[str, list[int]]]:
@@ -160,9 +177,8 @@ def _within_bounds(
     if samples.classes is None:
         members = [slice(None)]
     else:
-        order = np.argsort(samples.classes, kind='stable')
         counts = np.bincount(samples.classes, minlength=len(labels))
-        members = np.split(order, np.cumsum(counts)[:-1])
+        members = np.split(by_class(samples.classes), np.cumsum(counts)[:-1])
     n_in = [len(hashes[each]) if sizes is None else int(sizes[each].sum()) for each in members]
     if n_folds is None:
         ends = [(0, n) for n in _shares(n_valid, n_in)]

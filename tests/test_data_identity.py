@@ -1,0 +1,235 @@
+"""Laws of which data a run has: who is validated on, what counts as another dataset, classes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from armature.data.identity import changes, class_map, data_of, fingerprint, resuming
+from armature.data.split import SPLIT_KEY, split_indices
+from armature.errors import ConfigError, DataError
+from base import BaseDataLoader
+from tests.conftest import NoisyPoints
+
+# Who is validated on
+
+
+def keys_of(split, names):
+    return {names[index] for index in split.valid.tolist()}
+
+
+@pytest.mark.parametrize('share', [0.03, 0.2, 0.5, 0.77])
+@pytest.mark.parametrize('n', [50, 101, 400])
+def test_samples_that_are_appended_move_nobody(n, share):
+    before = set(split_indices(n, share).valid.tolist())
+    assert len(before) == int(n * share)
+    for more in (1, 20, 333):
+        after = split_indices(n + more, share)
+        assert before <= set(after.valid.tolist()) and len(after.valid) == int((n + more) * share)
+
+
+@pytest.mark.parametrize(
+    'how',
+    [
+        {},
+        {'classes': True},
+        {'groups': True},
+        {'n_folds': 4, 'fold': 2, 'validation_split': 0},
+        {'n_folds': 4, 'fold': 3, 'validation_split': 0, 'classes': True},
+    ],
+    ids=str,
+)
+def test_samples_that_come_and_go_anywhere_move_nobody_in_a_run_that_goes_on(how):
+    def split(names, before=None):
+        options = {'validation_split': 0.25, **how, 'names': names, 'before': before}
+        if how.get('classes'):
+            options['classes'] = [int(name) % 3 for name in names]
+        if how.get('groups'):
+            options['groups'] = [int(name) // 4 for name in names]
+        return split_indices(len(names), **options)
+
+    names = [str(number) for number in range(200)]
+    others = sorted(set(names[::3]) | set(names[5:80]) | {str(each) for each in range(200, 300)})
+    first = split(names)
+    second = split(others, first.state)
+    was, now = keys_of(first, names), keys_of(second, others)
+    assert now & set(names) == was & set(others)
+    assert now - set(names), 'some of the new ones are validated on'
+    assert keys_of(split(names, second.state), names) == was
+
+
+def test_named_samples_are_split_by_name_in_any_order():
+    names = [f'{number}.png' for number in range(100)]
+    mixed = [names[index] for index in np.random.default_rng(1).permutation(100)]
+    first, second = (split_indices(100, 0.2, names=each) for each in (names, mixed))
+    assert keys_of(first, names) == keys_of(second, mixed) and len(first.valid) == 20
+
+
+def test_class_with_one_sample_stays_in_training():
+    classes = [0] * 30 + [1] * 29 + [2]
+    split = split_indices(60, 0.2, classes=classes)
+    assert len(split.valid) == 12 and 59 in split.train.tolist()
+
+
+def test_runs_that_began_before_keep_their_split():
+    everybody = np.arange(40)
+    np.random.RandomState(0).shuffle(everybody)  # as the old template did
+    for version, expected in (
+        (0, everybody[:8].tolist()),
+        (1, torch.randperm(40, generator=torch.Generator().manual_seed(SPLIT_KEY))[:8].tolist()),
+    ):
+        split = split_indices(40, 0.2, before={'version': version})
+        assert split.valid.tolist() == sorted(expected) and split.state['version'] == version
+    assert data_of({'epoch': 3})['split']['version'] == 0
+    assert data_of({'parts': {}})['split']['version'] == 1
+
+
+def test_loader_of_a_run_that_goes_on_keeps_its_kind_of_split():
+    data = TensorDataset(torch.arange(40))
+    with resuming({'split': {'version': 1}}):
+        old = BaseDataLoader(data, 4, True, 0.2, 0)
+    assert old.split['version'] == 1
+    assert old.valid_sampler == split_indices(40, 0.2, before=old.split).valid.tolist()
+    assert old.valid_sampler != BaseDataLoader(data, 4, True, 0.2, 0).valid_sampler
+
+
+# Which data
+
+
+class Files(Dataset):
+    def __init__(self, folder, names):
+        self.root, self.paths = folder, [folder / name for name in names]
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return self.paths[index].read_bytes()
+
+
+@pytest.fixture
+def files(tmp_path):
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        for number in range(5):
+            (tmp_path / folder / f'{number}.txt').write_text(f'{number}')
+    return Files(tmp_path, [f'{folder}/{number}.txt' for folder in 'ab' for number in range(5)])
+
+
+def said(before, after):
+    return '; '.join(changes({'fingerprint': before}, {'fingerprint': after}))
+
+
+def test_files_are_told_by_number_name_and_size(files, tmp_path):
+    before = fingerprint(files)
+    assert fingerprint(files) == before
+    fewer = Files(tmp_path, files.paths[:-1])
+    assert 'number of samples: 10 before, 9 now' in said(before, fingerprint(fewer))
+    files.paths[0].write_text('longer')
+    assert 'sizes of files' in said(before, fingerprint(files))
+    files.paths[0].write_text('0')
+    files.paths = files.paths[::-1]
+    assert 'names of files' in said(before, fingerprint(files))
+
+
+def test_folder_that_is_moved_is_the_same_data(files, tmp_path):
+    before = fingerprint(files)
+    moved = tmp_path.parent / f'{tmp_path.name}-moved'
+    tmp_path.rename(moved)
+    names = [path.relative_to(tmp_path) for path in files.paths]
+    assert fingerprint(Files(moved, names)) == before
+
+
+def test_other_data_is_told_by_content():
+    points, targets = torch.randn(300, 4), torch.arange(300)
+    before = fingerprint(TensorDataset(points, targets))
+    assert len(before['content']) == 64
+    assert said(before, fingerprint(TensorDataset(points.clone(), targets))) == ''
+    other = points.clone()
+    other[0] += 1
+    assert 'the content of sample 0' in said(before, fingerprint(TensorDataset(other, targets)))
+    assert 'more of those' in said(before, fingerprint(TensorDataset(points.flip(0), targets)))
+
+
+def test_random_samples_do_not_make_other_data():
+    assert fingerprint(NoisyPoints()) == fingerprint(NoisyPoints())
+
+    class OfItsOwn(NoisyPoints):
+        def __getitem__(self, index):
+            return np.random.default_rng().random()
+
+    assert fingerprint(OfItsOwn()) == {'number of samples': 52, 'content': {}}
+
+
+def test_dataset_may_say_its_own_fingerprint():
+    class Table(NoisyPoints):
+        def fingerprint(self):
+            return {'rows': 52, 'version': 3}
+
+    assert fingerprint(Table()) == {'rows': 52, 'version': 3}
+    assert said({'rows': 51}, fingerprint(Table())) == 'rows: 51 before, 52 now'
+
+
+class Longer(NoisyPoints):
+    def __init__(self, n):
+        super().__init__()
+        self.points = self.points.repeat(2, 1)[:n]
+        self.targets = self.targets.repeat(2)[:n]
+
+    def __len__(self):
+        return len(self.points)
+
+
+def test_run_goes_on_with_other_data_only_when_told_to(experiment, capsys):
+    def trainer(n, split=0.25, **settings):
+        loader = BaseDataLoader(Longer(n), 7, True, split, 0, seed=1)
+        return experiment.trainer(loader=loader, **settings)
+
+    first = trainer(52, epochs=1)
+    first.train()
+    file = first.checkpoint_dir / 'checkpoint-last.pth'
+    saved = torch.load(file, weights_only=True)['data']
+    assert saved['fingerprint']['number of samples'] == 52
+    for other in (lambda **more: trainer(60, **more), lambda **more: trainer(52, 0.5, **more)):
+        resumed = other(epochs=2, resume=file)
+        with pytest.raises(ConfigError, match='before, .* now.*"data_changed": "continue"'):
+            resumed.train()
+        assert resumed.step == first.step
+    resumed = trainer(60, epochs=2, resume=file)
+    resumed.config['data_changed'] = 'continue'
+    resumed.train()
+    assert resumed.epochs_done == 2 and 'number of samples: 52 before, 60 now' in capsys.readouterr().out
+
+
+# Which class is which
+
+
+@dataclasses.dataclass
+class Animals(Dataset):
+    classes: list
+    n: int = 20
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)]), index % len(self.classes)
+
+
+@pytest.mark.parametrize('options', [{}, {'in_memory': True}, {'num_workers': 2}], ids=str)
+def test_classes_are_numbered_by_name_as_in_training(options):
+    options = {'num_workers': 0, **options}
+    loader = BaseDataLoader(Animals(['bee', 'cat']), 6, False, 0.2, **options)
+    loader.use_class_names(['ant', 'bee', 'cat'])
+    for part in (loader, loader.split_validation()):
+        for data, target in part:
+            assert torch.equal(target, data[:, 0].long() % 2 + 1)
+        assert part.class_names == ['ant', 'bee', 'cat']
+
+
+def test_class_that_training_never_saw_is_refused():
+    with pytest.raises(DataError, match="has the class 'dog', and training knows ant, bee"):
+        class_map(['bee', 'dog'], ['ant', 'bee'])
+    assert class_map(['ant', 'bee'], ['ant', 'bee']) is None is class_map(None, ['ant'])
