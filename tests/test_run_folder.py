@@ -133,6 +133,13 @@ def test_run_json_says_what_became_of_the_run(tmp_path):
     assert json.loads((run / 'config.json').read_text()) == {'name': 'x'}
 
 
+def test_a_training_of_ones_own_keeps_the_moment_when_the_run_was_begun(tmp_path):
+    run = claim(tmp_path, 'one')
+    begun = record(run)['begun']
+    RunFolder(run).note(last={'epoch': 1})
+    assert record(run) == {'begun': begun, 'state': 'running', 'last': {'epoch': 1}}
+
+
 def rows_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))

@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,10 +61,6 @@ CONTENT = {
     'run': dict,
 }
 LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
-NUMPY_DTYPES = [
-    np.dtype(code)
-    for code in ('?', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')
-]
 DIGEST_PREFIX = b'sha256:'
 DIGEST_BYTES = len(DIGEST_PREFIX) + 64  # the comment at the end of every file that we write
 END_RECORD = b'PK\x05\x06'  # begins a zip archive's last record
@@ -138,10 +135,8 @@ def _write_all(paths: list[Path], content: memoryview) -> None:
             _sidecar(path).unlink(missing_ok=True)
     finally:
         for each in unfinished:
-            try:
+            with suppress(OSError):  # the folder is gone or read-only: the first error says so
                 each.unlink(missing_ok=True)
-            except OSError:  # the folder is gone or became read-only: the first error says so
-                pass
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
@@ -227,8 +222,9 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
         return kind([inner(each, index) for index, each in enumerate(value)])
     if isinstance(value, np.generic) and type(value.item()) in LEAVES:
         return value.item()
-    if isinstance(value, np.ndarray) and value.dtype in NUMPY_DTYPES:
-        return torch.from_numpy(value.copy())
+    if isinstance(value, np.ndarray) and value.dtype.isnative:
+        with suppress(TypeError):  # of something else than numbers
+            return torch.from_numpy(value.copy())
     if isinstance(value, Path):
         return str(value)
     if isinstance(getattr(value, 'config', None), dict):
@@ -251,19 +247,20 @@ def load(
     CheckpointError, whatever is wrong with the file.
     """
 
-    def complete(head: dict) -> dict:
-        if not head.get('shards'):
-            return head
-        from armature.checkpoint import sharded  # torch's own part takes a while to import
-
-        return sharded.read(head, Path(path).parent, model, optimizer)
-
-    return _load(Path(path), complete)
+    return _load(Path(path), lambda head: _with_parts(head, Path(path).parent, model, optimizer))
 
 
 def load_head(path: Path) -> dict:
     """As `load`, of a sharded checkpoint everything but the tensors of model and optimizer."""
     return _load(Path(path), lambda head: head)
+
+
+def _with_parts(head: dict, run: Path, *like: Any) -> dict:
+    if not head.get('shards'):
+        return head
+    from armature.checkpoint import sharded  # torch's own part takes a while to import
+
+    return sharded.read(head, run, *like)
 
 
 def _load(path: Path, complete: Callable[[dict], dict]) -> dict:

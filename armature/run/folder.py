@@ -193,8 +193,9 @@ class RunFolder:
         )
 
     def note(self, **facts: Any) -> None:
-        """Put `facts` into run.json."""
-        self.record.update(facts)
+        """Put `facts` into run.json, also of a training that does not call `begin`."""
+        first = {'begun': begun(self.folder).isoformat(), 'state': 'running'}
+        self.record = {**(self.record or first), **facts}
         with self._warning():
             write_json(self.record, self.folder / RECORD)
 
