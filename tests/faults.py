@@ -1,7 +1,8 @@
-"""Fault campaigns with counts: python -m tests.faults [--flips 2000] [--truncations 500] [--fuzz 2000] ...
+"""Fault campaigns with counts: python -m tests.faults [--flips 2000] [--truncations 500] ...
 
-Each campaign damages files or ends processes many times and counts how often the promise held. Without flags all run in full;
-with flags, those named. Trials run in processes forked from one that has torch loaded. Exit code 1 unless all are n/n.
+Each campaign damages files or ends processes many times and counts how often the promise held.
+Without flags all run in full; with flags, those named. Trials run in processes forked from one that
+has torch loaded. Exit code 1 unless all are n/n.
 """
 
 import argparse
@@ -42,7 +43,8 @@ MEMORY_BYTES = 256 * 2**20  # more than any file of these campaigns may cost
 
 
 class Result(NamedTuple):
-    """held of tried trials went as promised; `failures` describes the others; `note` says how the good ones went."""
+    """held of tried trials went as promised; `failures` describes the others; `note` says how the
+    good ones went."""
 
     tried: int
     held: int
@@ -67,7 +69,8 @@ def tally(outcomes: dict[str, str], good: set[str]) -> Result:
 
 
 def forked(trials: dict[str, Callable[[], str]]) -> dict[str, str]:
-    """What each trial returns; 'traceback: ...', 'crash: signal' or 'memory: bytes' when it goes wrong. A crash ends no other."""
+    """What each trial returns; 'traceback: ...', 'crash: signal' or 'memory: bytes' when it goes
+    wrong. A crash ends no other."""
     names, outcomes = list(trials), {}
     while names:
         batch = names[:100]
@@ -229,7 +232,8 @@ def sample_files(state: dict) -> dict[str, bytes]:
 
 
 class Config:
-    """Pickles as the old template's ConfigParser did: an object of a class in a module of the project."""
+    """Pickles as the old template's ConfigParser did: an object of a class in a module of the
+    project."""
 
     def __reduce__(self):
         return (
@@ -304,7 +308,8 @@ def pickle_of(content: bytes) -> bytes:
 
 
 def fuzz(n: int, folder: Path) -> Result:
-    """A file with random changes loads or is refused: never another error, a crash of the interpreter or a flood of memory."""
+    """A file with random changes loads or is refused: never another error, a crash of the
+    interpreter or a flood of memory."""
     kinds = sample_files(small_state())
 
     def trial(index: int, kind: str) -> str:
@@ -355,7 +360,8 @@ OPCODES = [opcode.code.encode('latin1') for opcode in pickletools.opcodes]
 
 
 def hostile(n: int, folder: Path) -> Result:
-    """A pickle that would run code is refused, in each of torch's formats, alone and inside a good checkpoint, and runs nothing.
+    """A pickle that would run code is refused, in each of torch's formats, alone and inside a good
+    checkpoint, and runs nothing.
 
     n: at most so many of the files; 0 for all.
     """
@@ -377,7 +383,8 @@ def hostile(n: int, folder: Path) -> Result:
 
 
 def hostile_files(marker: str) -> dict[str, bytes]:
-    """Each payload as all of a file and as one more entry of a good checkpoint, in the three formats that torch has had."""
+    """Each payload as all of a file and as one more entry of a good checkpoint, in the three
+    formats that torch has had."""
     good = in_zip(small_state())
     entry = text('arch')
     files = {}
@@ -431,7 +438,8 @@ def named(function: str) -> bytes:
 
 
 def payloads(marker: str) -> dict[str, bytes]:
-    """Pickle fragments that leave one value on the stack; with pickle.load each would touch `marker` or do as badly."""
+    """Pickle fragments that leave one value on the stack; with pickle.load each would touch
+    `marker` or do as badly."""
     shell, code = f'touch {marker}', f'open({marker!r}, "w").close()'
     touch = b'](' + text('touch') + text(marker) + b'e'  # a list
     one_call = {
@@ -596,7 +604,8 @@ def tensor(numel: int, size: int, stride: int = 1, offset: int = 0, flag: bytes 
 
 
 def save_crashes(n: int, folder: Path) -> Result:
-    """Killed at any system call of a save: every file loads, each an old or a new whole state, and the next save cleans up.
+    """Killed at any system call of a save: every file loads, each an old or a new whole state, and
+    the next save cleans up.
 
     n: at most so many of the calls, spread evenly; 0 for all.
     """
@@ -635,7 +644,8 @@ def save_crashes(n: int, folder: Path) -> Result:
 
 
 def prune_crashes(n: int, folder: Path) -> Result:
-    """Killed at any system call of a prune: what is to stay is there, what is there loads, and the next prune ends the work."""
+    """Killed at any system call of a prune: what is to stay is there, what is there loads, and the
+    next prune ends the work."""
     states = {epoch: small_state(epoch) for epoch in range(1, 6)}
 
     def prepare(run: Path) -> None:
@@ -659,7 +669,8 @@ def prune_crashes(n: int, folder: Path) -> Result:
 
 
 def going_back_crashes(n: int, folder: Path) -> Result:
-    """Killed at any system call of going back: no checkpoint is lost, and going back again works."""
+    """Killed at any system call of going back: no checkpoint is lost, and going back again
+    works."""
     names = {f'checkpoint-epoch{epoch}.pth' for epoch in range(1, 5)}
     names |= {checkpoint.LAST, checkpoint.BEST}
 
@@ -688,7 +699,8 @@ def going_back_crashes(n: int, folder: Path) -> Result:
 
 
 def sharded_crashes(n: int, folder: Path) -> Result:
-    """Killed at any system call of a sharded save and its prune: every head has all of its parts."""
+    """Killed at any system call of a sharded save and its prune: every head has all of its
+    parts."""
     from armature.checkpoint import sharded  # noqa: F401 (before the forks)
 
     def write(run: Path, *epochs: int) -> None:
@@ -808,7 +820,8 @@ def _crashes(n: int, folder: Path, prepare: Callable, act: Callable, check: Call
 
 
 def _killed_at(stop: int | None, prepare: Callable, act: Callable, run: Path) -> int:
-    """Run `act(run)` in a fork that is killed at its `stop`-th entry to or return from a system call; how many it came to."""
+    """Run `act(run)` in a fork that is killed at its `stop`-th entry to or return from a system
+    call; how many it came to."""
     run.mkdir()
     prepare(run)
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
@@ -833,14 +846,16 @@ def _killed_at(stop: int | None, prepare: Callable, act: Callable, run: Path) ->
 
 
 def kills(n: int, folder: Path) -> Result:
-    """A run killed at a random moment and resumed equals, bit for bit, one that was never stopped."""
+    """A run killed at a random moment and resumed equals, bit for bit, one that was never
+    stopped."""
     from tests import faults_runs
 
     return tally(faults_runs.kills(n, folder), {'equal'})
 
 
 def every_step(n: int, folder: Path) -> Result:
-    """A run of n steps resumed after each of them, with 0 and 2 workers, equals, bit for bit, one that was never stopped."""
+    """A run of n steps resumed after each of them, with 0 and 2 workers, equals, bit for bit, one
+    that was never stopped."""
     from tests import faults_runs
 
     return tally(faults_runs.every_step(n, folder), {'equal'})
@@ -876,18 +891,16 @@ def run_campaigns(
     description: str,
     prepare: Callable[[Path], None] = lambda folder: None,
 ) -> int:
-    """Run the campaigns that the command line names with a count, or all in full; the exit code: 1 unless all are n/n.
+    """Run the campaigns that the command line names with a count, or all in full; the exit code: 1
+    unless all are n/n.
 
-    campaigns: {flag: (campaign, full count; 0 means all there are)}. prepare: called with each campaign's folder before it.
+    campaigns: {flag: (campaign, full count; 0 means all there are)}. prepare: called with each
+    campaign's folder before it.
     """
     parser = argparse.ArgumentParser(description=description.partition('\n')[0])
     for flag, (campaign, full) in campaigns.items():
-        parser.add_argument(
-            f'--{flag}',
-            type=int,
-            metavar='N',
-            help=f'{campaign.__doc__.splitlines()[0]} ({full or "all"})',
-        )
+        promise = ' '.join(campaign.__doc__.partition('\n\n')[0].split())
+        parser.add_argument(f'--{flag}', type=int, metavar='N', help=f'{promise} ({full or "all"})')
     given = vars(parser.parse_args())
     chosen = {flag: given[flag.replace('-', '_')] for flag in campaigns}
     if all(count is None for count in chosen.values()):
@@ -901,7 +914,8 @@ def run_campaigns(
             prepare(Path(folder))
             result = campaigns[flag][0](count, Path(folder))
         print(
-            f'{flag:15} {result.held:5} / {result.tried:<5} {time.monotonic() - started:6.1f} s   {result.note}',
+            f'{flag:18} {result.held:5} / {result.tried:<5} '
+            f'{time.monotonic() - started:6.1f} s   {result.note}',
             flush=True,
         )
         for failure in result.failures[:10]:

@@ -1,4 +1,5 @@
-"""The campaigns of tests/faults.py that end and resume whole runs: kills at random moments, and what each saved piece is worth."""
+"""The campaigns of tests/faults.py that end and resume whole runs: kills at random moments, and
+what each saved piece is worth."""
 
 import copy
 import os
@@ -90,7 +91,8 @@ def finish(run: Trainer, path: Path) -> None:
 
 
 def in_fork(action: Callable[[], None], killed_after_s: float | None = None) -> str:
-    """Run `action` in a forked process, killed after so many seconds; what went wrong, empty when nothing did."""
+    """Run `action` in a forked process, killed after so many seconds; what went wrong, empty when
+    nothing did."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -110,7 +112,8 @@ def in_fork(action: Callable[[], None], killed_after_s: float | None = None) -> 
 
 
 def kills(n: int, folder: Path) -> dict[str, str]:
-    """A run killed (SIGKILL) at a random moment and resumed equals, bit for bit, one that was never stopped."""
+    """A run killed (SIGKILL) at a random moment and resumed equals, bit for bit, one that was never
+    stopped."""
     rng, end = random.Random(1), folder / 'end.pth'
     folder.mkdir(exist_ok=True)
     started = time.monotonic()
@@ -136,7 +139,8 @@ def kills(n: int, folder: Path) -> dict[str, str]:
 
 
 def every_step(n: int, folder: Path) -> dict[str, str]:
-    """A run of n steps resumed after each of them, with and without workers, equals one that was never stopped."""
+    """A run of n steps resumed after each of them, with and without workers, equals one that was
+    never stopped."""
     end, epochs, outcomes = folder / 'end.pth', n // STEPS_PER_EPOCH, {}
     folder.mkdir(exist_ok=True)
     wrong = in_fork(
@@ -186,9 +190,7 @@ def mutations(n: int, folder: Path) -> dict[str, str]:
         'scheduler': lambda state: state['parts'].pop('lr_scheduler'),
         'moving average': lambda state: state['parts'].pop('average'),
         'position': lambda state: _reset(state, 'samples', value=0),
-        'patience': lambda state: _reset(
-            state, 'parts', 'monitor', 'n_epochs_since_best', value=0
-        ),
+        'patience': lambda state: _reset(state, 'parts', 'monitor', 'n_epochs_since_best', value=0),
         'BatchNorm buffers': lambda state: _reset(
             state, 'state_dict', 'norm.running_mean', value=torch.zeros(8)
         ),

@@ -1,4 +1,5 @@
-"""Laws of checkpoint files: written whole or not at all, verified, plain data, the right one found, the right ones kept."""
+"""Laws of checkpoint files: written whole or not at all, verified, plain data, the right one found,
+the right ones kept."""
 
 import hashlib
 import logging

@@ -1,4 +1,5 @@
-"""Laws of reading files that are not ours: the same content as torch would give, and nothing in them is ever run."""
+"""Laws of reading files that are not ours: the same content as torch would give, and nothing in
+them is ever run."""
 
 import collections
 import io
@@ -42,7 +43,8 @@ def load(tmp_path):
 
 
 class Object:
-    """Pickles as an instance of a class that is not here, with some state, and entries as a class derived from dict has."""
+    """Pickles as an instance of a class that is not here, with some state, and entries as a class
+    derived from dict has."""
 
     def __init__(self, name, state=None, entries=None):
         self.name, self.state, self.entries = name, state, entries

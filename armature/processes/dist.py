@@ -5,7 +5,6 @@ GPUs, gloo on the CPU. The main one (rank 0) writes.
 """
 
 import dataclasses
-import functools
 import inspect
 import math
 import os
@@ -143,12 +142,6 @@ def first_on_machine():
     finally:
         if is_joined() and is_first_here():
             dist.barrier()
-
-
-@functools.cache
-def quiet_group() -> Any:
-    """A second group of all processes, for a thread that must not mix its words with the training's."""
-    return dist.new_group(backend='gloo')
 
 
 class Exchange:
