@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections import OrderedDict, namedtuple
-from contextlib import redirect_stderr
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,17 +14,13 @@ import torch
 
 from armature.config import build
 from armature.config.check import check
-from armature.config.keys import (
-    TOP,
-    paths_of,
-    settings_of,
-    without_nulls,
-)
-from armature.config.read import Document, did_you_mean, read_config, set_option, set_value, show
+from armature.config.command import read_command
+from armature.config.keys import settings_of
+from armature.config.read import Document, did_you_mean, set_option, show
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
-from armature.processes.devices import n_processes_wanted, select_devices
+from armature.processes.devices import n_processes_wanted
 from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
 from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
@@ -84,46 +79,7 @@ class ConfigParser:
 
     @classmethod
     def _from_args(cls, parser, options, builds):
-        given, flags = parser, {}
-        if isinstance(parser, argparse.ArgumentParser):
-            for option in options:
-                action = parser.add_argument(*option.flags, default=None, type=option.type)
-                flags[action.dest] = option
-            help_text = 'change values of the config'
-            more = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'}
-            add_if_absent(parser, '--set', help=help_text, **more)
-            help_text = 'show where each value comes from, and leave'
-            add_if_absent(parser, '--print-config', action='store_true', help=help_text)
-            # A mistake is shown once, not by each process.
-            with redirect_stderr(sys.stderr if dist.is_first_here() else None):
-                given = parser.parse_args()
-            refuse_two_configs()
-        device, resume, config = (
-            getattr(given, key, None) for key in ('device', 'resume', 'config')
-        )
-        try:
-            if device is not None:
-                select_devices(device)  # before anything asks torch for CUDA
-        except ConfigError as error:
-            # Many a script of the old template has "0" as its default: nobody asked for a GPU then.
-            if not is_default(parser, 'device', device):
-                raise
-            sys.stderr.write(
-                f'note: {error}; that is only the default of -d in this script, going on without\n'
-            )
-        resume = find_checkpoint(resume) if resume is not None else None
-        if config is not None:
-            document = read_config(find_file(config), config)
-        elif resume is not None:
-            document = read_checkpoint_config(resume)
-        else:
-            raise ConfigError('which config? Give one with -c config.json, or a checkpoint with -r')
-        for assignment in getattr(given, 'set', None) or []:
-            set_value(document, assignment, list(paths_of(TOP)))
-        for dest, option in flags.items():
-            if (value := getattr(given, dest)) is not None:
-                set_option(document, option.target, value, option.flags[-1])
-        document.values = without_nulls(document.values)
+        given, document, resume = read_command(parser, options)
         for note in check(document, builds):
             if dist.is_main():
                 sys.stderr.write(f'note: {note}\n')
@@ -145,7 +101,8 @@ class ConfigParser:
         if getattr(given, 'resume_or_start', False):
             runs = parsed._saved() / 'models' / parsed.name
             resume = parsed.resume = unfinished(runs, parsed.config)
-        if resume is not None and (config is None or getattr(given, 'resume_or_start', False)):
+        names_config = getattr(given, 'config', None) is not None
+        if resume is not None and (not names_config or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
         return parsed
 
@@ -325,58 +282,9 @@ class ConfigParser:
         return logger
 
 
-def refuse_two_configs() -> None:
-    """argparse would silently take the last -c."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument('-c', '--config', action='append', default=[])
-    given = parser.parse_known_args()[0].config
-    if len(given) > 1:
-        raise ConfigError(
-            f'-c is given {len(given)} times ({", ".join(given)}): name one config. It can start '
-            'from another one: "base": "FILE"'
-        )
-
-
 def length_of(data_loader) -> float:
     """How many batches one pass has; infinite for a stream, which does not say."""
     try:
         return len(data_loader)
     except TypeError:
         return math.inf
-
-
-def is_default(parser, name: str, value) -> bool:
-    """Whether an option has the value of its default and was not typed."""
-    if not isinstance(parser, argparse.ArgumentParser) or parser.get_default(name) != value:
-        return False
-    parser.set_defaults(**{name: None})
-    return getattr(parser.parse_args(), name) is None
-
-
-def find_file(text: str) -> Path:
-    """A file named on the command line: relative to the working directory, else to the project."""
-    return Path(text) if os.path.exists(text) else ROOT / text
-
-
-def find_checkpoint(text: str) -> Path:
-    from armature.checkpoint import files as checkpoint
-
-    return checkpoint.find(text, ROOT).resolve()
-
-
-def read_checkpoint_config(path: Path) -> Document:
-    from armature.checkpoint import files as checkpoint
-
-    config = checkpoint.load_head(path).get('config')
-    if not isinstance(config, dict):
-        raise ConfigError(f'{path}: this checkpoint holds no config: give one with -c config.json')
-    document = Document(config)
-    document.mark((), config, f'checkpoint {path}')
-    return document
-
-
-def add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> None:
-    try:
-        parser.add_argument(flag, **settings)
-    except argparse.ArgumentError:
-        pass  # the project's own train.py has it

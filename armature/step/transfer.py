@@ -10,6 +10,7 @@ from torch import nn
 
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import bare, matching, tested_weights
+from armature.config.keys import expanded
 from armature.errors import CheckpointError, ConfigError
 
 NORMS = (nn.modules.batchnorm._NormBase,)
@@ -22,7 +23,7 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
     else that is missing, unexpected or of another shape is a CheckpointError.
     """
     source = {'file': source} if isinstance(source, str) else source
-    weights = tested_weights(checkpoint.load(Path(source['file'])))
+    weights = tested_weights(checkpoint.load(Path(expanded(source['file']))))
     mine = bare(model).state_dict()
     ignored = set()
     for pattern in source.get('ignore', []):
