@@ -553,18 +553,6 @@ def test_inputs_that_no_argument_is_called_after_are_refused():
         call_by_name(TwoInputs(), ['image', 'mask'])
 
 
-def test_lone_sample_for_batch_norm_is_said_before_the_first_step(experiment):
-    for options, settings in (
-        ({'batch_size': 13, 'validation_split': 12}, {}),  # 40 = 3 * 13 + 1
-        ({'batch_size': 9, 'validation_split': 16}, {'microbatch_size': 4}),  # 9 = 2 * 4 + 1
-    ):
-        loader = BaseDataLoader(NoisyPoints(), shuffle=True, num_workers=0, **options)
-        trainer = experiment.trainer(loader=loader, **settings)
-        with pytest.raises(ConfigError, match='BatchNorm cannot train on one value.*drop_last'):
-            trainer.train()
-        assert trainer.optimizer.state == {}
-
-
 def test_padding_collate_gives_lengths():
     (values, lengths), targets = PadCollate(padding=-1)(
         [(torch.tensor([1, 2, 3]), 0), (torch.tensor([4]), 1)]
