@@ -200,8 +200,9 @@ class Parts:
 
     def _named(self, part: str, content: Mapping) -> Any:
         names = self.names[part]
-        missing = [name for name in ([names] if isinstance(names, str) else names)
-                   if name not in content]
+        missing = [
+            name for name in ([names] if isinstance(names, str) else names) if name not in content
+        ]
         if missing:
             raise DataError(
                 f'batch.{part} is {names!r}, and the dataset gives {described(content)}'
@@ -244,15 +245,18 @@ def call_by_name(model: torch.nn.Module, names: list[str]) -> None:
     needed = [
         each.name
         for each in parameters
-        if each.default is each.empty and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        if each.default is each.empty
+        and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     ]
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
     known = {each.name for each in parameters}
     if set(needed) <= set(names) and (takes_any or set(names) <= known):
         model.register_forward_pre_hook(
-            lambda module, inputs, keywords: ((), {**inputs[0], **keywords})
-            if len(inputs) == 1 and isinstance(inputs[0], Mapping)
-            else None,
+            lambda module, inputs, keywords: (
+                ((), {**inputs[0], **keywords})
+                if len(inputs) == 1 and isinstance(inputs[0], Mapping)
+                else None
+            ),
             with_kwargs=True,
         )
     elif len(needed) > 1:

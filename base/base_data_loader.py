@@ -185,7 +185,7 @@ class BaseDataLoader(DataLoader):
         self._memory = self._in_memory(in_memory)
 
     def seek(self, number: int, batch: int = 0) -> None:
-        """Let the next iteration be pass `number` (from 0) over the data, from its batch `batch` (from 0) on."""
+        """Let the next iteration be pass `number` (from 0), from its batch `batch` (from 0) on."""
         self._pass, self._first_sample = number, batch * self.batch_size
 
     def __iter__(self) -> Iterator[Any]:
@@ -276,7 +276,7 @@ class BaseDataLoader(DataLoader):
         )
 
     def known_targets(self) -> torch.Tensor | None:
-        """The target of each sample of the dataset, where they are in memory and given as they are."""
+        """The target of each sample of the dataset, where they are in memory as they are given."""
         tensors = self._memory.tensors if self._memory is not None and self.knows_shares else None
         is_changed = self._batch_transform is not None or self._class_map is not None
         is_pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2

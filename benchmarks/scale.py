@@ -1,7 +1,7 @@
 """What many samples cost: python benchmarks/scale.py [--samples N]
 
-Seconds of CPU, so that others on the machine do not count. Bound: constructing (with a split) and the
-first batch take 2 s each for 10^7 samples.
+Seconds of CPU, so that others on the machine do not count. Bound: constructing (with a split) and
+the first batch take 2 s each for 10^7 samples.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Numbers(Dataset):
 
 
 def measure(name: str, dataset: Dataset, **options) -> None:
-    """Print the CPU seconds until a loader is there, and until its first batch and its fingerprint."""
+    """Print the CPU seconds until a loader is there, its first batch and its fingerprint."""
     started = time.process_time()
     loader = BaseDataLoader(dataset, BATCH_SIZE, True, num_workers=0, seed=0, **options)
     built = time.process_time()

@@ -39,7 +39,6 @@ def split_indices(*args, **options):
     return tuple(part.tolist() for part in split_tensors(*args, **options)[:2])
 
 
-
 class Pictures(Dataset):
     """Fixed byte images, read one by one."""
 
@@ -149,7 +148,7 @@ def test_batches_of_tables_equal_single_samples_collated():
 def test_in_memory_that_does_not_fit_is_refused_with_the_arithmetic():
     with pytest.raises(
         ConfigError,
-        match=r'1,000,000,000 samples of 12,000,000 bytes are 12,000,000,000 MB, and .* MB .* are free',
+        match='1,000,000,000 samples of 12,000,000 bytes are 12,000,000,000 MB, and .* are free',
     ):
         refuse_what_does_not_fit(10**9, 12e6, torch.device('cpu'))
 
@@ -448,7 +447,8 @@ def test_what_cannot_be_cut_is_collated_anew_from_the_same_samples(caplog):
         parts = list(stepper.micro_batches(content))
     assert [target.tolist() for _, target in parts] == [whole[:4], whole[4:]]
     assert [pad_packed_sequence(data)[0][0, :, 0].tolist() for data, _ in parts] == [
-        whole[:4], whole[4:]
+        whole[:4],
+        whole[4:],
     ]
     assert 'PackedSequence' in caplog.text and 'collated anew' in caplog.text
 
@@ -532,7 +532,10 @@ def test_parts_by_name_train_as_pairs_do(experiment):
 @pytest.mark.parametrize(
     'batch, said',
     [
-        (None, "a dict with 'image', 'depth', 'label', 'file': say .* \"batch\": {\"data\": \"image\""),
+        (
+            None,
+            "a dict with 'image', 'depth', 'label', 'file': say .* \"batch\": {\"data\": \"image\"",
+        ),
         ({'data': 'picture', 'target': 'label'}, "batch.data is 'picture', and the dataset gives"),
         ({'data': 'image'}, 'expected the names of "data" and of "target"'),
         ({'data': ['image', 'mask'], 'target': 'label'}, "batch.data is .*'mask'"),

@@ -200,7 +200,10 @@ def test_run_goes_on_with_other_data_only_when_told_to(experiment, capsys):
     resumed = trainer(60, epochs=2, resume=file)
     resumed.config['data_changed'] = 'continue'
     resumed.train()
-    assert resumed.epochs_done == 2 and 'number of samples: 52 before, 60 now' in capsys.readouterr().out
+    assert (
+        resumed.epochs_done == 2
+        and 'number of samples: 52 before, 60 now' in capsys.readouterr().out
+    )
 
 
 # Which class is which

@@ -68,8 +68,11 @@ def changes(before: dict, now: dict) -> list[str]:
     ]
     if not found:
         contents = [each.get('content') or {} for each in (old, new)]
-        others = [each for each in contents[0].keys() & contents[1].keys()
-                  if contents[0][each] != contents[1][each]]
+        others = [
+            each
+            for each in contents[0].keys() & contents[1].keys()
+            if contents[0][each] != contents[1][each]
+        ]
         if others:
             found.append(
                 f'the content of sample {min(others)}'
@@ -150,7 +153,7 @@ def names_of(dataset: Any) -> list[str] | None:
     root = str(getattr(dataset, 'root', None) or root)
     if not all(parent.startswith(root) for parent in parents):
         root = ''
-    return [Path(path[len(root):]).as_posix().lstrip('/') for path in paths]
+    return [Path(path[len(root) :]).as_posix().lstrip('/') for path in paths]
 
 
 def _paths_of(dataset: Any) -> list[str] | None:
@@ -195,7 +198,9 @@ def digest(content: Any) -> str:
     def add(content: Any) -> None:
         if isinstance(content, torch.Tensor):
             content = content.detach().cpu()
-            content = content.float().numpy() if content.dtype == torch.bfloat16 else content.numpy()
+            content = (
+                content.float().numpy() if content.dtype == torch.bfloat16 else content.numpy()
+            )
         if isinstance(content, np.ndarray) and content.dtype != object:
             hashed.update(f'{content.dtype}{content.shape}'.encode())
             hashed.update(np.ascontiguousarray(content).tobytes())

@@ -185,7 +185,7 @@ def _knows_batches(loader_class: type) -> bool:
 
 
 def _n_samples(loader: Any) -> int | None:
-    """The samples of a pass over one of torch's own loaders, which makes batches of a known size."""
+    """The samples of a pass over one of torch's own loaders; its batches are of known size."""
     is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     if is_torchs and loader.batch_size and not isinstance(loader.dataset, IterableDataset):
         return len(loader.sampler)

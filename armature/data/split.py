@@ -62,8 +62,11 @@ def split_indices(
     before = before or {}
     version = before.get('version', VERSION)
     state = {'version': version, 'settings': settings}
-    if version == VERSION and isinstance(validation_split, float) and not n_folds and (
-        names is classes is groups is None
+    if (
+        version == VERSION
+        and isinstance(validation_split, float)
+        and not n_folds
+        and (names is classes is groups is None)
     ):
         is_valid = _one_of_each_few(n_samples, validation_split)
     elif version == VERSION:
@@ -188,7 +191,8 @@ def _within_bounds(
     for label, those, (low, high) in zip(labels, members, ends):
         its_sizes = None if sizes is None else sizes[those]
         now[label] = bounds.get(label) or [
-            _bound(hashes[those], its_sizes, low), _bound(hashes[those], its_sizes, high)
+            _bound(hashes[those], its_sizes, low),
+            _bound(hashes[those], its_sizes, high),
         ]
         is_valid[those] = (hashes[those] > now[label][0]) & (hashes[those] <= now[label][1])
     if samples.of_sample is not None:

@@ -173,9 +173,7 @@ class Collate:
                 raise
             return fetched._replace(batch=None, failure=_why_no_batch(fetched))
         # A collate_fn of one's own may leave out samples that are None.
-        kept = [
-            index for index, each in zip(fetched.indices, fetched.batch) if each is not None
-        ]
+        kept = [index for index, each in zip(fetched.indices, fetched.batch) if each is not None]
         if self.batch_transform is not None:
             batch = finish(batch, self.batch_transform)
         return fetched._replace(batch=batch, indices=kept)
@@ -312,9 +310,13 @@ def _not_picklable(fetcher: DataLoader) -> str:
     """The name of what a worker needs and cannot be sent; empty when all can."""
     dataset = getattr(fetcher.dataset, 'dataset', fetcher.dataset)
     collate = getattr(fetcher.collate_fn, 'collate_fn', fetcher.collate_fn)
-    for what, each in ((type(dataset).__name__, dataset), ('collate_fn', collate),
-                       ('what is done to a batch', fetcher.collate_fn),
-                       ('augment', fetcher.dataset), ('worker_init_fn', fetcher.worker_init_fn)):
+    for what, each in (
+        (type(dataset).__name__, dataset),
+        ('collate_fn', collate),
+        ('what is done to a batch', fetcher.collate_fn),
+        ('augment', fetcher.dataset),
+        ('worker_init_fn', fetcher.worker_init_fn),
+    ):
         try:
             ForkingPickler.dumps(each)
         except (AttributeError, TypeError, pickle.PicklingError):
@@ -323,13 +325,19 @@ def _not_picklable(fetcher: DataLoader) -> str:
 
 
 def _end_workers() -> None:
-    """At exit: Python would send the workers that are left one SIGTERM, which they live through, and wait for ever."""
+    """At exit: Python would send the workers that are left one SIGTERM, and wait for ever.
+
+    They live through it (see WorkerStart).
+    """
     for iterator in list(_started):
         end(iterator)
 
 
 def end(iterator: Iterator[Fetched]) -> None:
-    """Let the workers leave now: when an error's traceback keeps their iterator, garbage collection is too late to tell them."""
+    """Let the workers leave now.
+
+    When an error's traceback keeps their iterator, garbage collection is too late to tell them.
+    """
     getattr(iterator, '_shutdown_workers', lambda: None)()
 
 
@@ -358,8 +366,8 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
         if 'DataLoader worker' not in str(error) or 'Caught' in str(error):
             raise
         raise DataError(
-            f'{error} A data loader worker died {samples.dead_worker(str(error))}. When memory is short, '
-            'fewer num_workers or a smaller prefetch_factor help.'
+            f'{error} A data loader worker died {samples.dead_worker(str(error))}. When memory is '
+            'short, fewer num_workers or a smaller prefetch_factor help.'
         ) from error
     finally:
         if not getattr(fetched, '_persistent_workers', False):
@@ -367,9 +375,10 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
 
 
 class WorkerStart:
-    """Lets a worker live through a signal sent to the whole process group: the trainer needs it for the step it finishes.
+    """Lets a worker live through a signal sent to the whole process group.
 
-    SIGINT and SIGUSR1 are left to the trainer, and so is the first SIGTERM; a second one ends the worker.
+    The trainer needs it for the step it finishes. SIGINT and SIGUSR1 are left to the trainer, and so
+    is the first SIGTERM; a second one ends the worker.
     """
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None):
