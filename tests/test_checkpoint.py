@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -545,6 +546,27 @@ def test_going_back_twice_keeps_both_lines(line):
     assert names_in(line) == {'checkpoint-epoch1.pth', 'model_best.pth'}
     assert names_in(line / 'set-aside-1') >= {'checkpoint-epoch5.pth'}
     assert names_in(line / 'set-aside-2') >= {'checkpoint-epoch3.pth', 'checkpoint-last.pth'}
+
+
+def test_a_damaged_file_is_set_aside_too(line):
+    flip(line / 'checkpoint-epoch5.pth')
+    flip(line / 'checkpoint-last.pth')
+    go_back_to(line / 'checkpoint-epoch4.pth')
+    assert names_in(line / 'set-aside-1') == {'checkpoint-epoch5.pth', 'checkpoint-last.pth'}
+    assert checkpoint.find(str(line)).name == 'checkpoint-epoch4.pth'
+
+
+def test_going_back_takes_the_parts_of_sharded_checkpoints_along(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that a single process writes them
+        saver = checkpoint.Saver(tmp_path, logging.getLogger(), is_sharded=True)
+        for epoch in (1, 2, 3):
+            saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
+    go_back_to(tmp_path / 'checkpoint-epoch1.pth')
+    aside = tmp_path / 'set-aside-1'
+    assert checkpoint.load(checkpoint.find(str(aside)))['epoch'] == 3
+    assert checkpoint.load(checkpoint.find(str(tmp_path)))['epoch'] == 1
+    assert len(list(aside.glob('shards-*'))) == 2 and len(list(tmp_path.glob('shards-*'))) == 1
 
 
 def test_files_of_the_first_version_are_set_aside_by_their_epoch(run):

@@ -21,7 +21,7 @@ import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -437,24 +437,23 @@ class Saver:
         """
         if self._gone_back_to is None:
             return
-        moments = {path: _moment(path) for path in self.folder.glob('*.pth')}
-        ahead = [path for path, moment in moments.items() if moment and moment > self._moment]
+        places = {path: _place(path) for path in self.folder.glob('*.pth')}
+        ahead = {
+            path for path, (moment, _) in places.items() if not moment or moment > self._moment
+        }
         if not ahead:
             return
-        parts = _parts_named_by(ahead) if any(self.folder.glob('shards-*')) else set()
+        left = places.keys() - ahead
+        parts = {places[path][1] for path in ahead} - {places[path][1] for path in left} - {None}
         names = (f'set-aside-{count}' for count in itertools.count(1))
         aside = next(self.folder / name for name in names if not (self.folder / name).exists())
         try:
             aside.mkdir()
-            for path in ahead:
-                os.replace(path, aside / path.name)
-            if parts:
-                parts -= _parts_named_by(self.folder.glob('*.pth'))
-            for name in parts:
+            for name in [*sorted(path.name for path in ahead), *parts]:
                 os.replace(self.folder / name, aside / name)
             # The best of the line that goes on may be left as the checkpoint of its epoch.
-            for path in moments.keys() - set(ahead):
-                if moments[path] == self.line['best'] and not (self.folder / BEST).exists():
+            for path in left:
+                if places[path][0] == self.line['best'] and not (self.folder / BEST).exists():
                     _second_name(path, self.folder / BEST)
         except OSError as error:
             raise CheckpointError(
@@ -489,13 +488,16 @@ class Saver:
         return True
 
 
-def _moment(path: Path) -> list[int] | None:
-    """[epochs done, steps done] of a checkpoint; None when it is damaged."""
+def _place(path: Path) -> tuple[list[int] | None, str | None]:
+    """([epochs done, steps done], the folder of its parts) of a checkpoint, where it has them.
+
+    A damaged one has neither.
+    """
     try:
         head = load_head(path)
     except CheckpointError:
-        return None
-    return [head.get('epoch', 0), head.get('step', 0)]
+        return None, None
+    return [head.get('epoch', 0), head.get('step', 0)], (head.get('shards') or {}).get('folder')
 
 
 def _save_head(head: dict, *paths: Path) -> None:
@@ -583,22 +585,14 @@ def _remove_unused_parts(folder: Path) -> None:
     One that is newer than all that are named may still be waiting for its head.
     """
     parts = set(folder.glob('shards-*'))
-    if not parts:
-        return
-    try:
-        named = {folder / name for name in _parts_named_by(folder.glob('*.pth'))}
-    except CheckpointError:
+    places = [_place(path) for path in folder.glob('*.pth')] if parts else []
+    if any(moment is None for moment, _ in places):
         return  # what a damaged one needs, nobody can tell
+    named = {folder / name for _, name in places if name}
     newest = max((part.stat().st_mtime for part in parts & named), default=0)
     for part in parts - named:
         if part.stat().st_mtime < newest:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def _parts_named_by(heads: Iterable[Path]) -> set[str]:
-    """Names of the folders of parts, where the checkpoints are sharded."""
-    found = ((load_head(path).get('shards') or {}).get('folder') for path in heads)
-    return {str(name) for name in found if name is not None}
 
 
 def numbered(folder: Path) -> list[Path]:
