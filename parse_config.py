@@ -25,7 +25,7 @@ from armature.run.folder import left_by, plain_name, run_folder, unfinished, wri
 from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
 
-ROOT = Path(__file__).resolve().parent
+ROOT = build.ROOT
 REHEARSALS = ('smoke', 'overfit', 'profile', 'check_resume')
 CustomArgs = namedtuple('CustomArgs', 'flags type target')
 

@@ -5,7 +5,9 @@ import logging
 import logging.config
 from pathlib import Path
 
-DEFAULT_CONFIG = Path(__file__).parent / 'logger_config.json'
+from armature.config.build import ROOT
+
+DEFAULT_CONFIG = ROOT / 'logger/logger_config.json'
 
 
 def setup_logging(

@@ -18,11 +18,11 @@ from armature.run.folder import read_table
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from logger.visualization import TensorboardWriter
 from parse_config import ConfigParser
+from tools.project_files import old_style
 from utils import (
     MetricTracker,
     ensure_dir,
     inf_loop,
-    old_style,
     prepare_device,
     read_json,
     write_json,

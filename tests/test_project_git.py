@@ -1,4 +1,5 @@
 """What new_project.py does with git: in the repository it is pointed at, whatever surrounds it, and never to a user's loss."""
+
 import os
 import subprocess
 import sys
@@ -8,13 +9,17 @@ import pytest
 from armature.errors import UserError
 from new_project import main
 from tests.conftest import ROOT, run_script
+from tools import project_update
 from tools.project_adopt import adopt_project
 from tools.project_git import commit, git, repository_of, require_clean, start_repository
 from tools.project_update import update_project
 
 
 def commit_all(folder):
-    for command in (['add', '-A'], ['-c', 'user.name=u', '-c', 'user.email=u@localhost', 'commit', '-q', '-m', 'as it was']):
+    for command in (
+        ['add', '-A'],
+        ['-c', 'user.name=u', '-c', 'user.email=u@localhost', 'commit', '-q', '-m', 'as it was'],
+    ):
         assert git(folder, *command).returncode == 0
 
 
@@ -37,25 +42,42 @@ def host(tmp_path):
 
 def state(folder):
     """All that git knows of a repository: its branches, what is staged, what has changed."""
-    return [git(folder, *command).stdout for command in (['log', '--all', '--oneline'], ['status', '--porcelain', '--branch'])]
+    return [
+        git(folder, *command).stdout
+        for command in (['log', '--all', '--oneline'], ['status', '--porcelain', '--branch'])
+    ]
 
 
 def is_repository_of_its_own(folder):
-    return (repository_of(folder) == folder and git(folder, 'status', '--porcelain', '--ignored').stdout == ''
-            and git(folder, 'rev-list', '--count', 'HEAD').stdout == '1\n'
-            and git(folder, 'cat-file', '-e', 'HEAD:train.py').returncode == 0)
+    return (
+        repository_of(folder) == folder
+        and git(folder, 'status', '--porcelain', '--ignored').stdout == ''
+        and git(folder, 'rev-list', '--count', 'HEAD').stdout == '1\n'
+        and git(folder, 'cat-file', '-e', 'HEAD:train.py').returncode == 0
+    )
 
 
-@pytest.mark.parametrize('variables', [
-    {'GIT_DIR': '.git'}, {'GIT_DIR': '.git', 'GIT_WORK_TREE': '.'}, {'GIT_WORK_TREE': '.'}, {'GIT_INDEX_FILE': '.git/index'},
-    {'GIT_OBJECT_DIRECTORY': '.git/objects'}, {'GIT_NAMESPACE': 'other'}, {'GIT_COMMON_DIR': '.git'},
-    {'GIT_CONFIG_COUNT': '1', 'GIT_CONFIG_KEY_0': 'core.worktree', 'GIT_CONFIG_VALUE_0': '.'},
-], ids=lambda variables: '+'.join(variables))
+@pytest.mark.parametrize(
+    'variables',
+    [
+        {'GIT_DIR': '.git'},
+        {'GIT_DIR': '.git', 'GIT_WORK_TREE': '.'},
+        {'GIT_WORK_TREE': '.'},
+        {'GIT_INDEX_FILE': '.git/index'},
+        {'GIT_OBJECT_DIRECTORY': '.git/objects'},
+        {'GIT_NAMESPACE': 'other'},
+        {'GIT_COMMON_DIR': '.git'},
+        {'GIT_CONFIG_COUNT': '1', 'GIT_CONFIG_KEY_0': 'core.worktree', 'GIT_CONFIG_VALUE_0': '.'},
+    ],
+    ids=lambda variables: '+'.join(variables),
+)
 def test_variables_of_git_lead_into_no_other_repository(tmp_path, host, monkeypatch, variables):
     before = state(host)
     monkeypatch.chdir(host)
     for name, value in variables.items():
-        monkeypatch.setenv(name, str(host / value) if '.' in value and name != 'GIT_CONFIG_KEY_0' else value)
+        monkeypatch.setenv(
+            name, str(host / value) if '.' in value and name != 'GIT_CONFIG_KEY_0' else value
+        )
     folder = start(tmp_path / 'fresh')
     update_project(folder)
     monkeypatch.undo()
@@ -66,7 +88,21 @@ def test_variables_of_git_lead_into_no_other_repository(tmp_path, host, monkeypa
 def test_project_started_by_git_has_a_repository_of_its_own(tmp_path, host, how):
     """git runs a hook, an alias or a command of a rebase with its own variables set."""
     command = f'"{sys.executable}" "{ROOT / "new_project.py"}" "{tmp_path / "fresh"}"'
-    place, commit_it = host, ['git', '-c', 'user.name=u', '-c', 'user.email=u@l', 'commit', '-q', '--allow-empty', '-m', 'two']
+    place, commit_it = (
+        host,
+        [
+            'git',
+            '-c',
+            'user.name=u',
+            '-c',
+            'user.email=u@l',
+            'commit',
+            '-q',
+            '--allow-empty',
+            '-m',
+            'two',
+        ],
+    )
     if how == 'hook':
         hook = host / '.git/hooks/pre-commit'
         hook.parent.mkdir(exist_ok=True)
@@ -82,7 +118,10 @@ def test_project_started_by_git_has_a_repository_of_its_own(tmp_path, host, how)
         start_it = ['git', '-c', f'alias.start=!{command}', 'start']
     done = subprocess.run(start_it, cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert git(place, 'ls-tree', '-r', '--name-only', 'HEAD').stdout == 'mine.txt\n' and (place / 'mine.txt').is_file()
+    assert (
+        git(place, 'ls-tree', '-r', '--name-only', 'HEAD').stdout == 'mine.txt\n'
+        and (place / 'mine.txt').is_file()
+    )
     assert is_repository_of_its_own(tmp_path / 'fresh')
 
 
@@ -97,7 +136,10 @@ def settings(tmp_path, monkeypatch):
     def write(**values):
         for name, value in values.items():
             section, key = name.split('_')
-            subprocess.run(['git', 'config', '--global', f'{section}.{key}', str(value)], check=True)
+            subprocess.run(
+                ['git', 'config', '--global', f'{section}.{key}', str(value)], check=True
+            )
+
     return write
 
 
@@ -106,8 +148,9 @@ def test_ignored_everywhere_is_committed_all_the_same(tmp_path, settings):
     ignored.write_text('*\n')
     settings(core_excludesFile=ignored)
     folder = start(tmp_path / 'fresh')
-    assert git(folder, 'ls-files').stdout.count('\n') == sum(path.is_file() for path in folder.rglob('*')
-                                                             if '.git' not in path.parts)
+    assert git(folder, 'ls-files').stdout.count('\n') == sum(
+        path.is_file() for path in folder.rglob('*') if '.git' not in path.parts
+    )
     assert 'is up to date' in update_project(folder)[0]
 
 
@@ -120,7 +163,13 @@ def test_hooks_templates_and_signing_of_the_user_do_not_take_part(tmp_path, sett
     template = tmp_path / 'template'
     (template / 'info').mkdir(parents=True)
     (template / 'info/exclude').write_text('*.py\n')
-    settings(core_hooksPath=refusing, init_templateDir=template, commit_gpgsign='true', gpg_program='false', user_useConfigOnly='true')
+    settings(
+        core_hooksPath=refusing,
+        init_templateDir=template,
+        commit_gpgsign='true',
+        gpg_program='false',
+        user_useConfigOnly='true',
+    )
     assert is_repository_of_its_own(start(tmp_path / 'fresh'))
     assert not (tmp_path / 'ran').exists()
 
@@ -139,7 +188,7 @@ def test_project_inside_another_repository_is_a_repository_of_its_own(host):
     assert is_repository_of_its_own(folder) and state(host)[0] == before
 
 
-def test_what_a_repository_further_up_does_not_keep_is_not_changed_in_place(host):
+def test_what_a_repository_further_up_does_not_keep_is_not_changed_in_place(host, monkeypatch):
     """A home folder under git ignores nearly everything: it could bring nothing back."""
     (host / '.gitignore').write_text('*\n')
     git(host, 'add', '-f', '.gitignore')
@@ -147,14 +196,16 @@ def test_what_a_repository_further_up_does_not_keep_is_not_changed_in_place(host
     folder = start(host / 'fresh')
     (folder / '.git').rename(host.parent / 'gone')
     (folder / 'armature/run/monitor.py').write_text('')
-    manifest = (folder / '.template.json').read_text()
-    (folder / '.template.json').write_text(manifest.replace('"version": "1.0.0"', '"version": "0.9.0"'))
+    monkeypatch.setattr(project_update, 'VERSION', '2.1.0')
     with pytest.raises(UserError, match='git does not keep these files'):
         update_project(folder)
     assert (folder / 'armature/run/monitor.py').read_text() == ''
 
 
-@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='only root can give a folder to another user')
+@pytest.mark.skipif(
+    not hasattr(os, 'geteuid') or os.geteuid() != 0,
+    reason='only root can give a folder to another user',
+)
 def test_refusal_of_git_is_passed_on_in_its_own_words(tmp_path, host, settings):
     folder = start(tmp_path / 'fresh')
     for path in (folder, folder / '.git'):

@@ -3,6 +3,7 @@
 A project carries `.template.json` (which template it has, and a hash of each file that the template keeps up to date) and
 `.template.tar.xz` (those files as they came: the common ancestor when both sides have changed, so that no network is needed).
 """
+
 import hashlib
 import io
 import json
@@ -10,21 +11,44 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from armature.config.read import read_config
 from armature.errors import UserError
 from tools.project_git import commit, start_repository
 
 TEMPLATE = Path(__file__).resolve().parent.parent
-VERSION = '1.0.0'
-KEPT = ('armature', 'base', 'logger', 'utils', 'tools', 'parse_config.py')  # by the template, up to date
-OWNED = ('model', 'data_loader', 'trainer', 'configs', 'config.json', 'train.py', 'test.py', 'pyproject.toml', 'requirements.txt',
-         'requirements-dev.txt', '.gitignore')  # by the user
-TEMPLATE_ONLY = re.compile(r'tools/project.*|utils/old_style\.py|(.*/)?(__pycache__|\..*_cache)/.*|.*\.pyc')
+VERSION = '2.0.0'
+KEPT = (
+    'armature',
+    'base',
+    'logger',
+    'utils',
+    'tools',
+    'parse_config.py',
+)  # by the template, up to date
+OWNED = (
+    'model',
+    'data_loader',
+    'trainer',
+    'configs',
+    'config.json',
+    'train.py',
+    'test.py',
+    'pyproject.toml',
+    'requirements.txt',
+    'requirements-dev.txt',
+    '.gitignore',
+)  # by the user
+NOTHING: Mapping[str, str] = MappingProxyType({})
+TEMPLATE_ONLY = re.compile(r'tools/project.*|(.*/)?(__pycache__|\..*_cache)/.*|.*\.pyc')
 MANIFEST, PRISTINE = '.template.json', '.template.tar.xz'
-EVERY, BARE = 'tools/project_files/every', 'tools/project_files/bare'  # what stands at another place, or not at all, in the template
+EVERY, BARE = (
+    'tools/project_files/every',
+    'tools/project_files/bare',
+)  # what stands at another place, or not at all, in the template
 
 README = """# {name}
 
@@ -46,19 +70,31 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     """Make a new project in `folder`, which must be empty or not exist; it appears whole or not at all."""
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f'{folder} exists and is not an empty folder: choose another name, or remove it first')
+        raise UserError(
+            f'{folder} exists and is not an empty folder: choose another name, or remove it first'
+        )
     files = files_below(TEMPLATE, KEPT + OWNED) | files_below(TEMPLATE / EVERY, ('tests',))
     if bare:
-        files = {path: content for path, content in files.items() if not path.startswith('configs/')}
+        files = {
+            path: content for path, content in files.items() if not path.startswith('configs/')
+        }
         files |= files_below(TEMPLATE / BARE, ('model', 'data_loader', 'config.json'))
     if example is not None:
         files |= example_files(example)
     if (TEMPLATE / 'LICENSE').is_file():
         files['LICENSE.template'] = (TEMPLATE / 'LICENSE').read_bytes()
     kept = ', '.join(f'`{name}`' for name in KEPT)
-    owned = ', '.join(sorted({f'`{path.partition("/")[0]}`' for path in files} - {f'`{name}`' for name in KEPT}))
+    owned = ', '.join(
+        sorted({f'`{path.partition("/")[0]}`' for path in files} - {f'`{name}`' for name in KEPT})
+    )
     files['README.md'] = README.format(name=folder.name, kept=kept, owned=owned).encode()
-    files |= stamp(yours=[path for path, content in files_below(TEMPLATE, OWNED).items() if files.get(path) == content])
+    files |= stamp(
+        yours=[
+            path
+            for path, content in files_below(TEMPLATE, OWNED).items()
+            if files.get(path) == content
+        ]
+    )
     unfinished = folder.with_name(f'.{folder.name}.unfinished')
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -77,38 +113,72 @@ def example_files(name: str) -> dict[str, bytes]:
     examples = TEMPLATE / 'examples'
     names = sorted(path.parent.name for path in examples.glob('*/config.json'))
     if name not in names:
-        raise UserError(f'--example {name}: expected one of {", ".join(names) or "(this template has no examples)"}')
+        raise UserError(
+            f'--example {name}: expected one of {", ".join(names) or "(this template has no examples)"}'
+        )
     files = files_below(TEMPLATE, (f'examples/{name}', 'examples/__init__.py'))
     config = read_config(examples / name / 'config.json', name).values  # with what its "base" says
     files['config.json'] = (json.dumps(config, indent=4) + '\n').encode()
     return files
 
 
-def files_below(root: Path, names: tuple[str, ...], left_out: re.Pattern = TEMPLATE_ONLY) -> dict[str, bytes]:
+def files_below(
+    root: Path, names: tuple[str, ...], left_out: re.Pattern = TEMPLATE_ONLY
+) -> dict[str, bytes]:
     """{path relative to root: content} of the files named and of all files in the folders named."""
-    found = [path for name in names for path in ([root / name] if (root / name).is_file() else sorted((root / name).rglob('*')))]
+    found = [
+        path
+        for name in names
+        for path in ([root / name] if (root / name).is_file() else sorted((root / name).rglob('*')))
+    ]
     paths = {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
     return {name: path.read_bytes() for name, path in paths.items() if not left_out.fullmatch(name)}
 
 
-def stamp(extra: Sequence[str] = (), left_alone: Sequence[str] = (), yours: Sequence[str] = ()) -> dict[str, bytes]:
+def template_files(
+    moved: Mapping[str, str] = NOTHING, left_alone: Sequence[str] = ()
+) -> dict[str, bytes]:
+    """The files that the template keeps up to date in a project.
+
+    moved: {path in the template: path in this project} of those that are elsewhere there, or that
+    only this project has; left_alone: paths that the project has files of its own for.
+    """
+    files = files_below(TEMPLATE, KEPT)
+    files |= {path: (TEMPLATE / path).read_bytes() for path in moved}
+    return {
+        moved.get(path, path): files[path]
+        for path in sorted(files)
+        if path in moved or not is_below(path, left_alone)
+    }
+
+
+def stamp(
+    moved: Mapping[str, str] = NOTHING, left_alone: Sequence[str] = (), yours: Sequence[str] = ()
+) -> dict[str, bytes]:
     """The two files that let a later update merge: what the template's files are now.
 
-    extra: template files that only this project has; left_alone: paths under which an update changes nothing; yours: files that
-    are the user's since, of which an update says when they have changed in the template.
+    moved, left_alone: as for template_files; yours: files that are the user's since, of which an
+    update says when they have changed in the template.
     """
-    kept = files_below(TEMPLATE, KEPT) | {path: (TEMPLATE / path).read_bytes() for path in extra}
-    kept = {path: kept[path] for path in sorted(kept) if not is_below(path, left_alone)}
-    manifest = {'template': 'armature', 'version': VERSION, 'extra': list(extra), 'left_alone': list(left_alone),
-                'files': {path: digest(content) for path, content in kept.items()},
-                'yours': {path: digest((TEMPLATE / path).read_bytes()) for path in yours}}
+    kept = template_files(moved, left_alone)
+    manifest = {
+        'template': 'armature',
+        'version': VERSION,
+        'moved': dict(moved),
+        'left_alone': list(left_alone),
+        'files': {path: digest(content) for path, content in kept.items()},
+        'yours': {path: digest((TEMPLATE / path).read_bytes()) for path in yours},
+    }
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:xz') as archive:
         for path, content in kept.items():
             member = tarfile.TarInfo(path)  # no date, no owner: the same files give the same bytes
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return {MANIFEST: (json.dumps(manifest, indent=1) + '\n').encode(), PRISTINE: buffer.getvalue()}
+    return {
+        MANIFEST: (json.dumps(manifest, indent=1) + '\n').encode(),
+        PRISTINE: buffer.getvalue(),
+    }
 
 
 def is_below(path: str, places: Sequence[str]) -> bool:
@@ -130,10 +200,16 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 def commit_first(folder: Path, files: Iterable[str]) -> None:
     """A repository of its own with `files` in it; without git there is none, and the project is whole all the same."""
     if shutil.which('git') is None:
-        print('git is not installed: the project has no repository yet; updates will need one', file=sys.stderr)
+        print(
+            'git is not installed: the project has no repository yet; updates will need one',
+            file=sys.stderr,
+        )
         return
     try:
         start_repository(folder)
         commit(folder, f'Start from the template, version {VERSION}', files)
     except UserError as error:
-        print(f'{error}\nThe project is complete: commit it yourself before the first update.', file=sys.stderr)
+        print(
+            f'{error}\nThe project is complete: commit it yourself before the first update.',
+            file=sys.stderr,
+        )

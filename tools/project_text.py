@@ -1,115 +1,104 @@
-"""Moves definitions from one source file into another, as they stand: with their comments, decorators and imports."""
+"""Changes in a Python file at the positions that its tree has; all that is not changed stays as it stands."""
+
 import ast
-import copy
+import re
 import textwrap
 
-from tools.project_old import find_class, parse, parts
+from tools.project_old import is_docstring, parse
+
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 
-def text_of(source: str, node: ast.AST) -> str:
-    """A definition as it stands in the file, with its decorators and the comments above it, its first column at the margin."""
-    lines = source.split('\n')
-    first = min([node.lineno, *(each.lineno for each in getattr(node, 'decorator_list', []))]) - 1
-    while first > 0 and lines[first - 1].strip().startswith('#') \
-            and indentation(lines[first - 1]) == indentation(lines[node.lineno - 1]):
-        first -= 1
-    text = textwrap.dedent('\n'.join(lines[first:node.end_lineno])) + '\n'
-    return text if same(text, node) else f'{ast.unparse(node)}\n'
+class Source:
+    """A file's text, its tree, and the changes to be made; `text()` is the file with them."""
 
+    def __init__(self, text: str):
+        self.tree = parse(text)
+        self._bytes = text.encode()
+        self._starts = [0]  # of each line, in bytes: the tree counts columns in bytes
+        for line in self._bytes.split(b'\n'):
+            self._starts.append(self._starts[-1] + len(line) + 1)
+        self._changes = []  # (start, end, new bytes)
+        self._more = ''  # at the end
 
-def indentation(line: str) -> str:
-    return line[:len(line) - len(line.lstrip())]
+    def text(self) -> str:
+        result = self._bytes
+        for start, end, new in sorted(self._changes, key=lambda each: each[:2], reverse=True):
+            result = result[:start] + new + result[end:]
+        text = result.decode()
+        return f'{text.rstrip()}\n{self._more}' if self._more else text
 
+    def of(self, node: ast.AST) -> str:
+        """The text of a node."""
+        start, end = self._span(node)
+        return self._bytes[start:end].decode()
 
-def same(text: str, node: ast.AST) -> bool:
-    """Whether shifting the text has changed nothing but docstrings: a string over several lines could have moved."""
-    try:
-        return ast.dump(without_docstrings(parse(text).body[0])) == ast.dump(without_docstrings(node))
-    except (SyntaxError, IndexError):
-        return False
+    def replace(self, node: ast.AST, text: str, up_to: ast.AST | None = None) -> None:
+        """`text` in place of a node, or of all from `node` up to the node `up_to`."""
+        self._changes.append((self._span(node)[0], self._span(up_to or node)[1], text.encode()))
 
+    def header(self, node: ast.ClassDef) -> str:
+        """`class Name():` as it stands, for a class without bases."""
+        return re.match(rb'class\s+\w+\s*(\(\s*\))?\s*:', self._bytes[self._span(node)[0] :])[
+            0
+        ].decode()
 
-def without_docstrings(node: ast.AST) -> ast.AST:
-    node = copy.deepcopy(node)
-    for each in ast.walk(node):
-        if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) and isinstance(each.value.value, str):
-            each.value.value = ''
-    return node
+    def replace_in(self, node: ast.AST, before: str, after: str) -> None:
+        """`after` in place of the first `before` in the text from a node's beginning on."""
+        start = self._bytes.index(before.encode(), self._span(node)[0])
+        self._changes.append((start, start + len(before.encode()), after.encode()))
 
+    def remove(self, node: ast.AST) -> None:
+        """Take a definition away, with its decorators, the comments above it and the blank lines after."""
+        lines = self._bytes.split(b'\n')
+        first = (
+            min([node.lineno, *(each.lineno for each in getattr(node, 'decorator_list', []))]) - 1
+        )
+        margin = lines[node.lineno - 1][: node.col_offset]
+        while first > 0 and lines[first - 1].startswith(margin + b'#'):
+            first -= 1
+        last = node.end_lineno
+        while last < len(lines) and not lines[last].strip():
+            last += 1
+        end = min(self._starts[last], len(self._bytes))
+        self._changes.append((self._starts[first], end, b''))
 
-def graft(source: str, owner: str | None, name: str, text: str) -> str:
-    """`source` with the definition `text` in the class `owner` (or the module): in place of that `name`, or at the end."""
-    tree = parse(source)
-    body = find_class(tree, owner) if owner else tree
-    lines = source.rstrip('\n').split('\n')
-    indented = textwrap.indent(text, '    ').rstrip('\n').split('\n') if owner else text.rstrip('\n').split('\n')
-    existing = next((each for each in body.body if getattr(each, 'name', None) == name), None)
-    if existing is not None:
-        first = min([existing.lineno, *(each.lineno for each in existing.decorator_list)]) - 1
-        lines[first:existing.end_lineno] = indented
-    elif owner:
-        lines[body.end_lineno:body.end_lineno] = ['', *indented]
-    else:
-        lines += ['', '', *indented]
-    return '\n'.join(lines) + '\n'
+    def import_first(self, statements: list[str]) -> None:
+        """Put imports after those at the top of the file; they win over imports of the same names."""
+        top = 0
+        for node in self.tree.body:
+            if not isinstance(node, IMPORTS) and not is_docstring(node):
+                break
+            top = node.end_lineno
+        block = ''.join(f'{each}\n' for each in statements)
+        if top and self._starts[top] > len(self._bytes):  # the last line has no line end
+            block = '\n' + block
+        at = min(self._starts[top], len(self._bytes))
+        self._changes.append((at, at, block.encode()))
 
+    def append(self, text: str) -> None:
+        self._more += text
 
-def add_argument(source: str, class_name: str, argument: str) -> str:
-    """`source` with one more argument, written as name=default, at the end of a class's __init__."""
-    owner = find_class(parse(source), class_name)
-    given = next(node.args for node in owner.body if getattr(node, 'name', None) == '__init__')
-    if given.kwarg is not None:
-        return source
-    last = max([*given.args, *given.kwonlyargs, *given.defaults, *filter(None, given.kw_defaults)],
-               key=lambda each: (each.end_lineno, each.end_col_offset))
-    lines = source.split('\n')
-    line = lines[last.end_lineno - 1].encode()
-    lines[last.end_lineno - 1] = (line[:last.end_col_offset] + f', {argument}'.encode() + line[last.end_col_offset:]).decode()
-    return '\n'.join(lines)
+    def add_method(self, owner: ast.ClassDef, text: str) -> None:
+        """A method at the end of a class."""
+        margin = ' ' * owner.body[0].col_offset
+        end = self._span(owner.body[-1])[1]
+        self._changes.append((end, end, f'\n\n{textwrap.indent(text.rstrip(), margin)}'.encode()))
 
+    def add_argument(self, function: ast.FunctionDef, argument: str) -> None:
+        """One more argument, written as name=default, at the end of a function's."""
+        given = function.args
+        if given.kwarg is not None:
+            return
+        last = max(
+            [*given.args, *given.kwonlyargs, *given.defaults, *filter(None, given.kw_defaults)],
+            key=lambda each: self._span(each)[1],
+        )
+        end = self._span(last)[1]
+        self._changes.append((end, end, f', {argument}'.encode()))
 
-def add_imports(source: str, text: str, tree: ast.Module, original: str) -> str:
-    """`source` with the project's imports of what `text` uses, after its own imports."""
-    used = {node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)}
-    for name in sorted(used - top_names(source)):
-        statement = import_of(name, tree, original)
-        if statement:
-            body = parse(source).body
-            last = max((node.end_lineno for node in body if isinstance(node, (ast.Import, ast.ImportFrom))), default=0)
-            lines = source.split('\n')
-            lines.insert(last, statement.rstrip('\n'))
-            source = '\n'.join(lines)
-    return source
-
-
-def import_of(name: str, tree: ast.Module, source: str) -> str:
-    """The import that binds `name` in a file, alone; '' when none does."""
-    for node in tree.body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            for alias in node.names:
-                if (alias.asname or alias.name.partition('.')[0]) == name:
-                    alone = copy.deepcopy(node)
-                    alone.names = [alias]
-                    return f'{ast.unparse(alone)}\n'
-    return ''
-
-
-def top_names(source: str, imported: bool = True) -> set[str]:
-    """Names that a module binds outside functions and classes."""
-    names, waiting = set(), list(parse(source).body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names |= {(alias.asname or alias.name).partition('.')[0] for alias in node.names} if imported else set()
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        else:
-            waiting += ast.iter_child_nodes(node)
-    return names
-
-
-def member_names(source: str, class_name: str) -> set[str]:
-    owner = find_class(parse(source), class_name)
-    return {part.name for part in parts(owner, class_name)} if owner else set()
+    def _span(self, node: ast.AST) -> tuple[int, int]:
+        return (
+            self._starts[node.lineno - 1] + node.col_offset,
+            self._starts[node.end_lineno - 1] + node.end_col_offset,
+        )

@@ -3,64 +3,104 @@
 All is worked out before anything is written. Writing is in two steps, into a folder beside and then by renaming, so that an
 update that was interrupted is finished by the next call.
 """
+
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from armature.errors import UserError
-from tools.project import (
-    KEPT,
-    MANIFEST,
-    PRISTINE,
-    TEMPLATE,
-    VERSION,
-    digest,
-    files_below,
-    is_below,
-    stamp,
-)
+from tools.project import MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, stamp, template_files
+from tools.project_first_version import RENAMED, Move, layout, move_rooms
 from tools.project_git import environment, git, require_clean, require_known
 
 STAGING = '.template-update'
-HEADINGS = {'added': 'Added', 'replaced': 'Replaced (you had not changed them)', 'removed': 'Removed (you had not changed them)',
-            'merged': 'Merged with your changes', 'conflict': 'CONFLICTS: look for <<<<<<< in',
-            'kept': 'No longer in the template; kept, since you have changed them',
-            'deleted': 'Changed in the template, but deleted by you; not brought back',
-            'yours': 'Changed in the template, but yours; left alone'}
+MANY = 12  # paths; more are shown as folders
+HEADINGS = {
+    'added': 'Added',
+    'replaced': 'Replaced (you had not changed them)',
+    'removed': 'Removed (you had not changed them)',
+    'merged': 'Merged with your changes',
+    'conflict': 'CONFLICTS: look for <<<<<<< in',
+    'kept': 'No longer in the template; kept, since you have changed them',
+    'deleted': 'Changed in the template, but deleted by you; not brought back',
+    'moved': 'Changed by you, and elsewhere now',
+    'rewritten': 'Yours, with imports of what is elsewhere written anew',
+    'gone': 'IMPORTED BY YOU AND GONE',
+    'yours': 'Changed in the template, but yours; left alone',
+}
 
 
 def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
     """(summary, whether everything could be merged)."""
     folder = folder.resolve()
     if not (folder / MANIFEST).is_file() and not (folder / STAGING).is_dir():
-        raise UserError(f'{folder} is no project made from this template: it has no {MANIFEST}. '
-                        'A project of the old template is taken over with --adopt')
+        raise UserError(
+            f'{folder} is no project made from this template: it has no {MANIFEST}. '
+            'A project of the old template is taken over with --adopt'
+        )
     if recover(folder):
-        return (f'The update of {folder} that was interrupted is now finished. Look at `git diff`, commit, and update again.', False)
+        return (
+            f'The update of {folder} that was interrupted is now finished. Look at `git diff`, commit, and update again.',
+            False,
+        )
     manifest = read_manifest(folder)
     require_clean(folder)
     pristine = read_pristine(folder, manifest)
-    extra = manifest.get('extra', [])
-    offered = files_below(TEMPLATE, KEPT) | {path: (TEMPLATE / path).read_bytes() for path in extra}
-    left_alone = tuple(manifest.get('left_alone', []))
-    changes, report = plan(folder, pristine, {path: content for path, content in offered.items() if not is_below(path, left_alone)},
-                           f'template {manifest["version"]}', f'template {VERSION}')
-    yours = {path: before for path, before in manifest.get('yours', {}).items() if (TEMPLATE / path).is_file()}
-    report['yours'] = [path for path, before in yours.items() if digest((TEMPLATE / path).read_bytes()) != before]
+    if manifest['version'].startswith('1.'):
+        moved, left_alone = layout(manifest)
+        move = move_rooms(folder, manifest, pristine, template_files(moved, left_alone))
+    else:
+        moved, left_alone = manifest['moved'], manifest['left_alone']
+        offered = template_files(moved, left_alone)
+        move = Move(pristine, contents(folder, pristine | offered), offered)
+
+    names = f'template {manifest["version"]}', f'template {VERSION}'
+    changes, report = plan(move.mine, move.pristine, move.offered, *names)
+    # What is elsewhere now goes there, also when nothing else has changed in it.
+    changes |= {
+        path: content
+        for path, content in move.mine.items()
+        if path not in changes and content != contents(folder, [path]).get(path)
+    }
+    changes |= move.rewritten | dict.fromkeys(move.old_paths)
+    report['moved'] = [
+        f'{old} -> {RENAMED[old]}'
+        for old in move.old_paths
+        if not equal(move.mine[RENAMED[old]], move.pristine[RENAMED[old]])
+    ]
+    report['rewritten'], report['gone'] = sorted(move.rewritten), move.gone
+
+    yours = {
+        path: before
+        for path, before in manifest.get('yours', {}).items()
+        if (TEMPLATE / path).is_file()
+    }
+    report['yours'] = [
+        path
+        for path, before in yours.items()
+        if path not in move.offered and digest((TEMPLATE / path).read_bytes()) != before
+    ]
     if changes or report['yours'] or manifest['version'] != VERSION:
-        changes |= stamp(extra, left_alone, list(yours))
+        changes |= stamp(moved, left_alone, list(yours))
     summary = describe(folder, report, dry_run)
     if not dry_run:
         require_known(folder, changes)
         apply(folder, changes)
     return summary, not report['conflict']
+
+
+def contents(folder: Path, paths: Iterable[str]) -> dict[str, bytes]:
+    """What is in those of the files that are there."""
+    return {path: (folder / path).read_bytes() for path in paths if (folder / path).is_file()}
 
 
 def read_manifest(folder: Path) -> dict:
@@ -70,10 +110,14 @@ def read_manifest(folder: Path) -> dict:
         if manifest['template'] != 'armature' or not isinstance(manifest['files'], dict):
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the project was made '
-                        f'from. If it was damaged: git checkout {MANIFEST}') from error
+        raise UserError(
+            f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the project was made '
+            f'from. If it was damaged: git checkout {MANIFEST}'
+        ) from error
     if version > tuple(map(int, VERSION.split('.'))):
-        raise UserError(f'{folder} has template {manifest["version"]}, this one is {VERSION}: get a newer template first')
+        raise UserError(
+            f'{folder} has template {manifest["version"]}, this one is {VERSION}: get a newer template first'
+        )
     return manifest
 
 
@@ -81,16 +125,29 @@ def read_pristine(folder: Path, manifest: dict) -> dict[str, bytes]:
     """The template's files as the project got them; checked against their hashes."""
     try:
         with tarfile.open(fileobj=io.BytesIO((folder / PRISTINE).read_bytes())) as archive:
-            files = {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
+            files = {
+                member.name: archive.extractfile(member).read()
+                for member in archive
+                if member.isfile()
+            }
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise UserError(f'{folder / PRISTINE} cannot be read ({error}): git checkout {PRISTINE}') from error
+        raise UserError(
+            f'{folder / PRISTINE} cannot be read ({error}): git checkout {PRISTINE}'
+        ) from error
     if {path: digest(content) for path, content in files.items()} != manifest['files']:
-        raise UserError(f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} {MANIFEST}')
+        raise UserError(
+            f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} {MANIFEST}'
+        )
     return files
 
 
-def plan(folder: Path, pristine: dict[str, bytes], offered: dict[str, bytes], before: str, now: str) \
-        -> tuple[dict[str, bytes | None], dict[str, list[str]]]:
+def plan(
+    all_mine: dict[str, bytes],
+    pristine: dict[str, bytes],
+    offered: dict[str, bytes],
+    before: str,
+    now: str,
+) -> tuple[dict[str, bytes | None], dict[str, list[str]]]:
     """({path: new content, None to remove it}, {heading: paths})."""
     changes, report = {}, {heading: [] for heading in HEADINGS}
 
@@ -99,8 +156,7 @@ def plan(folder: Path, pristine: dict[str, bytes], offered: dict[str, bytes], be
         changes[path] = content
 
     for path in sorted(pristine.keys() | offered.keys()):
-        base, theirs = pristine.get(path), offered.get(path)
-        mine = (folder / path).read_bytes() if (folder / path).is_file() else None
+        base, theirs, mine = pristine.get(path), offered.get(path), all_mine.get(path)
         if equal(mine, theirs) or equal(base, theirs):
             continue
         if mine is None and base is None:
@@ -133,20 +189,66 @@ def merge(mine: bytes, base: bytes, theirs: bytes, before: str, now: str) -> tup
     with tempfile.TemporaryDirectory() as temporary:
         for name, content in (('mine', mine), ('base', base), ('theirs', theirs)):
             (Path(temporary) / name).write_bytes(with_line_ends_of(mine, content))
-        done = git(Path(temporary), 'merge-file', '-L', 'yours', '-L', before, '-L', now, 'mine', 'base', 'theirs')
+        labels = ('-L', 'yours', '-L', before, '-L', now)
+        done = git(Path(temporary), 'merge-file', '--diff3', *labels, 'mine', 'base', 'theirs')
         if not 0 <= done.returncode < 128:
             raise UserError(f'git merge-file failed: {done.stderr.strip()}')
-        return (Path(temporary) / 'mine').read_bytes(), done.returncode
+        merged = (Path(temporary) / 'mine').read_bytes()
+    return resolve_additions(merged) if done.returncode else (merged, 0)
+
+
+def resolve_additions(merged: bytes) -> tuple[bytes, int]:
+    """Settle the conflicts in which the user has only added lines to what the template has changed.
+
+    Imports that were added anywhere, and lines that were added at the end, go after the template's.
+    In all others what both had before is left out, which shows two sides as git usually does.
+    """
+    conflict = re.compile(
+        rb'^<<<<<<< [^\n]*\n(.*?)^\|\|\|\|\|\|\| [^\n]*\n(.*?)^=======\r?\n(.*?)^>>>>>>> [^\n]*\n',
+        re.DOTALL | re.MULTILINE,
+    )
+    n_left = 0
+
+    def settle(found: re.Match) -> bytes:
+        nonlocal n_left
+        mine, base, theirs = (part.splitlines(keepends=True) for part in found.groups())
+        added = [line for line in mine if line not in base]
+        has_all = [line for line in mine if line in base] == base
+        is_import = all(re.match(rb'(from \S+ )?import [^(\\]+$', line.strip()) for line in added)
+        if base and has_all and (is_import or mine[: len(base)] == base):
+            return b''.join([*theirs, *added])
+        n_left += 1
+        before, _, rest = found[0].partition(b'|||||||')
+        return before + rest[rest.index(b'\n=======') + 1 :]
+
+    return conflict.sub(settle, merged), n_left
 
 
 def describe(folder: Path, report: dict[str, list[str]], dry_run: bool) -> str:
-    lines = [f'{HEADINGS[heading]}:\n' + '\n'.join(f'    {path}' for path in paths) for heading, paths in report.items() if paths]
-    if not any(report[heading] for heading in ('added', 'replaced', 'removed', 'merged', 'conflict')):
+    lines = [
+        f'{HEADINGS[heading]}:\n' + '\n'.join(f'    {each}' for each in shortened(heading, paths))
+        for heading, paths in report.items()
+        if paths
+    ]
+    changing = ('added', 'replaced', 'removed', 'merged', 'conflict', 'moved', 'rewritten')
+    if not any(report[heading] for heading in changing):
         return '\n'.join([f'{folder} is up to date with template {VERSION}.', *lines])
-    lines.insert(0, f'{folder}: {"what an update would do" if dry_run else "updated"} (template {VERSION})')
+    did = 'what an update would do' if dry_run else 'updated'
+    lines.insert(0, f'{folder}: {did} (template {VERSION})')
     if not dry_run:
-        lines.append('See it with `git diff`; `git checkout . && git clean -f` undoes it; commit when you are content.')
+        lines.append(
+            'See it with `git diff`; `git checkout . && git clean -fd` undoes it; commit when you '
+            'are content.'
+        )
     return '\n'.join(lines)
+
+
+def shortened(heading: str, paths: list[str]) -> list[str]:
+    """Paths by folder where there are many, and none of them needs a look."""
+    if heading not in ('added', 'replaced', 'removed') or len(paths) <= MANY:
+        return paths
+    counts = Counter(path.rpartition('/')[0] + '/' * ('/' in path) for path in paths)
+    return [f'{count} files in {place or "the project itself"}' for place, count in counts.items()]
 
 
 def apply(folder: Path, changes: dict[str, bytes | None]) -> None:
@@ -170,7 +272,9 @@ def apply(folder: Path, changes: dict[str, bytes | None]) -> None:
         (staging / 'todo.tmp').write_text(json.dumps(todo), encoding='utf-8')
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise UserError(f'{folder} cannot be written: {error.strerror or error}; nothing was changed') from error
+        raise UserError(
+            f'{folder} cannot be written: {error.strerror or error}; nothing was changed'
+        ) from error
     os.replace(staging / 'todo.tmp', staging / 'todo.json')
     finish(folder)
 
@@ -195,8 +299,10 @@ def finish(folder: Path) -> None:
 
     changed = [path for path, versions in todo.items() if state(path) not in versions]
     if changed:
-        raise UserError(f'an update of {folder} was interrupted, and since then these were changed: {", ".join(changed)}. '
-                        f'Bring them back with git checkout, or remove {staging} to give the update up')
+        raise UserError(
+            f'an update of {folder} was interrupted, and since then these were changed: {", ".join(changed)}. '
+            f'Bring them back with git checkout, or remove {staging} to give the update up'
+        )
     for path, (_, new) in todo.items():
         target = folder / path
         if new is None:

@@ -2,6 +2,7 @@
 
 There a trainer got its config as a dict, the checkpoint to resume from as `resume`, and a `train_logger` that keeps the epochs' logs.
 """
+
 import json
 import logging
 from typing import Any
@@ -25,13 +26,18 @@ class Logger:
 def run_config(config: Any, resume: Any) -> Any:
     """A ConfigParser with what a dict of 2018 says, in today's words too; the dict's own keys stay."""
     from parse_config import ConfigParser
+
     if not isinstance(config, dict):
         return config
     settings = config['trainer']
     monitor = settings.get('monitor', 'off')
     if monitor != 'off' and ' ' not in monitor:
         monitor = f'{settings.get("monitor_mode", "min")} {monitor}'
-    settings = {**settings, 'monitor': monitor, 'save_period': settings.get('save_period', settings.get('save_freq', 1))}
+    settings = {
+        **settings,
+        'monitor': monitor,
+        'save_period': settings.get('save_period', settings.get('save_freq', 1)),
+    }
     if 'visualization' in config:
         settings.setdefault('tensorboardX', config['visualization'].get('tensorboardX', False))
     n_gpu = config.get('n_gpu', int(config.get('cuda', torch.cuda.is_available())))
@@ -58,7 +64,9 @@ def with_resume(base_trainer: type) -> type:
 
         @config.setter
         def config(self, value):
-            if not isinstance(value, dict):  # subclasses assign their dict once more: it says nothing new
+            if not isinstance(
+                value, dict
+            ):  # subclasses assign their dict once more: it says nothing new
                 self._run_config = value
 
         def _finish_epoch(self, epoch: int, averages: dict) -> None:
@@ -78,9 +86,15 @@ def with_own_optimizer(base_trainer: type) -> type:
     class BaseTrainer(with_resume(base_trainer)):
         def __init__(self, model, loss, metrics, resume, config, train_logger=None):
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimizer = getattr(torch.optim, config['optimizer_type'])(trainable, **config['optimizer'])
-            scheduler = getattr(torch.optim.lr_scheduler, config.get('lr_scheduler_type') or '', None)
-            self.lr_scheduler = scheduler(optimizer, **config['lr_scheduler']) if scheduler else None
+            optimizer = getattr(torch.optim, config['optimizer_type'])(
+                trainable, **config['optimizer']
+            )
+            scheduler = getattr(
+                torch.optim.lr_scheduler, config.get('lr_scheduler_type') or '', None
+            )
+            self.lr_scheduler = (
+                scheduler(optimizer, **config['lr_scheduler']) if scheduler else None
+            )
             self.lr_scheduler_freq = config.get('lr_scheduler_freq', 1)
             super().__init__(model, loss, metrics, optimizer, resume, config, train_logger)
 
@@ -90,3 +104,18 @@ def with_own_optimizer(base_trainer: type) -> type:
             super()._finish_epoch(epoch, averages)
 
     return BaseTrainer
+
+
+def with_summary(base_model: type) -> type:
+    """`base_model` with the method and the logger that models of 2018 have."""
+
+    class BaseModel(base_model):
+        def __init__(self, config=None):
+            super().__init__()
+            self.config = config
+            self.logger = logging.getLogger(type(self).__name__)
+
+        def summary(self) -> None:
+            self.logger.info(self)
+
+    return BaseModel
