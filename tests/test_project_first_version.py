@@ -11,7 +11,7 @@ from tests.test_project_git import commit_all
 from tools.project_first_version import RENAMED
 from tools.project_git import git
 from tools.project_take_over import ASIDE
-from tools.project_update import resolve_additions, update_project
+from tools.project_update import settle_conflicts, update_project
 
 EXPECTED = json.loads((HERE / 'expected.json').read_text())['project']
 
@@ -52,8 +52,12 @@ def test_edited_project_of_the_first_version_is_brought_over_and_goes_on_with_it
     )
     assert reached['code'] == str(folder / 'train.py')
     for mine, first in zip(reached['epochs'], EXPECTED['epochs'], strict=True):
-        assert mine.pop('lr') == pytest.approx(first.pop('lr'))
-        assert mine == pytest.approx(first, rel=2e-2)
+        # Validated are the averaged weights, and the average begins otherwise today.
+        trained = ('epoch', 'loss', 'accuracy', 'done')
+        assert [mine[name] for name in trained] == pytest.approx(
+            [first[name] for name in trained], rel=2e-2
+        )
+        assert mine['lr'] == first['lr']
 
 
 def test_imports_of_what_is_gone_are_named(tmp_path):
@@ -74,15 +78,24 @@ def test_imports_of_what_is_gone_are_named(tmp_path):
         (['a', 'mine'], ['a'], ['b'], ['b', 'mine']),  # added at the end of what has changed
         (['import a', 'import mine', 'import b'], ['import a', 'import b'], [], ['import mine']),
         (['mine', 'a'], ['a'], ['b'], None),
+        (
+            ['a', 'mine'],
+            ['a', 'c'],
+            ['a', 'b', 'c'],
+            ['a', 'b', 'mine'],
+        ),  # a line that is still there
+        (['a', 'mine', 'c'], ['a', 'c'], ['b', 'a', 'd'], ['b', 'a', 'mine', 'd']),
+        (['a', 'mine'], ['a', 'c'], ['c', 'c'], None),
+        (['a'], ['a', 'c'], ['a', 'b', 'c'], None),
         (['changed'], ['a'], ['b'], None),
         (['mine'], [], ['b'], None),
         (['mine'], ['a'], ['b'], None),
     ],
 )
-def test_only_what_was_added_is_settled(mine, base, theirs, expected):
+def test_only_changes_with_one_clear_place_are_settled(mine, base, theirs, expected):
     marks = ('<<<<<<< yours', '||||||| before', '=======', '>>>>>>> now')
     text = [marks[0], *mine, marks[1], *base, marks[2], *theirs, marks[3]]
-    settled, n_left = resolve_additions('\n'.join([*text, 'end', '']).encode())
+    settled, n_left = settle_conflicts('\n'.join([*text, 'end', '']).encode())
     if expected is None:
         assert n_left == 1 and settled.decode().splitlines() == [
             marks[0],

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from armature.errors import UserError
@@ -194,34 +195,63 @@ def merge(mine: bytes, base: bytes, theirs: bytes, before: str, now: str) -> tup
         if not 0 <= done.returncode < 128:
             raise UserError(f'git merge-file failed: {done.stderr.strip()}')
         merged = (Path(temporary) / 'mine').read_bytes()
-    return resolve_additions(merged) if done.returncode else (merged, 0)
+    return settle_conflicts(merged) if done.returncode else (merged, 0)
 
 
-def resolve_additions(merged: bytes) -> tuple[bytes, int]:
-    """Settle the conflicts in which the user has only added lines to what the template has changed.
+IMPORT = re.compile(rb'\s*(from \S+ )?import [^(\\]+$')
+CONFLICT = re.compile(
+    rb'^<<<<<<< [^\n]*\n(.*?)^\|\|\|\|\|\|\| [^\n]*\n(.*?)^=======\r?\n(.*?)^>>>>>>> [^\n]*\n',
+    re.DOTALL | re.MULTILINE,
+)
 
-    Imports that were added anywhere, and lines that were added at the end, go after the template's.
-    In all others what both had before is left out, which shows two sides as git usually does.
+
+def settle_conflicts(merged: bytes) -> tuple[bytes, int]:
+    """(the text with each conflict settled in which the user's changes have one place, number left).
+
+    What both had before is left out of those that are left: two sides, as git usually shows them.
     """
-    conflict = re.compile(
-        rb'^<<<<<<< [^\n]*\n(.*?)^\|\|\|\|\|\|\| [^\n]*\n(.*?)^=======\r?\n(.*?)^>>>>>>> [^\n]*\n',
-        re.DOTALL | re.MULTILINE,
-    )
     n_left = 0
 
     def settle(found: re.Match) -> bytes:
         nonlocal n_left
-        mine, base, theirs = (part.splitlines(keepends=True) for part in found.groups())
-        added = [line for line in mine if line not in base]
-        has_all = [line for line in mine if line in base] == base
-        is_import = all(re.match(rb'(from \S+ )?import [^(\\]+$', line.strip()) for line in added)
-        if base and has_all and (is_import or mine[: len(base)] == base):
-            return b''.join([*theirs, *added])
+        settled = applied(*(part.splitlines(keepends=True) for part in found.groups()))
+        if settled is not None:
+            return b''.join(settled)
         n_left += 1
         before, _, rest = found[0].partition(b'|||||||')
         return before + rest[rest.index(b'\n=======') + 1 :]
 
-    return conflict.sub(settle, merged), n_left
+    return CONFLICT.sub(settle, merged), n_left
+
+
+def applied(mine: list[bytes], base: list[bytes], theirs: list[bytes]) -> list[bytes] | None:
+    """`theirs` with what the user changed from `base` to `mine`; None when that has no clear place.
+
+    A changed line goes where the template still has the line that it was. Added lines go after the
+    line that they followed, or to the end if they stood there; imports can stand anywhere.
+    """
+    result = list(theirs)
+    for kind, start, end, mine_start, mine_end in SequenceMatcher(
+        None, base, mine, autojunk=False
+    ).get_opcodes():
+        new = mine[mine_start:mine_end]
+        if kind == 'replace' and len(new) == end - start:
+            for old_line, new_line in zip(base[start:end], new):
+                if result.count(old_line) != 1:
+                    return None
+                result[result.index(old_line)] = new_line
+        elif kind == 'insert' and base:
+            before = base[start - 1] if start else b''
+            if before.strip() and result.count(before) == 1:
+                place = result.index(before) + 1
+            elif start == len(base) or all(IMPORT.match(line) for line in new):
+                place = len(result)
+            else:
+                return None
+            result[place:place] = new
+        elif kind != 'equal':
+            return None
+    return result
 
 
 def describe(folder: Path, report: dict[str, list[str]], dry_run: bool) -> str:
