@@ -161,7 +161,6 @@ class BaseDataLoader(DataLoader):
             )
         self._pass, self._first_sample = 0, 0
         self.share = WHOLE  # what this process has of the newest batch
-        self._counts = None  # (n_samples,) what each sample counts for the loss; None: as one
         self.class_names = getattr(self, 'class_names', None) or identity.class_names_of(dataset)
         self._class_map = None
         super().__init__(
@@ -266,33 +265,13 @@ class BaseDataLoader(DataLoader):
                 return self.sampler.order()
             return torch.as_tensor(list(self.sampler), dtype=torch.long)
 
-    @property
-    def knows_shares(self) -> bool:
-        """Whether each process knows by itself how many samples the others have of a batch."""
-        if type(self).__iter__ is not BaseDataLoader.__iter__ or self._samples.skip_unreadable:
-            return False
-        return self._memory is not None or (
-            self.collate_fn is default_collate and not hasattr(self.dataset, '__getitems__')
-        )
-
     def known_targets(self) -> torch.Tensor | None:
         """The target of each sample of the dataset, where they are in memory as they are given."""
-        tensors = self._memory.tensors if self._memory is not None and self.knows_shares else None
-        is_changed = self._batch_transform is not None or self._class_map is not None
+        is_own = type(self).__iter__ is not BaseDataLoader.__iter__ or self._samples.skip_unreadable
+        is_changed = is_own or self._batch_transform is not None or self._class_map is not None
+        tensors = None if is_changed or self._memory is None else self._memory.tensors
         is_pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
-        if is_changed or not is_pair or not isinstance(tensors[1], torch.Tensor):
-            return None
-        return tensors[1]
-
-    def weigh(self, count: Any) -> bool:
-        """Let a process's share be what its samples count for the loss, a ClassCount.
-
-        False when their targets are not in memory.
-        """
-        targets = self.known_targets()
-        if targets is not None and self._counts is None:
-            self._counts = count.of_each(targets)
-        return targets is not None
+        return tensors[1] if is_pair and isinstance(tensors[1], torch.Tensor) else None
 
     def due_batches(self) -> Iterator[tuple[int, torch.Tensor, Share]]:
         """(pass, indices, share) of what this process has of each batch of the pass that is due.
@@ -312,7 +291,7 @@ class BaseDataLoader(DataLoader):
                 if is_alone:
                     yield number, indices, WHOLE
                 else:
-                    yield number, *dist.share(indices, self._counts)
+                    yield number, *dist.share(indices)
 
     def split_validation(self) -> 'BaseDataLoader | None':
         """A loader of the validation part, in a fixed order; None without a validation split."""

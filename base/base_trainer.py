@@ -1,10 +1,11 @@
 """BaseTrainer: the run around the epochs: resume, watch, stop, save."""
 
+import functools
 import itertools
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,6 +279,9 @@ class BaseTrainer(ABC):
         steppers = [part for part in parts if isinstance(part, Stepper)]
         sharing = steppers + [part for part in parts if isinstance(part, MetricTracker)]
         self._logged = time.perf_counter(), self.step  # when and where the last line was logged
+        count = None  # a loss counts by its samples
+        if self._count is not length:
+            count = functools.partial(count_in, count=self._count)
         with self.console.bar(epoch, self.position) as bar:
             stream = batches_from(
                 self.position, epoch, self.len_epoch, self.data_loader, self.seed, self._restore_rng
@@ -285,7 +289,7 @@ class BaseTrainer(ABC):
             stream = self._feed.watch(map(self._parts, stream), self.data_loader)
             self._of_epoch = SimpleNamespace(bar=bar, steppers=steppers)
             for batch in dist.in_step(
-                stream, self.data_loader, sharing, self._wishes, self._obey, self._count_to_tell()
+                stream, self.data_loader, sharing, self._wishes, self._obey, count
             ):
                 self.step += 1
                 self._step_is_open = True
@@ -331,16 +335,6 @@ class BaseTrainer(ABC):
         batches = map(self._parts, batches_of(loader))
         for batch in dist.in_step(batches, loader, sharing, lambda: (self._stop.wish,), self._obey):
             yield to_device(batch, self.device)
-
-    def _count_to_tell(self) -> Callable[[Any], Any] | None:
-        """What the loss over a batch counts for, as a function of the batch, where processes cannot know it by themselves."""
-        if (
-            dist.n_processes() == 1
-            or self._count is length
-            or getattr(self.data_loader, 'weigh', lambda _: False)(self._count)
-        ):
-            return None
-        return lambda batch: count_in(batch, self._count)
 
     def _wishes(self) -> tuple[int, bool]:
         return self._stop.wish, time.monotonic() >= self._save_due

@@ -114,11 +114,7 @@ def trainer_of(
     ]
     optimizer = optimizer(parameters)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    valid = (
-        loader.split_validation()
-        if hasattr(loader, 'split_validation')
-        else loader_of().split_validation()
-    )
+    own_validation = getattr(loader, 'split_validation', lambda: None)()
     return trainer_class(
         model,
         criterion,
@@ -127,7 +123,7 @@ def trainer_of(
         config,
         torch.device('cpu'),
         loader,
-        valid,
+        own_validation or loader_of().split_validation(),
         scheduler,
     )
 
@@ -171,7 +167,8 @@ def train_last_batch_of_one(folder):
 
 
 def train_workers(folder):
-    return trained(folder, loader=loader_of(batch_size=11, in_memory=False, num_workers=2))
+    options = {'num_workers': 2, 'persistent_workers': False}  # they leave with each pass
+    return trained(folder, loader=loader_of(batch_size=11, in_memory=False, **options))
 
 
 def train_micro_batches(folder):

@@ -12,6 +12,7 @@ import pickle
 import random
 import re
 import signal
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -374,6 +375,11 @@ def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetch
             end(fetched)
 
 
+def _leave_after(trainer: Any) -> None:
+    trainer.join()
+    os._exit(1)
+
+
 class WorkerStart:
     """Lets a worker live through a signal sent to the whole process group.
 
@@ -392,5 +398,9 @@ class WorkerStart:
                 signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
             )
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        trainer = multiprocessing.parent_process()
+        if trainer is not None and trainer.pid != os.getppid():
+            # Of a fork server: torch looks whether that lives, and it lives as long as a worker.
+            threading.Thread(target=_leave_after, args=(trainer,), daemon=True).start()
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker_id)

@@ -9,7 +9,6 @@ import inspect
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +21,6 @@ from torch.utils.data import DistributedSampler
 from armature.batch import NO_BATCH, WHOLE, Batch, Share, length
 from armature.compare import first_difference
 from armature.errors import ConfigError, DataError, UserError
-
-EXCHANGE_S = 0.25  # how often processes tell each other their wishes
-
 
 # Who am I?
 
@@ -144,45 +140,32 @@ def first_on_machine():
             dist.barrier()
 
 
-class Exchange:
-    """A few numbers from each process to all, under way while the caller computes."""
+def tell(*numbers: float) -> Callable[[], list[list[float]]]:
+    """Begin to tell all processes a few numbers; what is returned gives all, (processes, numbers).
 
-    def start(self, *numbers: float) -> None:
-        self._numbers = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
-        self._numbers[rank()] = torch.tensor(numbers, dtype=torch.float64)
-        self._work = dist.all_reduce(self._numbers, async_op=True)
+    They travel while the caller computes.
+    """
+    told = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
+    told[rank()] = torch.tensor(numbers, dtype=torch.float64)
+    work = dist.all_reduce(told, async_op=True)
 
-    def result(self) -> list[list[float]]:
-        """(processes, numbers)"""
-        self._work.wait()
-        return self._numbers.tolist()
+    def result() -> list[list[float]]:
+        work.wait()
+        return told.tolist()
+
+    return result
 
 
 # Sharing the data
 
 
-def share(indices: torch.Tensor, counts: torch.Tensor | None = None) -> tuple[torch.Tensor, Share]:
-    """Of the samples of a batch this process's: every n-th. When there are none, one of another's, to keep step.
-
-    counts: what each sample of the data counts for the loss; None: as one.
-    """
+def share(indices: torch.Tensor) -> tuple[torch.Tensor, Share]:
+    """Of the samples of a batch this process's: every n-th. Without any, one of another's."""
     n = n_processes()
     if n == 1:
         return indices, WHOLE
     mine = indices[rank() :: n]
-    if not len(mine):
-        return indices[:1], Share(0.0, True, 1)
-    counted, of = (
-        (len(mine), len(indices))
-        if counts is None
-        else (counts[mine].sum().item(), counts[indices].sum().item())
-    )
-    return mine, Share(_weight(counted, of), False, -(-len(indices) // n))
-
-
-def _weight(counted: float, of: float) -> float:
-    """What the mean over a part of a batch counts for in the mean over the processes; nan, as a mean over nothing is."""
-    return counted * n_processes() / of if of else math.nan
+    return (mine, WHOLE) if len(mine) else (indices[:1], Share(is_borrowed=True))
 
 
 def in_step(
@@ -199,25 +182,21 @@ def in_step(
     Before each, `batch` of the objects in `sharing` becomes it; a process's share weighs as much as
     the `count` of its content (None: its samples). After it, `obey` is called with the largest of
     each of `wishes()` (whole numbers) that any process had: in a single process at once, else with
-    those from before the step, and a few times a second only when there is nothing else to say.
+    those from before the step.
     """
     batches = _as_batches(batches, loader)
-    if not is_joined():
+    if n_processes() == 1:
         steps = _lone_steps(batches, wishes, obey)
-    elif (
-        n_processes() > 1
-        and not hasattr(loader, 'share')
-        and not isinstance(getattr(loader, 'sampler', None), DistributedSampler)
+    elif hasattr(loader, 'share') or isinstance(
+        getattr(loader, 'sampler', None), DistributedSampler
     ):
+        refuse_differences({'number of samples': getattr(loader, 'n_samples', None)}, 'the data')
+        steps = _told_steps(batches, wishes, obey, count)
+    else:
         raise ConfigError(
             f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them '
             'all of the data: make it a BaseDataLoader, or give it a DistributedSampler'
         )
-    elif count is None and getattr(loader, 'knows_shares', False):
-        refuse_differences({'number of samples': loader.n_samples}, 'the data')
-        steps = _known_steps(batches, wishes, obey)
-    else:
-        steps = _told_steps(batches, wishes, obey, count)
     try:
         for batch in steps:
             for each in sharing:
@@ -241,41 +220,22 @@ def _lone_steps(batches: Iterable[Batch], wishes: Callable, obey: Callable) -> I
         obey(*wishes())
 
 
-def _known_steps(batches: Iterable[Batch], wishes: Callable, obey: Callable) -> Iterator[Batch]:
-    """The batches, where each process knows by itself what all have."""
-    exchange, due, gap, asked_at = Exchange(), 0, 1, 0.0
-    for step, batch in enumerate(batches):
-        is_due = step == due
-        if is_due:
-            now = time.perf_counter()
-            gap_s, asked_at = now - asked_at, now
-            exchange.start(gap_s, *wishes())
-        yield batch
-        if is_due:
-            gap_s, *wished = map(max, zip(*exchange.result()))
-            gap = min(2 * gap, max(1, int(gap * EXCHANGE_S / gap_s))) if step else 1
-            due += gap
-            obey(*map(int, wished))
-
-
 def _told_steps(
     batches: Iterable[Batch], wishes: Callable, obey: Callable, count: Callable | None
 ) -> Iterator[Batch]:
-    """The batches, where the processes tell each other in each step what they have."""
-    batches, exchange, batch = iter(batches), Exchange(), None
+    """The batches. While they compute with one, the processes tell each other of the next."""
+    batches, batch = iter(batches), None
 
-    def following() -> Batch | None:
+    def following() -> tuple[Batch | None, Callable]:
         upcoming, counted, n_samples = next(batches, None), 0, 0
         if upcoming is not None and not upcoming.share.is_borrowed:
             n_samples = upcoming.n_samples
             counted = n_samples if count is None else float(count(upcoming.content))
-        exchange.start(upcoming is not None, counted, n_samples, *wishes())
-        return upcoming
+        return upcoming, tell(upcoming is not None, counted, n_samples, *wishes())
 
-    upcoming = following()
+    upcoming, told = following()
     while True:
-        said = exchange.result()
-        have_batches, counts, n_samples, *wished = zip(*said)
+        have_batches, counts, n_samples, *wished = zip(*told())
         obey(*(int(max(each)) for each in wished))
         if not any(have_batches):
             return
@@ -291,9 +251,12 @@ def _told_steps(
                 f'process {rank()} of {n_processes()} has no batch while others have: '
                 'is there too little data?'
             )
-        upcoming = following()
-        weight, is_borrowed = _weight(counts[rank()], sum(counts)), not n_samples[rank()]
-        yield dataclasses.replace(batch, share=Share(weight, is_borrowed, int(max(n_samples))))
+        upcoming, told = following()
+        counted = sum(counts)
+        # The loss over a share counts for this in the mean over processes: nan as of nothing.
+        weight = counts[rank()] * n_processes() / counted if counted else math.nan
+        its_share = Share(weight, not n_samples[rank()], int(max(n_samples)))
+        yield dataclasses.replace(batch, share=its_share)
 
 
 # Sharing the model

@@ -113,13 +113,6 @@ class ClassCount:
             return length(target)
         return self._weights_of(target).sum()
 
-    def of_each(self, targets: torch.Tensor) -> torch.Tensor:
-        """(n,) what each of n samples counts, on the CPU."""
-        counts = (
-            torch.ones(len(targets)) if targets.is_floating_point() else self._weights_of(targets)
-        )
-        return counts.reshape(len(targets), -1).sum(1).double().cpu()
-
     def _weights_of(self, target: torch.Tensor) -> torch.Tensor:
         is_counted = target != self.ignored
         if self.weights is None:
