@@ -135,6 +135,13 @@ def report(config: dict) -> str:
         ({'trainer__compile': 'fastest'}, 'trainer.compile: expected true or false or "default"'),
         ({'metrics': ['MulticlassConfusionMatrix']}, 'metrics.0: MulticlassConfusionMatrix is no'),
         ({'batch': {'data': 'image'}}, 'batch.target: is missing'),
+        (
+            {
+                'data_loader__args__data_dir': '$NOT_SET_ANYWHERE/x',
+                'data_loader__type': 'MnistDataLoader',
+            },
+            'data_loader.args.data_dir: "$NOT_SET_ANYWHERE/x": the environment has no $NOT_SET',
+        ),
         ({'trainer__save_dir': '$NOT_SET_ANYWHERE/x'}, 'the environment has no $NOT_SET_ANYWHERE'),
         ({'trainer__monitor': 'maximal loss'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
         ({'trainer__monitor': 'min'}, "expected 'min <metric>', 'max <metric>' or 'off'"),

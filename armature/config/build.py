@@ -28,7 +28,16 @@ from armature.config.keys import (
     takes,
     violation,
 )
-from armature.config.read import Document, Problem, did_you_mean, entries, nearest, show, show_path
+from armature.config.read import (
+    Document,
+    Problem,
+    did_you_mean,
+    entries,
+    lookup,
+    nearest,
+    show,
+    show_path,
+)
 from armature.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -396,6 +405,11 @@ def judge(
 def _judge_nested(value, kind: Kind, path: tuple, module, config: dict) -> Iterator[Problem]:
     if is_nested_object(value, kind, module):
         yield from judge(value, kind.inside(), path, module, config)
+    elif isinstance(value, str):
+        try:
+            expanded(value)
+        except ConfigError as error:
+            yield Problem(path, str(error))
     else:
         for key, inner in entries(value):
             yield from _judge_nested(inner, kind, (*path, key), module, config)
@@ -543,15 +557,13 @@ class FunctionWithTensors(torch.nn.Module):
 
 def known_arguments(found, config: dict) -> dict:
     """`num_classes` and `task` of a torchmetrics class, where the model's arguments tell them."""
-    arch = config.get('arch')
-    is_torchmetrics = getattr(found, '__module__', '').startswith('torchmetrics')
-    if not is_torchmetrics or not isinstance(arch, dict):
+    if not getattr(found, '__module__', '').startswith('torchmetrics'):
         return {}
-    args = arch.get('args')
-    n_classes = args.get('num_classes') if isinstance(args, dict) else None
+    n_classes = lookup(config, ('arch', 'args', 'num_classes'))
     if n_classes is None:
         try:
-            n_classes = parameters(find(arch.get('type'), KINDS['arch']))[0]['num_classes'].default
+            model = find(lookup(config, ('arch', 'type')), KINDS['arch'])
+            n_classes = parameters(model)[0]['num_classes'].default
         except (ConfigError, KeyError):
             return {}
     if not isinstance(n_classes, int):
