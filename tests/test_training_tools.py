@@ -18,11 +18,13 @@ from examples.gan.trainer import GanTrainer
 from parse_config import ROOT, ConfigParser
 from tests.conftest import run_script
 from tests.test_resume import everything
+from tools import check_resume
 from tools.find_lr import find_lr, steepest
 from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.smoke import smoke
 from trainer import Trainer
+from utils import write_json
 
 
 def config_of(name='config.json', **trainer):
@@ -74,6 +76,23 @@ def test_smoke_fails_where_the_long_run_would():
     config['trainer']['monitor'] = 'min val_lose'
     with pytest.raises(ConfigError, match='val_lose'):
         smoke(train.build, config)
+
+
+def test_test_script_that_does_not_fit_an_own_trainer_is_said(capsys):
+    smoke(train.build, config_of('examples/gan/config.json', microbatch_size=40))
+    out = capsys.readouterr().out
+    assert 'NOT tested: test.py raised' in out and 'went well' in out
+
+
+def test_run_is_stopped_for_check_resume_without_another_length(tmp_path):
+    """A schedule with T_max "auto" would be another one if the config said max_steps or epochs."""
+    config = config_of(save_dir=str(tmp_path), len_epoch=4, epochs=3, early_stop=0)
+    config['lr_scheduler'] = {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}}
+    write_json(config, tmp_path / 'config.json')
+    run = check_resume.train(tmp_path, 2, '-c', tmp_path / 'config.json', '-d', 'cpu')
+    state = checkpoint.load(run / checkpoint.LAST)
+    assert state['step'] == 2 and state['config']['trainer']['epochs'] == 3
+    assert state['parts']['lr_scheduler']['T_max'] == 3
 
 
 def test_overfit_tells_a_model_that_learns_from_one_that_cannot(capsys):

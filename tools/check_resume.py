@@ -1,8 +1,9 @@
 """Does my project resume exactly? python -m tools.check_resume -c config.json
 
-Trains a few steps of the config three times in fresh processes: straight through, stopped inside an epoch and resumed, stopped
-between two epochs and resumed; then compares the last checkpoints bit for bit and names what differs first. A state that a trainer
-of your own forgets (a moving average, a second optimizer, a random generator) shows up here.
+Trains a few steps of the config three times in fresh processes: straight through, stopped inside an
+epoch and resumed, stopped between two epochs and resumed; then compares the last checkpoints bit
+for bit and names what differs first. A state that a trainer of your own forgets (a moving average,
+a second optimizer, a random generator) shows up here.
 """
 
 import argparse
@@ -18,6 +19,19 @@ from armature.run.folder import write_json
 from parse_config import ConfigParser
 
 PROJECT = Path(__file__).resolve().parent.parent
+# train.py, whose run ends after so many steps: no setting says so, for with one (max_steps, epochs)
+# the config would describe another run, such as one with a shorter schedule.
+STOPPING = """
+import runpy, sys
+from base import BaseTrainer
+n_steps, train = int(sys.argv.pop(1)), BaseTrainer.train
+def train_so_far(self):
+    self._max_steps = n_steps
+    train(self)
+BaseTrainer.train = train_so_far
+runpy.run_path('train.py', run_name='__main__')
+"""
+NEVER = 10**9
 STEPS_PER_EPOCH, N_EPOCHS = 4, 3
 COMPARED = (
     'epoch',
@@ -41,7 +55,7 @@ def main() -> None:
 
 
 def check_resume(config: dict) -> None:
-    """Print what was compared; raise UserError when an interrupted run differs from the uninterrupted one."""
+    """Print what was compared; raise UserError when an interrupted run differs from a whole one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'config.json'
         short = {
@@ -54,41 +68,37 @@ def check_resume(config: dict) -> None:
         }
         write_json({**config, 'trainer': {**config['trainer'], **short}}, path)
         print('Training straight through ...', flush=True)
-        straight = last_state(train(folder, '-c', path))
-        for place, stop in (
-            ('inside an epoch', f'trainer.max_steps={STEPS_PER_EPOCH + 2}'),
-            ('between epochs', 'trainer.epochs=1'),
+        straight = last_state(train(folder, NEVER, '-c', path))
+        for place, n_steps in (
+            ('inside an epoch', STEPS_PER_EPOCH + 2),
+            ('between epochs', STEPS_PER_EPOCH),
         ):
             print(f'Stopping {place} and resuming in a fresh process ...', flush=True)
-            run = train(folder, '-c', path, '--set', stop)
-            train(
-                folder,
-                '-r',
-                run,
-                '--set',
-                f'trainer.epochs={N_EPOCHS}',
-                '--set',
-                'trainer.max_steps=null',
-            )
+            run = train(folder, n_steps, '-c', path)
+            train(folder, NEVER, '-r', run)
             different = first_difference(straight, last_state(run))
             if different:
                 raise UserError(
-                    f'stopped {place} and resumed, {different} differs from the run that was never stopped.\n'
-                    'What is an attribute of the trainer and has state_dict and load_state_dict is saved; randomness '
-                    'of your own has to come from torch, numpy or random, or be such an attribute.'
+                    f'stopped {place} and resumed, {different} differs from the run that was never '
+                    'stopped.\nWhat is an attribute of the trainer and has state_dict and '
+                    'load_state_dict is saved; randomness of your own has to come from torch, '
+                    'numpy or random, or be such an attribute.'
                 )
     print(
-        f'Exact: {len(straight["state_dict"])} tensors of the model, optimizer, schedule, metrics and history are equal bit for bit.'
+        f'Exact: {len(straight["state_dict"])} tensors of the model, optimizer, schedule, metrics '
+        'and random generators are equal bit for bit.'
     )
 
 
-def train(folder: str, *arguments: object) -> Path:
-    """Run train.py in a fresh process; returns its run folder."""
+def train(folder: str, n_steps: int, *arguments: object) -> Path:
+    """Run train.py in a fresh process, to step `n_steps` at most; returns its run folder."""
     known = set(Path(folder).glob('models/*/*'))
-    command = [sys.executable, 'train.py', *map(str, arguments)]
+    arguments = [*map(str, arguments)]
+    command = [sys.executable, '-c', STOPPING, str(n_steps), *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f'{" ".join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}')
+        said = done.stdout[-2000:] + done.stderr[-4000:]
+        raise UserError(f'train.py {" ".join(arguments)} failed:\n{said}')
     new = set(Path(folder).glob('models/*/*')) - known
     return new.pop() if new else Path(arguments[1])
 

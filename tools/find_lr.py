@@ -1,7 +1,8 @@
 """Find a learning rate: python -m tools.find_lr -c config.json
 
-Trains from scratch while the learning rate rises exponentially, draws the loss against it as PNG, and suggests the rate where the
-loss falls most steeply (Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, arXiv:1506.01186).
+Trains from scratch while the learning rate rises exponentially, draws the loss against it as PNG,
+and suggests the rate where the loss falls most steeply (Smith, "Cyclical Learning Rates for
+Training Neural Networks", 2017, arXiv:1506.01186).
 """
 
 import argparse
@@ -58,20 +59,22 @@ def find_lr(build: Callable, config: dict, n_steps: int, folder: Path) -> float:
     smooth = smoothed(losses)
     if len(smooth) < 10 or smooth[0] - min(smooth[5:]) < LEAST_FALL * abs(smooth[0]):
         raise UserError(
-            f'the loss never fell, at no learning rate between {LOWEST:g} and {HIGHEST:g}: try --overfit first'
+            f'the loss never fell, at no learning rate between {LOWEST:g} and {HIGHEST:g}: '
+            'try --overfit first'
         )
     suggestion = steepest(rates, smooth)
     folder.mkdir(parents=True, exist_ok=True)
     (file,) = save_pictures({config['name']: drawn(rates, smooth, suggestion)}, folder)
     print(
-        f'Suggested learning rate: {suggestion:.2g} (the loss falls most steeply there; it was {min(smooth):.4g} at best, '
+        f'Suggested learning rate: {suggestion:.2g} (the loss falls most steeply there; it was '
+        f'{min(smooth):.4g} at best, '
         f'at {rates[smooth.index(min(smooth))]:.2g}). The curve is in {file}'
     )
     return suggestion
 
 
 def rising(trainer, rates: list[float]) -> list[float]:
-    """The loss of each step, until it diverges, while every group's rate rises in the same proportion."""
+    """The loss of each step, until it diverges, while every group's rate rises in proportion."""
 
     class Diverged(Exception):
         pass

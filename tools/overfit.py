@@ -1,4 +1,7 @@
-"""Can the model learn a few batches by heart? If not, something is wrong before the data is (python train.py --overfit N)."""
+"""Can the model learn a few batches by heart? (python train.py --overfit N)
+
+If not, something is wrong before the data is.
+"""
 
 from collections.abc import Callable
 
@@ -9,7 +12,7 @@ NEAR_ZERO = 0.1  # of the first loss
 
 
 def overfit(build: Callable, config: dict, n_batches: int) -> bool:
-    """Train on the first `n_batches` batches again and again; print and return whether the loss went near zero."""
+    """Train on the first batches again and again; print and return whether the loss went near 0."""
     with rehearsal() as folder:
         n_epochs = max(2, N_STEPS // n_batches)
         trainer = quiet_trainer(
@@ -35,8 +38,8 @@ def overfit(build: Callable, config: dict, n_batches: int) -> bool:
         + (
             'near zero, as it should.'
             if learned
-            else 'NOT near zero. Look at the learning rate, at strong dropout or augmentation, at what the loss expects of the output, '
-            'and at whether the targets belong to the inputs.'
+            else 'NOT near zero. Look at the learning rate, at strong dropout or augmentation, at '
+            'what the loss expects of the output, and at whether the targets belong to the inputs.'
         )
     )
     return learned

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes (python train.py --profile N): data, forward, backward, optimizer, and the rest."""
+"""Where the time of a training step goes (python train.py --profile N)."""
 
 import contextlib
 import time
@@ -25,7 +25,7 @@ PEAKS = {
 
 
 def profile(build: Callable, config: dict, n_steps: int) -> Path:
-    """Profile `n_steps` steps after a few to warm up; print the table, return the trace's file (for chrome://tracing or TensorBoard)."""
+    """Profile `n_steps` steps after a few to warm up; print the table, return the trace's file."""
     trace = Path('saved') / 'profiles' / f'{config["name"]}.pt.trace.json'
     trace.parent.mkdir(parents=True, exist_ok=True)
     with rehearsal() as folder:
@@ -50,9 +50,8 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
     step_s = sum(clock.seconds.values()) / n_steps
     print(f'{n_steps} steps of {1e3 * step_s:.3f} ms each (the profiler itself included)')
     for name, seconds in clock.seconds.items():
-        print(
-            f'    {name:10s} {1e3 * seconds / n_steps:9.3f} ms  {100 * seconds / n_steps / step_s:5.1f} %'
-        )
+        each_s = seconds / n_steps
+        print(f'    {name:10s} {1e3 * each_s:9.3f} ms  {100 * each_s / step_s:5.1f} %')
     print(f'    {clock.flops / 1e9:.4g} GFLOP a step')
     peak = next(
         (
@@ -70,7 +69,10 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
 
 
 class Clock:
-    """Measures the phases of a trainer's steps, waiting for the device after each, and the floating point operations of one step."""
+    """Measures the phases of a trainer's steps, waiting for the device after each.
+
+    flops: the floating point operations of one step.
+    """
 
     def __init__(self, trainer: Any):
         self.trainer, self.flops = trainer, 0

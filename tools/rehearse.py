@@ -1,4 +1,4 @@
-"""What the rehearsals of a run share: its config cut short in a folder that goes away, and a trainer built from it."""
+"""What the rehearsals of a run share: its config cut short, in a folder that goes away."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ from parse_config import ConfigParser
 
 @contextmanager
 def rehearsal() -> Iterator[Path]:
-    """A folder for the runs of a rehearsal; afterwards it is gone, and so are the log files in it."""
+    """A folder for the runs of a rehearsal; afterwards it is gone, with the log files in it."""
     with tempfile.TemporaryDirectory(prefix='rehearsal') as folder:
         try:
             yield Path(folder)
@@ -38,7 +38,7 @@ def short_config(
 
 
 def quiet_trainer(build: Callable, config: dict, folder: Path, **trainer: Any) -> Any:
-    """A trainer that only trains: no validation, no TensorBoard, no schedule, no saving of bests."""
+    """A trainer that only trains: no validation, TensorBoard, schedule or saving of bests."""
     parsed = short_config(
         {**config, 'lr_scheduler': None},
         folder,
