@@ -164,7 +164,7 @@ def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
     conversions = [FRAMES] if getattr(file, 'is_animated', False) else []
     file.load()
     image = file
-    if file.getexif().get(ORIENTATION, 1) != 1:
+    if 'exif' in file.info and file.getexif().get(ORIENTATION, 1) != 1:
         conversions.append(TURNED)
         image = ImageOps.exif_transpose(file)
     # PIL's own conversion of these would clip at 255 instead of scaling.
@@ -189,7 +189,7 @@ def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
         if image.getchannel('A').getextrema()[0] < 255:
             conversions.append(TRANSPARENT)
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert(mode), conversions
+    return image if image.mode == mode else image.convert(mode), conversions
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -205,7 +205,12 @@ def _images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
     left_out: counts the other files by their ending.
     """
     found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f'{error.filename} cannot be read: {error.strerror}')
+
+    walk = os.walk(folder, onerror=refuse, followlinks=True) if folder.is_dir() else []
+    for place, folders, files in walk:
         is_new = (real := os.path.realpath(place)) not in seen
         seen.add(real)
         folders[:] = [name for name in folders if is_new and not name.startswith(LITTER)]

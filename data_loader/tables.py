@@ -99,6 +99,11 @@ class Table:
         (n, 1) numbers for 'number' and 'binary' (0. and 1.), as losses of one output want them.
         """
         mean, std = np.array(fitted['mean']), np.array(fitted['std'])
+        if len(mean) != len(self.numeric) or list(fitted['categories']) != self.categorical:
+            raise DataError(
+                f'{self.path}: training had {len(mean)} numeric columns, and the categorical ones '
+                f'{list(fitted["categories"])}: name the same columns here'
+            )
         numbers = (self.numbers - mean) / np.where(is_flat(mean, std), np.inf, std)
         codes = np.empty((len(self.lines), len(self.categorical)), dtype=np.int64)
         for place, name in enumerate(self.categorical):

@@ -4,6 +4,7 @@ Odd input is read right, said once, or one clear error.
 """
 
 import json
+import os
 import re
 import shlex
 
@@ -360,6 +361,14 @@ def test_other_encodings_are_asked_for(tmp_path, encoding, cell):
         CsvDataLoader(path, 'y', 2, numeric=['x'], encoding='utf8000')
 
 
+@pytest.mark.parametrize('columns', [{'numeric': ['size', 'size']}, {'categorical': []}], ids=str)
+def test_other_columns_than_in_training_are_refused(tmp_path, columns):
+    path = write(tmp_path / 'a.csv')
+    tested = table(path, test_path=path, training=False, **columns)
+    with pytest.raises(DataError, match=r"training had 1 numeric .* \['colour'\]: name the same"):
+        tested.load_state_dict(table(path).state_dict())
+
+
 def test_fingerprint_of_a_table_is_of_its_cells(tmp_path):
     one, same, other = (
         table(write(tmp_path / f'{name}.csv', rows), validation_split=split).fingerprint()
@@ -521,6 +530,14 @@ def test_links_are_followed_and_loops_end(tmp_path):
     loader = ImageFolderDataLoader(str(root), 2, size=8)
     assert loader.class_names == ['cat', 'dog', 'fox']
     assert loader.dataset.targets == [0, 0, 1, 1, 2, 2] and len(list(loader)) == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_folder_that_may_not_be_read_is_named(tmp_path):
+    folders_of(tmp_path, 'cat/0.png', 'dog/deep/0.png')
+    (tmp_path / 'dog' / 'deep').chmod(0)
+    with pytest.raises(DataError, match='deep cannot be read: Permission denied'):
+        ImageFolderDataLoader(str(tmp_path), 2)
 
 
 def test_test_folder_without_a_class_keeps_the_numbers_of_training(tmp_path):
