@@ -87,7 +87,8 @@ def finish(run: Trainer, path: Path) -> None:
     """Train to the end and save what is compared to `path`."""
     run.train()
     state = run._state()
-    checkpoint.save({name: state[name] for name in COMPARED}, path)
+    compared = {name: state[name] for name in COMPARED}
+    checkpoint.save({**compared, 'history': run.history}, path)
 
 
 def in_fork(action: Callable[[], None], killed_after_s: float | None = None) -> str:

@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
-from armature.errors import ConfigError
+from armature.errors import CheckpointError, ConfigError
+from armature.run.resume import load_optimizer, optimizer_as_built
 from base import BaseDataLoader
 from tests import faults
 from tests.conftest import ROOT, NoisyPoints, run_script
@@ -273,6 +274,176 @@ def test_changed_learning_rate_is_one_line_and_keeps_the_schedule(experiment, ca
     resumed = experiment.trainer(first.checkpoint_dir / 'checkpoint-last.pth', lr=0.1)
     resumed.train()
     assert resumed.optimizer.param_groups[0]['lr'] == 0.1 * 0.7 * 0.7 * 0.7
+
+
+def last_of(trainer):
+    trainer.train()
+    return trainer.checkpoint_dir / 'checkpoint-last.pth'
+
+
+def without(path, *keys):
+    """A copy of a checkpoint that lacks one entry."""
+    state = checkpoint.load(path)
+    inner = state
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    checkpoint.save(state, path.parent / 'without.pth')
+    return path.parent / 'without.pth'
+
+
+@pytest.mark.parametrize('piece', [(), ('optimizer',)])
+def test_as_built_state_matters(experiment, piece):
+    """Mutation control: without it, a changed setting is not noticed."""
+    args = {'gamma': 0.9}
+    path = last_of(scheduled(experiment, 'ExponentialLR', args, 'step', max_steps=10))
+    resumed = scheduled(
+        experiment,
+        'ExponentialLR',
+        args,
+        'step',
+        resume=without(path, 'as_built', *piece),
+        betas=(0.5, 0.9),
+    )
+    resumed.train()
+    assert resumed.options[0]['betas'] == (0.9, 0.999)
+
+
+def test_tested_weights_in_a_checkpoint_matter(experiment):
+    whole = run(experiment.trainer(ema_decay=0.9))
+    path = stopped_after(experiment, 9, ema_decay=0.9)
+    with_all = run(experiment.trainer(path, ema_decay=0.9))
+    lacking = run(experiment.trainer(without(path, 'tested'), ema_decay=0.9))
+    assert first_difference(with_all, whole) == ''
+    assert first_difference(lacking['tested'], whole['tested']) != ''
+
+
+def test_changed_monitor_starts_a_new_best(experiment):
+    path = last_of(experiment.trainer(monitor='off', epochs=1))
+    resumed = experiment.trainer(path, monitor='min val_loss', epochs=2)
+    resumed.train()
+    assert resumed.mnt_best == resumed.history[-1]['val_loss']
+    assert (resumed.checkpoint_dir / 'model_best.pth').is_file()
+    path = last_of(experiment.trainer(monitor='max val_loss', epochs=2))
+    resumed = experiment.trainer(path, monitor='min val_loss', epochs=3)
+    resumed.train()
+    assert resumed.mnt_best == resumed.history[-1]['val_loss']
+
+
+@pytest.mark.parametrize(
+    'options, said',
+    [
+        ({'seed': 4}, 'seed: 3 in the checkpoint, 4'),
+        ({'loader': lambda: BaseDataLoader(NoisyPoints(), 7, False, 12, 0)}, 'shuffle: True'),
+    ],
+)
+def test_another_order_inside_an_epoch_is_refused(experiment, options, said):
+    path = stopped_after(experiment, 9)
+    options = {name: value() if callable(value) else value for name, value in options.items()}
+    with pytest.raises(ConfigError, match=said):
+        experiment.trainer(path, **options).train()
+
+
+def test_schedule_of_steps_refuses_steps_of_another_size(experiment):
+    path = last_of(experiment.trainer(epochs=1, interval='step'))
+    with pytest.raises(ConfigError, match='len_epoch: 6 in the checkpoint, 4 from here on'):
+        experiment.trainer(path, interval='step', len_epoch=4).train()
+    experiment.trainer(last_of(experiment.trainer(epochs=1)), len_epoch=4).train()
+
+
+def test_plateau_over_another_metric_is_refused(experiment):
+    def plateau(optimizer):
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+
+    path = last_of(experiment.trainer(epochs=1, scheduler=plateau))
+    with pytest.raises(ConfigError, match='follows loss, whose values'):
+        experiment.trainer(path, scheduler=plateau, monitor='min loss').train()
+
+
+def test_groups_get_the_state_of_their_parameters_by_name():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    named = dict(model.named_parameters())
+
+    def optimizer(*groups, kind=torch.optim.AdamW, **options):
+        groups = [{'params': [(name, named[name]) for name in names]} for names in groups]
+        groups[0].update(options)
+        return kind(groups, lr=0.1)
+
+    def states(made):
+        state = made.state_dict()
+        return {
+            name: state['state'].get(number)
+            for group in state['param_groups']
+            for name, number in zip(group['param_names'], group['params'])
+        }
+
+    before = optimizer(list(named))
+    model(torch.randn(3, 2)).sum().backward()
+    before.step()
+    after = optimizer(['1.bias', '0.weight'], ['1.weight'], weight_decay=0.7)
+    then, now = ({'optimizer': optimizer_as_built(each)} for each in (before, after))
+    notes = load_optimizer('optimizer', after, before.state_dict(), then, now)
+    assert len(notes) == 1 and 'groups' in notes[0]
+    expected = {name: value for name, value in states(before).items() if name != '0.bias'}
+    assert first_difference(states(after), {name: expected[name] for name in states(after)}) == ''
+    assert [group['weight_decay'] for group in after.param_groups] == [0.7, 0.01]
+
+    history = optimizer(list(named), kind=torch.optim.LBFGS)
+    other = optimizer(['1.bias'], kind=torch.optim.LBFGS)
+    then, now = ({'optimizer': optimizer_as_built(each)} for each in (history, other))
+    with pytest.raises(CheckpointError, match='LBFGS keeps one history'):
+        load_optimizer('optimizer', other, history.state_dict(), then, now)
+
+
+def test_what_an_optimizer_counts_in_its_groups_is_progress():
+    class ScheduleFree(torch.optim.SGD):
+        def __init__(self, params, lr, weight_decay=0.0):
+            super().__init__(params, lr, weight_decay=weight_decay)
+            self.defaults['k'] = 0
+            for group in self.param_groups:
+                group['k'] = 0
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group['k'] += 1
+
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    before, after = (ScheduleFree([parameter], 0.1, decay) for decay in (0.0, 0.2))
+    then, now = ({'optimizer': optimizer_as_built(each)} for each in (before, after))
+    before.step()
+    load_optimizer('optimizer', after, before.state_dict(), then, now)
+    assert after.param_groups[0]['k'] == 1 and after.param_groups[0]['weight_decay'] == 0.2
+
+
+def test_buffers_of_the_loss_come_from_the_config_and_what_it_learned_from_the_checkpoint(
+    experiment,
+):
+    class Centers(torch.nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+            self.register_buffer('weight', torch.tensor(weight))
+            self.register_buffer('seen', torch.zeros(()))
+
+        def forward(self, output, target):
+            self.seen += self.training
+            return torch.nn.functional.nll_loss(output, target, self.weight) * self.scale
+
+    def trainer(weight, resume=None, **options):
+        made = experiment.trainer(resume, epochs=1, **options)
+        made.criterion = made.loss = Centers(weight)
+        return made
+
+    first = trainer([1.0, 2.0])
+    path = last_of(first)
+    same, other = trainer([1.0, 2.0], path), trainer([1.0, 5.0], path)
+    with torch.no_grad():
+        first.criterion.scale += 1
+    same._restore_parts()
+    other._restore_parts()
+    for each in (same, other):
+        assert each.criterion.seen == first.criterion.seen > 0
+    assert other.criterion.weight.tolist() == [1, 5] and same.criterion.weight.tolist() == [1, 2]
 
 
 def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
