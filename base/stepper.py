@@ -354,13 +354,21 @@ class Stepper:
 def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
     """Bring each gradient between -bound and bound; of complex ones, both parts."""
     for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            parameter.grad.values().clamp_(-bound, bound)
-        elif parameter.grad is not None and parameter.grad.is_complex():
-            torch.view_as_real(parameter.grad).clamp_(-bound, bound)
-    dense = [each for each in parameters if each.grad is not None and not each.grad.is_sparse]
-    torch.nn.utils.clip_grad_value_([each for each in dense if not each.is_complex()], bound)
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            parameter.grad = gradient.coalesce()
+            gradient = parameter.grad.values()
+        elif gradient.is_complex():
+            gradient = torch.view_as_real(gradient)
+        else:
+            continue
+        gradient.clamp_(-bound, bound)
+    plain = [each for each in parameters if each.grad is not None]
+    plain = [each for each in plain if not each.grad.is_sparse and not each.is_complex()]
+    if plain:
+        torch.nn.utils.clip_grad_value_(plain, bound)
 
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
