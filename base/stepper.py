@@ -231,8 +231,9 @@ class Stepper:
         """The context of the forward pass: lower precision where it is safe, when asked for."""
         return torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext()
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of the current micro-batch's loss, one number."""
+    def backward(self, loss: Any) -> None:
+        """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""
+        loss, _ = total_and_parts(loss)
         if loss.dim():
             if loss.numel() > 1:
                 raise ConfigError(
@@ -328,7 +329,8 @@ class Stepper:
             with torch.enable_grad():
                 for micro_batch, weight in self._micro_batches:
                     with self.autocast():
-                        loss = _weighted(self.loss_of(*micro_batch), weight)
+                        loss, _ = total_and_parts(self.loss_of(*micro_batch))
+                        loss = _weighted(loss, weight)
                     loss.backward()
                     total = total + loss.detach()
             return total
@@ -373,7 +375,6 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     """Their product, and 0 where the weight is, even when the loss is the mean over nothing, nan."""
-    loss, _ = total_and_parts(loss)
     if isinstance(weight, float) and weight == 1:
         return loss
     weight = loss.new_ones(()) * weight
