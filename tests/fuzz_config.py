@@ -1,7 +1,8 @@
 """Broken configs by the thousand: python -m tests.fuzz_config --count 5000
 
-Each is the default config after a few mutations. The command line has to accept it or to leave with exit code 2 and one line a
-problem; a traceback, another exit code, a stray line or a new file is a failure.
+Each is the default config after a few mutations. The command line has to accept it or to leave with
+exit code 2 and one line a problem; a traceback, another exit code, a stray line or a new file is a
+failure.
 """
 
 import argparse
@@ -103,7 +104,7 @@ TEXTS = [
 
 
 def mutate(data, config: dict) -> str:
-    """The text of a config after one to four mutations of its values and perhaps one of its text."""
+    """The text of a config after one to four mutations of its values, perhaps one of its text."""
     for _ in range(data.draw(st.integers(1, 4))):
         paths = list(all_paths(config)) or [()]
         path = data.draw(st.sampled_from(paths))
@@ -142,7 +143,7 @@ def mutate(data, config: dict) -> str:
 
 
 def run(path: str, *more: str) -> tuple[int, str]:
-    """What `python train.py -c path --print-config` exits with and says, in this process: a start costs seconds."""
+    """What `python train.py -c path --print-config` exits with and says, in this process."""
     parser = argparse.ArgumentParser()
     for flags in (('-c', '--config'), ('-r', '--resume'), ('-d', '--device')):
         parser.add_argument(*flags)
@@ -202,7 +203,7 @@ def campaign(count: int) -> Counter:
 
 
 def _files() -> set[str]:
-    """What a config could have made; `.hypothesis` is a folder of the library that makes them up."""
+    """What a config could have made; `.hypothesis` belongs to the library that makes them up."""
     beside = {path.name for path in ROOT.iterdir()} - {'.hypothesis'}
     return {str(path) for path in (ROOT / 'saved').rglob('*')} | beside
 
@@ -213,6 +214,6 @@ if __name__ == '__main__':
     count = parser.parse_args().count
     found = campaign(count)
     print(
-        f'{found["refused"] + found["accepted"]} configs: {found["refused"]} refused with {found["lines"]} lines, '
-        f'{found["accepted"]} accepted, 0 tracebacks, 0 files made'
+        f'{found["refused"] + found["accepted"]} configs: {found["refused"]} refused with '
+        f'{found["lines"]} lines, {found["accepted"]} accepted, 0 tracebacks, 0 files made'
     )

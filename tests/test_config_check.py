@@ -125,7 +125,7 @@ def report(config: dict) -> str:
                     'args': {'schedulers': [{'type': 'StepLR', 'args': {'step': 1}}]},
                 }
             },
-            "lr_scheduler.args.schedulers.0.args.step: StepLR has no 'step' (did you mean 'step_size'?)",
+            "args.schedulers.0.args.step: StepLR has no 'step' (did you mean 'step_size'?)",
         ),
         # several keys together
         (

@@ -58,8 +58,8 @@ def test_six_planted_errors_give_six_lines_and_no_folder(tmp_path):
         f'bad.json:{n}' for n in (3, 6, 10, 12, 16, 17)
     ]
     assert (
-        "bad.json:10: optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean 'lr'?)"
-        in done.stderr
+        "bad.json:10: optimizer.args.learning_rate: Adam has no 'learning_rate' (did you mean "
+        "'lr'?)" in done.stderr
     )
     assert done.stderr.count('did you mean') == 5
     assert runs() == before and os.listdir(tmp_path) == ['bad.json']

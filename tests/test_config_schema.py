@@ -1,4 +1,4 @@
-"""The JSON Schema of the project's own classes accepts what the checker accepts, and rejects the planted errors."""
+"""The JSON Schema accepts what the checker accepts, and rejects the planted errors."""
 
 import copy
 import json

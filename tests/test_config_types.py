@@ -166,10 +166,13 @@ def test_the_projects_own_comes_before_the_library():
 
 def test_heavy_libraries_are_not_imported_for_names_of_the_project():
     code = (
-        'import sys, model.model, model.loss, model.metric\nfrom armature.config.build import KINDS, find\n'
-        "find('MnistModel', KINDS['arch'], model.model)\nfind('accuracy', KINDS['metrics'], model.metric)\n"
+        'import sys, model.model, model.loss, model.metric\n'
+        'from armature.config.build import KINDS, find\n'
+        "find('MnistModel', KINDS['arch'], model.model)\n"
+        "find('accuracy', KINDS['metrics'], model.metric)\n"
         "find('Adam', KINDS['optimizer'])\n"
-        "print([name for name in ('torchvision', 'torchmetrics', 'pandas', 'sklearn') if name in sys.modules])"
+        "heavy = ('torchvision', 'torchmetrics', 'pandas', 'sklearn')\n"
+        'print([name for name in heavy if name in sys.modules])'
     )
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -192,7 +195,8 @@ def test_objects_in_args_are_built_inside_out():
     module = module_from("""
         import torch
         class Loader:
-            def __init__(self, batch_size, transform=None, options=None): self.__dict__.update(locals())
+            def __init__(self, batch_size, transform=None, options=None):
+                self.__dict__.update(locals())
             def __iter__(self): return iter(())
     """)
     transform = {
@@ -218,7 +222,8 @@ def test_objects_in_args_are_built_inside_out():
 def test_an_object_that_a_class_reads_by_itself_is_left_alone():
     module = module_from("""
         class Loader:
-            def __init__(self, head=None, options: dict | None = None): self.__dict__.update(locals())
+            def __init__(self, head=None, options: dict | None = None):
+                self.__dict__.update(locals())
             def __iter__(self): return iter(())
     """)
 

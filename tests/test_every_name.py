@@ -1,4 +1,4 @@
-"""Every name that ships with torch, torchvision and torchmetrics works from a config, without a line of code."""
+"""Every name of torch, torchvision and torchmetrics works from a config, without a line of code."""
 
 import warnings
 
@@ -100,7 +100,7 @@ def test_every_scheduler_steps(name):
 
 
 class WeightsOnMeta(TorchFunctionMode):
-    """Weights take no memory and no time; the small tensors that a constructor computes with stay real."""
+    """Weights take no memory and no time; what a constructor computes with stays real."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return function(
@@ -134,7 +134,7 @@ LOSS_ARGS = {'LinearCrossEntropyLoss': {'in_features': 4, 'num_classes': 3}}
 
 
 def metric_cases():
-    """(name, args, preds, target) of every classification and regression metric that needs only predictions and targets."""
+    """(name, args, preds, target) of every metric that needs only predictions and targets."""
     torch.manual_seed(0)
     scores, classes = torch.randn(16, 3).softmax(1), torch.randint(3, (16,))
     chances, binary = torch.rand(16), torch.randint(2, (16,))

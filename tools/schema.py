@@ -10,6 +10,7 @@ import re
 from armature.config import build as config_types
 from armature.config.keys import (
     FILE_ONLY,
+    METRIC,
     OBJECT,
     SECTION,
     TERM,
@@ -46,7 +47,7 @@ def schema() -> dict:
         'anyOf': [*_entry_or_name('loss')['anyOf'], terms],
         'description': TOP['loss']['description'],
     }
-    properties['metrics']['items'] = _entry_or_name('metrics')
+    properties['metrics']['items'] = _entry_or_name('metrics', METRIC)
     properties['trainer'] |= closed(_or_null(properties['trainer']['properties']))
     properties = _or_null(properties)
     return {
