@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 class BaseModel(nn.Module, ABC):
@@ -19,6 +20,8 @@ class BaseModel(nn.Module, ABC):
 
     def __str__(self) -> str:
         n_trainable = sum(
-            parameter.numel() for parameter in self.parameters() if parameter.requires_grad
+            parameter.numel()
+            for parameter in self.parameters()
+            if parameter.requires_grad and not is_lazy(parameter)
         )
         return f'{super().__str__()}\nTrainable parameters: {n_trainable:,}'

@@ -176,3 +176,18 @@ def test_what_the_model_raises_says_where_it_was(experiment):
     assert caught.value.__notes__ == [
         f'This was in epoch 1, after step 3 had begun, with the samples {samples}'
     ]
+
+
+def test_lazy_layers_train_and_cannot_be_averaged(experiment):
+    class Lazy(Trainer):
+        def __init__(self, model, criterion, metrics, optimizer, *others):
+            model.out = nn.LazyLinear(2)
+            others_too = model.named_parameters()
+            super().__init__(model, criterion, metrics, type(optimizer)(others_too, 0.01), *others)
+
+    trainer = experiment.trainer(trainer_class=Lazy, epochs=1, scheduler=None)
+    assert 'Trainable parameters' in str(trainer.model)
+    trainer.train()
+    assert trainer.model.out.weight.shape == (2, 8)
+    with pytest.raises(ConfigError, match='lazy layer'):
+        experiment.trainer(trainer_class=Lazy, ema_decay=0.9)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from armature.checkpoint.weights import bare, load_weights
@@ -40,6 +41,13 @@ class Average:
                 'trainer.ema_decay and trainer.swa_start are two kinds of average: give one of them'
             )
         self._model = bare(model)
+        lazy = [name for name, each in self._model.named_parameters() if is_lazy(each)]
+        if lazy:
+            raise ConfigError(
+                f'arch: {lazy[0]} is of a lazy layer, which has no weights to average before its '
+                'first forward pass: say its size, or pass one sample through the model in its '
+                'constructor'
+            )
         self._live = [*self._model.parameters(), *self._model.buffers()]
         self._mine = [tensor.detach().clone() for tensor in self._live]
         statistics = {
