@@ -44,7 +44,7 @@ def positive(text: str) -> int:
 
 @contextmanager
 def exit_on_user_error():
-    """Inside, a mistake of the user's ends the process with its message on stderr and its exit code.
+    """Inside, a mistake of the user's ends the process with its message and its exit code.
 
     Ctrl-C ends it without a word. stdout and stderr are as `steady_streams` makes them.
     """
@@ -71,7 +71,7 @@ def report(error: BaseException) -> int:
 
 
 def steady_streams() -> None:
-    """Let a run go on when nobody listens: with stdout and stderr closed, ASCII only, or cut off."""
+    """Let a run go on when nobody listens: stdout and stderr closed, cut off, or ASCII only."""
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if isinstance(stream, _SteadyStream):

@@ -1,4 +1,4 @@
-"""Sets up logging from logger_config.json: short lines on the console, all in the run's info.log."""
+"""Sets up logging from logger_config.json: short lines on the console, all in info.log."""
 
 import json
 import logging

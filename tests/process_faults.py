@@ -68,7 +68,11 @@ def make_project(folder: Path) -> Path:
 
 
 def start(
-    project: Path, *arguments: object, prefix: tuple = (), **environment: object
+    project: Path,
+    *arguments: object,
+    prefix: tuple = (),
+    cwd: Path | None = None,
+    **environment: object,
 ) -> subprocess.Popen:
     """`python arguments...` in the project, with a process group of its own, as a shell starts it."""
     known = {
@@ -76,7 +80,7 @@ def start(
     }  # it is imported often
     return subprocess.Popen(
         [*prefix, sys.executable, *map(str, arguments)],
-        cwd=project,
+        cwd=cwd or project,
         start_new_session=True,
         text=True,
         stdout=subprocess.PIPE,
@@ -95,8 +99,9 @@ def launch(
     """train.py in two processes: what has been started, a launcher or the processes themselves."""
     if launcher == 'torchrun':
         return [start(project, *TORCHRUN, 'train.py', *arguments, **environment)]
-    if launcher == '-d':
-        return [start(project, 'train.py', *arguments, '-d', 'cpu,cpu', **environment)]
+    if launcher == '-d':  # typed in another folder
+        script, devices = f'{project.name}/train.py', ('-d', 'cpu,cpu')
+        return [start(project, script, *arguments, *devices, cwd=project.parent, **environment)]
     return by_hand(project, arguments, arguments, **environment)
 
 
@@ -250,7 +255,7 @@ def ends(n: int, folder: Path) -> Result:
     for trial, launcher in zip(range(n), itertools.cycle(('torchrun', 'by hand'))):
         codes, said = finish(launch(project, launcher, *in_own_folder(project, trial)))
         is_quiet = all(
-            line.startswith(('Training ends', 'warning: BatchNorm'))
+            line.startswith(('Measure it', 'warning: BatchNorm'))
             for line in said.strip().splitlines()[-1:]
         )
         outcomes[f'{trial}: {launcher}'] = (

@@ -1,10 +1,19 @@
-"""Jobs of several processes that go wrong end fast and name who failed; tests/process_faults.py tries many more of them."""
+"""Jobs of several processes that go wrong end, and say why once.
+
+tests/process_faults.py tries many more of them.
+"""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
 from armature.errors import ConfigError
+from armature.processes import devices
 from armature.processes import launch as job
 from tests import process_faults
+from tests.conftest import ROOT
 
 
 def test_a_process_that_is_killed_or_raises_ends_the_job_and_one_message_says_why(tmp_path):
@@ -43,3 +52,36 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
     monkeypatch.setattr(job.torch.cuda, 'device_count', lambda: 1)
     with pytest.raises(ConfigError, match=said), job.joined():
         pass
+
+
+KILLED = """
+import os
+from tests.process_parts import NoisyPoints
+from base import BaseDataLoader
+
+if __name__ == '__main__':
+    options = {'num_workers': 1, 'multiprocessing_context': 'forkserver'}
+    next(iter(BaseDataLoader(NoisyPoints(), 8, True, 0.0, **options)))
+    os._exit(3)
+"""
+
+
+def test_worker_of_a_fork_server_leaves_when_its_trainer_is_gone(tmp_path):
+    (tmp_path / 'killed.py').write_text(KILLED)
+    done = subprocess.run(  # waits for all that hold its output
+        [sys.executable, tmp_path / 'killed.py'],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+
+
+def test_data_is_kept_on_the_device_that_n_gpu_chose(monkeypatch):
+    monkeypatch.setattr(devices.torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(devices, '_requested', [])
+    monkeypatch.setattr(devices, '_prepared', [])
+    assert devices.prepare_device(0)[0] == devices.prepared_device()
+    assert devices.prepared_device().type == 'cpu'
+    assert devices.prepare_device(1)[0] == devices.prepared_device()
+    assert devices.prepared_device().type == 'cuda'

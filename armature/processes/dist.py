@@ -1,7 +1,8 @@
-"""The only file that knows about processes, with armature/processes/launch.py, which starts and ends them. In a single process every function does nothing.
+"""The only place for process groups and collectives: what the processes of a job share.
 
-All run the same script, take a share of each batch and keep the same weights, and talk through torch.distributed: NCCL between
-GPUs, gloo on the CPU. The main one (rank 0) writes.
+All run the same script, take a share of each batch and keep the same weights, and talk through
+torch.distributed: NCCL between GPUs, gloo on the CPU. The main one (rank 0) writes. How they start
+and end is in armature/processes/launch.py. In a single process every function does nothing.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ def n_local() -> int:
 
 
 def is_first_here() -> bool:
-    """Whether this is the first process of the job on its machine: its voice, before the processes have met."""
+    """Whether this is the first process of the job on its machine, which speaks for the others."""
     return (os.environ.get('LOCAL_RANK') or '0') == '0'
 
 
@@ -91,13 +92,13 @@ def refuse_differences(value: Any, what: str) -> None:
     for number, other in enumerate(others, 1):
         if different := first_difference(first, other):
             raise ConfigError(
-                f'{what}: {different} in process {number} is another than in process 0. Start all processes with the same '
-                'command, on the same files'
+                f'{what}: {different} in process {number} is another than in process 0. Start all '
+                'processes with the same command, on the same files'
             )
 
 
 def on_main(action: Callable, *args: Any) -> Any:
-    """What `action(*args)` returns in the main process, in all of them; a UserError there is raised in all."""
+    """What `action(*args)` returns in the main process, in all of them; so is a UserError there."""
     if not is_joined():
         return action(*args)
     result, error = None, None
@@ -123,14 +124,17 @@ def sums(numbers: list[float]) -> list[float]:
 
 
 def gather_tensors(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
-    """The tensor of each process, of whatever size: how torchmetrics gathers. Those without elements are left out, as long as some have."""
+    """The tensor of each process, of whatever size: how torchmetrics gathers.
+
+    Those without elements are left out, as long as some have.
+    """
     found = [each.to(tensor.device) for each in gather(tensor.cpu())]
     return [each for each in found if each.numel()] or found[:1]
 
 
 @contextmanager
 def first_on_machine():
-    """The first process of each machine goes through the body while the others wait, such as to download."""
+    """The first process of each machine goes through the body, a download; the others wait."""
     if is_joined() and not is_first_here():
         dist.barrier()
     try:
@@ -272,12 +276,13 @@ def wrap(
     mixed_precision: str | None = None,
     **_: Any,
 ) -> nn.Module:
-    """The model on `device`, whose gradients become the mean over the processes: DistributedDataParallel, or FSDP2.
+    """The model on `device`, whose gradients become the mean over the processes.
 
-    strategy: 'ddp' keeps all of the model in each process; 'fsdp' keeps a part of each weight, and puts a block (`shard_blocks()` of
-    the model, its direct children without one) together while it computes. mixed_precision: 'bf16' lets FSDP compute and
-    send in it. sync_bn: BatchNorm over the samples of all processes (on GPUs). find_unused_parameters: for models that do not use
-    all of their parameters in each step.
+    strategy: 'ddp' (DistributedDataParallel) keeps all of the model in each process; 'fsdp' (FSDP2)
+    keeps a part of each weight, and puts a block (`shard_blocks()` of the model, its direct
+    children without one) together while it computes. mixed_precision: 'bf16' lets FSDP compute and
+    send in it. sync_bn: BatchNorm over the samples of all processes (on GPUs).
+    find_unused_parameters: for models that do not use all of their parameters in each step.
     """
     if not is_joined():
         return model.to(device)
@@ -285,24 +290,22 @@ def wrap(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif has_batch_norm(model) and n_processes() > 1 and is_main():
         sys.stderr.write(
-            "warning: BatchNorm normalises each process's share of a batch by itself here, so the number of processes does "
-            'change the result (distributed.sync_bn needs GPUs)\n'
+            "warning: BatchNorm normalises each process's share of a batch by itself here, so the "
+            'number of processes does change the result (distributed.sync_bn needs GPUs)\n'
         )
     if strategy == 'fsdp':
         return _sharded(model, device, mixed_precision)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError('the model has no parameters to train')
-    # Buffers are shared where it matters, by share_buffers: then forward passes without gradients need no company.
-    options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    no_buffers = {
-        'forward_sync_buffers' if 'forward_sync_buffers' in options else 'broadcast_buffers': False
-    }
+    # Buffers are shared where it matters, by share_buffers: then one process can run forward alone.
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    old, new = 'broadcast_buffers', 'forward_sync_buffers'  # before torch 2.14 and since
     return nn.parallel.DistributedDataParallel(
         model.to(device),
         [device] if device.type == 'cuda' else None,
         find_unused_parameters=find_unused_parameters,
         gradient_as_bucket_view=True,
-        **no_buffers,
+        **{new if new in known else old: False},
     )
 
 
@@ -321,25 +324,23 @@ def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None
         fully_shard(model, mesh=mesh, mp_policy=policy)
     except ValueError as error:
         raise ConfigError(
-            f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): {error}. Its shard_blocks() says '
-            'which blocks are to be; blocks that share weights belong to none of them'
+            f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): '
+            f'{error}. Its shard_blocks() says which blocks are to be; blocks that share weights '
+            'belong to none of them'
         ) from error
     return model.to(device)  # buffers, which are not sharded
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that make sense to keep in memory one at a time."""
-    blocks = list(model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children())
-    while any(
-        isinstance(block, (nn.ModuleList, nn.ModuleDict)) for block in blocks
-    ):  # those have no forward pass
-        blocks = [
-            each
-            for block in blocks
-            for each in (
-                block.children() if isinstance(block, (nn.ModuleList, nn.ModuleDict)) else [block]
-            )
-        ]
+
+    def opened(block: nn.Module) -> list[nn.Module]:  # a list of layers has no forward pass
+        if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
+            return [each for child in block.children() for each in opened(child)]
+        return [block]
+
+    blocks = model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children()
+    blocks = [each for block in blocks for each in opened(block)]
     return [block for block in blocks if any(True for _ in block.parameters())]
 
 
@@ -348,12 +349,8 @@ def is_wrapped(model: nn.Module) -> bool:
     return not is_joined() or _shared_part(model) is not None
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return (
-        is_joined()
-        and model is not None
-        and hasattr(_shared_part(model), 'set_requires_gradient_sync')
-    )
+def is_sharded(model: nn.Module | None) -> bool:
+    return is_joined() and hasattr(_shared_part(model), 'set_requires_gradient_sync')
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -362,19 +359,14 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def needs_equal_passes(model: nn.Module | None) -> bool:
-    """Whether the processes talk in each forward pass, and wait for ever when one makes more of them."""
-    return (
-        n_processes() > 1
-        and model is not None
-        and (
-            is_sharded(model)
-            or any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-        )
-    )
+    """Whether the processes talk in each forward pass, and wait when one makes more of them."""
+    if n_processes() == 1 or model is None:
+        return False
+    return is_sharded(model) or any(isinstance(each, nn.SyncBatchNorm) for each in model.modules())
 
 
 def _shared_part(model: nn.Module) -> nn.Module | None:
-    """The wrapper of DDP, or the root module of FSDP, also under torch.compile; None without one."""
+    """The wrapper of DDP, or FSDP's root module, also under torch.compile; None without one."""
     model = getattr(model, '_orig_mod', model)
     is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(
         model, 'set_requires_gradient_sync'
@@ -383,7 +375,7 @@ def _shared_part(model: nn.Module) -> nn.Module | None:
 
 
 def share_gradients(model: nn.Module | None, wanted: bool) -> None:
-    """Say whether the next backward pass sends gradients: only the last micro-batch of a step has to."""
+    """Say whether the next backward pass sends gradients: a step's last micro-batch has to."""
     if model is None or not is_joined():
         return
     shared = _shared_part(model)
@@ -413,14 +405,12 @@ def mean_gradients(parameters: list[torch.Tensor]) -> None:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give all processes the main one's buffers, such as running means, before they are tested or saved."""
-    if n_processes() > 1:
-        for buffer in model.buffers():
-            values = buffer.detach().contiguous()
-            dist.broadcast(
-                values.flatten().view(torch.uint8), src=0
-            )  # as bytes: gloo does not know every type of numbers
-            buffer.copy_(values)
+    """Give all the main one's buffers, such as running means, before they are tested or saved."""
+    for buffer in model.buffers() if n_processes() > 1 else ():
+        values = buffer.detach().contiguous()
+        # As bytes: gloo does not know every type of numbers.
+        dist.broadcast(values.flatten().view(torch.uint8), src=0)
+        buffer.copy_(values)
 
 
 def whole(state: Any) -> Any:
@@ -433,7 +423,7 @@ def whole(state: Any) -> Any:
 
 
 def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:
-    """A tensor to be filled: in parts as `like` is, when that has the same size, else whole and on the CPU."""
+    """A tensor to be filled: in parts as `like` is, if that has the same size, else on the CPU."""
     if hasattr(like, 'full_tensor') and like.shape == size:
         return torch.zeros_like(like, dtype=dtype, requires_grad=False)
     return torch.zeros(size, dtype=dtype)
@@ -445,7 +435,7 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reshard(model: nn.Module) -> None:
-    """Make sure that what is written into the parameters of `model` is what the next forward pass puts together."""
+    """Let the next forward pass put together what has been written into the parameters."""
     for module in model.modules() if is_sharded(model) else ():
         if hasattr(module, 'reshard'):
             module.reshard()

@@ -143,8 +143,8 @@ def _join(timeout_s: float, on_cpu: bool) -> None:
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f'process {number} of {n} does not find the others at {os.environ["MASTER_ADDR"]}:'
-            f'{os.environ["MASTER_PORT"]} within {timeout_s:g} s (distributed.timeout_s): start all '
-            f'of them, with the same command ({str(error).splitlines()[0]})'
+            f'{os.environ["MASTER_PORT"]} within {timeout_s:g} s (distributed.timeout_s): start '
+            f'all of them, with the same command ({str(error).splitlines()[0]})'
         ) from error
     _agents[:] = sorted(set(gather(agent())) - {''})
     may_fork = multiprocessing.get_start_method(allow_none=True) in (None, 'fork')
@@ -178,7 +178,7 @@ def _explained(error: BaseException) -> BaseException:
 
 
 def agent() -> str:
-    """Names the torchrun that has started this process, also when it starts it again; '' if none."""
+    """Names the torchrun that has started this process, and may start it again; '' without one."""
     return os.environ.get('TORCHELASTIC_ERROR_FILE', '').partition('/attempt_')[0]
 
 
