@@ -331,7 +331,6 @@ def judge_class(
         where = f'`{path}` line {member.node.lineno}: `{name}.{member.name}`'
         gone = gone_attributes(member.node, name, ours[HOMES[name]])
         if member.is_copy:
-            note_near(path, member, f'{name}.', adoption)
             if member.name[0] != '_' and member.name not in ours[HOMES[name]]:
                 stays.append(member)
                 if gone and name not in wrappers(adoption.generation):
@@ -364,6 +363,9 @@ def judge_class(
         verdict.kept.append(part)
         return
     adoption.look_at += remarks
+    for member in old.parts(part.node):
+        if member.is_copy and member not in stays:
+            note_near(path, member, f'{name}.', adoption)
     if stays:
         verdict.extended.append((part, stays))
         adoption.shared.append(
