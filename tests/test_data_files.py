@@ -558,6 +558,16 @@ def test_test_folder_without_a_class_keeps_the_numbers_of_training(tmp_path):
     assert "no images of the class 'ant'" in tested.dataset.notes()
 
 
+def test_folder_of_other_data_takes_the_numbers_of_training_by_name(tmp_path):
+    trained = folders_of(tmp_path / 'all', 'ant/0.png', 'bee/0.png', 'cat/0.png')
+    later = folders_of(tmp_path / 'later', 'bee/0.png', 'cat/0.png')
+    later.use_class_names(trained.class_names)
+    assert sorted(label for _, labels in later for label in labels.tolist()) == [1, 2]
+    other = folders_of(tmp_path / 'other', 'bee/0.png', 'fox/0.png')
+    with pytest.raises(DataError, match="the class 'fox'"):
+        other.use_class_names(trained.class_names)
+
+
 def test_class_of_one_image_is_trained_on_when_split_by_class(tmp_path):
     folders_of(
         tmp_path,

@@ -151,22 +151,27 @@ def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int]]:
 def main(config: ConfigParser, file: str) -> None:
     seed_everything(config.get('seed', 123))
     parts = Parts(config.get('batch'), pairs_only=False)
-    shown = {name: show(name, loader, parts) for name, loader in splits(config).items()}
+    loaders = splits(config)
+    shown = {name: show(name, loader, parts) for name, loader in loaders.items()}
     for (one, (_, ours)), (other, (_, theirs)) in combinations(shown.items(), 2):
         if ours and theirs:
             shared = [each for each in ours if each in theirs]
             pairs = ', '.join(f'{ours[each]} = {theirs[each]}' for each in shared[:5])
             such = f' (such as {pairs})' if shared else ''
             print(f'in {one} and in {other}: {len(shared)} samples{such}')
-    show_batch(shown['train'][0], file)
+    names = getattr(loaders['train'], 'class_names', None)
+    show_batch(shown['train'][0], names, file)
 
 
-def show_batch(batch: Any, file: str) -> None:
+def show_batch(batch: Any, names: list[str] | None, file: str) -> None:
     """Draw the images of a batch to `file`; where it holds none, print its first samples."""
     data, labels = batch if isinstance(batch, (list, tuple)) and len(batch) == 2 else (batch, None)
     if isinstance(data, torch.Tensor) and data.dim() == 4 and data.shape[1] in (1, 3, 4):
         has_labels = isinstance(labels, torch.Tensor) and labels.dim() == 1
-        draw(data[:64], labels.tolist() if has_labels else [''] * len(data), file)
+        labels = labels.tolist() if has_labels else [''] * len(data)
+        if has_labels and names and all(isinstance(each, int) for each in labels):
+            labels = [names[number] for number in labels]
+        draw(data[:64], labels, file)
         print(f'the first training batch is in {file}')
         return
     print('the first training samples:')
