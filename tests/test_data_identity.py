@@ -163,6 +163,18 @@ def test_random_samples_do_not_make_other_data():
     assert fingerprint(OfItsOwn()) == {'number of samples': 52, 'content': {}}
 
 
+def test_looking_at_data_opens_no_file_that_workers_would_share():
+    class Lazy(NoisyPoints):
+        file = None
+
+        def __getitem__(self, index):
+            self.file = self.file or object()
+            return super().__getitem__(index)
+
+    lazy = Lazy()
+    assert fingerprint(torch.utils.data.Subset(lazy, range(9)))['content'] and lazy.file is None
+
+
 def test_dataset_may_say_its_own_fingerprint():
     class Table(NoisyPoints):
         def fingerprint(self):

@@ -4,6 +4,7 @@ A checkpoint's "data" holds `identity_of(loader)` of the training's loader: its 
 names of its classes and its split. Loaders that are built while a run goes on ask `resumed()`.
 """
 
+import copy
 import hashlib
 import os
 import time
@@ -173,7 +174,7 @@ def _contents(dataset: Any) -> dict[int, str]:
     # By halves, quarters, eighths ...: those for which there was time are spread evenly, too.
     order = sorted(range(N_READ), key=lambda number: f'{number:06b}'[::-1])
     indices = list(dict.fromkeys(number * len(dataset) // N_READ for number in order))
-    digests, started = {}, time.monotonic()
+    digests, started, dataset = {}, time.monotonic(), _apart(dataset)
     for number, index in enumerate(indices if len(dataset) else []):
         digests[index] = _content(dataset, index)
         if number == 0 and _content(dataset, index) != digests[index]:
@@ -181,6 +182,16 @@ def _contents(dataset: Any) -> dict[int, str]:
         if time.monotonic() - started > READING_S:
             break
     return digests
+
+
+def _apart(dataset: Any) -> Any:
+    """A shallow copy: a file that reading opens must not be shared by workers that fork later."""
+    if not hasattr(dataset, '__dict__'):
+        return dataset
+    dataset = copy.copy(dataset)
+    if 'dataset' in vars(dataset):  # a Subset, or what wraps another one
+        dataset.dataset = _apart(dataset.dataset)
+    return dataset
 
 
 def _content(dataset: Any, index: int) -> str:
