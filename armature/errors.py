@@ -2,10 +2,19 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+# The signals that ask for a clean stop, and the exit codes that a shell expects after them.
+EXIT_CODES = {
+    name: code
+    for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143))
+    if hasattr(signal, name)
+}
+STOP_SIGNALS = {getattr(signal, name) for name in EXIT_CODES}
 
 
 class UserError(ValueError):

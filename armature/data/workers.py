@@ -26,10 +26,9 @@ from torch.utils.data.dataloader import default_collate
 
 from armature.batch import WHOLE, Share
 from armature.data.augment import Augment
-from armature.errors import ConfigError, DataError, UserError
+from armature.errors import STOP_SIGNALS, ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.processes.launch import worker_options
-from armature.run.stop import STOP_SIGNALS
 from armature.seed import key, own_randomness, seed_sample
 
 

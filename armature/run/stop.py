@@ -7,15 +7,9 @@ import threading
 import time
 from contextlib import contextmanager
 
+from armature.errors import EXIT_CODES, STOP_SIGNALS
 from armature.processes import dist
 
-# The signals that ask for a clean stop, and the exit codes that a shell expects after them.
-EXIT_CODES = {
-    name: code
-    for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143))
-    if hasattr(signal, name)
-}
-STOP_SIGNALS = {getattr(signal, name) for name in EXIT_CODES}
 TIME = 1  # the wish to stop since the time is over
 DEBOUNCE_S = 1.0  # torchrun delivers one Ctrl-C twice
 
