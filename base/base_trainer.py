@@ -48,6 +48,7 @@ from armature.run.resume import (
     restore_sums,
     tested_weights_of,
     then_and_now,
+    told,
 )
 from armature.run.stop import Stopped, StopRequest
 from armature.seed import key, rng_state, seed_torch, set_rng_state
@@ -494,7 +495,8 @@ class BaseTrainer(ABC):
         load_weights(self.model, state['state_dict'], resume_path)
         then, now = then_and_now(state, self._as_built, self.config)
         if state.get('optimizer') and hasattr(self.optimizer, 'load_state_dict'):
-            for note in load_optimizer('optimizer', self.optimizer, state['optimizer'], then, now):
+            notes = load_optimizer('optimizer', self.optimizer, state['optimizer'], then, now)
+            for note in told(notes):
                 self.logger.info(note)
         self.epochs_done = state.get('epoch', 0)
         self.start_epoch = self.epochs_done + 1
@@ -532,7 +534,7 @@ class BaseTrainer(ABC):
             both = then_and_now(self._resumed, self._as_built, self.config)
             refuse_another_order(self, self._resumed, *both)
             notes = restore_parts(self, self._resumed, *both)
-        for note in notes:
+        for note in told(notes):
             self.logger.info(note)
         self.position, rest = divmod(self._resumed.get('samples', 0), self._batch_size())
         if rest:

@@ -117,7 +117,7 @@ def test_plain_torch_loader_resumes_inside_an_epoch_too(experiment):
 
 @pytest.mark.parametrize('settings', [{}, {'ema_decay': 0.9}, {'swa_start': 1}])
 def test_stop_during_validation_resumes_exactly(experiment, settings):
-    """Also when the model holds the average of its weights just then, which must not be saved as its own."""
+    """Also when the model holds its averaged weights just then, which are not its own."""
     uninterrupted = run(experiment.trainer(**settings))
     trainer = experiment.trainer(**settings)
     validate = trainer._valid_epoch

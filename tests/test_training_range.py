@@ -1,4 +1,4 @@
-"""Laws of the training step's range, against plain loops: averages, schedules, groups, transfer, losses, metrics; exact under resume."""
+"""Laws of averages, schedules, groups, transfer, losses and metrics, against plain loops."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Looks whether data, model and loss suit each other, before the first step, and what breaks later."""
+"""Looks whether data, model and loss suit each other in the first step, and what breaks later."""
 
 import functools
 import inspect

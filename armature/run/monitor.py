@@ -8,7 +8,8 @@ from armature.errors import ConfigError
 class Monitor:
     """Judges each epoch's log by `rule`: 'min <metric>', 'max <metric>' or 'off'.
 
-    early_stop: how many epochs in a row may pass without a better value; None or a number below 1 never stops.
+    early_stop: how many epochs in a row may pass without a better value; None or a number below 1
+    never stops.
     Equal values are not better. A nan is never better.
     """
 
@@ -25,14 +26,14 @@ class Monitor:
         self.is_blind = False  # no epoch has had a value yet, only nan
 
     def update(self, log: dict) -> bool:
-        """Whether the log of an epoch is better than all before. Raises ConfigError when it lacks the metric."""
+        """Whether an epoch's log is better than all before; a ConfigError without the metric."""
         if self.mode == 'off':
             return False
         if self.metric not in log:
             reported = ', '.join(name for name in log if name != 'epoch')
             raise ConfigError(
-                f"trainer.monitor is '{self.mode} {self.metric}', but an epoch reports: {reported}. "
-                'Name one of these, or "off".'
+                f"trainer.monitor is '{self.mode} {self.metric}', but an epoch reports: {reported}."
+                ' Name one of these, or "off".'
             )
         is_first = math.isinf(self.best)
         self.is_blind = is_first and math.isnan(log[self.metric])

@@ -1,6 +1,6 @@
 """What holds after a resume: settings from the config, progress from the checkpoint.
 
-"As built" is what the config (and the code) made before the first step, saved beside the live state:
+"As built" is what config and code made before the first step. It is saved beside the live state:
 
     optimizer, and each further one by its name   class, options of every group
     lr_scheduler, and each further one            class, state, the optimizer that it steers
@@ -11,9 +11,9 @@
     pace                                          samples a batch, batches an epoch
     order                                         how the loader goes through its samples
 
-Where as built then and now are equal, the live state is loaded, whoever moved it. Where they differ,
-what is built now stands, and the schedule is replayed to where the run is: the run goes on as one
-that had the new settings from the start. What cannot be replayed is refused. docs/resume.md has the
+Where as built then and now are equal, the live state is loaded, whoever moved it. Where they
+differ, what is built now stands, and the schedule is replayed to where the run is, which goes on as
+one that had the new settings from the start. What cannot be replayed is refused. docs/resume.md has the
 table of what may change between stop and resume.
 """
 
@@ -33,6 +33,7 @@ from armature.processes import dist
 from armature.step.average import Average
 from armature.step.schedule import Schedule, replay
 
+DERIVED = ('initial_lr', 'base_lrs', '_last_lr', '_schedule_phases')  # from other options
 MISFITS = (ValueError, KeyError, RuntimeError, TypeError)  # what load_state_dict raises
 # Attributes, or names in earlier checkpoints, and the names that their states are saved under.
 NAMES = {
@@ -84,7 +85,7 @@ def is_optimizer(part: Any) -> bool:
 
 
 def optimizer_as_built(optimizer: Any) -> dict:
-    """Class and options of an optimizer, which no step, no warm-up and no checkpoint has changed."""
+    """Class and options of an optimizer that no step, warm-up or checkpoint has changed."""
     groups = [
         {key: value for key, value in group.items() if key != 'params'}
         for group in getattr(optimizer, 'param_groups', [])
@@ -298,6 +299,11 @@ def _sharded(saved: dict, optimizer: torch.optim.Optimizer) -> dict:
     return {**saved, 'state': state}
 
 
+def told(lines: list[str]) -> list[str]:
+    """The lines that say something new: what follows from other options is left out."""
+    return [line for line in lines if not set(line.split(': ')[0].split('.')) & set(DERIVED)]
+
+
 def restore_parts(trainer: Any, state: dict, then: dict, now: dict) -> list[str]:
     """Put back what a checkpoint holds beside the model and the first optimizer, once.
 
@@ -380,8 +386,8 @@ def _restore_average(
     """Its counts, and its weights: the checkpoint's tested ones."""
     if changed and saved['n_averaged'] and (average.is_swa or average.ema_decay is None):
         raise ConfigError(
-            f'{name}: {_listed(changed)}. The weights of steps that are behind us cannot be averaged '
-            'anew: keep trainer.swa_start, or start a new run ("init_from")'
+            f'{name}: {_listed(changed)}. The weights of steps that are behind us cannot be '
+            'averaged anew: keep trainer.swa_start, or start a new run ("init_from")'
         )
     # The first version kept the weights with the counts.
     return changed + _load(name, average, {'model': tested, **saved}, is_inside=False)

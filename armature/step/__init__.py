@@ -1,1 +1,1 @@
-"""What belongs to an optimizer step: parameters, schedule, shares of a loss, averages of weights."""
+"""What belongs to an optimizer step: parameters, schedule, shares of a loss, averages."""

@@ -1,4 +1,4 @@
-"""Average: the average of a model's weights over a run's steps; it is what is validated and tested."""
+"""Average: the average of a model's weights over the steps, which is validated and tested."""
 
 from collections.abc import Iterable
 from contextlib import contextmanager

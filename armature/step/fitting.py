@@ -29,11 +29,13 @@ def fitting_size(
         while not all(dist.gather(_fits(first(size), loss_of))):
             if size == 1:
                 raise UserError(
-                    'not even one sample fits into the memory of the device: take a smaller model or smaller samples'
+                    'not even one sample fits into the memory of the device: take a smaller model '
+                    'or smaller samples'
                 )
             size = (size + 1) // 2
             logger.warning(
-                f'Out of memory: going on with micro-batches of {size} samples; the result stays the same'
+                f'Out of memory: going on with micro-batches of {size} samples; the result stays '
+                'the same'
             )
     dist.share_gradients(model, wanted=True)
     model.zero_grad(set_to_none=True)

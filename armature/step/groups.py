@@ -9,10 +9,11 @@ from armature.errors import ConfigError
 
 
 def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> list:
-    """What to give the optimizer: the trainable parameters of model and loss, in the groups of `optimizer.groups`.
+    """What to give the optimizer: (name, parameter) of what trains in model and loss.
 
-    A group is {"match": "pattern|pattern", and what differs for it}; in a pattern `*` is any text. A parameter that several
-    groups match gets the settings of all, of the later one first. Parameters of the loss are named 'loss.' and their name.
+    In the groups of `optimizer.groups`, if there are any. A group is {"match": "pattern|pattern",
+    and what differs for it}; in a pattern `*` is any text. A parameter that several groups match
+    gets the settings of all, of the later one first. Those of the loss are named 'loss.' + name.
     What is frozen for good has no gradient (`config.wrap` sees to it), and is left out.
     """
     named = {
@@ -40,7 +41,8 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
         matched = matching(named, group['match'])
         if not matched:
             raise ConfigError(
-                f'optimizer.groups.{index}.match: no trainable parameter is named like {group["match"]!r}; there are '
+                f'optimizer.groups.{index}.match: no trainable parameter is named like '
+                f'{group["match"]!r}; there are '
                 f'{", ".join(list(named)[:8])}{" ..." if len(named) > 8 else ""}'
             )
         for name in matched:

@@ -1,4 +1,4 @@
-"""What a loss may be beside one function: a weighted sum of several, and what its reduction means for micro-batches."""
+"""What a loss may be: a weighted sum of several; and what its mean divides by, in parts."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -15,7 +15,10 @@ IGNORED = -100  # the target that torch leaves out unless told otherwise
 
 
 class WeightedLosses(nn.Module):
-    """The sum of several losses, each times its weight; `terms` holds the value of each at the last call, by name."""
+    """The sum of several losses, each times its weight.
+
+    `terms` holds the value of each at the last call, by name.
+    """
 
     def __init__(self, losses: list[tuple[str, Callable[..., torch.Tensor], float]]):
         super().__init__()
@@ -66,14 +69,16 @@ def is_sum(criterion: Any, in_parts: bool = False) -> bool:
         _class_weights(each) is not None or _ignored(each) not in (IGNORED, None) for each in parts
     ):
         raise ConfigError(
-            'loss: a mean that weights classes or leaves some out depends on which samples are together, so micro-batches '
-            '(trainer.microbatch_size) or several processes would change the result. Take CrossEntropyLoss or NLLLoss '
-            'of torch alone, give the loss "reduction": "sum", or leave the weights or the parts out'
+            'loss: a mean that weights classes or leaves some out depends on which samples are '
+            'together, so micro-batches (trainer.microbatch_size) or several processes would '
+            'change the result. Take CrossEntropyLoss or NLLLoss of torch alone, give the loss '
+            '"reduction": "sum", or leave the weights or the parts out'
         )
     if count is not length and count.weights is not None and not count.weights.all():
         raise ConfigError(
-            "loss: a class has the weight 0, and torch's gradient of the mean over samples of it alone is nan, as may "
-            'happen in micro-batches (trainer.microbatch_size) or several processes: say "ignore_index" instead'
+            "loss: a class has the weight 0, and torch's gradient of the mean over samples of it "
+            'alone is nan, as may happen in micro-batches (trainer.microbatch_size) or several '
+            'processes: say "ignore_index" instead'
         )
     return False
 
@@ -95,7 +100,7 @@ def count_of(criterion: Any, loader: Any = None) -> Callable[[Any], Any]:
 
 
 class ClassCount:
-    """The sum of the weights of the classes in a target, a 0-dim tensor; `ignored` counts for nothing.
+    """The sum of the weights of the classes in a target, 0-dim; `ignored` counts for nothing.
 
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
     """
@@ -127,8 +132,9 @@ def count_in(batch: Any, count: Callable[[Any], Any]) -> Any:
     if count is length or count.weights is None and count.ignored == IGNORED:
         return length(batch)
     raise ConfigError(
-        'loss: it weights classes or leaves some out, and in a batch that is not (data, target) nobody can tell which. '
-        'Give it "reduction": "sum", or leave out what takes a batch in parts (trainer.microbatch_size, processes)'
+        'loss: it weights classes or leaves some out, and in a batch that is not (data, target) '
+        'nobody can tell which. Give it "reduction": "sum", or leave out what takes a batch in '
+        'parts (trainer.microbatch_size, processes)'
     )
 
 

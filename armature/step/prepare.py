@@ -1,4 +1,4 @@
-"""What is done to a model before its optimizer is made: freezing, memory layout, sharing among processes, compiling."""
+"""What is done to a model before its optimizer is made: freezing, layout, sharing, compiling."""
 
 import functools
 import logging
@@ -65,7 +65,8 @@ def compute_blocks_again(model: nn.Module) -> None:
     for block in dist.blocks_of(bare(model)):
         if dist.has_batch_norm(block):
             raise ConfigError(
-                f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm, '
+                f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm,'
+                ' '
                 'which would count each batch twice. Leave it out of what shard_blocks() of the '
                 'model returns, or leave the option out'
             )
@@ -79,6 +80,7 @@ def refuse_with_fsdp(settings: SimpleNamespace) -> None:
     ):
         if is_asked:
             raise ConfigError(
-                f'trainer.{key} is {getattr(settings, key)!r}, which distributed.strategy "fsdp" cannot do '
+                f'trainer.{key} is {getattr(settings, key)!r}, which distributed.strategy "fsdp" '
+                'cannot do '
                 'yet: say "ddp", or leave it out'
             )

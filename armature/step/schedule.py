@@ -34,8 +34,8 @@ class Schedule:
             raise ConfigError(f"lr_scheduler.interval is {interval!r}: expected 'epoch' or 'step'")
         if self.on_plateau and (interval == 'step' or not metric):
             raise ConfigError(
-                'lr_scheduler is ReduceLROnPlateau: it needs interval "epoch" and a trainer.monitor '
-                "such as 'min val_loss'"
+                'lr_scheduler is ReduceLROnPlateau: it needs interval "epoch" and a '
+                "trainer.monitor such as 'min val_loss'"
             )
         self.each_step = scheduler is not None and interval == 'step'
         self.each_epoch = scheduler is not None and interval == 'epoch'

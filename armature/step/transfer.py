@@ -1,4 +1,4 @@
-"""What is taken over from another model, and which part of the model stays as it is: init_from, freeze, unfreeze_at."""
+"""What is taken over from another model, and what stays as it is: init_from, freeze."""
 
 import functools
 import logging
@@ -17,10 +17,11 @@ NORMS = (nn.modules.batchnorm._NormBase,)
 
 
 def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -> None:
-    """Take over weights from a checkpoint (or a file with a plain state dict) and report what came from there.
+    """Take over weights from a checkpoint or a plain state dict, and report what came from there.
 
-    source: the file, or {"file": ..., "ignore": [patterns]}; what an ignore pattern matches keeps its fresh values. Anything
-    else that is missing, unexpected or of another shape is a CheckpointError.
+    source: the file, or {"file": ..., "ignore": [patterns]}; what an ignore pattern matches keeps
+    its fresh values. Anything else that is missing, unexpected or of another shape is a
+    CheckpointError.
     """
     source = {'file': source} if isinstance(source, str) else source
     weights = tested_weights(checkpoint.load(Path(expanded(source['file']))))
@@ -30,7 +31,8 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
         matched = matching([*mine, *weights], pattern)
         if not matched:
             raise ConfigError(
-                f'init_from.ignore: nothing in the model or in {source["file"]} is named like {pattern!r}'
+                f'init_from.ignore: nothing in the model or in {source["file"]} is named like '
+                f'{pattern!r}'
             )
         ignored |= set(matched)
     missing = [name for name in mine if name not in weights and name not in ignored]
@@ -51,8 +53,8 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
     )
     if report:
         raise CheckpointError(
-            f'init_from {source["file"]} does not fit {type(bare(model)).__name__}{report}. Name what is to be '
-            'left out: "init_from": {"file": ..., "ignore": ["fc.*"]}'
+            f'init_from {source["file"]} does not fit {type(bare(model)).__name__}{report}. Name '
+            'what is to be left out: "init_from": {"file": ..., "ignore": ["fc.*"]}'
         )
     taken = {name: weights[name] for name in mine if name not in ignored}
     bare(model).load_state_dict(taken, strict=False)
@@ -64,9 +66,10 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
 
 
 class Frozen:
-    """Parameters that do not train, for good or until an epoch; BatchNorm among them uses its running statistics.
+    """Parameters that do not train, for good or until an epoch.
 
-    patterns: names of parameters, `*` is any text, `|` separates alternatives. Without any, nothing is frozen.
+    BatchNorm among them uses its running statistics. patterns: names of parameters, `*` is any
+    text, `|` separates alternatives. Without any, nothing is frozen.
     until: the epoch with whose beginning they train.
     """
 
@@ -106,7 +109,7 @@ class Frozen:
             vars(module).pop('train', None)
             if is_frozen:
                 module.eval()
-                # model.train() in a loop reaches each module by its train(): these stay as they are.
+                # model.train() in a loop reaches each module by its train(): these stay so.
                 module.train = functools.partial(_stay, module)
 
 
