@@ -90,9 +90,10 @@ class BaseTrainer(ABC):
             )
         self.config = config
         self.logger = config.get_logger('trainer', settings.verbosity)
-        self.device, device_ids = (
-            (device, []) if device is not None else self._prepare_device(config.get('n_gpu', 1))
-        )
+        if device is None:
+            self.device, device_ids = self._prepare_device(config.get('n_gpu', 1))
+        else:
+            self.device, device_ids = torch.device(device), []
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)

@@ -211,3 +211,13 @@ def test_lazy_layers_train_and_cannot_be_averaged(experiment):
     assert trainer.model.out.weight.shape == (2, 8)
     with pytest.raises(ConfigError, match='lazy layer'):
         experiment.trainer(trainer_class=Lazy, ema_decay=0.9)
+
+
+def test_device_may_be_text(experiment):
+    class OnText(Trainer):
+        def __init__(self, model, criterion, metrics, optimizer, config, device, *others):
+            super().__init__(model, criterion, metrics, optimizer, config, 'cpu', *others)
+
+    trainer = experiment.trainer(trainer_class=OnText, epochs=1)
+    trainer.train()
+    assert trainer.device == torch.device('cpu')
