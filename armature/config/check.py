@@ -37,6 +37,10 @@ ANY_LENGTH = 10**6  # stands for "auto" until the data has told
 NO_VALUES = ('ConfusionMatrix', 'ROC', 'PrecisionRecallCurve')  # metrics that are tables or curves
 
 
+def has_no_value(metric: str) -> bool:
+    return metric.endswith(NO_VALUES) and not metric.endswith('AUROC')  # the area under one
+
+
 def check(document: Document, builds: dict[str, ModuleType] | None = None) -> list[str]:
     """Raise a ConfigError with every problem of a config, one a line; return notes on what is odd.
 
@@ -118,7 +122,7 @@ def _refusal(document: Document, path: tuple, entry, module: ModuleType) -> Iter
     found = find(name, KINDS[section], module)
     if not inspect.isclass(found) or not found.__module__.startswith(('torch.', 'torchmetrics.')):
         return
-    if section == 'metrics' and name.endswith(NO_VALUES):
+    if section == 'metrics' and has_no_value(name):
         yield Problem(path, f'{name} is no single value: see trainer.pictures')
         return
     try:
