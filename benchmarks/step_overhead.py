@@ -1,7 +1,8 @@
 """What our Trainer adds to a training step: python benchmarks/step_overhead.py
 
-A 20-32-2 MLP, batch 32, SGD, data in memory, one thread: Trainer with loss, accuracy, progress and TensorBoard on, against a
-hand-written loop that computes the same loss sum and accuracy. Both run in turn; the ratio is the median over the rounds.
+A 20-32-2 MLP, batch 32, SGD, data in memory, one thread: Trainer with loss, accuracy, progress and
+TensorBoard on, against a hand-written loop that computes the same loss sum and accuracy. Both run
+in turn; the ratio is the median over the rounds.
 """
 
 import argparse
@@ -90,9 +91,8 @@ def main():
     hand, ours = (statistics.median(column) for column in zip(*times))
     print(f'hand-written loop  {hand / N_STEPS * 1e6:6.0f} us per step')
     print(f'Trainer            {ours / N_STEPS * 1e6:6.0f} us per step')
-    print(
-        f'ratio              {statistics.median(ours / hand for hand, ours in times):6.2f}  (median of {rounds} rounds; bound 1.10)'
-    )
+    ratio = statistics.median(ours / hand for hand, ours in times)
+    print(f'ratio              {ratio:6.2f}  (median of {rounds} rounds; bound 1.10)')
 
 
 if __name__ == '__main__':

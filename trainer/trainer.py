@@ -86,7 +86,7 @@ class Trainer(BaseTrainer):
         return log
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
-        """Averages over the validation data by name; of averaged weights, where the run keeps them."""
+        """Averages over the validation data by name; of averaged weights, where a run has them."""
         self.pictures.reset()
         batches = self.watched(self.valid_data_loader, self.valid_metrics, self.pictures)
         with self.stepper.tested_weights():
@@ -112,7 +112,7 @@ class Trainer(BaseTrainer):
         return log
 
     def _validate_between(self, epoch: int) -> None:
-        """Validation inside an epoch (trainer.validate_every_steps): reported, and leaves no trace."""
+        """Validation inside an epoch (trainer.validate_every_steps): reported, without a trace."""
         if not self.do_validation:
             return
         log = self._valid_epoch(epoch)

@@ -1,4 +1,4 @@
-"""Pictures: how a classifier does on data, class by class, and other curves, drawn by matplotlib."""
+"""Pictures: how a classifier does on data, class by class, drawn by matplotlib."""
 
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def new_figure(title: str, size: float = 6) -> tuple[Any, Any]:
 
 
 def show_matrix(axes: Any, names: list[str], matrix: torch.Tensor) -> None:
-    """Counts by true class (rows) and predicted class; a cell is as dark as its share of the row."""
+    """Counts by true class (rows) and predicted one; a cell is as dark as its share of its row."""
     shares = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap='Blues', vmin=0, vmax=1)
     axes.set(xlabel='predicted class', ylabel='true class')
