@@ -43,9 +43,8 @@ def build(config):
     data_loader = config.init_obj('data_loader', module_data)
     if 'valid_data_loader' in config:
         valid_data_loader = config.init_obj('valid_data_loader', module_data)
-        if hasattr(
-            data_loader, 'state_dict'
-        ):  # what it learned from the training data, such as a table's means
+        if hasattr(data_loader, 'state_dict'):
+            # what it learned from the training data, such as the means of a table
             valid_data_loader.load_state_dict(data_loader.state_dict())
         if hasattr(valid_data_loader, 'use_class_names'):
             valid_data_loader.use_class_names(data_loader.class_names)
