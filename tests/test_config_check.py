@@ -247,6 +247,13 @@ def test_what_is_legal_but_odd_is_noted():
     ('change', 'expected'),
     [
         ({'trainer__monitor': 'max f1'}, "trainer.monitor: 'f1' is no metric of this config"),
+        (
+            {
+                'metrics': [{'type': 'accuracy', 'name': 'k1'}],
+                'trainer__monitor': 'max val_f1',
+            },
+            "trainer.monitor: 'val_f1' is no metric of this config",
+        ),
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
         (
             {'distributed': {'write_in_background': True}},

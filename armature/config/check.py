@@ -198,7 +198,9 @@ def _monitor(config: dict, trainer: dict, builds: dict) -> Iterator[Problem]:
     elif 'metrics' in builds:
         names = list(_names(config))
         known = [*names, *(f'val_{name}' for name in names)]
-        if any(is_near_miss(metric, name) for name in known) and metric not in known:
+        # f1 is no misspelt k1: a short name is next to any other.
+        near = [name for name in known if len(name.removeprefix('val_')) > 3]
+        if metric not in known and any(is_near_miss(metric, name) for name in near):
             text = f'no epoch reports {metric!r}{did_you_mean(metric, known)}'
             yield Problem(path, f'{text}: there are {", ".join(known)}')
         elif metric not in known:

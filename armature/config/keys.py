@@ -405,8 +405,12 @@ def parameters(target) -> tuple[dict[str, inspect.Parameter], bool]:
         return named, others is not None
     owners = [each for each in target.__mro__ if '__init__' in vars(each)]
     inherited, is_open = parameters(owners[1])
-    optional = {name: each for name, each in inherited.items() if each.default is not each.empty}
-    return named | {name: optional[name] for name in optional.keys() - named.keys()}, is_open
+    optional = {
+        name: each
+        for name, each in inherited.items()
+        if name not in named and each.default is not each.empty
+    }
+    return named | optional, is_open
 
 
 def _signature(target) -> list[inspect.Parameter] | None:
