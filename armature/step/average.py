@@ -70,6 +70,7 @@ class Average:
         self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
         self.has_norm = dist.has_batch_norm(self._model)
         self.n_steps = self.n_averaged = 0
+        self._warms_up = True  # a run that the first version began goes on as it began
 
     @property
     def decay(self) -> float:
@@ -77,6 +78,8 @@ class Average:
 
         Source: tf.train.ExponentialMovingAverage, `num_updates`.
         """
+        if not self._warms_up:
+            return self.ema_decay
         return min(self.ema_decay, (1 + self.n_averaged) / (10 + self.n_averaged))
 
     @torch.no_grad()
@@ -164,11 +167,13 @@ class Average:
 
     def state_dict(self) -> dict:
         """The counts; the weights stand in a checkpoint as `tested`."""
-        return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
+        counts = {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
+        return {**counts, 'warms_up': self._warms_up}
 
     def load_state_dict(self, state: dict) -> None:
         """state: of `state_dict`, with the weights as 'model' when there are any."""
         self.n_steps, self.n_averaged = state['n_steps'], state['n_averaged']
+        self._warms_up = state.get('warms_up', False)
         if not state.get('model'):
             return
         self._exchange()
