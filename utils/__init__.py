@@ -1,3 +1,4 @@
+import armature.moved  # noqa: F401 (names of the first version)
 from armature.run.metrics import MetricTracker
 from utils.util import ensure_dir, inf_loop, prepare_device, read_json, write_json
 

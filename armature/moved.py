@@ -1,0 +1,44 @@
+"""Modules of the first version under the names that they had, for code that was written for it."""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    'base.augment': 'armature.data.augment',
+    'base.average': 'armature.step.average',
+    'base.checkpoint': 'armature.checkpoint.files',
+    'base.groups': 'armature.step.groups',
+    'base.in_memory': 'armature.data.memory',
+    'base.losses': 'armature.step.loss_share',
+    'base.monitor': 'armature.run.monitor',
+    'base.samplers': 'armature.data.order',
+    'base.schedule': 'armature.step.schedule',
+    'base.stream': 'armature.data.stream',
+    'base.transfer': 'armature.step.transfer',
+    'base.weights': 'armature.checkpoint.weights',
+    'utils.batch': 'armature.batch',
+    'utils.dist': 'armature.processes.dist',
+    'utils.errors': 'armature.errors',
+    'utils.metrics': 'armature.run.metrics',
+    'utils.seed': 'armature.seed',
+}
+
+
+class _Moved(MetaPathFinder, Loader):
+    """Finds a module under its former name: one that holds the names of today's."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        today = vars(importlib.import_module(MOVED[module.__name__]))
+        vars(module).update({name: each for name, each in today.items() if name[:2] != '__'})
+
+
+sys.meta_path.append(_Moved())  # after Python's own: a project's file of that name comes first
