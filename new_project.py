@@ -1,4 +1,5 @@
-"""Start a project from this template, bring its newer files into one, or put it under a project of the old template.
+"""Start a project from this template, bring its newer files into one, or put it under a project of
+the old template.
 
 python new_project.py NAME [--example X | --bare]
 python new_project.py --update PATH [--dry-run]
@@ -18,7 +19,8 @@ from tools.project_update import run_tests, update_project
 def start(arguments):
     folder = create(Path(arguments.name), arguments.example, arguments.bare)
     print(
-        f'{folder} is ready:\n\n    cd {folder}\n    python train.py -c config.json\n    python -m pytest'
+        f'{folder} is ready:\n\n    cd {folder}\n    python train.py -c config.json\n    python -m '
+        'pytest'
     )
 
 

@@ -1,4 +1,5 @@
-"""The frame: what trains, saves and checks behind base/ and trainer/. Nobody has to open it in order to train.
+"""The frame: what trains, saves and checks behind base/ and trainer/. Nobody has to open it in
+order to train.
 
 Each folder is a room with one subject. Arrows of imports point only downward:
 errors, seed, batch, compare <- processes <- checkpoint <- config, data, step <- run.

@@ -6,7 +6,9 @@ import torch
 
 
 def first_difference(one: Any, other: Any, where: str = '') -> str:
-    """The name of the first place where two nests of dicts, lists and tensors differ, such as 'optimizer.state.0.step'; or ''."""
+    """The name of the first place where two nests of dicts, lists and tensors differ, such as
+    'optimizer.state.0.step'; or ''.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *(key for key in other if key not in one)]:
             place = f'{where}.{key}' if where else str(key)

@@ -1,7 +1,9 @@
-"""Randomness by key: every random number of a run is a function of the seed and of what it is drawn for.
+"""Randomness by key: every random number of a run is a function of the seed and of what it is drawn
+for.
 
-A key is a stable 63-bit hash of its parts, such as (seed, 'order', epoch) or (seed, 'sample', epoch, index), so nothing about
-the order of an epoch has to be saved, and it does not matter which worker draws a sample's augmentation.
+A key is a stable 63-bit hash of its parts, such as (seed, 'order', epoch) or (seed, 'sample',
+epoch, index), so nothing about the order of an epoch has to be saved, and it does not matter which
+worker draws a sample's augmentation.
 """
 
 import hashlib
@@ -13,13 +15,18 @@ import torch
 
 
 def key(*parts: int | str) -> int:
-    """A number in [0, 2**63) that depends on all parts, the same in every process and version (unlike `hash`)."""
+    """A number in [0, 2**63) that depends on all parts, the same in every process and version
+    (unlike `hash`).
+    """
     digest = hashlib.blake2b('/'.join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
 
 def seed_torch(number: int, device: torch.device | None = None) -> None:
-    """Start torch's generators (the CPU's and that of `device`) at `number`: 2 microseconds; torch.manual_seed takes 100."""
+    """Start torch's generators (the CPU's and that of `device`) at `number`: 2 microseconds.
+
+    Torch.manual_seed takes 100.
+    """
     torch.default_generator.manual_seed(number)
     if device is not None and device.type == 'cuda':
         torch.cuda.default_generators[
@@ -30,7 +37,10 @@ def seed_torch(number: int, device: torch.device | None = None) -> None:
 
 
 def seed_everything(number: int) -> None:
-    """Start every global generator of this process at `number`: torch's on all devices, Python's, numpy's."""
+    """Start every global generator of this process at `number`.
+
+    Torch's on all devices, Python's, numpy's.
+    """
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)
@@ -59,7 +69,10 @@ def rng_state() -> dict:
 
 
 def set_rng_state(state: dict) -> None:
-    """Put back what `rng_state` returned; the part of an accelerator that is not there now is left out."""
+    """Put back what `rng_state` returned.
+
+    The part of an accelerator that is not there now is left out.
+    """
     torch.set_rng_state(state['torch'])
     version, internal, gauss_next = state['python']
     random.setstate((version, tuple(internal), gauss_next))

@@ -15,7 +15,9 @@ class BaseModel(nn.Module, ABC):
         """The model's output for one batch of inputs."""
 
     def shard_blocks(self) -> list[nn.Module]:
-        """The parts to have in memory one at a time (distributed.strategy "fsdp", trainer.activation_checkpointing)."""
+        """The parts to have in memory one at a time (distributed.strategy "fsdp",
+        trainer.activation_checkpointing).
+        """
         return list(self.children())
 
     def __str__(self) -> str:

@@ -68,10 +68,12 @@ def _of_monitor(name: str) -> property:
 
 
 class BaseTrainer(ABC):
-    """Base of the project's trainers; a subclass has to write `_train_epoch(epoch) -> dict`, the epoch's averages by name.
+    """Base of the project's trainers; a subclass has to write `_train_epoch(epoch) -> dict`, the
+    epoch's averages by name.
 
-    Every attribute that has `state_dict` and `load_state_dict` (schedulers, more models and optimizers, moving averages, also
-    in a list, tuple or dict) is part of the checkpoint under its attribute's name; nothing has to be registered.
+    Every attribute that has `state_dict` and `load_state_dict` (schedulers, more models and
+    optimizers, moving averages, also in a list, tuple or dict) is part of the checkpoint under its
+    attribute's name; nothing has to be registered.
     """
 
     takes_pairs = False  # whether the loop can only unpack (data, target)
@@ -80,12 +82,14 @@ class BaseTrainer(ABC):
         settings = self.settings = settings_of(config['trainer'])  # with the defaults
         if not dist.is_joined() and dist.is_started():
             raise ConfigError(
-                'this script is started in several processes and does not join them: put "with config.processes():" '
+                'this script is started in several processes and does not join them: put "with '
+                'config.processes():" '
                 'around what it does with the config, as train.py of a new project does'
             )
         if not dist.is_wrapped(model):
             raise ConfigError(
-                'several processes train, and each would train a model of its own: say model = config.wrap(model, device) '
+                'several processes train, and each would train a model of its own: say model = '
+                'config.wrap(model, device) '
                 'before the optimizer is made'
             )
         self.config = config
@@ -170,7 +174,10 @@ class BaseTrainer(ABC):
         """Train for one epoch and return its averages by name."""
 
     def train(self) -> None:
-        """Run the epochs that are left. A stop on request saves and leaves with the signal's exit code."""
+        """Run the epochs that are left.
+
+        A stop on request saves and leaves with the signal's exit code.
+        """
         try:
             with self._folder.training(), self._stop.listening():
                 dist.on_main(self._saver.set_aside)
@@ -237,7 +244,9 @@ class BaseTrainer(ABC):
                     self.console.end(f'Training ends: {self._finished}')
                     break
                 self._obey(max(dist.gather(self._stop.wish)))
-        except Stopped:  # here and not where it is raised: what has lent the model its weights meanwhile has given them back
+        # Here and not where it is raised: what has lent the model its weights meanwhile has given
+        # them back
+        except Stopped:
             self._save_last()
             raise
 
@@ -262,7 +271,8 @@ class BaseTrainer(ABC):
         if self.epochs_done >= self.epochs:
             return f'all {self.epochs} epochs are done. {again}.epochs={self.epochs_done + 10}'
         if self._monitor.out_of_patience:
-            return f'{self.mnt_metric} has not improved for {self.early_stop:g} epochs. {again}.early_stop={2 * self.early_stop:g}'
+            waited = f'{self.mnt_metric} has not improved for {self.early_stop:g} epochs'
+            return f'{waited}. {again}.early_stop={2 * self.early_stop:g}'
         if self.step >= self._max_steps:
             return f'{self.step} steps are done. {again}.max_steps={2 * self.step}'
         return ''
@@ -328,7 +338,8 @@ class BaseTrainer(ABC):
             raise Stopped
 
     def watched(self, loader: Iterable, *sharing: Any) -> Iterator[Any]:
-        """The batches of a pass without steps (validation), on the device; a request to stop is met between two of them.
+        """The batches of a pass without steps (validation), on the device; a request to stop is met
+        between two of them.
 
         sharing: trackers, which leave out what another process counts.
         """
@@ -352,7 +363,8 @@ class BaseTrainer(ABC):
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
         """Called every `log_step` batches and at the end of an epoch."""
 
-    def _validate_between(self, epoch: int) -> None:  # noqa: B027 (a subclass may have nothing to validate)
+    # a subclass may have nothing to validate
+    def _validate_between(self, epoch: int) -> None:  # noqa: B027
         """Called every `trainer.validate_every_steps` steps inside an epoch."""
 
     def _finish_epoch(self, epoch: int, result: dict) -> None:
@@ -387,7 +399,10 @@ class BaseTrainer(ABC):
     # Stopping and saving
 
     def _save_checkpoint(self, epoch: int, save_best: bool = False) -> None:
-        """Save the state after `epoch`: as the newest, by number every `save_period` epochs, and as the best when it is."""
+        """Save the state after `epoch`.
+
+        As the newest, by number every `save_period` epochs, and as the best when it is.
+        """
         self.epochs_done = epoch  # a train() of one's own counts only here
         names = (
             [LAST]
@@ -400,7 +415,10 @@ class BaseTrainer(ABC):
             dist.on_main(checkpoint.prune, self.checkpoint_dir, keep_last)
 
     def _save_last(self) -> None:
-        """Bring checkpoint-last.pth up to this moment; a trainer that reads files of its own kind writes all of them itself."""
+        """Bring checkpoint-last.pth up to this moment.
+
+        A trainer that reads files of its own kind writes all of them itself.
+        """
         reads_its_own = type(self)._resume_checkpoint is not BaseTrainer._resume_checkpoint
         if self._saved_at != (self.epochs_done, self.step) and not reads_its_own:
             self._write([LAST])
@@ -435,15 +453,18 @@ class BaseTrainer(ABC):
                 for place in (position, position - 1)
             )
             raise NonFiniteError(
-                f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. {self._way_back()} Its samples: '
-                f'{samples}. Those of the step before, whose gradients may have broken the weights: {before}.'
+                f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. '
+                f'{self._way_back()} Its samples: '
+                f'{samples}. Those of the step before, whose gradients may have broken the '
+                f'weights: {before}.'
             )
 
     def _check_weights(self) -> None:
         broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
         if broken:
             raise NonFiniteError(
-                f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not finite '
+                f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not '
+                'finite '
                 f'({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
             )
 
@@ -452,7 +473,11 @@ class BaseTrainer(ABC):
         there = f'The last good state is {newest}. ' if newest.is_file() else ''
         return (
             f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step'
-            + ('.' if self.settings.on_nan == 'skip' else ', trainer.on_nan "skip" leaves such out.')
+            + (
+                '.'
+                if self.settings.on_nan == 'skip'
+                else ', trainer.on_nan "skip" leaves such out.'
+            )
         )
 
     def _state(self) -> dict:
@@ -491,7 +516,10 @@ class BaseTrainer(ABC):
     # Resuming
 
     def _resume_checkpoint(self, resume_path: str | Path) -> None:
-        """Take over model, optimizer, epoch and best; the other parts follow when training starts and all of them exist."""
+        """Take over model, optimizer, epoch and best.
+
+        The other parts follow when training starts and all of them exist.
+        """
         state = checkpoint.load(Path(resume_path), bare(self.model), self.optimizer)
         load_weights(self.model, state['state_dict'], resume_path)
         then, now = then_and_now(state, self._as_built, self.config)
@@ -524,12 +552,15 @@ class BaseTrainer(ABC):
         )
 
     def _restore_parts(self) -> None:
-        """Put back what the checkpoint holds beside model and optimizer, and the place inside the epoch."""
+        """Put back what the checkpoint holds beside model and optimizer, and the place inside the
+        epoch.
+        """
         self._as_built |= as_built(self)
         if not self._resumed:
             return
         notes = [
-            'The checkpoint is of the old template, which saves no scheduler and no patience: both start fresh.'
+            'The checkpoint is of the old template, which saves no scheduler and no patience: both '
+            'start fresh.'
         ]
         if 'parts' in self._resumed:
             both = then_and_now(self._resumed, self._as_built, self.config)
@@ -540,8 +571,10 @@ class BaseTrainer(ABC):
         self.position, rest = divmod(self._resumed.get('samples', 0), self._batch_size())
         if rest:
             raise ConfigError(
-                f'The checkpoint stands inside epoch {self.start_epoch}, {self._resumed["samples"]} samples in, '
-                f'which is no whole number of batches of {self._batch_size()}: finish the epoch with the batch '
+                f'The checkpoint stands inside epoch {self.start_epoch}, '
+                f'{self._resumed["samples"]} samples in, '
+                f'which is no whole number of batches of {self._batch_size()}: finish the epoch '
+                'with the batch '
                 'size it was begun with, or resume from the checkpoint of a whole epoch.'
             )
         self._restore_rng()

@@ -1,4 +1,7 @@
-"""Stepper: from losses to optimizer steps; precision, micro-batches and clipping live here, not in the loop."""
+"""Stepper: from losses to optimizer steps.
+
+Precision, micro-batches and clipping live here, not in the loop.
+"""
 
 import inspect
 import logging
@@ -23,17 +26,20 @@ DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
-    microbatch_size: samples that go through the model at once (None: the whole batch). The loss is a mean, and that over each part is
-    weighted by the part's share of the batch, as `count` of the target says (see armature/step/loss_share.py); or a sum, with loss_is_sum.
-    find_size(n_samples, first): asked at the first batch when microbatch_size is 'auto';
-    first(n) are its first n samples.
-    max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value: bound of each gradient.
+    microbatch_size: samples that go through the model at once (None: the whole batch). The loss is
+    a mean, and that over each part is weighted by the part's share of the batch, as `count` of the
+    target says (see armature/step/loss_share.py); or a sum, with loss_is_sum. find_size(n_samples,
+    first): asked at the first batch when microbatch_size is 'auto'; first(n) are its first n
+    samples.
+    max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value:
+    bound of each gradient.
     average: is updated after each step.
-    max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row (this reads a number from the
-    device at each step); None takes them.
-    model: what the gradients are of; where several processes train, those of its parameters are shared as it is wrapped
-    (armature/processes/dist.py), those of other parameters of the optimizer by the stepper itself.
-    loss_of(*micro_batch): the loss; only optimizers that evaluate it several times a step (LBFGS) call it.
+    max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row
+    (this reads a number from the device at each step); None takes them.
+    model: what the gradients are of; where several processes train, those of its parameters are
+    shared as it is wrapped (armature/processes/dist.py), those of other parameters of the optimizer
+    by the stepper itself. loss_of(*micro_batch): the loss; only optimizers that evaluate it several
+    times a step (LBFGS) call it.
     """
 
     def __init__(
@@ -78,12 +84,14 @@ class Stepper:
         self.needs_closure = closure is not None and closure.default is closure.empty
         if self.needs_closure and (self.clips or precision == 'fp16'):
             raise ConfigError(
-                f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be combined '
+                f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be '
+                'combined '
                 'with trainer.max_grad_norm, trainer.max_grad_value or trainer.precision "fp16"'
             )
         if self.needs_closure and dist.n_processes() > 1:
             raise ConfigError(
-                f'{type(optimizer).__name__} evaluates the loss several times a step, as often as it finds fit: that is '
+                f'{type(optimizer).__name__} evaluates the loss several times a step, as often as '
+                'it finds fit: that is '
                 'for a single process'
             )
         self.model = model
@@ -102,12 +110,14 @@ class Stepper:
         self._keeps_step = dist.needs_equal_passes(model)
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError(
-                'a loss with weights of its own cannot be clipped together with a model in parts (distributed.strategy '
+                'a loss with weights of its own cannot be clipped together with a model in parts '
+                '(distributed.strategy '
                 '"fsdp"): leave trainer.max_grad_norm and max_grad_value out, or say "ddp"'
             )
         self.loss = None  # of the current batch so far, a 0-dim tensor
         self.n_skipped = self.n_skipped_in_a_row = 0
-        self._micro_batches = []  # of the current batch, with their weights, kept for a closure only
+        # Of the current batch, with their weights, kept for a closure only
+        self._micro_batches = []
         self._weight = 1.0  # of the loss of the current micro-batch, a number or a 0-dim tensor
 
     @classmethod
@@ -120,7 +130,9 @@ class Stepper:
         lr_scheduler: Any = None,
         len_epoch: int = 1,
     ) -> 'Stepper':
-        """The stepper that the sections `trainer` and `lr_scheduler` describe, on the model's device."""
+        """The stepper that the sections `trainer` and `lr_scheduler` describe, on the model's
+        device.
+        """
         settings = settings_of(config['trainer'])
         schedule = settings_of(config.get('lr_scheduler'), SCHEDULER)
         _, _, monitored = settings.monitor.partition(' ')
@@ -151,9 +163,7 @@ class Stepper:
                 return criterion(model(data), target)
 
         stepper.loss_of = loss_of
-        stepper.find_size = lambda n_samples, first: fitting_size(
-            n_samples, first, model, loss_of
-        )
+        stepper.find_size = lambda n_samples, first: fitting_size(n_samples, first, model, loss_of)
         return stepper
 
     def micro_batches(self, content: Any) -> Iterator[Any]:
@@ -258,13 +268,17 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         for parameter in self._parameters():
-            parameter.grad = None  # as optimizer.zero_grad() does, whose bookkeeping for profilers costs 4 microseconds
+            # As optimizer.zero_grad() does, whose bookkeeping for profilers costs 4 microseconds
+            parameter.grad = None
         self.schedule.step()
         if self.average is not None:
             self.average.update()
 
     def tested_weights(self):
-        """Inside, the model has the weights that are validated: the averaged ones, where there are any."""
+        """Inside, the model has the weights that are validated.
+
+        The averaged ones, where there are any.
+        """
         return nullcontext() if self.average is None else self.average.in_model()
 
     def renew_norm(self, inputs: Iterable[Any]) -> None:
@@ -309,8 +323,10 @@ class Stepper:
                 buffer.copy_(before)
         if self.n_skipped_in_a_row > self.max_skips:
             raise NonFiniteError(
-                f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not finite '
-                f'(trainer.max_nan_skips is {self.max_skips}): look at the learning rate and the data'
+                f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not '
+                'finite '
+                f'(trainer.max_nan_skips is {self.max_skips}): look at the learning rate and the '
+                'data'
             )
         if self.scaler.is_enabled():
             if not self.clips:  # clipping has unscaled already
@@ -318,7 +334,10 @@ class Stepper:
             self.scaler.update()
 
     def _closure(self) -> Callable[[], torch.Tensor]:
-        """What torch.optim.LBFGS calls: the first time the gradients are there already, then they are computed again."""
+        """What torch.optim.LBFGS calls.
+
+        The first time the gradients are there already, then they are computed again.
+        """
         first = [self.loss]
 
         def closure():
@@ -374,7 +393,7 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
 
 
 def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
-    """Their product, and 0 where the weight is, even when the loss is the mean over nothing, nan."""
+    """Their product; 0 where the weight is 0, also for the mean over nothing, which is nan."""
     if isinstance(weight, float) and weight == 1:
         return loss
     weight = loss.new_ones(()) * weight

@@ -1,10 +1,12 @@
-"""One epoch of MnistModel on 60,000 MNIST-sized images of bytes, batch 128: train.py against a hand-written loop.
+"""One epoch of MnistModel on 60,000 MNIST-sized images of bytes, batch 128: train.py against a
+hand-written loop.
 
     python benchmarks/epoch.py
 
-Both are run as fresh processes, in turn, on the same random idx files, with 6,000 images for validation, and with the default number
-of threads. "Loop" is the time from the first batch to the end of the epoch's training, as each process measures it itself; figures
-are medians, ratios medians of the rounds'. Bounds: loop 1.10, whole process 1.25.
+Both are run as fresh processes, in turn, on the same random idx files, with 6,000 images for
+validation, and with the default number of threads. "Loop" is the time from the first batch to the
+end of the epoch's training, as each process measures it itself; figures are medians, ratios medians
+of the rounds'. Bounds: loop 1.10, whole process 1.25.
 """
 
 import argparse
@@ -33,7 +35,8 @@ def read(name, start, *shape):
 
 torch.manual_seed(0)
 n_valid = 6000
-images, labels = read('train-images-idx3-ubyte', 16, -1, 1, 28, 28), read('train-labels-idx1-ubyte', 8, -1).long()
+images = read('train-images-idx3-ubyte', 16, -1, 1, 28, 28)
+labels = read('train-labels-idx1-ubyte', 8, -1).long()
 model = MnistModel()
 optimizer = torch.optim.Adam(model.parameters(), lr=0.001, amsgrad=True)
 
@@ -137,7 +140,8 @@ def main():
     print(f'{"train.py":18s}{our_loop:7.2f} s{our_whole:14.2f} s')
     print(
         f'{"ratio":18s}{statistics.median(each[2] / each[0] for each in times):9.2f}'
-        f'{statistics.median(each[3] / each[1] for each in times):16.2f}   (medians of {rounds} rounds; bounds 1.10 and 1.25)'
+        f'{statistics.median(each[3] / each[1] for each in times):16.2f}   (medians of {rounds} '
+        'rounds; bounds 1.10 and 1.25)'
     )
 
 

@@ -1,7 +1,8 @@
 """What several processes gain, and what we add to them: python benchmarks/processes.py
 
-LeNet on images in memory, 64 samples a step, one thread a process, gloo. In 1 and in 2 processes, our Trainer runs in turn with a loop
-written by hand over DistributedDataParallel that computes the same loss sum and accuracy; the ratio is the median over the rounds.
+LeNet on images in memory, 64 samples a step, one thread a process, gloo. In 1 and in 2 processes,
+our Trainer runs in turn with a loop written by hand over DistributedDataParallel that computes the
+same loss sum and accuracy; the ratio is the median over the rounds.
 """
 
 import argparse
@@ -108,7 +109,8 @@ def measure(n_rounds: int) -> None:
         speed = N_STEPS * BATCH_SIZE / statistics.median(mine for mine, _ in pairs)
         ratio = statistics.median(mine / theirs for mine, theirs in pairs)
         print(
-            f'{dist.n_processes()} {"process  " if dist.n_processes() == 1 else "processes"}   {speed:8.0f} samples/s   '
+            f'{dist.n_processes()} {"process  " if dist.n_processes() == 1 else "processes"}   '
+            f'{speed:8.0f} samples/s   '
             f'{ratio:.3f} of the time by hand'
         )
 

@@ -1,6 +1,8 @@
-"""What each feature of the training step costs, against the same feature written by hand: python benchmarks/step_features.py
+"""What each feature of the training step costs, against the same feature written by hand: python
+benchmarks/step_features.py
 
-A step of about 1 ms (a 128-512-512-10 MLP, batch 64, AdamW, one thread). Both loops run in turn; the ratio is the median over the rounds.
+A step of about 1 ms (a 128-512-512-10 MLP, batch 64, AdamW, one thread). Both loops run in turn;
+the ratio is the median over the rounds.
 """
 
 import argparse
@@ -113,14 +115,16 @@ def main():
     torch.set_num_threads(1)
     rounds = parser.parse_args().rounds
     print(
-        f'{"feature":22s} {"by hand":>10s} {"ours":>10s} {"ratio":>6s}   (medians of {rounds} rounds; bound 1.10)'
+        f'{"feature":22s} {"by hand":>10s} {"ours":>10s} {"ratio":>6s}   (medians of {rounds} '
+        'rounds; bound 1.10)'
     )
     for name, options in FEATURES.items():
         by_hand(**options), ours(**options)
         times = [(by_hand(**options), ours(**options)) for _ in range(rounds)]
         hand, mine = (statistics.median(column) / N_STEPS * 1e6 for column in zip(*times))
         print(
-            f'{name:22s} {hand:7.0f} us {mine:7.0f} us {statistics.median(b / a for a, b in times):6.2f}'
+            f'{name:22s} {hand:7.0f} us {mine:7.0f} us '
+            f'{statistics.median(b / a for a, b in times):6.2f}'
         )
 
 

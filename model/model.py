@@ -9,7 +9,10 @@ from base import BaseModel
 
 
 class MnistModel(BaseModel):
-    """LeNet-like network for 28x28 grey images; (batch, 1, 28, 28) -> (batch, num_classes) log-probabilities."""
+    """LeNet-like network for 28x28 grey images.
+
+    (batch, 1, 28, 28) -> (batch, num_classes) log-probabilities.
+    """
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
@@ -28,10 +31,13 @@ class MnistModel(BaseModel):
 
 
 class TabularModel(BaseModel):
-    """Network for tables, on batches of CsvDataLoader: (numbers (batch, n_numeric), codes (batch, columns)) -> (batch, n_outputs).
+    """Network for tables, on batches of CsvDataLoader: (numbers (batch, n_numeric), codes (batch,
+    columns)) -> (batch, n_outputs).
 
-    n_categories: for each categorical column, how many codes it has, 0 (unknown) included; column i becomes (n_i + 1) // 2 numbers.
-    hidden: sizes of the hidden layers. The outputs are scores: for CrossEntropyLoss, BCEWithLogitsLoss (one output) or MSELoss.
+    n_categories: for each categorical column, how many codes it has, 0 (unknown) included; column i
+    becomes (n_i + 1) // 2 numbers.
+    hidden: sizes of the hidden layers. The outputs are scores: for CrossEntropyLoss,
+    BCEWithLogitsLoss (one output) or MSELoss.
     """
 
     def __init__(
@@ -60,7 +66,8 @@ class TabularModel(BaseModel):
         numbers, codes = x
         if (numbers.shape[1], codes.shape[1]) != (self.n_numeric, len(self.embeddings)):
             raise ConfigError(
-                f'the table has {numbers.shape[1]} numeric and {codes.shape[1]} categorical columns, and arch.args says '
+                f'the table has {numbers.shape[1]} numeric and {codes.shape[1]} categorical '
+                'columns, and arch.args says '
                 f'n_numeric {self.n_numeric} and {len(self.embeddings)} n_categories'
             )
         embedded = [embedding(codes[:, column]) for column, embedding in enumerate(self.embeddings)]

@@ -58,7 +58,10 @@ class PointModel(BaseModel):
 
 
 class Experiment:
-    """Builds trainers of the same tiny experiment in one folder; `settings` go to the config's trainer section."""
+    """Builds trainers of the same tiny experiment in one folder.
+
+    `settings` go to the config's trainer section.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -140,7 +143,8 @@ def shared():
     """The folder with real data beside the repository."""
     if not SHARED.is_dir():
         pytest.skip(
-            'needs ../shared (real MNIST digits and an old checkpoint), which is not beside this checkout'
+            'needs ../shared (real MNIST digits and an old checkpoint), which is not beside this '
+            'checkout'
         )
     return SHARED
 

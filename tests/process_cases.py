@@ -1,7 +1,8 @@
-"""Run by tests/test_processes.py in 1, 2 and 3 processes: torchrun ... tests/process_cases.py FOLDER BEFORE CASE [CASE ...]
+"""Run by tests/test_processes.py in 1, 2 and 3 processes: torchrun ... tests/process_cases.py
+FOLDER BEFORE CASE [CASE ...]
 
-A case is a function; what it returns in the main process is written to FOLDER/CASE.json. BEFORE is such a folder of another number of
-processes, whose interrupted runs some cases resume.
+A case is a function; what it returns in the main process is written to FOLDER/CASE.json. BEFORE is
+such a folder of another number of processes, whose interrupted runs some cases resume.
 """
 
 import json
@@ -234,7 +235,9 @@ def train_sharded(folder):
 
 
 def train_uneven_micro_batches(folder):
-    """One process has a micro-batch more than the others, and with FSDP all have to make as many passes."""
+    """One process has a micro-batch more than the others, and with FSDP all have to make as many
+    passes.
+    """
     return trained(
         folder,
         loader=loader_of(batch_size=9),
@@ -299,7 +302,10 @@ def interrupted_in_shards(folder):
 
 
 def resumed_from_shards(folder):
-    """As the interrupted run was, but in whatever number of processes there are now: with FSDP in several, plain in one."""
+    """As the interrupted run was, but in whatever number of processes there are now.
+
+    With FSDP in several, plain in one.
+    """
     run = json.loads((BEFORE / 'interrupted_in_shards.json').read_text())['run']
     return trained(
         folder,
@@ -332,7 +338,9 @@ def evaluate_exactly(folder):
 
 
 def correlate_in_two_parts(folder):
-    """[A metric whose state no process can tell for all, saved and loaded half-way, what it should be, what is said when it cannot be]."""
+    """[A metric whose state no process can tell for all, saved and loaded half-way, what it should
+    be, what is said when it cannot be].
+    """
     from torchmetrics.regression import PearsonCorrCoef
 
     metric = PearsonCorrCoef()
@@ -423,7 +431,10 @@ class HalfUsed(Plain):
 
 
 def count_bytes(folder):
-    """Bytes for each parameter that this process keeps between steps: [weights, gradients, optimizer, average], by strategy."""
+    """Bytes for each parameter that this process keeps between steps.
+
+    [weights, gradients, optimizer, average], by strategy.
+    """
     found = {}
     for strategy in ('ddp', 'fsdp'):
         config = config_of(folder, distributed={'strategy': strategy})

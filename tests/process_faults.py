@@ -74,7 +74,7 @@ def start(
     cwd: Path | None = None,
     **environment: object,
 ) -> subprocess.Popen:
-    """`python arguments...` in the project, with a process group of its own, as a shell starts it."""
+    """`python arguments...` in the project, in a process group of its own, as a shell does."""
     known = {
         name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'
     }  # it is imported often
@@ -147,7 +147,10 @@ def run_folder(project: Path, name: object) -> Path | None:
 
 
 def outcome(run: Path) -> dict:
-    """What a run has come to: all of its newest checkpoint that has to be the same whatever happened on the way."""
+    """What a run has come to.
+
+    All of its newest checkpoint that has to be the same whatever happened on the way.
+    """
     state = checkpoint.load(run / checkpoint.LAST)
     return {name: state[name] for name in COMPARED}
 
@@ -177,7 +180,10 @@ def killed(
     *arguments: object,
     whom: tuple = ('agent', '0', '1'),
 ) -> tuple[str, str]:
-    """Start a job and SIGKILL its torchrun or one of its processes after so many seconds: (who it was, what went wrong then)."""
+    """Start a job and SIGKILL its torchrun or one of its processes after so many seconds.
+
+    (who it was, what went wrong then).
+    """
     process, who, started = (
         start(project, *arguments, PACE_S=0.01),
         rng.choice(whom),
@@ -200,7 +206,9 @@ def killed(
 
 
 def kills(n: int, folder: Path) -> Result:
-    """A job that is killed at a random moment and resumed ends as one that was never stopped does, bit for bit."""
+    """A job that is killed at a random moment and resumed ends as one that was never stopped does,
+    bit for bit.
+    """
     project, rng, outcomes = make_project(folder / 'project'), random.Random(1), {}
     expected, start_s, end_s = measured(project)
     for trial in range(n):
@@ -224,7 +232,9 @@ def kills(n: int, folder: Path) -> Result:
 
 
 def restarts(n: int, folder: Path) -> Result:
-    """A job one of whose processes is killed at a random moment goes on by itself, in one run folder, and ends the same."""
+    """A job one of whose processes is killed at a random moment goes on by itself, in one run
+    folder, and ends the same.
+    """
     project, rng, outcomes = make_project(folder / 'project'), random.Random(2), {}
     expected, start_s, end_s = measured(project)
     for trial in range(n):
@@ -237,7 +247,9 @@ def restarts(n: int, folder: Path) -> Result:
 
 
 def measured(project: Path) -> tuple[dict, float, float]:
-    """(outcome, seconds until the training begins, seconds until it ends) of a job that nothing happens to."""
+    """(outcome, seconds until the training begins, seconds until it ends) of a job that nothing
+    happens to.
+    """
     train(project, *in_own_folder(project, 'warm'))  # leaves compiled modules
     started = time.time()
     train(project, *in_own_folder(project, 'whole'), PACE_S=0.01)
@@ -356,7 +368,9 @@ STOPS = [
 
 
 def stops(n: int, folder: Path) -> Result:
-    """Asked to stop, all processes do so in the same step, with one checkpoint from which the run ends as if it had not been."""
+    """Asked to stop, all processes do so in the same step, with one checkpoint from which the run
+    ends as if it had not been.
+    """
     project, outcomes = make_project(folder / 'project'), {}
     train(project, *in_own_folder(project, 'whole'))
     expected = outcome(run_folder(project, 'whole'))

@@ -85,7 +85,10 @@ class NoisyPoints(Dataset):
 
 
 class Points(BaseDataLoader):
-    """40 points to train on, five batches of 8, and 12 to validate; each of two processes reads 26 samples an epoch."""
+    """40 points to train on, five batches of 8, and 12 to validate.
+
+    Each of two processes reads 26 samples an epoch.
+    """
 
     def __init__(self, batch_size: int = 8, num_workers: int = 0):
         super().__init__(

@@ -53,7 +53,17 @@ def test_run_is_a_header_one_aligned_line_an_epoch_and_an_end(experiment, capsys
     rows = [line for line in lines if ROW.match(line)]
     (header,) = [line for line in lines if line.startswith('epoch')]
     assert len(rows) == 3 and {len(row.removesuffix(' *')) for row in rows} == {len(header)}
-    assert header.split() == 'epoch loss accuracy | val_loss val_accuracy | lr time'.split()
+    assert header.split() == [
+        'epoch',
+        'loss',
+        'accuracy',
+        '|',
+        'val_loss',
+        'val_accuracy',
+        '|',
+        'lr',
+        'time',
+    ]
     assert rows[0].endswith(' *') and f'{trainer.history[0]["val_loss"]:#.4g}' in rows[0].split()
     text = '\n'.join(lines)
     best = min(trainer.history, key=lambda log: log['val_loss'])
@@ -119,7 +129,7 @@ def test_table_fits_and_is_aligned(width, n_values):
 def test_numbers_have_four_significant_digits():
     numbers = [1.76182, 0.391, 123.456, 12345.6, 1234.5, 0.00001234567, 0.0, 7, math.nan, -math.inf]
     assert [shown(number) for number in numbers] == (
-        '1.762 0.3910 123.5 1.235e+04 1234 1.235e-05 0.000 7 nan -inf'.split()
+        ['1.762', '0.3910', '123.5', '1.235e+04', '1234', '1.235e-05', '0.000', '7', 'nan', '-inf']
     )
     assert [shown_time(s) for s in (0.04, 99, 600, 7200)] == ['0.0 s', '99.0 s', '10 min', '2.0 h']
 

@@ -115,9 +115,7 @@ def test_vectors_dicts_and_collections_are_reported_by_name():
         named(collection(), 'both'),
         named(torchmetrics.ClasswiseWrapper(recall(average=None)), 'wise'),
     ]
-    values = measured(
-        MetricTracker('loss', metrics=metrics, data=Named())
-    )
+    values = measured(MetricTracker('loss', metrics=metrics, data=Named()))
     outputs, targets = map(torch.cat, zip(*batches()))
     expected = recall(average=None)(outputs, targets).tolist()
     assert [values[f'recall_{name}'] for name in ('cat', 'dog', 'golden retriever')] == expected

@@ -1,4 +1,7 @@
-"""What private trainers, loaders and scripts of the old template's users rely on (counted in 52 public projects) works unchanged."""
+"""What private trainers, loaders and scripts of the old template's users rely on (counted in 52
+public projects) works unchanged.
+"""
+
 import argparse
 import collections
 import copy
@@ -28,7 +31,9 @@ from utils import (
     write_json,
 )
 
-DATA = torch.utils.data.TensorDataset(torch.linspace(-1, 1, 24).view(-1, 1), torch.linspace(-2, 2, 24))
+DATA = torch.utils.data.TensorDataset(
+    torch.linspace(-1, 1, 24).view(-1, 1), torch.linspace(-2, 2, 24)
+)
 
 
 class Line(BaseModel):
@@ -54,7 +59,18 @@ class Loader(BaseDataLoader):
 class LateTrainer(BaseTrainer):
     """Late 2019: gives no device, sets everything after super().__init__, and steps by itself."""
 
-    def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None, data_loader=None, lr_scheduler=None, len_epoch=None):
+    def __init__(
+        self,
+        model,
+        criterion,
+        metric_ftns,
+        optimizer,
+        config,
+        device=None,
+        data_loader=None,
+        lr_scheduler=None,
+        len_epoch=None,
+    ):
         super().__init__(model, criterion, metric_ftns, optimizer, config)
         assert not hasattr(self, 'data_loader') and isinstance(self.device, torch.device)
         self.config = config
@@ -65,7 +81,9 @@ class LateTrainer(BaseTrainer):
         self.do_validation = self.valid_data_loader is not None
         self.lr_scheduler = lr_scheduler
         self.log_step = int(np.sqrt(data_loader.batch_size))
-        self.train_metrics = MetricTracker('loss', *[m.__name__ for m in self.metric_ftns], writer=self.writer)
+        self.train_metrics = MetricTracker(
+            'loss', *[m.__name__ for m in self.metric_ftns], writer=self.writer
+        )
 
     def _train_epoch(self, epoch):
         self.model.train()
@@ -89,21 +107,53 @@ class LateTrainer(BaseTrainer):
     def _valid_epoch(self, epoch):
         self.model.eval()
         with torch.no_grad():
-            return np.mean([self.criterion(self.model(data), target).item() for data, target in self.valid_data_loader])
+            return np.mean(
+                [
+                    self.criterion(self.model(data), target).item()
+                    for data, target in self.valid_data_loader
+                ]
+            )
 
 
 @pytest.fixture
 def make(tmp_path):
     """Builds a trainer of a given class, on a line."""
-    def made(trainer_class=LateTrainer, resume=None, epochs=3, len_epoch=None, scheduled=True, **settings):
-        config = ConfigParser({'name': 'line', 'n_gpu': 0, 'trainer': {
-            'epochs': epochs, 'save_dir': str(tmp_path), 'save_period': 1, 'verbosity': 1, 'monitor': 'min val_loss', 'early_stop': 10,
-            'tensorboardX': False, **settings}}, resume=resume)
+
+    def made(
+        trainer_class=LateTrainer, resume=None, epochs=3, len_epoch=None, scheduled=True, **settings
+    ):
+        config = ConfigParser(
+            {
+                'name': 'line',
+                'n_gpu': 0,
+                'trainer': {
+                    'epochs': epochs,
+                    'save_dir': str(tmp_path),
+                    'save_period': 1,
+                    'verbosity': 1,
+                    'monitor': 'min val_loss',
+                    'early_stop': 10,
+                    'tensorboardX': False,
+                    **settings,
+                },
+            },
+            resume=resume,
+        )
         torch.manual_seed(1)
         model = Line()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5) if scheduled else None
-        return trainer_class(model, F.mse_loss, [gap], optimizer, config, data_loader=Loader(), lr_scheduler=scheduler, len_epoch=len_epoch)
+        return trainer_class(
+            model,
+            F.mse_loss,
+            [gap],
+            optimizer,
+            config,
+            data_loader=Loader(),
+            lr_scheduler=scheduler,
+            len_epoch=len_epoch,
+        )
+
     return made
 
 
@@ -116,12 +166,19 @@ def test_old_loop_resumes_exactly_with_scheduler_and_order(make, len_epoch):
     whole = make(len_epoch=len_epoch)
     whole.train()
     make(epochs=1, len_epoch=len_epoch).train()
-    first = max(whole.checkpoint_dir.parent.rglob('checkpoint-epoch1.pth'), key=lambda path: path.stat().st_mtime)
+    first = max(
+        whole.checkpoint_dir.parent.rglob('checkpoint-epoch1.pth'),
+        key=lambda path: path.stat().st_mtime,
+    )
     resumed = make(resume=first, len_epoch=len_epoch)
     assert resumed.start_epoch == 2
     resumed.train()
     assert first_difference(weights(resumed), weights(whole)) == ''
-    assert resumed.optimizer.param_groups[0]['lr'] == whole.optimizer.param_groups[0]['lr'] == pytest.approx(0.1 / 8)
+    assert (
+        resumed.optimizer.param_groups[0]['lr']
+        == whole.optimizer.param_groups[0]['lr']
+        == pytest.approx(0.1 / 8)
+    )
 
 
 def test_parts_of_a_gan_are_saved_and_restored_without_being_named(make):
@@ -143,7 +200,10 @@ def test_parts_of_a_gan_are_saved_and_restored_without_being_named(make):
     resumed._restore_parts()
     for part in ('critic', 'optimizers'):
         one, other = (getattr(each, part) for each in (trained, resumed))
-        states = [each['critic'].state_dict() if part == 'optimizers' else each.state_dict() for each in (one, other)]
+        states = [
+            each['critic'].state_dict() if part == 'optimizers' else each.state_dict()
+            for each in (one, other)
+        ]
         assert first_difference(*states) == ''
 
 
@@ -161,16 +221,25 @@ def test_trainer_with_its_own_train_is_resumed_when_its_constructor_ends(make):
     assert first_difference(weights(resumed), weights(trained)) == '' and resumed.start_epoch == 3
     assert resumed.mnt_best == trained.mnt_best and resumed.optimizer.state
     resumed.train()
-    assert (resumed.checkpoint_dir / 'checkpoint-epoch4.pth').is_file() and (resumed.checkpoint_dir / 'model_best.pth').is_file()
+    assert (resumed.checkpoint_dir / 'checkpoint-epoch4.pth').is_file() and (
+        resumed.checkpoint_dir / 'model_best.pth'
+    ).is_file()
     assert checkpoint.load(resumed.checkpoint_dir / 'checkpoint-epoch4.pth')['epoch'] == 4
 
 
 def test_own_saving_and_resuming_are_what_is_used(make):
     class Own(LateTrainer):
         def _save_checkpoint(self, epoch, save_best=False):
-            state = {'epoch': np.int64(epoch), 'state_dict': self.model.state_dict(), 'optimizer': self.optimizer.state_dict(),
-                     'mine': 7, 'config': self.config}
-            torch.save({**state, 'epoch': epoch}, str(self.checkpoint_dir / f'checkpoint-epoch{epoch}.pth'))
+            state = {
+                'epoch': np.int64(epoch),
+                'state_dict': self.model.state_dict(),
+                'optimizer': self.optimizer.state_dict(),
+                'mine': 7,
+                'config': self.config,
+            }
+            torch.save(
+                {**state, 'epoch': epoch}, str(self.checkpoint_dir / f'checkpoint-epoch{epoch}.pth')
+            )
 
         def _resume_checkpoint(self, resume_path):
             saved = torch.load(resume_path)
@@ -180,18 +249,24 @@ def test_own_saving_and_resuming_are_what_is_used(make):
 
     trained = make(Own, epochs=2)
     trained.train()
-    assert sorted(path.name for path in trained.checkpoint_dir.glob('*.pth')) == ['checkpoint-epoch1.pth', 'checkpoint-epoch2.pth']
+    assert sorted(path.name for path in trained.checkpoint_dir.glob('*.pth')) == [
+        'checkpoint-epoch1.pth',
+        'checkpoint-epoch2.pth',
+    ]
     resumed = make(Own, resume=checkpoint.find(str(trained.checkpoint_dir)), epochs=3)
     assert resumed.mine == 7 and resumed.start_epoch == 3
     resumed.train()
     assert resumed.epochs_done == 3
 
 
-@pytest.mark.parametrize('log', [
-    {'loss': torch.tensor(1.0), 'val_loss': np.float32(2)},
-    {'loss': 1.0, 'metrics': [0.5], 'val_loss': 1.0, 'val_metrics': np.array([0.25])},
-    {'loss/a': 1, 'val_loss': torch.tensor([1.0])},
-])
+@pytest.mark.parametrize(
+    'log',
+    [
+        {'loss': torch.tensor(1.0), 'val_loss': np.float32(2)},
+        {'loss': 1.0, 'metrics': [0.5], 'val_loss': 1.0, 'val_metrics': np.array([0.25])},
+        {'loss/a': 1, 'val_loss': torch.tensor([1.0])},
+    ],
+)
 def test_log_may_hold_tensors_numpy_scalars_lists_and_slashes(make, log):
     class Own(LateTrainer):
         def _train_epoch(self, epoch):
@@ -199,7 +274,7 @@ def test_log_may_hold_tensors_numpy_scalars_lists_and_slashes(make, log):
 
     trained = make(Own, epochs=1)
     trained.train()
-    row, = read_table(trained.checkpoint_dir / 'metrics.csv')
+    (row,) = read_table(trained.checkpoint_dir / 'metrics.csv')
     assert all(isinstance(value, (int, float)) for value in row.values())
     if 'metrics' in log:
         assert row['gap'] == 0.5 and row['val_gap'] == 0.25
@@ -209,8 +284,22 @@ def test_log_may_hold_tensors_numpy_scalars_lists_and_slashes(make, log):
 def test_attributes_of_all_generations_can_be_read_and_set(make):
     trainer = make()
     assert trainer.loss is trainer.criterion and trainer.metrics is trainer.metric_ftns
-    for name in ('config', 'logger', 'model', 'optimizer', 'epochs', 'save_period', 'monitor', 'mnt_mode', 'mnt_metric', 'mnt_best',
-                 'early_stop', 'start_epoch', 'checkpoint_dir', 'writer'):
+    for name in (
+        'config',
+        'logger',
+        'model',
+        'optimizer',
+        'epochs',
+        'save_period',
+        'monitor',
+        'mnt_mode',
+        'mnt_metric',
+        'mnt_best',
+        'early_stop',
+        'start_epoch',
+        'checkpoint_dir',
+        'writer',
+    ):
         setattr(trainer, name, getattr(trainer, name))
     assert trainer._prepare_device(0) == (torch.device('cpu'), [])
     assert trainer.checkpoint_dir.is_dir() and trainer.config.log_dir.is_dir()
@@ -218,19 +307,44 @@ def test_attributes_of_all_generations_can_be_read_and_set(make):
 
 def test_loader_says_what_trainers_ask_it():
     loader = Loader()
-    assert (loader.batch_size, loader.n_samples, len(loader), len(loader.sampler), len(loader.valid_sampler)) == (6, 18, 3, 18, 6)
-    assert {'dataset', 'batch_size', 'shuffle', 'collate_fn', 'num_workers'} <= loader.init_kwargs.keys()
+    assert (
+        loader.batch_size,
+        loader.n_samples,
+        len(loader),
+        len(loader.sampler),
+        len(loader.valid_sampler),
+    ) == (6, 18, 3, 18, 6)
+    assert {
+        'dataset',
+        'batch_size',
+        'shuffle',
+        'collate_fn',
+        'num_workers',
+    } <= loader.init_kwargs.keys()
     assert len(loader.split_validation()) == 1 and len(loader.split_validation().sampler) == 6
     assert Loader(validation_split=0.0).split_validation() is None
 
 
 @pytest.mark.parametrize('n', [1, np.int64(3), torch.tensor(2)])
-@pytest.mark.parametrize('value', [0.5, np.float32(0.5), torch.tensor(0.5, requires_grad=True), np.array(0.5), torch.tensor([0.5])])
+@pytest.mark.parametrize(
+    'value',
+    [
+        0.5,
+        np.float32(0.5),
+        torch.tensor(0.5, requires_grad=True),
+        np.array(0.5),
+        torch.tensor([0.5]),
+    ],
+)
 def test_tracker_takes_whatever_an_old_loop_has(value, n):
     tracker = MetricTracker('loss/a')
     tracker.update('loss/a', value, n)
     assert tracker.avg('loss/a') == 0.5 and tracker.result() == {'loss/a': 0.5}
-    assert tracker._data.average['loss/a'] == 0.5 and 'loss/a' in tracker._data.index and tracker._data.counts['loss/a'] == int(n)
+    assert (
+        tracker._data.average['loss/a'] == 0.5
+        and 'loss/a' in tracker._data.index
+        and tracker._data.counts['loss/a'] == int(n)
+    )
 
 
 def test_writer_takes_every_call_of_old_trainers(tmp_path):
@@ -249,18 +363,32 @@ def test_writer_takes_every_call_of_old_trainers(tmp_path):
 
 
 def test_config_of_every_generation_can_be_asked_and_changed(tmp_path, monkeypatch):
-    config = ConfigParser({'name': 'x', 'arch': {'type': 'Line', 'args': {}}, 'trainer': {'save_dir': str(tmp_path)}})
+    config = ConfigParser(
+        {'name': 'x', 'arch': {'type': 'Line', 'args': {}}, 'trainer': {'save_dir': str(tmp_path)}}
+    )
     here = sys.modules[__name__]
-    assert all(isinstance(build('arch', here), Line) for build in (config.init_obj, config.initialize))
-    assert all(isinstance(build('arch', here)(), Line) for build in (config.init_ftn, config.initialize_ftn))
+    assert all(
+        isinstance(build('arch', here), Line) for build in (config.init_obj, config.initialize)
+    )
+    assert all(
+        isinstance(build('arch', here)(), Line)
+        for build in (config.init_ftn, config.initialize_ftn)
+    )
     config['arch']['note'] = 1
     config.config['more'] = 2
     config['most'] = 3
     assert config['arch']['note'] == 1 and config._config['more'] == config.get('more') == 2
     assert 'most' in config and config.get('no') is None
     config.update({'more': 4})
-    assert config['more'] == 4 and config.save_dir == config._save_dir and config.log_dir == config._log_dir and config.resume is None
-    write_json({'name': 'y', 'trainer': {'save_dir': str(tmp_path), 'epochs': 1}}, tmp_path / 'c.json')
+    assert (
+        config['more'] == 4
+        and config.save_dir == config._save_dir
+        and config.log_dir == config._log_dir
+        and config.resume is None
+    )
+    write_json(
+        {'name': 'y', 'trainer': {'save_dir': str(tmp_path), 'epochs': 1}}, tmp_path / 'c.json'
+    )
     monkeypatch.setattr(sys, 'argv', ['train.py', '-c', str(tmp_path / 'c.json'), '--epochs', '5'])
     parser = argparse.ArgumentParser()
     for flag in ('--config', '--resume', '--device'):
@@ -280,18 +408,43 @@ def test_config_in_a_state_of_ones_own_is_plain_data(tmp_path):
 
 def test_helpers_are_where_they_were(tmp_path):
     from utils import util
+
     ensure_dir(tmp_path / 'a/b')
     write_json({'b': 1, 'a': 2}, tmp_path / 'a/b/c.json')
     assert list(read_json(str(tmp_path / 'a/b/c.json'))) == ['b', 'a']
     assert prepare_device(0)[1] == [] and [next(inf_loop([1, 2])) for _ in range(2)] == [1, 1]
-    assert all(hasattr(util, name) for name in ('ensure_dir', 'read_json', 'write_json', 'inf_loop', 'prepare_device', 'MetricTracker'))
+    assert all(
+        hasattr(util, name)
+        for name in (
+            'ensure_dir',
+            'read_json',
+            'write_json',
+            'inf_loop',
+            'prepare_device',
+            'MetricTracker',
+        )
+    )
 
 
 def test_trainer_of_early_2018_gets_optimizer_and_scheduler_from_its_dict(tmp_path):
-    config = {'name': 'early', 'cuda': False, 'optimizer_type': 'SGD', 'optimizer': {'lr': 0.1}, 'lr_scheduler_type': 'ExponentialLR',
-              'lr_scheduler': {'gamma': 0.5}, 'lr_scheduler_freq': 2, 'visualization': {'tensorboardX': False},
-              'trainer': {'epochs': 4, 'save_dir': str(tmp_path), 'save_freq': 2, 'verbosity': 0, 'monitor': 'val_loss',
-                          'monitor_mode': 'max'}}
+    config = {
+        'name': 'early',
+        'cuda': False,
+        'optimizer_type': 'SGD',
+        'optimizer': {'lr': 0.1},
+        'lr_scheduler_type': 'ExponentialLR',
+        'lr_scheduler': {'gamma': 0.5},
+        'lr_scheduler_freq': 2,
+        'visualization': {'tensorboardX': False},
+        'trainer': {
+            'epochs': 4,
+            'save_dir': str(tmp_path),
+            'save_freq': 2,
+            'verbosity': 0,
+            'monitor': 'val_loss',
+            'monitor_mode': 'max',
+        },
+    }
 
     class Early(old_style.with_own_optimizer(BaseTrainer)):
         def _train_epoch(self, epoch):
@@ -300,12 +453,20 @@ def test_trainer_of_early_2018_gets_optimizer_and_scheduler_from_its_dict(tmp_pa
             loss = self.loss(self.model(data), target)
             loss.backward()
             self.optimizer.step()
-            return {'loss': loss.item(), 'metrics': [gap(self.model(data), target).item()], 'val_loss': epoch}
+            return {
+                'loss': loss.item(),
+                'metrics': [gap(self.model(data), target).item()],
+                'val_loss': epoch,
+            }
 
     train_logger = old_style.Logger()
     trainer = Early(Line(), F.mse_loss, [gap], None, config, train_logger)
     trainer.train()
-    assert trainer.mnt_best == 4 and trainer.optimizer.param_groups[0]['lr'] == pytest.approx(0.025) and not trainer.with_cuda
+    assert (
+        trainer.mnt_best == 4
+        and trainer.optimizer.param_groups[0]['lr'] == pytest.approx(0.025)
+        and not trainer.with_cuda
+    )
     assert sorted(train_logger.entries) == [1, 2, 3, 4] and 'gap' in str(train_logger)
     last = trainer.checkpoint_dir / 'checkpoint-epoch4.pth'
     assert trainer.save_freq == 2
@@ -324,12 +485,24 @@ class PickledByAnOldCopy:
 def test_checkpoint_of_an_old_copy_resumes_whatever_it_pickled(make, tmp_path):
     trained = make(epochs=1)
     trained.train()
-    old = {'arch': 'Line', 'epoch': 1, 'logger': PickledByAnOldCopy(entries={1: {'loss': 1.0}}), 'state_dict': trained.model.state_dict(),
-           'optimizer': trained.optimizer.state_dict(), 'monitor_best': np.float64(0.25),
-           'config': PickledByAnOldCopy(_config=collections.OrderedDict(trained.config.config), resume=None, _save_dir=tmp_path)}
+    old = {
+        'arch': 'Line',
+        'epoch': 1,
+        'logger': PickledByAnOldCopy(entries={1: {'loss': 1.0}}),
+        'state_dict': trained.model.state_dict(),
+        'optimizer': trained.optimizer.state_dict(),
+        'monitor_best': np.float64(0.25),
+        'config': PickledByAnOldCopy(
+            _config=collections.OrderedDict(trained.config.config), resume=None, _save_dir=tmp_path
+        ),
+    }
     torch.save(old, tmp_path / 'old.pth')
     resumed = make(resume=tmp_path / 'old.pth')
-    assert resumed.start_epoch == 2 and resumed.mnt_best == 0.25 and first_difference(weights(resumed), weights(trained)) == ''
+    assert (
+        resumed.start_epoch == 2
+        and resumed.mnt_best == 0.25
+        and first_difference(weights(resumed), weights(trained)) == ''
+    )
     resumed.train()
     assert resumed.epochs_done == 3
 

@@ -1,4 +1,7 @@
-"""Several processes train and test as one does: the same samples in each step, the same numbers up to the order of additions."""
+"""Several processes train and test as one does.
+
+The same samples in each step, the same numbers up to the order of additions.
+"""
 
 import json
 import math
@@ -74,7 +77,8 @@ def run_cases(n_processes, folder, before, *cases):
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    """What each case gave, by the number of processes: 3, then 2 that also go on from where 3 stopped, then one that goes on from 2.
+    """What each case gave, by the number of processes: 3, then 2 that also go on from where 3
+    stopped, then one that goes on from 2.
 
     None is a run without torchrun.
     """

@@ -1,4 +1,7 @@
-"""Starting and updating projects: what `new_project.py NAME` makes is whole, and an update loses nothing."""
+"""Starting and updating projects.
+
+What `new_project.py NAME` makes is whole, and an update loses nothing.
+"""
 
 import json
 import os

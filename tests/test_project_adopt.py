@@ -512,7 +512,8 @@ def test_mends_are_a_commit_of_their_own(old_project):
 def test_habits_have_the_lines_they_are_on():
     source = (
         'import numpy as np\nimport torch\nm = nn.DataParallel(m)\nloss = eval(config["loss"])\n'
-        'ok = torch.load(p, weights_only=True)\nmean = total / len(self.data_loader)\nx = np.float(1)\n'
+        'ok = torch.load(p, weights_only=True)\nmean = total / len(self.data_loader)\nx = '
+        'np.float(1)\n'
     )
     found = {remark.split()[0]: places for remark, places in remarks({'x': source}, False).items()}
     assert found == {

@@ -1,4 +1,7 @@
-"""What new_project.py does with git: in the repository it is pointed at, whatever surrounds it, and never to a user's loss."""
+"""What new_project.py does with git.
+
+In the repository it is pointed at, whatever surrounds it, and never to a user's loss.
+"""
 
 import os
 import subprocess

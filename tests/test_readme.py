@@ -1,4 +1,7 @@
-"""What users copy is code: the README's blocks are run, and what it shows of our code stands there."""
+"""What users copy is code.
+
+The README's blocks are run, and what it shows of our code stands there.
+"""
 
 import re
 import shutil
@@ -56,16 +59,10 @@ def test_commands_of_the_readme_run(tmp_path):
     assert 'The rehearsal went well' in smoke
     assert 'Training ends' in or_start and 'Resume' not in or_start
     assert 'accuracy' in test and '-> ' not in test
-    # a new run, one with --lr, one with --set, the copied checkpoint, and the one begun because the newest was finished
+    # A new run, one with --lr, one with --set, the copied checkpoint, and the one begun because the
+    # newest was finished
     assert len(list((project / 'saved' / 'models' / 'Digits_LeNet').iterdir())) == 5
     assert list((project / 'saved' / 'log').rglob('events.out.tfevents.*')) and list(
         (project / 'saved' / 'log').rglob('info.log')
     )
-    assert (
-        len(
-            (run / 'metrics.csv')
-            .read_text()
-            .splitlines()
-        )
-        == 3
-    )
+    assert len((run / 'metrics.csv').read_text().splitlines()) == 3

@@ -1,4 +1,7 @@
-"""Asked to stop, a run finishes its step, saves, and leaves with the code a shell expects; then it goes on as if nothing was."""
+"""Asked to stop, a run finishes its step, saves, and leaves with the code a shell expects.
+
+Then it goes on as if nothing was.
+"""
 
 import os
 import signal
@@ -17,16 +20,19 @@ def start(tmp_path, *arguments, n_workers=0, method='fork'):
     """train.py on the digits in a process group of its own, as a shell starts it."""
     (tmp_path / 'slow.json').write_text(f'''{{"base": "{ROOT}/config.json", "name": "slow",
         "data_loader": {{"args": {{"num_workers": {n_workers}}}}},
-        "trainer": {{"save_dir": "{tmp_path}", "epochs": 2000, "early_stop": 0, "tensorboard": false}}}}''')
+        "trainer": {{"save_dir": "{tmp_path}", "epochs": 2000,
+                     "early_stop": 0, "tensorboard": false}}}}''')
     program = (
         f'import sys, runpy, torch; sys.argv[0] = "train.py"; sys.path.insert(0, {str(ROOT)!r})\n'
     )
     if n_workers:  # the digits are tensors in memory, which need no workers: read them one by one
-        program += f'import torch.multiprocessing as mp; mp.set_start_method({method!r}) if __name__ == "__main__" else None\n'
+        program += 'import torch.multiprocessing as mp\n'
+        program += f'if __name__ == "__main__": mp.set_start_method({method!r})\n'
         program += (
             'import base.base_data_loader as loader; loader.TensorDataset = type("Other", (), {})\n'
         )
-    program += f'if __name__ == "__main__": runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")\n'
+    script = str(ROOT / 'train.py')
+    program += f'if __name__ == "__main__": runpy.run_path({script!r}, run_name="__main__")\n'
     script = tmp_path / 'start.py'
     script.write_text(program)
     return subprocess.Popen(
@@ -87,7 +93,8 @@ def test_second_ctrl_c_a_second_later_leaves_at_once():
 def test_interrupt_leaves_a_script_without_a_traceback():
     done = run_script(
         '-c',
-        'from armature.errors import exit_on_user_error\nwith exit_on_user_error(): raise KeyboardInterrupt',
+        'from armature.errors import exit_on_user_error\nwith exit_on_user_error(): raise '
+        'KeyboardInterrupt',
         check=False,
     )
     assert done.returncode == 130 and 'Traceback' not in done.stderr

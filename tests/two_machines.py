@@ -1,8 +1,9 @@
 """Two machines on one: python -m tests.two_machines (as root, on Linux, with iproute2)
 
-Two network namespaces stand for the machines, a pair of virtual network cards for the cable; they share the file system, as a cluster
-shares a folder. A torchrun in each starts one process. The job has to end as one of two processes on one machine does, bit for bit:
-when nothing happens, when all of the second machine is killed and started again, and when the cable is pulled out for a while.
+Two network namespaces stand for the machines, a pair of virtual network cards for the cable; they
+share the file system, as a cluster shares a folder. A torchrun in each starts one process. The job
+has to end as one of two processes on one machine does, bit for bit: when nothing happens, when all
+of the second machine is killed and started again, and when the cable is pulled out for a while.
 """
 
 import os
@@ -74,7 +75,10 @@ def disconnect() -> None:
 
 
 class Job:
-    """A torchrun on each of the two machines, with one process each; `two` are the newest of them."""
+    """A torchrun on each of the two machines, with one process each.
+
+    `two` are the newest of them.
+    """
 
     def __init__(self, project: Path, name: str):
         self.project, self.name = project, name
@@ -150,7 +154,10 @@ def pulled_cable(job: Job) -> None:
 
 
 def lost_host(job: Job) -> None:
-    """The machine where torchruns meet is killed: the other one gives up, and both are started again with -r."""
+    """The machine where torchruns meet is killed.
+
+    The other one gives up, and both are started again with -r.
+    """
     job.kill(0)
     job.two[1].communicate(timeout=JOB_S)
     job.arguments = ('-r', run_folder(job.project, job.name))
@@ -179,7 +186,8 @@ def main() -> int:
                     expected, outcome(run_folder(project, event.__name__))
                 )
                 print(
-                    f'{event.__doc__:105} {"differs" if wrong else "equal":7} {time.monotonic() - started:6.1f} s',
+                    f'{event.__doc__:105} {"differs" if wrong else "equal":7} '
+                    f'{time.monotonic() - started:6.1f} s',
                     flush=True,
                 )
                 print(wrong, end='')

@@ -1,4 +1,7 @@
-"""Rewrite a checkpoint of the old template, or a bare state dict, as ours: python -m tools.convert_checkpoint OLD NEW"""
+"""Rewrite a checkpoint of the old template, or a bare state dict, as ours.
+
+Python -m tools.convert_checkpoint OLD NEW
+"""
 
 import argparse
 from pathlib import Path

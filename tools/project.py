@@ -1,7 +1,8 @@
 """What a project made from this template consists of, and the making of one.
 
-A project carries `.template.json` (which template it has, and a hash of each file that the template keeps up to date) and
-`.template.tar.xz` (those files as they came: the common ancestor when both sides have changed, so that no network is needed).
+A project carries `.template.json` (which template it has, and a hash of each file that the template
+keeps up to date) and `.template.tar.xz` (those files as they came: the common ancestor when both
+sides have changed, so that no network is needed).
 """
 
 import hashlib
@@ -58,7 +59,8 @@ python train.py -c config.json
 python -m pytest
 ```
 
-`python train.py -r saved/models/NAME/RUN` goes on with a run, `python test.py -r saved/models/NAME/RUN/model_best.pth` measures it.
+`python train.py -r saved/models/NAME/RUN` goes on with a run;
+`python test.py -r saved/models/NAME/RUN/best` measures it.
 
 Yours: {owned}.
 Kept up to date by the template, `python TEMPLATE/new_project.py --update .`: {kept}.
@@ -67,7 +69,10 @@ Change those too when you need to: an update merges.
 
 
 def create(folder: Path, example: str | None = None, bare: bool = False) -> Path:
-    """Make a new project in `folder`, which must be empty or not exist; it appears whole or not at all."""
+    """Make a new project in `folder`, which must be empty or not exist.
+
+    It appears whole or not at all.
+    """
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
@@ -114,7 +119,8 @@ def example_files(name: str) -> dict[str, bytes]:
     names = sorted(path.parent.name for path in examples.glob('*/config.json'))
     if name not in names:
         raise UserError(
-            f'--example {name}: expected one of {", ".join(names) or "(this template has no examples)"}'
+            f'--example {name}: expected one of '
+            f'{", ".join(names) or "(this template has no examples)"}'
         )
     files = files_below(TEMPLATE, (f'examples/{name}', 'examples/__init__.py'))
     config = read_config(examples / name / 'config.json', name).values  # with what its "base" says
@@ -198,7 +204,10 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def commit_first(folder: Path, files: Iterable[str]) -> None:
-    """A repository of its own with `files` in it; without git there is none, and the project is whole all the same."""
+    """A repository of its own with `files` in it.
+
+    Without git there is none, and the project is whole all the same.
+    """
     if shutil.which('git') is None:
         print(
             'git is not installed: the project has no repository yet; updates will need one',

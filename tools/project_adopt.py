@@ -68,7 +68,10 @@ def adopt_project(
 
 
 def is_under_git(folder: Path) -> bool:
-    """Whether a repository keeps this project: one further up that keeps none of its files does not."""
+    """Whether a repository keeps this project.
+
+    One further up that keeps none of its files does not.
+    """
     return (
         shutil.which('git') is not None
         and repository_of(folder) is not None

@@ -1,8 +1,8 @@
 """What a project of the first version needs to be updated: its files in the rooms of today.
 
-The first version had the frame's parts in `base/` and `utils/`. Here they are followed to where they
-are now, imports of them are written anew in every file of the project, and what was the user's own
-to edit (train.py, trainer/, ...) is merged too, since it was written for that version's parts.
+The first version had the frame's parts in `base/` and `utils/`. Here they are followed to where
+they are now, imports of them are written anew in every file of the project, and what was the user's
+own to edit (train.py, trainer/, ...) is merged too, since it was written for that version's parts.
 """
 
 import ast
@@ -133,7 +133,10 @@ class Imports:
         self.of_template = {dotted(path) for path in of_template} | self.names.keys()
 
     def anew(self, path: str, content: bytes, gone: list[str] | None = None) -> bytes:
-        """The file with its imports as they have to be now; `gone` gets a line for each that cannot."""
+        """The file with its imports as they have to be now.
+
+        `gone` gets a line for each that cannot.
+        """
         if not path.endswith('.py') or b'import' not in content:
             return content
         try:

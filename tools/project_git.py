@@ -1,4 +1,7 @@
-"""The only place that runs git for new_project.py: in the repository of the folder it is given, and in no other."""
+"""The only place that runs git for new_project.py.
+
+In the repository of the folder it is given, and in no other.
+"""
 
 import os
 import subprocess
@@ -7,7 +10,8 @@ from pathlib import Path
 
 from armature.errors import UserError
 
-# Of the user's settings these must not take part in what we do: hooks could refuse or change a commit, a signature could ask
+# Of the user's settings these must not take part in what we do: hooks could refuse or change a
+# commit, a signature could ask
 # for a passphrase, and the others change what a command accepts or prints.
 SETTINGS = (
     f'core.hooksPath={os.devnull}',
@@ -19,8 +23,9 @@ IDENTITY = ('-c', 'user.name=new_project', '-c', 'user.email=new_project@localho
 
 
 def environment() -> dict[str, str]:
-    """The variables for what we start. git sets GIT_DIR, GIT_INDEX_FILE and others for what it starts itself (hooks, aliases,
-    rebase --exec); they point at the repository that it was started in, which is not ours to touch."""
+    """The variables for what we start. git sets GIT_DIR, GIT_INDEX_FILE and others for what it
+    starts itself (hooks, aliases, rebase --exec); they point at the repository that it was started
+    in, which is not ours to touch."""
     return {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
 
 
@@ -41,9 +46,11 @@ def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def repository_of(folder: Path) -> Path | None:
-    """The top folder of the repository that the files in `folder` belong to; None when there is none.
+    """The top folder of the repository that the files in `folder` belong to; None when there is
+    none.
 
-    Raises UserError, with git's own words, when there is one and git refuses to use it (another owner, damaged).
+    Raises UserError, with git's own words, when there is one and git refuses to use it (another
+    owner, damaged).
     """
     found = git(folder, 'rev-parse', '--show-toplevel')
     if found.returncode:
@@ -68,34 +75,38 @@ def require_clean(folder: Path) -> None:
         )
     if git(folder, 'rev-parse', 'HEAD').returncode:
         raise UserError(
-            f'{folder} has no commit yet, so an update could not be undone: git add -A && git commit first'
+            f'{folder} has no commit yet, so an update could not be undone: git add -A && git '
+            'commit first'
         )
     changed = git(
         folder, 'status', '--porcelain', '--untracked-files=all', '--', '.'
     ).stdout.splitlines()
     if changed:
         raise UserError(
-            f'{folder} has changes that are not committed; commit them first, so that git can undo the update:\n'
-            + '\n'.join(changed[:10])
-            + ('\n...' if len(changed) > 10 else '')
+            f'{folder} has changes that are not committed; commit them first, so that git can undo '
+            'the update:\n' + '\n'.join(changed[:10]) + ('\n...' if len(changed) > 10 else '')
         )
 
 
 def require_known(folder: Path, paths: Iterable[str]) -> None:
-    """UserError unless git could bring back each of these files that exists: one that it ignores would be lost."""
+    """UserError unless git could bring back each of these files that exists.
+
+    One that it ignores would be lost.
+    """
     existing = [path for path in paths if (folder / path).is_file()]
     if not existing:
         return
     known = set(git(folder, 'ls-files', '-z', '--', *existing).stdout.split('\0'))
     if unknown := [path for path in existing if path not in known]:
         raise UserError(
-            'git does not keep these files (an ignore file names them), so their change could not be undone: '
+            'git does not keep these files (an ignore file names them), so their change could not '
+            'be undone: '
             f'{", ".join(unknown[:10])}. In {folder}: git add -f and commit them, or move them away'
         )
 
 
 def start_repository(folder: Path) -> None:
-    """An empty repository in `folder`, without whatever the user's template for repositories holds."""
+    """An empty repository in `folder`, without what the user's template for repositories holds."""
     made = git(folder, 'init', '-q', '--template=')
     if made.returncode or repository_of(folder) != folder.resolve():
         raise UserError(f'git cannot make a repository in {folder}: {made.stderr.strip()}')
@@ -104,7 +115,8 @@ def start_repository(folder: Path) -> None:
 def commit(folder: Path, message: str, paths: Iterable[str], removed: Iterable[str] = ()) -> None:
     """Commit the files `paths` of `folder` as they are now, ignored or not, and nothing else.
 
-    removed: those of `paths` that are meant to be gone; any other that is missing is an error, never a commit.
+    removed: those of `paths` that are meant to be gone; any other that is missing is an error,
+    never a commit.
     """
     paths, removed = list(paths), set(removed)
     if lost := [path for path in paths if path not in removed and not (folder / path).is_file()]:

@@ -1,4 +1,5 @@
-"""Habits of old code that cost something today: named with their lines, and mended where that is safe.
+"""Habits of old code that cost something today: named with their lines, and mended where that is
+safe.
 
 `remarks` names them all. `mend` rewrites, only when asked, those for which one text always means
 what the old one meant.
@@ -65,7 +66,8 @@ GLOBAL_SEED = 'numpy is reseeded for the whole program'
 LOADER_LENGTH = r'len\((self\.)?\w*loader\)'
 CUDA = '.cuda() fails on a machine without a GPU: use .to(self.device)'
 LOAD = (
-    'torch.load takes plain data only since torch 2.6; what this project saves from now on is plain. '
+    'torch.load takes plain data only since torch 2.6; what this project saves from now on is '
+    'plain. '
     'Checkpoints from before: `python -m tools.convert_checkpoint OLD NEW`'
 )
 
@@ -91,7 +93,10 @@ class Finding(NamedTuple):
 
 
 def remarks(sources: dict[str, str], is_mended: bool) -> dict[str, list[str]]:
-    """{remark: places} of what is outdated or costly; without what `mend` sees to when `is_mended`."""
+    """{remark: places} of what is outdated or costly.
+
+    Without what `mend` sees to when `is_mended`.
+    """
     found = {}
     for path, text in sources.items():
         source = Source(text)
@@ -317,7 +322,7 @@ def in_assignment(source: Source, node: ast.Assign) -> Iterator[Finding]:
 
 
 def table_writes(source: Source, owner: ast.AST) -> Iterator[Finding]:
-    """Writes into `self._data.column[row]` and into a column's `.values`, in MetricTracker's way."""
+    """Writes into `self._data.column[row]` or a column's `.values`, in MetricTracker's way."""
     for node in ast.walk(owner):
         if not isinstance(node, (ast.Assign, ast.AugAssign)):
             continue
@@ -351,12 +356,11 @@ def in_loop(function: ast.FunctionDef) -> Iterator[Finding]:
         if not isinstance(loop, (ast.For, ast.While)):
             continue
         for node in (each for statement in loop.body for each in ast.walk(statement)):
-            if isinstance(node, ast.Call) and called(node).endswith('.item'):
-                if 'train' in function.name:
-                    yield Finding(node, PER_STEP)
-            elif isinstance(node, ast.Call) and called(node).endswith('make_grid'):
-                if 'valid' in function.name:
-                    yield Finding(node, GRID)
+            name = called(node) if isinstance(node, ast.Call) else ''
+            if name.endswith('.item') and 'train' in function.name:
+                yield Finding(node, PER_STEP)
+            elif name.endswith('make_grid') and 'valid' in function.name:
+                yield Finding(node, GRID)
 
 
 def is_late_break(node: ast.If) -> bool:

@@ -1,9 +1,9 @@
 """What is known about the old template, and by it: which parts of a project's files are copies.
 
-`project_files/old_template.json` holds, of every version from 2018 to 2020, what its definitions are
-called, the names they use, and a fingerprint of each. A definition is the same when its fingerprint
-is known; nearly the same when it only uses names that the old template uses there. Comments,
-messages, annotations and layout do not count for either.
+`project_files/old_template.json` holds, of every version from 2018 to 2020, what its definitions
+are called, the names they use, and a fingerprint of each. A definition is the same when its
+fingerprint is known; nearly the same when it only uses names that the old template uses there.
+Comments, messages, annotations and layout do not count for either.
 """
 
 import ast
@@ -98,7 +98,10 @@ def fingerprint(node: ast.AST) -> str:
 
 
 def shape(node: object) -> str:
-    """A tree as text, without docstrings, annotations, and what messages say; alike in every Python."""
+    """A tree as text, without docstrings, annotations, and what messages say.
+
+    Alike in every Python.
+    """
     if isinstance(node, list):
         inner = [shape(each) for each in node if not is_docstring(each)]
         return f'[{",".join(inner)}]' if inner else ''
@@ -119,7 +122,7 @@ def is_docstring(node: object) -> bool:
 
 
 def foreign(function: ast.AST, class_name: str) -> dict[str, int]:
-    """{name: line} of what `function` uses and the old template's function of that name does not."""
+    """{name: line} of what `function` uses and the old template's of that name does not."""
     known = WORDS[class_name or 'functions'] | METHODS.get(class_name, set()) | METHODS.keys()
     known = known | {function.name, *WRITERS}
     known |= {
@@ -146,8 +149,8 @@ def words(tree: ast.AST) -> Iterator[tuple[str, int, bool]]:
     elif isinstance(tree, (ast.arg, ast.keyword)) and tree.arg:
         yield tree.arg, line, False
     elif isinstance(tree, ast.Constant) and isinstance(tree.value, str):
-        if len(tree.value) > 2 and tree.value.isidentifier():
-            yield tree.value, line, True
+        is_name = len(tree.value) > 2 and tree.value.isidentifier()
+        yield from [(tree.value, line, True)] if is_name else []
     for field, child in ast.iter_fields(tree):
         if field in ('annotation', 'returns'):
             continue

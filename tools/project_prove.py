@@ -94,7 +94,9 @@ def find_command(folder: Path) -> Command | None:
 
 
 def prove(folder: Path, changes: dict[str, bytes | None], command: Command | None) -> Proof:
-    """Import every module and take the first steps, in a copy of the project with and without changes."""
+    """Import every module and take the first steps, in a copy of the project with and without
+    changes.
+    """
     modules = [name for path in python_files(folder) if (name := importable(folder, path))]
     with tempfile.TemporaryDirectory(prefix='adopt-') as temporary:
         trials = []
@@ -108,7 +110,10 @@ def prove(folder: Path, changes: dict[str, bytes | None], command: Command | Non
 
 
 def importable(folder: Path, path: str) -> str:
-    """The name to import a file by; '' for a script that would begin to work when it is imported."""
+    """The name to import a file by.
+
+    '' for a script that would begin to work when it is imported.
+    """
     name = path.removesuffix('.py').removesuffix('/__init__').replace('/', '.')
     if not all(part.isidentifier() for part in name.split('.')):
         return ''
@@ -166,7 +171,10 @@ def finish_trial(started: subprocess.Popen, results: Path) -> dict[str, str]:
 
 
 def copy_project(folder: Path, target: Path, is_trial: bool = False) -> None:
-    """A copy of a project's code; data is linked, in a trial file by file: what it adds stays out."""
+    """A copy of a project's code; data is linked, in a trial file by file.
+
+    What it adds stays out.
+    """
     target.mkdir(parents=True)
     for path in sorted(folder.iterdir()):
         if path.is_file():

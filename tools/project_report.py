@@ -43,9 +43,11 @@ class Report:
             f'Train: `{self.command}`' if self.command else 'No script with a config was found.',
             '\n'.join(
                 [
-                    f"- {len(adoption.replaced)} files are the template's now; {len(adoption.shared)} "
+                    f"- {len(adoption.replaced)} files are the template's now; "
+                    f'{len(adoption.shared)} '
                     'times yours takes from it what had been copied; all else stands as it was.',
-                    f'- To look at: {len(adoption.look_at) + len(self.near())} remarks on the adoption, '
+                    f'- To look at: {len(adoption.look_at) + len(self.near())} remarks on the '
+                    'adoption, '
                     f'{len(self.habits)} on what is outdated in your code ({n_places} places)'
                     + ('' if self.mends else '; `--adopt --mend` writes anew what is safe to')
                     + '.',

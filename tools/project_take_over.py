@@ -87,7 +87,10 @@ class Verdict:
 
 
 class Places:
-    """Where the template's own files go: to their place, or aside where a file of the project's stays."""
+    """Where the template's own files go.
+
+    To their place, or aside where a file of the project's stays.
+    """
 
     def __init__(self, occupied: set[str]):
         self.occupied = occupied

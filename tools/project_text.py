@@ -1,4 +1,7 @@
-"""Changes in a Python file at the positions that its tree has; all that is not changed stays as it stands."""
+"""Changes in a Python file at the positions that its tree has.
+
+All that is not changed stays as it stands.
+"""
 
 import ast
 import re
@@ -49,7 +52,9 @@ class Source:
         self._changes.append((start, start + len(before.encode()), after.encode()))
 
     def remove(self, node: ast.AST) -> None:
-        """Take a definition away, with its decorators, the comments above it and the blank lines after."""
+        """Take a definition away, with its decorators, the comments above it and the blank lines
+        after.
+        """
         lines = self._bytes.split(b'\n')
         first = (
             min([node.lineno, *(each.lineno for each in getattr(node, 'decorator_list', []))]) - 1
@@ -64,7 +69,10 @@ class Source:
         self._changes.append((self._starts[first], end, b''))
 
     def import_first(self, statements: list[str]) -> None:
-        """Put imports after those at the top of the file; they win over imports of the same names."""
+        """Put imports after those at the top of the file.
+
+        They win over imports of the same names.
+        """
         top = 0
         for node in self.tree.body:
             if not isinstance(node, IMPORTS) and not is_docstring(node):

@@ -1,7 +1,8 @@
-"""Brings the template's newer files into a project: replaced where untouched, merged three ways where both sides have changed.
+"""Brings the template's newer files into a project: replaced where untouched, merged three ways
+where both sides have changed.
 
-All is worked out before anything is written. Writing is in two steps, into a folder beside and then by renaming, so that an
-update that was interrupted is finished by the next call.
+All is worked out before anything is written. Writing is in two steps, into a folder beside and then
+by renaming, so that an update that was interrupted is finished by the next call.
 """
 
 import io
@@ -50,7 +51,8 @@ def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
         )
     if recover(folder):
         return (
-            f'The update of {folder} that was interrupted is now finished. Look at `git diff`, commit, and update again.',
+            f'The update of {folder} that was interrupted is now finished. Look at `git diff`, '
+            'commit, and update again.',
             False,
         )
     manifest = read_manifest(folder)
@@ -112,12 +114,14 @@ def read_manifest(folder: Path) -> dict:
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the project was made '
+            f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the '
+            'project was made '
             f'from. If it was damaged: git checkout {MANIFEST}'
         ) from error
     if version > tuple(map(int, VERSION.split('.'))):
         raise UserError(
-            f'{folder} has template {manifest["version"]}, this one is {VERSION}: get a newer template first'
+            f'{folder} has template {manifest["version"]}, this one is {VERSION}: get a newer '
+            'template first'
         )
     return manifest
 
@@ -137,7 +141,8 @@ def read_pristine(folder: Path, manifest: dict) -> dict[str, bytes]:
         ) from error
     if {path: digest(content) for path, content in files.items()} != manifest['files']:
         raise UserError(
-            f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} {MANIFEST}'
+            f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} '
+            f'{MANIFEST}'
         )
     return files
 
@@ -206,7 +211,8 @@ CONFLICT = re.compile(
 
 
 def settle_conflicts(merged: bytes) -> tuple[bytes, int]:
-    """(the text with each conflict settled in which the user's changes have one place, number left).
+    """(the text with each conflict settled in which the user's changes have one place, number
+    left).
 
     What both had before is left out of those that are left: two sides, as git usually shows them.
     """
@@ -310,7 +316,10 @@ def apply(folder: Path, changes: dict[str, bytes | None]) -> None:
 
 
 def recover(folder: Path) -> bool:
-    """Finish what an interrupted `apply` left; whether there was something. One that had not begun to rename is forgotten."""
+    """Finish what an interrupted `apply` left; whether there was something.
+
+    One that had not begun to rename is forgotten.
+    """
     if not (folder / STAGING).is_dir():
         return False
     if (folder / STAGING / 'todo.json').is_file():
@@ -330,7 +339,8 @@ def finish(folder: Path) -> None:
     changed = [path for path, versions in todo.items() if state(path) not in versions]
     if changed:
         raise UserError(
-            f'an update of {folder} was interrupted, and since then these were changed: {", ".join(changed)}. '
+            f'an update of {folder} was interrupted, and since then these were changed: '
+            f'{", ".join(changed)}. '
             f'Bring them back with git checkout, or remove {staging} to give the update up'
         )
     for path, (_, new) in todo.items():

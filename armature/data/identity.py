@@ -24,7 +24,7 @@ N_READ = 64  # samples whose content stands for that of all
 READING_S = 2  # and how long reading them may take
 N_SIZES = 10_000  # files whose size is looked at
 
-_resumed = ContextVar('the data of the run that goes on', default={})
+_resumed = ContextVar('the data of the run that goes on', default=None)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def resuming(data: dict) -> Iterator[None]:
 
 def resumed() -> dict:
     """The "data" of the checkpoint that a run goes on from; empty for a new run."""
-    return _resumed.get()
+    return _resumed.get() or {}
 
 
 def data_of(checkpoint: dict) -> dict:

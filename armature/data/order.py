@@ -102,7 +102,7 @@ class WeightedRandomSampler(Order):
         found, which, counts = numbered(classes())
         if self.weights == 'balanced':
             weights = 1 / counts
-        elif found.dtype.kind in 'iu' and 0 <= found[0] and found[-1] < len(self.weights):
+        elif found.dtype.kind in 'iu' and found[0] >= 0 and found[-1] < len(self.weights):
             weights = np.asarray(self.weights, dtype=float)[found]
         else:
             raise ConfigError(
@@ -141,7 +141,7 @@ class WeightedRandomSampler(Order):
 
 def numbered(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(the classes there are, sorted; (n,) which of them each sample has; how many have it)."""
-    if classes.dtype.kind in 'iu' and 0 <= classes.min() and classes.max() <= len(classes):
+    if classes.dtype.kind in 'iu' and classes.min() >= 0 and classes.max() <= len(classes):
         counts = np.bincount(classes)  # without sorting, as np.unique does
         found = counts.nonzero()[0]
         place = np.zeros(len(counts), dtype=np.int64)

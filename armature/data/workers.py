@@ -382,8 +382,8 @@ def _leave_after(trainer: Any) -> None:
 class WorkerStart:
     """Lets a worker live through a signal sent to the whole process group.
 
-    The trainer needs it for the step it finishes. SIGINT and SIGUSR1 are left to the trainer, and so
-    is the first SIGTERM; a second one ends the worker.
+    The trainer needs it for the step it finishes. SIGINT and SIGUSR1 are left to the trainer, and
+    so is the first SIGTERM; a second one ends the worker.
     """
 
     def __init__(self, worker_init_fn: Callable[[int], None] | None):

@@ -1,1 +1,4 @@
-"""What surrounds the epochs: measuring, judging, stopping, resuming, the run's folder and console."""
+"""What surrounds the epochs.
+
+Measuring, judging, stopping, resuming, the run's folder and console.
+"""

@@ -1,4 +1,7 @@
-"""A GAN: two models, two optimizers, two steppers. `model` is the generator; its rival is a section of the config too."""
+"""A GAN: two models, two optimizers, two steppers. `model` is the generator.
+
+Its rival is a section of the config too.
+"""
 
 import torch
 from torchvision.utils import make_grid
@@ -11,7 +14,10 @@ from utils import MetricTracker
 
 
 class GanTrainer(Trainer):
-    """What is an attribute here and has state is saved and resumed: the rival, its optimizer, its stepper."""
+    """What is an attribute here and has state is saved and resumed.
+
+    The rival, its optimizer, its stepper.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

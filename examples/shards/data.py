@@ -1,7 +1,9 @@
-"""Samples in tar files, where the data is too big or has too many files for anything else: only the list of them is in memory.
+"""Samples in tar files, where the data is too big or has too many files for anything else: only the
+list of them is in memory.
 
-In a shard lie NAME.png and NAME.cls side by side, as webdataset has them. A sample is read where it stands when it is due, so shuffling,
-validation split, resume and the shares of several processes are as with any other dataset, and each process reads only its own.
+In a shard lie NAME.png and NAME.cls side by side, as webdataset has them. A sample is read where it
+stands when it is due, so shuffling, validation split, resume and the shares of several processes
+are as with any other dataset, and each process reads only its own.
 """
 
 import io
@@ -20,7 +22,9 @@ from data_loader.datasets import Standardize
 
 
 class TarShards(Dataset):
-    """(uint8 image (channels, height, width), class) of every pair NAME.png, NAME.cls in the tar files of a folder, not compressed."""
+    """(uint8 image (channels, height, width), class) of every pair NAME.png, NAME.cls in the tar
+    files of a folder, not compressed.
+    """
 
     def __init__(self, folder: Path):
         places = {}  # {NAME: {ending: (shard, offset, size)}}
@@ -53,7 +57,9 @@ def _read(shard: Path, offset: int, size: int) -> bytes:
 
 
 class DigitShardsDataLoader(BaseDataLoader):
-    """<data_dir>/train/*.tar and <data_dir>/test/*.tar, written from scikit-learn's digits the first time."""
+    """<data_dir>/train/*.tar and <data_dir>/test/*.tar, written from scikit-learn's digits the
+    first time.
+    """
 
     def __init__(
         self,

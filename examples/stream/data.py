@@ -8,7 +8,10 @@ from torch.utils.data import IterableDataset
 
 
 class Readings(IterableDataset):
-    """Pairs of sensor readings and whether they agree in sign: ((2,) values, 0 or 1). n_readings: None for a stream without an end."""
+    """Pairs of sensor readings and whether they agree in sign: ((2,) values, 0 or 1). n_readings.
+
+    None for a stream without an end.
+    """
 
     def __init__(self, n_readings: int | None = None):
         self.n_readings = n_readings

@@ -10,7 +10,10 @@ from data_loader.datasets import digits
 
 
 class SomeDigitsDataLoader(BaseDataLoader):
-    """The digits from `first` to `first` + 4; their classes are 0 to 4. n_samples: use only so many of them."""
+    """The digits from `first` to `first` + 4; their classes are 0 to 4. n_samples.
+
+    Use only so many of them.
+    """
 
     def __init__(
         self,

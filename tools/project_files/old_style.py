@@ -1,6 +1,8 @@
-"""What only projects of 2018 need; adoption puts this file into them, and the template itself never imports it.
+"""What only projects of 2018 need; adoption puts this file into them, and the template itself never
+imports it.
 
-There a trainer got its config as a dict, the checkpoint to resume from as `resume`, and a `train_logger` that keeps the epochs' logs.
+There a trainer got its config as a dict, the checkpoint to resume from as `resume`, and a
+`train_logger` that keeps the epochs' logs.
 """
 
 import json
@@ -24,7 +26,10 @@ class Logger:
 
 
 def run_config(config: Any, resume: Any) -> Any:
-    """A ConfigParser with what a dict of 2018 says, in today's words too; the dict's own keys stay."""
+    """A ConfigParser with what a dict of 2018 says, in today's words too.
+
+    The dict's own keys stay.
+    """
     from parse_config import ConfigParser
 
     if not isinstance(config, dict):
@@ -45,7 +50,10 @@ def run_config(config: Any, resume: Any) -> Any:
 
 
 def with_resume(base_trainer: type) -> type:
-    """`base_trainer` with the arguments of late 2018: (model, loss, metrics, optimizer, resume, config, train_logger=None)."""
+    """`base_trainer` with the arguments of late 2018.
+
+    (model, loss, metrics, optimizer, resume, config, train_logger=None).
+    """
 
     class BaseTrainer(base_trainer):
         def __init__(self, model, loss, metrics, optimizer, resume, config, train_logger=None):
@@ -78,9 +86,11 @@ def with_resume(base_trainer: type) -> type:
 
 
 def with_own_optimizer(base_trainer: type) -> type:
-    """`base_trainer` with the arguments of early 2018: (model, loss, metrics, resume, config, train_logger=None).
+    """`base_trainer` with the arguments of early 2018: (model, loss, metrics, resume, config,
+    train_logger=None).
 
-    Optimizer and scheduler are made here, from optimizer_type, optimizer, lr_scheduler_type, lr_scheduler and lr_scheduler_freq.
+    Optimizer and scheduler are made here, from optimizer_type, optimizer, lr_scheduler_type,
+    lr_scheduler and lr_scheduler_freq.
     """
 
     class BaseTrainer(with_resume(base_trainer)):

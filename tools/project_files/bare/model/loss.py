@@ -1,4 +1,8 @@
-"""Your losses: functions (output, target) -> scalar tensor, the mean over the samples; `loss` in a config names one."""
+"""Your losses: functions (output, target) -> scalar tensor, the mean over the samples.
+
+`loss` in a config names one.
+"""
+
 import torch
 import torch.nn.functional as F
 

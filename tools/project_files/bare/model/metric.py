@@ -1,7 +1,9 @@
-"""Your metrics: functions (output, target) -> mean over the samples; `metrics` in a config names them.
+"""Your metrics: functions (output, target) -> mean over the samples; `metrics` in a config names
+them.
 
 They run on every batch, so they return tensors and leave it to the trainer to read them.
 """
+
 import torch
 
 

@@ -1,4 +1,5 @@
 """Your models; `arch.type` in a config names one."""
+
 import torch
 from torch import nn
 

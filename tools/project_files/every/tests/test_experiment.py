@@ -1,4 +1,8 @@
-"""The experiment of config.json trains, resumes and can be measured: true of every project, so every new project gets this test."""
+"""The experiment of config.json trains, resumes and can be measured.
+
+True of every project, so every new project gets this test.
+"""
+
 import os
 import subprocess
 import sys
@@ -9,13 +13,25 @@ import torch
 from armature.checkpoint import files as checkpoint
 
 PROJECT = Path(__file__).resolve().parent.parent
-SMALL = ['--set', 'trainer.epochs=2', '--set', 'trainer.len_epoch=2', '--set', 'trainer.save_period=1']
+SMALL = [
+    '--set',
+    'trainer.epochs=2',
+    '--set',
+    'trainer.len_epoch=2',
+    '--set',
+    'trainer.save_period=1',
+]
 
 
 def run(*arguments):
     """`python arguments...` in the project, on the CPU."""
-    done = subprocess.run([sys.executable, *map(str, arguments), '-d', 'cpu'], cwd=PROJECT, text=True, capture_output=True,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments), '-d', 'cpu'],
+        cwd=PROJECT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
