@@ -50,8 +50,6 @@ class Trainer(BaseTrainer):
             config, self.model, criterion, optimizer, lr_scheduler, self.len_epoch
         )
         self.schedule, self.weight_average = self.stepper.schedule, self.stepper.average
-        if self.weight_average is not None:
-            self.logger.info(f'Validated and tested: {self.weight_average}')
         measured = {'metrics': metric_ftns, 'loss': criterion}
         skips = self.settings.on_nan == 'skip'
         self.train_metrics = MetricTracker(

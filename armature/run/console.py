@@ -46,6 +46,8 @@ class Console:
         steps = f' of {trainer.len_epoch} steps' if hasattr(trainer, 'len_epoch') else ''
         self._say(f'{trainer.epochs} epochs{steps}, lr {self._rate():.4g}')
         self._say(self._aim())
+        if (average := getattr(trainer, 'weight_average', None)) is not None:
+            self._say(f'Validated and tested: {average}')
 
     def _aim(self) -> str:
         trainer = self.trainer
@@ -110,7 +112,9 @@ class Console:
             self._say(f'Best: {values}; in {trainer.checkpoint_dir / BEST}')
         elif trainer.mnt_mode != 'off' and math.isfinite(trainer.mnt_best):
             self._say(f'Best: {trainer.mnt_metric} {shown(trainer.mnt_best)}, of an earlier start')
-        self._say(f'Measure it: python test.py -r {shlex.quote(str(trainer.checkpoint_dir))}')
+        run = trainer.checkpoint_dir
+        tested = run / 'best' if (run / BEST).is_file() else run
+        self._say(f'Measure it: python test.py -r {shlex.quote(str(tested))}')
         if trainer.settings.tensorboard:
             folder = shlex.quote(str(trainer.config.log_dir))
             self._say(f'Look at it: tensorboard --logdir {folder}')
