@@ -134,7 +134,7 @@ class ConfigParser:
         from armature.data.identity import data_of, resuming
 
         # A run that goes on keeps its split, also one that was made in another way.
-        with resuming(data_of(checkpoint.load_head(Path(self.resume)))):
+        with resuming(data_of(checkpoint.load_head(Path(self.resume)), Path(self.resume))):
             return build.make(call, (name,), self._document)
 
     def init_ftn(self, name: str, module, *args, **kwargs):

@@ -7,13 +7,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
-    'base.augment': 'armature.data.augment',
     'base.average': 'armature.step.average',
     'base.checkpoint': 'armature.checkpoint.files',
     'base.groups': 'armature.step.groups',
-    'base.in_memory': 'armature.data.memory',
-    'base.losses': 'armature.step.loss_share',
-    'base.monitor': 'armature.run.monitor',
     'base.samplers': 'armature.data.order',
     'base.schedule': 'armature.step.schedule',
     'base.stream': 'armature.data.stream',
@@ -22,13 +18,12 @@ MOVED = {
     'utils.batch': 'armature.batch',
     'utils.dist': 'armature.processes.dist',
     'utils.errors': 'armature.errors',
-    'utils.metrics': 'armature.run.metrics',
     'utils.seed': 'armature.seed',
 }
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module under its former name: one that holds the names of today's."""
+    """Finds a module under its former name, with the names of today's."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in MOVED else None

@@ -28,7 +28,6 @@ from armature.data.workers import (
     finish,
     loader_options_for,
     make_fetcher,
-    plain_state,
     refuse_small_batches,
     start,
 )
@@ -60,8 +59,7 @@ class BaseDataLoader(DataLoader):
     evaluation: no shuffling, split, sampler or augmentation: for test data.
     seed: of the order and of the samples' randomness; None takes torch's (torch.manual_seed, as
     train.py sets it).
-    pin_memory: None takes true when there is a GPU. persistent_workers: None takes true where
-    starting workers is slow.
+    pin_memory: None takes true when there is a GPU.
     loader_options: whatever else torch's DataLoader takes (worker_init_fn, timeout, ...).
 
     Where several processes train, each gets its share of every batch; `batch_size` counts the
@@ -180,7 +178,8 @@ class BaseDataLoader(DataLoader):
             none_is_unreadable=collate_fn is default_collate,
             num_workers=num_workers,
         )
-        self._fetcher = self._dataset_state = None
+        collate = Collate(collate_fn, batch_transform)
+        self._fetcher = make_fetcher(self._samples, _Plan(self), collate, self._fetcher_options)
         self._memory = self._in_memory(in_memory)
 
     def seek(self, number: int, batch: int = 0) -> None:
@@ -206,7 +205,7 @@ class BaseDataLoader(DataLoader):
     def _fetched(self) -> Iterator[Batch]:
         """Batches of samples that are read one by one, by workers or here."""
         number, lists_are_parts = self._pass, self.collate_fn is default_collate
-        for each in checked(start(self._current_fetcher()), self._samples):
+        for each in checked(start(self._fetcher), self._samples):
             self._unreadable += each.unreadable
             batch = Batch(each.batch, len(each.indices), torch.tensor(each.indices), each.share)
             batch.lists_are_parts = lists_are_parts
@@ -214,20 +213,6 @@ class BaseDataLoader(DataLoader):
                 batch.collate = functools.partial(self._collate_anew, number, each.indices)
             yield batch
         self._report_unreadable()
-
-    def _current_fetcher(self) -> DataLoader:
-        """The loader that reads. Workers that live on do not see what has changed in the dataset
-        since they started, so that they are started anew then."""
-        state = plain_state(self.dataset) if self.num_workers else None
-        if self._fetcher is None or state != self._dataset_state:
-            self._dataset_state = state
-            self._fetcher = make_fetcher(
-                self._samples,
-                _Plan(self),
-                Collate(self.collate_fn, self._batch_transform),
-                self._fetcher_options,
-            )
-        return self._fetcher
 
     def _collate_anew(self, number: int, indices: list[int], rows: slice) -> Any:
         """The content of the samples `rows` of a batch, read and collated by themselves."""

@@ -82,15 +82,13 @@ class BaseTrainer(ABC):
         settings = self.settings = settings_of(config['trainer'])  # with the defaults
         if not dist.is_joined() and dist.is_started():
             raise ConfigError(
-                'this script is started in several processes and does not join them: put "with '
-                'config.processes():" '
-                'around what it does with the config, as train.py of a new project does'
+                'this script is started in several processes and does not join them: put '
+                '"with processes(config):" around what it does, as train.py of a new project does'
             )
         if not dist.is_wrapped(model):
             raise ConfigError(
-                'several processes train, and each would train a model of its own: say model = '
-                'config.wrap(model, device) '
-                'before the optimizer is made'
+                'several processes train, and each would train a model of its own: say '
+                'model = config.wrap(model, device) before the optimizer is made'
             )
         self.config = config
         self.logger = config.get_logger('trainer', settings.verbosity)
@@ -218,6 +216,7 @@ class BaseTrainer(ABC):
             self._config_as_read(),
             self.history,
             resumed_from=None if resumed is None else str(resumed),
+            data=self._data,
             **self._made_by,
         )
 
@@ -360,10 +359,9 @@ class BaseTrainer(ABC):
         if self._stop.reason:
             raise Stopped
 
-    def _log_step(self, bar: tqdm) -> None:  # noqa: B027 (a subclass may have nothing to log)
+    def _log_step(self, bar: tqdm) -> None:  # noqa: B027
         """Called every `log_step` batches and at the end of an epoch."""
 
-    # a subclass may have nothing to validate
     def _validate_between(self, epoch: int) -> None:  # noqa: B027
         """Called every `trainer.validate_every_steps` steps inside an epoch."""
 
@@ -454,9 +452,8 @@ class BaseTrainer(ABC):
             )
             raise NonFiniteError(
                 f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. '
-                f'{self._way_back()} Its samples: '
-                f'{samples}. Those of the step before, whose gradients may have broken the '
-                f'weights: {before}.'
+                f'{self._way_back()} Its samples: {samples}. Those of the step before, whose '
+                f'gradients may have broken the weights: {before}.'
             )
 
     def _check_weights(self) -> None:
@@ -464,8 +461,7 @@ class BaseTrainer(ABC):
         if broken:
             raise NonFiniteError(
                 f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not '
-                'finite '
-                f'({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
+                f'finite ({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
             )
 
     def _way_back(self) -> str:
@@ -572,10 +568,9 @@ class BaseTrainer(ABC):
         if rest:
             raise ConfigError(
                 f'The checkpoint stands inside epoch {self.start_epoch}, '
-                f'{self._resumed["samples"]} samples in, '
-                f'which is no whole number of batches of {self._batch_size()}: finish the epoch '
-                'with the batch '
-                'size it was begun with, or resume from the checkpoint of a whole epoch.'
+                f'{self._resumed["samples"]} samples in, which is no whole number of batches of '
+                f'{self._batch_size()}: finish the epoch with the batch size it was begun with, '
+                'or resume from the checkpoint of a whole epoch.'
             )
         self._restore_rng()
 
@@ -584,7 +579,9 @@ class BaseTrainer(ABC):
         loader = getattr(self, 'data_loader', None)
         if self._data is None and loader is not None:
             self._data = dist.on_main(identity.identity_of, loader)
-            before = identity.data_of(self._resumed) if self._resumed else {}
+            before = (
+                identity.data_of(self._resumed, Path(self.config.resume)) if self._resumed else {}
+            )
             may_change = self.config.get('data_changed') == 'continue'
             for note in identity.refuse_changes(before, self._data, may_change):
                 self.logger.warning(note)

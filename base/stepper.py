@@ -85,14 +85,13 @@ class Stepper:
         if self.needs_closure and (self.clips or precision == 'fp16'):
             raise ConfigError(
                 f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be '
-                'combined '
-                'with trainer.max_grad_norm, trainer.max_grad_value or trainer.precision "fp16"'
+                'combined with trainer.max_grad_norm, trainer.max_grad_value or '
+                'trainer.precision "fp16"'
             )
         if self.needs_closure and dist.n_processes() > 1:
             raise ConfigError(
                 f'{type(optimizer).__name__} evaluates the loss several times a step, as often as '
-                'it finds fit: that is '
-                'for a single process'
+                'it finds fit: that is for a single process'
             )
         self.model = model
         self._unshared = dist.unshared(self._parameters(), model)
@@ -111,8 +110,8 @@ class Stepper:
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError(
                 'a loss with weights of its own cannot be clipped together with a model in parts '
-                '(distributed.strategy '
-                '"fsdp"): leave trainer.max_grad_norm and max_grad_value out, or say "ddp"'
+                '(distributed.strategy "fsdp"): leave trainer.max_grad_norm and max_grad_value '
+                'out, or say "ddp"'
             )
         self.loss = None  # of the current batch so far, a 0-dim tensor
         self.n_skipped = self.n_skipped_in_a_row = 0
@@ -324,9 +323,8 @@ class Stepper:
         if self.n_skipped_in_a_row > self.max_skips:
             raise NonFiniteError(
                 f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not '
-                'finite '
-                f'(trainer.max_nan_skips is {self.max_skips}): look at the learning rate and the '
-                'data'
+                f'finite (trainer.max_nan_skips is {self.max_skips}): look at the learning rate '
+                'and the data'
             )
         if self.scaler.is_enabled():
             if not self.clips:  # clipping has unscaled already

@@ -15,7 +15,6 @@ from torch.utils.data import TensorDataset
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
-    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 from armature.data.stream import StreamDataLoader
@@ -39,7 +38,6 @@ __all__ = [
     'RandomSampler',
     'SequentialSampler',
     'StreamDataLoader',
-    'SubsetRandomSampler',
     'WeightedRandomSampler',
 ]  # what a config can name
 

@@ -209,13 +209,14 @@ def mutations(n: int, folder: Path) -> dict[str, str]:
         assert not (
             wrong := in_fork(lambda stop=stop, place=place: trainer(folder / place, **stop).train())
         ), wrong
-        complete = checkpoint.load(folder / place / 'models' / 'points' / 'run' / checkpoint.LAST)
+        run = folder / place / 'models' / 'points' / 'run'
+        complete, mutated = checkpoint.load(run / checkpoint.LAST), run / 'mutated.pth'
         for piece, drop in {'nothing': lambda state: None, **without}.items():
             state = copy.deepcopy(complete)
             drop(state)
-            checkpoint.save(state, folder / 'mutated.pth')
+            checkpoint.save(state, mutated)  # beside the table of its history
             wrong = in_fork(
-                lambda: finish(trainer(folder / 'resumed', folder / 'mutated.pth'), end)
+                lambda mutated=mutated: finish(trainer(folder / 'resumed', mutated), end)
             )
             wrong = wrong or first_difference(expected, checkpoint.load(end))
             outcomes.setdefault(piece, 'unnoticed')

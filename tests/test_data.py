@@ -18,7 +18,6 @@ from armature.data.memory import InMemory, refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
-    SubsetRandomSampler,
     WeightedRandomSampler,
     batches_of,
 )
@@ -273,14 +272,6 @@ def test_balanced_weights_draw_rare_classes_as_often():
         for label in labels.tolist()
     )
     assert 1800 < drawn[1] < 2200
-
-
-def test_subset_has_to_be_training_data():
-    valid = loader().valid_sampler
-    training = [index for index in range(N) if index not in valid][:9]
-    assert sorted(loader(sampler=SubsetRandomSampler(training)).indices(3).tolist()) == training
-    with pytest.raises(ConfigError, match='not in the training part'):
-        loader(sampler=SubsetRandomSampler(valid))
 
 
 # Streams
@@ -608,7 +599,7 @@ class Growing(Pictures):
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_workers_see_what_changed_in_the_dataset_between_passes(method):
-    one = loader(Growing(), 1, persistent_workers=True, multiprocessing_context=method)
+    one = loader(Growing(), 1, multiprocessing_context=method)
     for level in range(2):
         one.dataset.level = level
         assert all((target // 100 == level).all() for _, target in one)

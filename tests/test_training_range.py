@@ -1,7 +1,9 @@
 """Laws of averages, schedules, groups, transfer, losses and metrics, against plain loops."""
 
+import copy
 import itertools
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -33,6 +35,24 @@ from base.stepper import Stepper
 from parse_config import ConfigParser
 from tests.conftest import PointModel
 from tests.test_resume import run
+
+
+def rates_ahead(schedule, n_steps, len_epoch):
+    """The first group's learning rate in each of the next steps, if an epoch began now."""
+    optimizer = schedule.scheduler.optimizer
+    parameters = [each for group in optimizer.param_groups for each in group['params']]
+    ahead = copy.deepcopy(
+        schedule, {**{id(each): each for each in parameters}, id(optimizer.state): {}}
+    )
+    rates = []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch misses the optimizer's own steps
+        for index in range(n_steps):
+            rates.append(ahead.scheduler.optimizer.param_groups[0]['lr'])
+            ahead.step()
+            if (index + 1) % len_epoch == 0:
+                ahead.end_epoch({})
+    return rates
 
 
 def norm_model():
@@ -153,7 +173,7 @@ def test_warm_up_scales_what_the_scheduler_says(name, args, interval):
     optimizer, scheduler = make()
     plain_optimizer, plain = make()
     schedule = Schedule(scheduler, interval, warmup_steps=5)
-    planned = schedule.planned(12, len_epoch=4)
+    planned = rates_ahead(schedule, 12, len_epoch=4)
     taken = []
     for step in range(1, 13):
         rate = plain_optimizer.param_groups[0]['lr']
@@ -229,12 +249,12 @@ def test_longer_run_follows_the_longer_schedule(experiment, name, length):
     longer = trainer(2, resume=short.checkpoint_dir / 'checkpoint-last.pth')
     longer._restore_parts()
     fresh = trainer(2)
-    rates = fresh.schedule.planned(12, 6)
+    rates = rates_ahead(fresh.schedule, 12, 6)
     if name == 'OneCycleLR':  # it sets its rates when it steps
         longer.lr_scheduler.step()
         assert longer.optimizer.param_groups[0]['lr'] == pytest.approx(rates[7])
     else:
-        assert longer.schedule.planned(6, 6) == pytest.approx(rates[6:])
+        assert rates_ahead(longer.schedule, 6, 6) == pytest.approx(rates[6:])
 
 
 def report_of(**sections):

@@ -4,12 +4,13 @@ A checkpoint's "data" holds `identity_of(loader)` of the training's loader: its 
 names of its classes and its split. Loaders that are built while a run goes on ask `resumed()`.
 """
 
+import contextlib
 import copy
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from armature.checkpoint.files import RECORD
 from armature.errors import ConfigError, DataError
 from armature.seed import own_randomness
 
@@ -27,7 +29,7 @@ N_SIZES = 10_000  # files whose size is looked at
 _resumed = ContextVar('the data of the run that goes on', default=None)
 
 
-@contextmanager
+@contextlib.contextmanager
 def resuming(data: dict) -> Iterator[None]:
     """Inside, loaders are built for a run that goes on; data: of its checkpoint."""
     token = _resumed.set(data)
@@ -42,10 +44,19 @@ def resumed() -> dict:
     return _resumed.get() or {}
 
 
-def data_of(checkpoint: dict) -> dict:
-    """The "data" of a checkpoint; in those from before it, what is known of the split."""
+def data_of(checkpoint: dict, path: Path | None = None) -> dict:
+    """The "data" of a checkpoint that is in the file `path`.
+
+    Where a trainer writes files of its own kind, the run's record beside it tells. Of those from
+    before either, the kind of the split is known.
+    """
     if 'data' in checkpoint:
         return checkpoint['data']
+    if path is not None and 'parts' not in checkpoint and (path.parent / RECORD).is_file():
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be damaged
+            record = json.loads((path.parent / RECORD).read_text(encoding='utf-8'))
+            if isinstance(record.get('data'), dict):
+                return record['data']
     return {'split': {'version': 1 if 'parts' in checkpoint else 0}}
 
 

@@ -64,26 +64,6 @@ class RandomSampler(Order):
         return places[: len(self)] if self.is_whole else self.indices[places[: len(self)]]
 
 
-class SubsetRandomSampler(Order):
-    """Only the samples `indices` (numbers in the whole dataset), in a random order."""
-
-    def __init__(self, indices: list[int]):
-        self.subset = torch.as_tensor(indices, dtype=torch.long)
-
-    def bind(self, indices, classes):
-        if not len(self.subset):
-            raise ConfigError('sampler: indices is empty')
-        elsewhere = self.subset[~torch.isin(self.subset, indices)].unique()
-        if len(elsewhere):
-            raise ConfigError(
-                f'sampler: the indices {elsewhere[:5].tolist()} are not in the training part'
-            )
-        return super().bind(self.subset, classes)
-
-    def order(self) -> torch.Tensor:
-        return self.indices[torch.randperm(len(self.indices))]
-
-
 class WeightedRandomSampler(Order):
     """Samples drawn with the probabilities `weights`: a number for each class, or 'balanced'.
 

@@ -143,20 +143,6 @@ def _draws_so_far() -> tuple:
     return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
 
-def plain_state(part: Any, depth: int = 3) -> Any:
-    """What can have changed in a dataset between two passes: its numbers, texts and parts."""
-    if isinstance(part, (int, float, str, type(None))):
-        return part
-    if isinstance(part, torch.Tensor):
-        return id(part), part._version
-    if depth and isinstance(part, (list, tuple)) and len(part) <= 20:
-        return [plain_state(each, depth - 1) for each in part]
-    attributes = getattr(part, '__dict__', None)
-    if depth and attributes and not isinstance(part, type):
-        return id(part), {name: plain_state(each, depth - 1) for name, each in attributes.items()}
-    return id(part)
-
-
 class Collate:
     """Makes a batch of fetched samples, and finishes it with `batch_transform`."""
 
@@ -250,18 +236,11 @@ def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
     options = {
         'drop_last': False,
         'pin_memory': torch.cuda.is_available(),
-        'persistent_workers': True,
+        # Workers that live on would not see what changes in the dataset between two passes.
+        'persistent_workers': False,
         **worker_options(),
         **given,
     }
-    start_method = (
-        options.get('multiprocessing_context')
-        or multiprocessing.get_start_method(allow_none=True)
-        or multiprocessing.get_all_start_methods()[0]
-    )
-    if start_method == 'fork' and 'persistent_workers' not in given:
-        # Workers that are forked start in a moment; others import torch first, so they are kept.
-        options['persistent_workers'] = False
     if num_workers == 0:
         # torch refuses what is for workers when there are none, as with --set ...num_workers=0
         for name in ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context'):

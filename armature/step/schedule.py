@@ -82,30 +82,6 @@ class Schedule:
         self._planned = self._rates()
         self._warm()
 
-    def planned(self, n_steps: int, len_epoch: int) -> list[float]:
-        """The first group's learning rate in each of the next steps, if an epoch began now.
-
-        [] on a plateau's.
-        """
-        if self.scheduler is None or self.on_plateau:
-            return []
-        optimizer = self.scheduler.optimizer
-        shared = {
-            id(parameter): parameter
-            for group in optimizer.param_groups
-            for parameter in group['params']
-        }
-        ahead = copy.deepcopy(self, {**shared, id(optimizer.state): {}})
-        rates = []
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch misses the optimizer's own steps
-            for index in range(n_steps):
-                rates.append(ahead.scheduler.optimizer.param_groups[0]['lr'])
-                ahead.step()
-                if (index + 1) % len_epoch == 0:
-                    ahead.end_epoch({})
-        return rates
-
     def _advance(self, *value: float) -> None:
         """A step of the scheduler, which finds the learning rates as it left them."""
         if not self._is_scaled:
