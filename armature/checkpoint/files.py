@@ -5,7 +5,6 @@ A file's digest is inside it, as the comment of the zip archive that torch write
 lost in a copy. The first version kept it beside it, in NAME.pth.sha256, which is still honoured.
 """
 
-import glob
 import hashlib
 import io
 import itertools
@@ -120,11 +119,10 @@ def _write_all(paths: list[Path], content: memoryview) -> None:
     """Everything that takes space goes into temporary files first; then names are exchanged."""
     # Names that nobody reads until the bytes are safe, in the same folder because a rename is
     # atomic only within one file system.
-    unfinished = [path.with_name(f'.{path.name}.{os.getpid()}.tmp') for path in paths]
+    unfinished = [path.with_name(f'.{path.name}.tmp') for path in paths]
     try:
-        for path in paths:  # what a process that was killed has left
-            for left_over in path.parent.glob(f'.{glob.escape(path.name)}.*.tmp'):
-                left_over.unlink(missing_ok=True)
+        for each in unfinished:  # what a process that was killed has left
+            each.unlink(missing_ok=True)
         _write(unfinished[0], content)
         for each in unfinished[1:]:
             _second_name(unfinished[0], each)
