@@ -17,19 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from tests.conftest import Experiment
+from tools.check_resume import COMPARED
 from trainer import Trainer
 
 STEPS_PER_EPOCH = 6
-COMPARED = (
-    'epoch',
-    'step',
-    'samples',
-    'state_dict',
-    'optimizer',
-    'monitor_best',
-    'parts',
-    'rng',
-)
 
 
 class Everything(Trainer):

@@ -20,6 +20,7 @@ from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from tests.conftest import ROOT
 from tests.faults import Result, run_campaigns, tally
+from tools.check_resume import COMPARED
 from tools.project import KEPT, files_below, write_files
 
 CONFIG = {
@@ -40,18 +41,7 @@ CONFIG = {
         'save_every_steps': 2,
     },
 }
-COMPARED = (
-    'epoch',
-    'step',
-    'samples',
-    'state_dict',
-    'optimizer',
-    'monitor_best',
-    'parts',
-    'rng',
-    'rng_of_others',
-    'finished',
-)
+STATES = (*COMPARED, 'rng_of_others', 'finished')
 LAUNCHERS = ('-d', 'torchrun', 'by hand')
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
 LEAVE_S = 45  # how long processes may take to end after one of them was killed
@@ -152,7 +142,7 @@ def outcome(run: Path) -> dict:
     All of its newest checkpoint that has to be the same whatever happened on the way.
     """
     state = checkpoint.load(run / checkpoint.LAST)
-    return {name: state[name] for name in COMPARED}
+    return {name: state[name] for name in STATES}
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
