@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import TensorDataset
 
+from armature.data.cells import Decimal
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
@@ -24,7 +25,7 @@ from base import BaseDataLoader
 from data_loader.collate import PadCollate
 from data_loader.datasets import Standardize, digits, read_idx
 from data_loader.image_folder import ImageFolder, find_parts
-from data_loader.tables import Decimal, Table, TargetKind
+from data_loader.tables import Table, TargetKind
 
 __all__ = [
     'BaseDataLoader',

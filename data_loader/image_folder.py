@@ -1,4 +1,4 @@
-"""Images in one folder per class: which files count, and how the pixels of each become 8 bits."""
+"""Images in one folder per class, and which files count."""
 
 import logging
 import os
@@ -7,30 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from armature.data.pixels import CONVERSIONS, ENDINGS, read_image
 from armature.errors import DataError
 
-ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 PARTS = {
     'train': ('train', 'training'),
     'valid': ('valid', 'val', 'validation'),
     'test': ('test', 'testing'),
 }
 LITTER = ('.', '__MACOSX', '@eaDir')  # begin what Jupyter, macOS and Synology leave in folders
-CONVERSIONS = (
-    'holds several frames: the first is taken',
-    'is turned upright, as its EXIF orientation says',
-    'has 16 bits: divided by 257, to 8 bits',
-    'has floats from 0 to 1: multiplied by 255, to 8 bits',
-    'is transparent in parts: laid on white',
-    'is CMYK, LAB or YCbCr: converted without its colour profile',
-    'has a palette: its colours are taken',
-)
-FRAMES, TURNED, BITS_16, FLOATS, TRANSPARENT, COLOURS, PALETTE = range(len(CONVERSIONS))
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 def find_parts(root: Path) -> dict[str, Path]:
@@ -116,32 +104,18 @@ class ImageFolder(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        pixels = self._pixels(self.paths[index])
-        image = torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1)
-        image, target = image.contiguous(), self.targets[index]
-        return (
-            image if self.transform is None else self.transform(image),
-            target if self.target_transform is None else self.target_transform(target),
-        )
-
-    def _pixels(self, path: str) -> np.ndarray:
-        from PIL import Image
-
-        try:
-            with Image.open(path) as file:
-                image, conversions = to_8_bits(file, self.mode)
-                image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            is_empty = os.path.isfile(path) and not os.path.getsize(path)
-            reason = 'it is empty' if is_empty else error
-            raise DataError(f'{path} cannot be read as an image ({reason})') from error
+        pixels, conversions = read_image(self.paths[index], self.size, self.mode)
         for conversion in conversions:
             self.n_converted[conversion] += 1
             if self.n_converted[conversion] == 1:
                 logging.getLogger('data').warning(
-                    f'{path} {CONVERSIONS[conversion]}; so are others like it'
+                    f'{self.paths[index]} {CONVERSIONS[conversion]}; so are others like it'
                 )
-        return np.array(image)
+        image, target = torch.from_numpy(pixels), self.targets[index]
+        return (
+            image if self.transform is None else self.transform(image),
+            target if self.target_transform is None else self.target_transform(target),
+        )
 
     def notes(self) -> list[str]:
         """What was left out, and what has been converted so far."""
@@ -152,44 +126,6 @@ class ImageFolder(Dataset):
             for n, what in zip(self.n_converted.tolist(), CONVERSIONS)
             if n
         ]
-
-
-def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
-    """(a PIL image as 8 bits in `mode`, which CONVERSIONS that took).
-
-    Raises ValueError for pixels whose scale nobody knows.
-    """
-    from PIL import Image, ImageOps
-
-    conversions = [FRAMES] if getattr(file, 'is_animated', False) else []
-    file.load()
-    image = file
-    if 'exif' in file.info and file.getexif().get(ORIENTATION, 1) != 1:
-        conversions.append(TURNED)
-        image = ImageOps.exif_transpose(file)
-    # PIL's own conversion of these would clip at 255 instead of scaling.
-    if image.mode.startswith('I;16') or image.mode == 'I' and file.format in ('PNG', 'PPM'):
-        conversions.append(BITS_16)
-        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    elif image.mode == 'F' and (pixels := np.asarray(image)).min() >= 0 and pixels.max() <= 1:
-        conversions.append(FLOATS)
-        image = Image.fromarray((pixels * 255).round().astype(np.uint8))
-    elif image.mode in ('I', 'F'):
-        lowest, highest = image.getextrema()
-        raise ValueError(
-            f'its pixels go from {lowest:g} to {highest:g}, and nothing says what black and white '
-            'are: save it with 8 or 16 bits, or as floats from 0 to 1'
-        )
-    if image.mode in ('CMYK', 'LAB', 'YCbCr'):
-        conversions.append(COLOURS)
-        image = image.convert('RGB')
-    conversions += [PALETTE] * (image.mode == 'P')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        if image.getchannel('A').getextrema()[0] < 255:
-            conversions.append(TRANSPARENT)
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image if image.mode == mode else image.convert(mode), conversions
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,35 +1,29 @@
 """Tables: a CSV file as tensors. What is learned from the training rows is a dict for the run."""
 
-import csv
 import hashlib
-import io
-import re
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from armature.data.cells import (
+    LARGEST,
+    MISSING,
+    UNKNOWN,
+    Decimal,
+    category,
+    codes_of,
+    is_flat,
+    number,
+    read_rows,
+    standardized,
+)
 from armature.data.memory import InMemory
 from armature.errors import DataError
 
-MISSING = frozenset(['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?'])
-UNKNOWN = 0  # the code of a category that is missing or was not seen in training
-SEPARATORS = ',;\t|'
-FREQUENT = ('cp949', 'cp1252', 'shift_jis', 'gb18030', 'cp1251')  # encodings to choose from by eye
-LARGEST = np.finfo(np.float32).max
-FLAT = 1e-7  # a column that deviates less than this share of its mean is one number in float32
 FAR = 1e4  # times as much as half of the rows: one row makes the others look alike
-WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
-WHAT_TO_DO = {  # with what is no number, by its form
-    r'\d{1,4}[-/.]\d\d?[-/.]\d{1,4}\b.*': 'write dates as numbers, such as the day of the year',
-    r'(?i)true|false|yes|no': 'name the column in "categorical"',
-    r"[-+]?[\d., '’]+": 'say in "decimal" whether "." or "," stands before the decimals',
-    r'.*': 'leave a cell empty where a number is missing',
-}
 
 TargetKind = Literal['class', 'binary', 'number']
-Decimal = Literal['.', ','] | None
 
 
 class Table:
@@ -98,13 +92,13 @@ class Table:
         that did not vary. codes: (n, categorical), 0 for unknown ones. target: (n,) classes, or
         (n, 1) numbers for 'number' and 'binary' (0. and 1.), as losses of one output want them.
         """
-        mean, std = np.array(fitted['mean']), np.array(fitted['std'])
+        mean, std = fitted['mean'], fitted['std']
         if len(mean) != len(self.numeric) or list(fitted['categories']) != self.categorical:
             raise DataError(
                 f'{self.path}: training had {len(mean)} numeric columns, and the categorical ones '
                 f'{list(fitted["categories"])}: name the same columns here'
             )
-        numbers = (self.numbers - mean) / np.where(is_flat(mean, std), np.inf, std)
+        numbers = standardized(self.numbers, mean, std)
         codes = np.empty((len(self.lines), len(self.categorical)), dtype=np.int64)
         for place, name in enumerate(self.categorical):
             codes[:, place] = self._codes(name, fitted['categories'][name])
@@ -120,8 +114,7 @@ class Table:
         target = torch.from_numpy(target)
         if self.target_kind != 'class':
             target = target.float().unsqueeze(1)
-        numbers = torch.from_numpy(np.nan_to_num(numbers)).float()
-        return InMemory([[numbers, torch.from_numpy(codes)], target])
+        return InMemory([[torch.from_numpy(numbers), torch.from_numpy(codes)], target])
 
     def notes(self, fitted: dict[str, Any]) -> list[tuple[str, bool]]:
         """[(what a reader of the file may not expect of its encoding, whether to warn of it)]."""
@@ -158,20 +151,16 @@ class Table:
         }
 
     def _codes(self, name: str, categories: list[str]) -> np.ndarray:
-        codes = {category(each): code for code, each in enumerate(categories, start=1)}
+        codes = codes_of(categories)
         return np.array([codes.get(cell, UNKNOWN) for cell in self.cells[name]])
 
     def _parsed(self, name: str) -> np.ndarray:
         numbers = np.full(len(self.lines), np.nan)
         for row, cell in enumerate(self.cells[name]):
-            if cell in MISSING:
-                continue
             try:
                 numbers[row] = number(cell, self.decimal)
-            except ValueError:
-                kind = next(kind for kind in WHAT_TO_DO if re.fullmatch(kind, cell))
-                said = f'{self._place(row, name)} is not a number: {WHAT_TO_DO[kind]}'
-                raise DataError(said) from None
+            except ValueError as error:
+                raise DataError(f'{self._place(row, name)} {error}') from None
         too_large = np.flatnonzero(np.abs(numbers) > LARGEST)
         if len(too_large):
             place = self._place(too_large[0], name)
@@ -183,28 +172,6 @@ class Table:
 
     def _place(self, row: int, name: str) -> str:
         return f'{self.path}, line {self.lines[row]}, column {name!r}: {self.cells[name][row]!r}'
-
-
-def is_flat(mean: Any, std: Any) -> Any:
-    """Whether a column says nothing: divided by its deviation, other rows would explode."""
-    return std <= FLAT * np.abs(mean)
-
-
-def number(cell: str, decimal: Decimal) -> float:
-    """The number that a cell says. Raises ValueError for anything that could mean another one."""
-    if decimal is not None:
-        other = ',' if decimal == '.' else '.'
-        cell = re.sub(rf"(?<=\d)(?<!\b0)[{other} '’](?=\d{{3}}(?!\d))", '', cell)
-        cell = cell.replace(other, '_').replace(decimal, '.')
-    if '_' in cell:  # Python reads 1_5 as 15
-        raise ValueError(cell)
-    return float(cell)
-
-
-def category(cell: str) -> str:
-    """The one name of a whole number, however it is written: 1, 1.0, +1."""
-    whole = WHOLE.fullmatch(cell)
-    return whole[1] if whole else cell
 
 
 def in_order(values: set[str]) -> list[str]:
@@ -219,57 +186,9 @@ def read_cells(
     path: str, needed: list[str], encoding: str | None
 ) -> tuple[list[int], dict[str, list[str]]]:
     """(the line of each row, {column: its cells}) of a CSV file that has the columns `needed`."""
-    try:
-        text = decoded(path, encoding)
-
-        def parsed(text: str, separator: str) -> Any:
-            content = io.StringIO(text, newline='')
-            return csv.reader(content, delimiter=separator, skipinitialspace=True)
-
-        heads = {
-            each: [name.strip() for name in next(parsed(text[:100_000], each), [])]
-            for each in SEPARATORS
-        }
-        # The one that gives most of the columns; which they are is known.
-        separator = max(heads, key=lambda each: len(set(needed).intersection(heads[each])))
-        names = heads[separator]
-        missing = [name for name in needed if name not in names]
-        if missing:
-            raise DataError(
-                f'{path} has no column {missing[0]!r}: there are {", ".join(map(repr, names))}'
-            )
-        reader = parsed(text, separator)
-        next(reader)
-        lines, rows = [], []
-        for row in reader:
-            if len(row) not in (0, len(names)):
-                raise DataError(
-                    f'{path}, line {reader.line_num}: {len(row)} cells instead of {len(names)}'
-                )
-            if row:
-                lines.append(reader.line_num)
-                rows.append([cell.strip() for cell in row])
-    except (OSError, csv.Error, LookupError) as error:
-        raise DataError(f'{Path(path).resolve()} cannot be read as a CSV table: {error}') from error
-    if not rows:
-        raise DataError(f'{Path(path).resolve()} has no rows')
-    if len(set(names)) < len(names):
-        raise DataError(f'{path}: several columns have the same name')
-    return lines, {name: list(column) for name, column in zip(names, zip(*rows))}
-
-
-def decoded(path: str, encoding: str | None) -> str:
-    """The text of a file: in `encoding`, or in the Unicode that its first bytes show."""
-    content = Path(path).read_bytes()
-    if encoding is None:
-        is_utf_16 = content[:2] in (b'\xff\xfe', b'\xfe\xff')
-        encoding = 'utf-16' if is_utf_16 else 'utf-16-le' if content[1:2] == b'\0' else 'utf-8-sig'
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        above, line = content[: error.start].count(b'\n'), content[error.start :].splitlines()[0]
-        readings = [f'{other} ({line.decode(other, "replace")[:20]!r})' for other in FREQUENT]
-        raise DataError(
-            f'{path}, line {above + 1} is not {encoding}: name its "encoding", such as '
-            f'{", ".join(readings)}'
-        ) from error
+    names, rows = read_rows(path, needed, encoding)
+    for line, row in rows:
+        if len(row) != len(names):
+            raise DataError(f'{path}, line {line}: {len(row)} cells instead of {len(names)}')
+    lines, rows = zip(*rows)
+    return list(lines), {name: list(column) for name, column in zip(names, zip(*rows))}

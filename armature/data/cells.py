@@ -1,0 +1,129 @@
+"""How the cells of a CSV table become numbers and categories, in training and in use; no torch."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from armature.errors import DataError
+
+MISSING = frozenset(['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?'])
+UNKNOWN = 0  # the code of a category that is missing or was not seen in training
+SEPARATORS = ',;\t|'
+FREQUENT = ('cp949', 'cp1252', 'shift_jis', 'gb18030', 'cp1251')  # encodings to choose from by eye
+LARGEST = np.finfo(np.float32).max
+FLAT = 1e-7  # a column that deviates less than this share of its mean is one number in float32
+WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
+WHAT_TO_DO = {  # with what is no number, by its form
+    r'\d{1,4}[-/.]\d\d?[-/.]\d{1,4}\b.*': 'write dates as numbers, such as the day of the year',
+    r'(?i)true|false|yes|no': 'name the column in "categorical"',
+    r"[-+]?[\d., '’]+": 'say in "decimal" whether "." or "," stands before the decimals',
+    r'.*': 'leave a cell empty where a number is missing',
+}
+
+Decimal = Literal['.', ','] | None
+
+
+def is_flat(mean: Any, std: Any) -> Any:
+    """Whether a column says nothing: divided by its deviation, other rows would explode."""
+    return std <= FLAT * np.abs(mean)
+
+
+def standardized(numbers: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+    """(rows, columns) less the mean, by the deviation, in float32.
+
+    0, which is the mean, for missing ones (nan) and in columns that did not vary.
+    """
+    mean, std = np.array(mean), np.array(std)
+    scaled = (numbers - mean) / np.where(is_flat(mean, std), np.inf, std)
+    return np.nan_to_num(scaled).astype(np.float32)
+
+
+def number(cell: str, decimal: Decimal) -> float:
+    """The number that a cell says, nan for a missing one.
+
+    Raises ValueError, which says what to do, for anything that could mean another one.
+    """
+    if cell in MISSING:
+        return np.nan
+    text = cell
+    if decimal is not None:
+        other = ',' if decimal == '.' else '.'
+        text = re.sub(rf"(?<=\d)(?<!\b0)[{other} '’](?=\d{{3}}(?!\d))", '', text)
+        text = text.replace(other, '_').replace(decimal, '.')
+    try:
+        if '_' in text:  # Python reads 1_5 as 15
+            raise ValueError
+        return float(text)
+    except ValueError:
+        kind = next(kind for kind in WHAT_TO_DO if re.fullmatch(kind, cell, re.DOTALL))
+        raise ValueError(f'is not a number: {WHAT_TO_DO[kind]}') from None
+
+
+def category(cell: str) -> str:
+    """The one name of a whole number, however it is written: 1, 1.0, +1."""
+    whole = WHOLE.fullmatch(cell)
+    return whole[1] if whole else cell
+
+
+def codes_of(categories: list[str]) -> dict[str, int]:
+    """The code of each category: from 1, and UNKNOWN for any other."""
+    return {category(each): code for code, each in enumerate(categories, start=1)}
+
+
+def read_rows(
+    path: str | Path, needed: list[str], encoding: str | None
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """(names of the columns, (line, cells) of each row) of a CSV file with the columns `needed`.
+
+    A row has as many cells as it has: whether that is right, the caller decides.
+    """
+    try:
+        text = decoded(path, encoding)
+
+        def parsed(text: str, separator: str) -> Any:
+            content = io.StringIO(text, newline='')
+            return csv.reader(content, delimiter=separator, skipinitialspace=True)
+
+        heads = {
+            each: [name.strip() for name in next(parsed(text[:100_000], each), [])]
+            for each in SEPARATORS
+        }
+        # The one that gives most of the columns; which they are is known.
+        separator = max(heads, key=lambda each: len(set(needed).intersection(heads[each])))
+        names = heads[separator]
+        missing = [name for name in needed if name not in names]
+        if missing:
+            raise DataError(
+                f'{path} has no column {missing[0]!r}: there are {", ".join(map(repr, names))}'
+            )
+        if len(set(names)) < len(names):
+            raise DataError(f'{path}: several columns have the same name')
+        reader = parsed(text, separator)
+        next(reader)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except (OSError, csv.Error, LookupError) as error:
+        raise DataError(f'{Path(path).resolve()} cannot be read as a CSV table: {error}') from error
+    if not rows:
+        raise DataError(f'{Path(path).resolve()} has no rows')
+    return names, rows
+
+
+def decoded(path: str | Path, encoding: str | None) -> str:
+    """The text of a file: in `encoding`, or in the Unicode that its first bytes show."""
+    content = Path(path).read_bytes()
+    if encoding is None:
+        is_utf_16 = content[:2] in (b'\xff\xfe', b'\xfe\xff')
+        encoding = 'utf-16' if is_utf_16 else 'utf-16-le' if content[1:2] == b'\0' else 'utf-8-sig'
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        above, line = content[: error.start].count(b'\n'), content[error.start :].splitlines()[0]
+        readings = [f'{other} ({line.decode(other, "replace")[:20]!r})' for other in FREQUENT]
+        raise DataError(
+            f'{path}, line {above + 1} is not {encoding}: name its "encoding", such as '
+            f'{", ".join(readings)}'
+        ) from error

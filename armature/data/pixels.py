@@ -1,0 +1,93 @@
+"""How the pixels of an image file become 8 bits, for training and for use alike; without torch."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armature.errors import DataError
+
+ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+CONVERSIONS = (
+    'holds several frames: the first is taken',
+    'is turned upright, as its EXIF orientation says',
+    'has 16 bits: divided by 257, to 8 bits',
+    'has floats from 0 to 1: multiplied by 255, to 8 bits',
+    'is transparent in parts: laid on white',
+    'is CMYK, LAB or YCbCr: converted without its colour profile',
+    'has a palette: its colours are taken',
+)
+FRAMES, TURNED, BITS_16, FLOATS, TRANSPARENT, COLOURS, PALETTE = range(len(CONVERSIONS))
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+
+
+def read_image(
+    source: str | Path | bytes, size: int, mode: str, max_pixels: int | None = None
+) -> tuple[np.ndarray, list[int]]:
+    """((channels, size, size) uint8, which CONVERSIONS that took) of a file, or of its bytes.
+
+    mode: 'RGB' or 'L' (grey). max_pixels: the file may have. Raises DataError, whatever is wrong
+    with the file.
+    """
+    from PIL import Image
+
+    name = 'the image' if isinstance(source, bytes) else source
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if max_pixels and file.width * file.height > max_pixels:
+                raise DataError(
+                    f'{name} has {file.width} x {file.height} pixels: at most {max_pixels:,}'
+                )
+            image, conversions = to_8_bits(file, mode)
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+    except DataError:
+        raise
+    except Exception as error:  # malformed files raise nearly everything
+        is_empty = not source if isinstance(source, bytes) else _is_empty(Path(source))
+        reason = 'it is empty' if is_empty else ' '.join(str(error).split())
+        raise DataError(f'{name} cannot be read as an image ({reason})') from error
+    pixels = np.array(image).reshape(size, size, -1)  # (height, width, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), conversions
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_file() and not path.stat().st_size
+
+
+def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
+    """(a PIL image as 8 bits in `mode`, which CONVERSIONS that took).
+
+    Raises ValueError for pixels whose scale nobody knows.
+    """
+    from PIL import Image, ImageOps
+
+    conversions = [FRAMES] if getattr(file, 'is_animated', False) else []
+    file.load()
+    image = file
+    if 'exif' in file.info and file.getexif().get(ORIENTATION, 1) != 1:
+        conversions.append(TURNED)
+        image = ImageOps.exif_transpose(file)
+    # PIL's own conversion of these would clip at 255 instead of scaling.
+    if image.mode.startswith('I;16') or image.mode == 'I' and file.format in ('PNG', 'PPM'):
+        conversions.append(BITS_16)
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    elif image.mode == 'F' and (pixels := np.asarray(image)).min() >= 0 and pixels.max() <= 1:
+        conversions.append(FLOATS)
+        image = Image.fromarray((pixels * 255).round().astype(np.uint8))
+    elif image.mode in ('I', 'F'):
+        lowest, highest = image.getextrema()
+        raise ValueError(
+            f'its pixels go from {lowest:g} to {highest:g}, and nothing says what black and white '
+            'are: save it with 8 or 16 bits, or as floats from 0 to 1'
+        )
+    if image.mode in ('CMYK', 'LAB', 'YCbCr'):
+        conversions.append(COLOURS)
+        image = image.convert('RGB')
+    conversions += [PALETTE] * (image.mode == 'P')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        if image.getchannel('A').getextrema()[0] < 255:
+            conversions.append(TRANSPARENT)
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image if image.mode == mode else image.convert(mode), conversions
