@@ -1,4 +1,4 @@
-"""Laws of loaders that read files: tables, image folders, idx files. And the examples.
+"""Laws of loaders that read files: tables, image folders, idx files.
 
 Odd input is read right, said once, or one clear error.
 """
@@ -6,7 +6,6 @@ Odd input is read right, said once, or one clear error.
 import json
 import os
 import re
-import shlex
 
 import numpy as np
 import pytest
@@ -814,44 +813,7 @@ def test_digits_are_those_of_scikit_learn():
     )
 
 
-# Examples
-
-COMMANDS = re.findall(
-    r'^\| `(python .*?)`', (ROOT / 'examples' / 'README.md').read_text(), flags=re.MULTILINE
-)
-
-
-def test_every_example_trains(tmp_path):
-    commands = []
-    for number, command in enumerate(COMMANDS):
-        few_steps = [
-            'trainer.epochs=1',
-            'trainer.max_steps=8',
-            f'trainer.save_dir={tmp_path / str(number)}',
-        ]
-        commands.append(
-            [
-                *shlex.split(command)[1:],
-                '-d',
-                'cpu',
-                *(word for each in few_steps for word in ('--set', each)),
-            ]
-        )
-    assert len(commands) >= 7
-    for number, (code, output) in enumerate(run_all(tmp_path / 'out', *commands)):
-        assert code == 0 and list((tmp_path / str(number)).rglob('checkpoint-last.pth')), (
-            f'{COMMANDS[number]}\n{output}'
-        )
-
-
-def test_regression_recovers_the_line(tmp_path):
-    run_script(
-        'train.py', '-c', 'examples/regression/config.json', '--set', f'trainer.save_dir={tmp_path}'
-    )
-    line = checkpoint.load(next(tmp_path.rglob('model_best.pth')))['state_dict']
-    assert line['line.weight'].item() == pytest.approx(0.7, abs=0.01) and line[
-        'line.bias'
-    ].item() == pytest.approx(0.3, abs=0.01)
+# What show_data says
 
 
 def shown(capsys, loader):

@@ -1,0 +1,53 @@
+"""Every example is checked, trains and can be tested; the table in examples/README.md has all."""
+
+import re
+
+import pytest
+
+import train
+from armature.checkpoint import files as checkpoint
+from armature.config.check import check
+from armature.config.read import read_config
+from parse_config import ConfigParser
+from tests.conftest import ROOT
+from tools.smoke import load_script
+
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob('examples/*/config.json'))
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def few_steps(name: str, folder, **trainer) -> dict:
+    """The example's config, checked as the command line does, for a run of a few steps."""
+    document = read_config(ROOT / 'examples' / name / 'config.json', name)
+    check(document, train.BUILDS)  # raises where it is wrong
+    document.values['n_gpu'] = 0
+    document.values['trainer'] |= {'save_dir': str(folder), **trainer}
+    return document.values
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_example_trains_and_can_be_tested(name, tmp_path, capsys):
+    config = few_steps(name, tmp_path, epochs=1, max_steps=8)
+    train.build(ConfigParser(config)).train()
+    (last,) = tmp_path.rglob('checkpoint-last.pth')
+    if name != 'gan':  # nothing to measure it by
+        load_script(ROOT / 'test.py').main(ConfigParser(config, resume=last), n_batches=1)
+        assert 'loss' in capsys.readouterr().out
+
+
+def test_regression_recovers_the_line(tmp_path):
+    train.build(ConfigParser(few_steps('regression', tmp_path))).train()
+    (best,) = tmp_path.rglob('model_best.pth')
+    line = checkpoint.load(best)['state_dict']
+    assert line['line.weight'].item() == pytest.approx(0.7, abs=0.01)
+    assert line['line.bias'].item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_every_example_stands_in_the_table():
+    table = (ROOT / 'examples' / 'README.md').read_text(encoding='utf-8')
+    commands = re.findall(r'^\| `python train.py -c examples/(\w+)/config.json` \|', table, re.M)
+    assert sorted(commands) == EXAMPLES
