@@ -35,9 +35,10 @@ from armature.run.checks import (
     refuse_lone_samples,
 )
 from armature.run.console import Console
-from armature.run.folder import RunFolder, differences, made_by, read_json, read_table
+from armature.run.folder import RunFolder, differences, rates_of, read_json
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
+from armature.run.record import read_table, values_of
 from armature.run.resume import (
     as_built,
     load_optimizer,
@@ -115,7 +116,6 @@ class BaseTrainer(ABC):
         self.metric_ftns = self.metrics = metric_ftns
         self.optimizer = optimizer
         self.seed = torch.initial_seed()
-        self._made_by = made_by(self.seed, self.device)
         self._step_key = key(
             self.seed, 'step', dist.rank()
         )  # each step's randomness starts at this number plus the step's
@@ -131,6 +131,8 @@ class BaseTrainer(ABC):
         self.step = 0  # optimizer steps since the beginning of the run
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
+        self._rows = []  # and its rows in metrics.csv, of a run that goes on
+        self._rates, self._epoch_begun = {}, 0.0
         self._as_built = {
             'optimizer': optimizer_as_built(optimizer),
             'monitor': {'rule': self.monitor},
@@ -150,6 +152,7 @@ class BaseTrainer(ABC):
 
         self.checkpoint_dir = config.save_dir
         self._folder = RunFolder(self.checkpoint_dir)
+        self._made_by = self._folder.made_by(self.seed, self.device)
         sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
         self._saver = Saver(
             self.checkpoint_dir,
@@ -214,7 +217,7 @@ class BaseTrainer(ABC):
         resumed = self.config.resume
         self._folder.begin(
             self._config_as_read(),
-            self.history,
+            self._rows,
             resumed_from=None if resumed is None else str(resumed),
             data=self._data,
             **self._made_by,
@@ -234,6 +237,7 @@ class BaseTrainer(ABC):
         try:
             for epoch in range(self.start_epoch, self.epochs + 1):
                 self.frozen.apply(epoch)
+                self._epoch_begun, self._rates = time.perf_counter(), rates_of(self.optimizer)
                 if hasattr(getattr(self, 'data_loader', None), 'seek'):
                     self.data_loader.seek(epoch - 1)
                 with self._saying_where():
@@ -306,6 +310,8 @@ class BaseTrainer(ABC):
                 self._step_is_open = True
                 seed_torch(self._step_key + self.step, self.device)
                 self.writer.set_step(self.step)
+                if self.position + 1 == self.len_epoch:
+                    self._rates = rates_of(self.optimizer)  # of the epoch's last step
                 yield to_device(batch, self.device)
                 if self._step_is_open:  # a loop of the old template or the first version
                     self.end_step()
@@ -334,7 +340,7 @@ class BaseTrainer(ABC):
             self._save_last()
         if self.step == self._max_steps and not is_last:
             self._stop.reason = f'trainer.max_steps ({self._max_steps})'
-            raise Stopped
+            raise Stopped(self._stop.reason)
 
     def watched(self, loader: Iterable, *sharing: Any) -> Iterator[Any]:
         """The batches of a pass without steps (validation), on the device; a request to stop is met
@@ -357,7 +363,7 @@ class BaseTrainer(ABC):
             self._save_last()
         self._stop.grant(stop)
         if self._stop.reason:
-            raise Stopped
+            raise Stopped(self._stop.reason)
 
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027
         """Called every `log_step` batches and at the end of an epoch."""
@@ -378,7 +384,9 @@ class BaseTrainer(ABC):
         self.history.append(log)
         self.epochs_done, self.position, self._resumed = epoch, 0, {}
         if dist.is_main():
-            self._folder.add_row(log)
+            seconds = time.perf_counter() - self._epoch_begun
+            facts = {'epoch': epoch, 'step': self.step, 'seconds': seconds, **self._rates}
+            self._folder.add_row(facts | log)
         try:
             improved = self._monitor.update(log)
         except ConfigError:
@@ -428,8 +436,8 @@ class BaseTrainer(ABC):
         dist.share_buffers(bare(self.model))
         if self._saver.write(self._state(), names):
             if dist.is_main():
-                last = {'epoch': self.epochs_done, 'step': self.step}
-                self._folder.note(last=last, best=self._saver.line['best'])
+                best = self._saver.line['best']
+                self._folder.note_saved(self.epochs_done, self.step, best)
             self._saved_at, self._save_due = (
                 (self.epochs_done, self.step),
                 time.monotonic() + self._save_every_s,
@@ -527,7 +535,8 @@ class BaseTrainer(ABC):
         self.start_epoch = self.epochs_done + 1
         self.step = state.get('step', 0)
         table = Path(resume_path).parent / 'metrics.csv'  # the first version kept it in the state
-        self.history = state.get('history') or read_table(table, self.epochs_done)
+        self._rows = state.get('history') or read_table(table, self.epochs_done)
+        self.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self._rows]
         if self.mnt_mode != 'off' and then.get('monitor') == now['monitor']:
             self.mnt_best = state.get('monitor_best', self.mnt_best)
         self._resumed = state

@@ -11,11 +11,14 @@ import types
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import torch
 
 from armature.checkpoint.files import load, newest_run
 from armature.errors import ConfigError, UserError
 from armature.run import folder as folder_module
-from armature.run.folder import RunFolder, claim, read_table, run_folder
+from armature.run import record as record_module
+from armature.run.folder import RunFolder, claim, run_folder
+from armature.run.record import read_table, values_of
 from armature.run.stop import Stopped
 from trainer import Trainer
 
@@ -84,7 +87,7 @@ def test_a_file_system_without_locks_is_not_another_training(tmp_path, monkeypat
     def no_locks(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(folder_module.fcntl, 'lockf', no_locks)
+    monkeypatch.setattr(record_module.fcntl, 'lockf', no_locks)
     with RunFolder(tmp_path).training():
         pass
     assert len(caplog.records) == 1 and os.strerror(number) in caplog.text
@@ -98,9 +101,9 @@ def test_windows_locks_by_msvcrt(tmp_path, monkeypatch):
             raise OSError(errno.EACCES, 'Permission denied')
         locked.append((mode, n_bytes))
 
-    monkeypatch.setattr(folder_module, 'fcntl', None)
+    monkeypatch.setattr(record_module, 'fcntl', None)
     stand_in = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
-    monkeypatch.setattr(folder_module, 'msvcrt', stand_in, raising=False)
+    monkeypatch.setattr(record_module, 'msvcrt', stand_in, raising=False)
     with (
         RunFolder(tmp_path).training(),
         pytest.raises(UserError, match='Permission denied'),
@@ -114,7 +117,7 @@ def test_windows_locks_by_msvcrt(tmp_path, monkeypatch):
 
 
 def test_run_json_says_what_became_of_the_run(tmp_path):
-    run, said = claim(tmp_path, 'one'), []
+    run, said, seconds = claim(tmp_path, 'one'), [], 0
     begun = record(run)['begun']
     for error, state in ((None, 'finished'), (Stopped(), 'stopped'), (KeyError(), 'failed')):
         try:
@@ -128,6 +131,8 @@ def test_run_json_says_what_became_of_the_run(tmp_path):
         except (Stopped, KeyError):
             pass
         assert record(run)['state'] == state and record(run)['best'] == {'epoch': 1}
+        assert record(run)['seconds'] > seconds  # of all starts together
+        seconds = record(run)['seconds']
     assert said == ['running'] * 3 and record(run)['begun'] == begun
     assert record(run)['command'] == ['train.py'] and record(run)['ended'] > begun
     assert json.loads((run / 'config.json').read_text()) == {'name': 'x'}
@@ -272,9 +277,25 @@ def test_a_table_that_cannot_be_written_stops_neither_training_nor_checkpoints(e
 def test_the_record_follows_the_training(experiment):
     trainer = experiment.trainer(epochs=2)
     trainer.train()
-    said = record(trainer.checkpoint_dir)
-    assert said['state'] == 'finished' and said['last']['epoch'] == 2 and said['torch']
+    said, first, last = record(trainer.checkpoint_dir), *trainer.history
+    assert said['state'] == 'finished' and said['reason'] is None
+    assert said['last'] == {'epoch': 2, 'step': 12, 'values': values_of(last)}
+    best = min(first, last, key=lambda log: log['val_loss'])
+    name = 'model_best.pth'
+    assert said['best'] == {'epoch': best['epoch'], 'file': name, 'values': values_of(best)}
+    assert (
+        said['seconds'] > 0 and said['monitor'] == 'min val_loss' and said['seed'] == trainer.seed
+    )
+    assert said['versions']['torch'] == torch.__version__ and 'numpy' in said['versions']
+    assert said['hardware']['device'] == 'cpu' and said['hardware']['n_cpus'] >= 1
+    data = load(trainer.checkpoint_dir / name)['data']
+    assert said['data'] == json.loads(json.dumps(data))
+    table = read_table(trainer.checkpoint_dir / 'metrics.csv')
+    assert list(table[0])[:5] == ['epoch', 'step', 'seconds', 'lr', 'loss']
+    assert [row['step'] for row in table] == [6, 12] and table[0]['lr'] == 0.01
     resumed = experiment.trainer(trainer.checkpoint_dir / 'checkpoint-epoch1.pth', epochs=2)
     resumed.train()
     assert resumed.history == trainer.history
+    again = read_table(resumed.checkpoint_dir / 'metrics.csv')
+    assert again[0] == table[0] and again[1] | {'seconds': 0} == table[1] | {'seconds': 0}
     assert record(resumed.checkpoint_dir)['resumed_from'].endswith('checkpoint-epoch1.pth')

@@ -1,5 +1,5 @@
 """The folder of a run, beside its checkpoints: who may train in it, what the run is (run.json), and
-what its epochs reported (metrics.csv)."""
+what its epochs reported (metrics.csv). armature/run/record.py reads them."""
 
 import csv
 import errno
@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from armature.checkpoint.files import (
-    RECORD,
+    BEST,
     begun,
     free_bytes,
     load_head,
@@ -34,16 +34,10 @@ from armature.config.read import show
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
+from armature.run import record as records
+from armature.run.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_record
 from armature.run.stop import Stopped
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
-
-LOCK, TABLE = '.lock', 'metrics.csv'
-LOCKED_BYTE = 2**30  # Windows locks bytes, and nobody can read those; this one is never written
 PROJECT = Path(__file__).resolve().parents[2]
 logger = logging.getLogger(__name__)
 
@@ -119,39 +113,57 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.record, self._columns = {}, []
+        self.record, self.rows, self._columns = {}, [], []
+        self._patch = b''
+        self._seconds_before, self._began = 0, None
         self._lock_file = None
         self._has_warned = False
+
+    def made_by(self, seed: int, device: torch.device) -> dict[str, Any]:
+        """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
+        return {
+            'command': list(sys.argv),
+            'git': dist.on_main(self._look_at_code),
+            'versions': records.versions(PROJECT) | {'torch': str(torch.__version__)},
+            'hardware': hardware(device),
+            'seed': seed,
+            'agents': job.agents(),
+        }
+
+    def _look_at_code(self) -> dict[str, Any]:
+        code, self._patch = records.code_of(PROJECT, self.folder.parents[2])
+        return code
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Inside, no other training may be in this folder; run.json then says how it ended."""
         dist.on_main(self._lock)
-        state = 'failed'
+        end = {'state': 'failed'}
         try:
             yield
-            state = 'finished'
-        except Stopped:
-            state = 'stopped'
+            end = {'state': 'finished', 'reason': None}
+        except Stopped as stop:
+            end = {'state': 'stopped', 'reason': str(stop)}
+            raise
+        except BaseException as error:
+            kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+            end['reason'] = f'{kind}{error}'
             raise
         finally:
-            if self.record:
-                self.note(state=state, ended=datetime.now(UTC).isoformat())
+            # A run that goes on and is refused is left as it was.
+            if self.record or (dist.is_main() and read_record(self.folder)['state'] == 'prepared'):
+                self.note(**end, ended=datetime.now(UTC).isoformat())
             if self._lock_file is not None:
                 self._lock_file.close()
+                records.locked_here.discard(self.folder.resolve())
 
     def _lock(self) -> None:
-        """Open and lock a file: the kernel lets go of it when the process dies."""
         try:
             handle = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked as long as it is open)
         except OSError as error:
             raise self._no_room(error) from error
         try:
-            if fcntl is not None:  # lockf, not flock: loader workers must not inherit it
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
-                handle.seek(LOCKED_BYTE)
-                msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+            records.lock(handle, alone=True)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 handle.close()
@@ -171,14 +183,36 @@ class RunFolder:
             handle.close()
             raise self._no_room(error) from error
         self._lock_file = handle
+        records.locked_here.add(self.folder.resolve())
 
     def begin(self, config: dict, rows: list[dict], **facts: Any) -> None:
-        """Write what the run is and what its finished epochs reported, before the first step."""
-        record = {'begun': begun(self.folder).isoformat(), 'state': 'running', **facts}
+        """Write what the run is and what its finished epochs reported, before the first step.
+
+        rows: of those epochs, for metrics.csv.
+        """
+        before = read_record(self.folder)
+        self._seconds_before, self._began = before['seconds'] or 0, time.monotonic()
+        trainer, data = config.get('trainer') or {}, facts.get('data') or {}
+        record = {
+            'version': records.VERSION,
+            'name': config.get('name'),
+            'run': self.folder.name,
+            'state': 'running',
+            'begun': begun(self.folder).isoformat(),
+            'monitor': trainer.get('monitor', 'off'),
+            'classes': data.get('class_names'),
+            'trackers': before['trackers'],
+            **facts,
+        }
+        self.rows = rows
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
         try:
-            write_json(config, self.folder / 'config.json')
+            write_json(config, self.folder / CONFIG)
             write_json(record, self.folder / RECORD)
+            if self._patch:
+                (self.folder / CHANGES).write_bytes(self._patch)
+            else:
+                (self.folder / CHANGES).unlink(missing_ok=True)
             if rows or (self.folder / TABLE).exists():
                 _exchange(self.folder / TABLE, _as_csv(rows, self._columns, header=True))
         except OSError as error:
@@ -196,20 +230,33 @@ class RunFolder:
         """Put `facts` into run.json, also of a training that does not call `begin`."""
         first = {'begun': begun(self.folder).isoformat(), 'state': 'running'}
         self.record = {**(self.record or first), **facts}
+        if self._began is not None:
+            self.record['seconds'] = self._seconds_before + time.monotonic() - self._began
         with self._warning():
             write_json(self.record, self.folder / RECORD)
 
+    def note_saved(self, epoch: int, step: int, best: list[int] | None) -> None:
+        """Put into run.json where the run is, and its best epoch: (epoch, step) of model_best."""
+        self.note(
+            last={'epoch': epoch, 'step': step, 'values': self._values(epoch)},
+            best=best and {'epoch': best[0], 'file': BEST, 'values': self._values(best[0])},
+        )
+
+    def _values(self, epoch: int) -> dict[str, float]:
+        row = next((row for row in reversed(self.rows) if row.get('epoch') == epoch), {})
+        return records.values_of(row)
+
     def add_row(self, row: dict) -> None:
         """Append what an epoch reported to metrics.csv, which is written anew for new columns."""
+        self.rows.append(row)
         table = self.folder / TABLE
         with self._warning():
             if set(row) <= set(self._columns):
                 with table.open('a', encoding='utf-8', newline='') as file:
                     file.write(_as_csv([row], self._columns))
                 return
-            rows = [*read_table(table), row]
             self._columns = [*self._columns, *(name for name in row if name not in self._columns)]
-            _exchange(table, _as_csv(rows, self._columns, header=True))
+            _exchange(table, _as_csv(self.rows, self._columns, header=True))
 
     @contextmanager
     def _warning(self) -> Iterator[None]:
@@ -224,6 +271,14 @@ class RunFolder:
             self._has_warned = True
 
 
+def rates_of(optimizer: Any) -> dict[str, float]:
+    """The learning rate, lr; with several groups that of each: lr/NAME, or its number."""
+    groups = getattr(optimizer, 'param_groups', [])
+    names = [f'lr/{group.get("name", index)}' for index, group in enumerate(groups)]
+    names = ['lr'] if len(names) == 1 else names
+    return {name: float(group['lr']) for name, group in zip(names, groups)}
+
+
 def _as_csv(rows: list[dict], columns: list[str], header: bool = False) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator='\n')
@@ -231,27 +286,6 @@ def _as_csv(rows: list[dict], columns: list[str], header: bool = False) -> str:
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def read_table(path: Path, last_epoch: float = float('inf')) -> list[dict]:
-    """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table."""
-    rows = []
-    if path.is_file():
-        with path.open(encoding='utf-8', newline='') as file:
-            for row in csv.DictReader(file):
-                values = {name: _number(text) for name, text in row.items() if text}
-                if isinstance(values.get('epoch'), int) and values['epoch'] <= last_epoch:
-                    rows.append(values)
-    return rows
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def left_by(agents: list[str], runs: Path) -> tuple[Path | None, Path | None]:
@@ -288,52 +322,39 @@ def unfinished(runs: Path, config: dict) -> Path | None:
 # What made it
 
 
-def made_by(seed: int, device: torch.device) -> dict:
-    """Versions, code, command and machine, as plain data."""
+def hardware(device: torch.device) -> dict[str, Any]:
+    memory_bytes = None
+    with suppress(AttributeError, ValueError):  # Windows does not say
+        memory_bytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return {
-        'torch': str(torch.__version__),
-        'python': platform.python_version(),
-        'git': _git('rev-parse', 'HEAD'),
-        'uncommitted_changes': bool(_git('status', '--porcelain')),
-        'command': list(sys.argv),
-        'seed': seed,
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
         'machine': platform.machine(),
+        'system': platform.platform(),
         'threads': torch.get_num_threads(),
         'processes': dist.n_processes(),
-        'agents': job.agents(),
+        'n_cpus': os.cpu_count(),
+        'memory_bytes': memory_bytes,
     }
-
-
-def _git(*arguments: str) -> str:
-    """What git says about the project; empty without git or outside a repository."""
-    # git sets GIT_DIR and more for what it starts (a hook, an alias): that is another repository's.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-    command = ['git', '-C', str(PROJECT), *arguments]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=10)
-        return done.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ''
 
 
 def differences(before: dict, now: dict) -> str:
     """The parts of `made_by` that can change a result and did, in words; empty when none."""
-    kinds = (
-        'torch',
-        'python',
-        'git',
-        'uncommitted_changes',
-        'device',
-        'machine',
-        'threads',
-        'processes',
-    )
+    before, now = map(_what_matters, (before, now))
     return ', '.join(
-        f'{kind} {before[kind]} -> {now[kind]}'
-        for kind in kinds
-        if kind in before and before[kind] != now[kind]
+        f'{kind} {before[kind]} -> {value}'
+        for kind, value in now.items()
+        if before.get(kind, value) != value
     )
+
+
+def _what_matters(made_by: dict) -> dict:
+    """Of what `made_by` says, also in checkpoints in which it was one level."""
+    flat = made_by | made_by.get('versions', {}) | made_by.get('hardware', {})
+    if isinstance(git := made_by.get('git'), dict):
+        flat['git'] = git.get('commit', '')
+        flat['uncommitted_changes'] = bool(git.get('changes') or git.get('left_out'))
+    kinds = ('torch', 'python', 'git', 'uncommitted_changes', 'device', 'machine', 'threads')
+    return {kind: flat[kind] for kind in (*kinds, 'processes') if kind in flat}
 
 
 def read_json(fname: str | Path) -> OrderedDict:

@@ -13,7 +13,7 @@ from armature.processes import dist
 from armature.step.loss_share import count_of, is_sum, total_and_parts
 
 OF_EACH = 'of each process'
-RESERVED = ('epoch', 'step', 'seconds', 'learning_rate', 'grad_norm', 'samples_per_second')
+RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
 
 
 class MetricTracker:

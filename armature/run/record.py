@@ -1,0 +1,298 @@
+"""What a run leaves behind, read: run.json, metrics.csv, config.json and test.json in its folder;
+and what run.json says of the code. Needs the standard library only, so that looking at runs is
+quick.
+"""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+VERSION = 1
+RECORD, CONFIG, TABLE, TEST = 'run.json', 'config.json', 'metrics.csv', 'test.json'
+CHANGES, LOCK = 'changes.patch', '.lock'
+KINDS = {  # of what is in run.json; another kind counts as not there
+    'version': int,
+    'name': str,
+    'run': str,
+    'state': str,
+    'reason': str,
+    'begun': str,
+    'ended': str,
+    'seconds': (int, float),
+    'command': list,
+    'git': dict,
+    'versions': dict,
+    'hardware': dict,
+    'seed': int,
+    'data': dict,
+    'classes': list,
+    'monitor': str,
+    'best': dict,
+    'last': dict,
+    'resumed_from': str,
+    'trackers': dict,
+}
+ABOUT_THE_EPOCH = re.compile(r'epoch|step|seconds|lr(/.*)?')  # columns that no metric reports
+LOCKED_BYTE = 2**30  # Windows locks bytes, and nobody can read those; this one is never written
+SOURCES = re.compile(
+    r'\.(py|pyx|c|cc|cpp|cu|h|json|toml|yaml|yml|cfg|ini|txt|md|sh|sbatch)', re.IGNORECASE
+)
+MAX_BYTES = 2**20  # of sources in a patch, which is twice that at most
+MAX_NAMES = 100  # of files that are left out
+GIT_S = 5
+
+locked_here = set()  # the folders of runs that this process trains in
+
+
+# Reading
+
+
+def find_runs(save_dir: str | Path) -> list[Path]:
+    """All run folders below trainer.save_dir, by experiment and name."""
+    folders = sorted(Path(save_dir).glob('models/*/*/'))
+    return [
+        folder
+        for folder in folders
+        if any((folder / name).is_file() for name in (RECORD, CONFIG)) or any(folder.glob('*.pth'))
+    ]
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The run.json of a run, with its state as it is now; every key is there.
+
+    A run that is "running" although nobody trains in its folder is "killed". What is missing or
+    damaged, and what older versions wrote otherwise, is filled in from config.json and metrics.csv
+    or is None; "note" then says so. Never raises.
+    """
+    folder = Path(folder)
+    found, problem = _read(folder / RECORD)
+    notes = [problem] if problem else []
+    if found.get('version', VERSION) != VERSION:
+        notes.append(f'{RECORD} is of version {found["version"]}, this program knows {VERSION}')
+    found = _of_this_version(found)
+    record = {key: found.get(key) for key in KINDS} | found
+    for key, kind in KINDS.items():
+        if record[key] is not None and not isinstance(record[key], kind):
+            notes.append(f'{RECORD} has a {type(record[key]).__name__} as "{key}"')
+            record[key] = None
+        if kind is dict and record[key] is None and key not in ('best', 'last'):
+            record[key] = {}
+    config, rows = read_config(folder), []
+    try:
+        rows = read_table(folder / TABLE)
+    except (OSError, csv.Error) as error:
+        notes.append(f'{TABLE} cannot be read: {error}')
+    settings = config.get('trainer') if isinstance(config.get('trainer'), dict) else {}
+    record['name'] = record['name'] or str(config.get('name') or folder.resolve().parent.name)
+    record['run'] = record['run'] or folder.resolve().name
+    record['monitor'] = record['monitor'] or str(settings.get('monitor') or 'off')
+    record['state'] = record['state'] or 'unknown'
+    if record['begun'] is None:
+        with suppress(OSError):
+            moment = (folder / CONFIG if config else folder).stat().st_mtime
+            record['begun'] = datetime.fromtimestamp(moment, UTC).isoformat()
+    for key, row in (('last', rows[-1] if rows else None), ('best', best_of(rows, record))):
+        said = record[key] or {}
+        if row is not None and 'values' not in said:
+            epoch = said.get('epoch', row['epoch'])
+            row = next((each for each in rows if each['epoch'] == epoch), row)
+            record[key] = {
+                'epoch': epoch,
+                'step': row.get('step'),
+                **said,
+                'values': values_of(row),
+            }
+    if record['state'] == 'running' and not is_trained(folder):
+        record['state'] = 'killed'
+    return record | {'note': '; '.join(notes)}
+
+
+def _of_this_version(record: dict) -> dict:
+    """`record`, where what it was until run.json had a version has its place of today."""
+    if 'version' in record:
+        return record
+    record = dict(record)
+    if isinstance(git := record.get('git'), str):
+        record['git'] = {'commit': git, 'changes': None, 'left_out': []}
+    if isinstance(best := record.get('best'), list):
+        record['best'] = {'epoch': best[0], 'step': best[-1]} if best else None
+    for place, names in (
+        ('versions', ('python', 'torch')),
+        ('hardware', ('device', 'machine', 'threads', 'processes')),
+    ):
+        record.setdefault(place, {name: record[name] for name in names if name in record})
+    if isinstance(data := record.get('data'), dict):
+        record.setdefault('classes', data.get('class_names'))
+    return record
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config of a run; empty where it is missing or damaged."""
+    return _read(Path(folder) / CONFIG)[0]
+
+
+def read_test(folder: str | Path) -> dict[str, Any] | None:
+    """What test.py found of a run; None where it is missing or damaged."""
+    return _read(Path(folder) / TEST)[0] or None
+
+
+def _read(path: Path) -> tuple[dict, str]:
+    """(the object in a JSON file, what is wrong with it)."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except OSError as error:
+        return {}, f'{path.name} cannot be read: {error.strerror or error}'
+    except (ValueError, RecursionError):
+        return {}, f'{path.name} is damaged'
+    return (found, '') if isinstance(found, dict) else ({}, f'{path.name} is damaged')
+
+
+def read_table(path: str | Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table."""
+    rows, path = [], Path(path)
+    if path.is_file():
+        with path.open(encoding='utf-8', errors='replace', newline='') as file:
+            for row in csv.DictReader(file):
+                values = {name: _number(text) for name, text in row.items() if name and text}
+                if isinstance(values.get('epoch'), int) and values['epoch'] <= last_epoch:
+                    rows.append(values)
+    return rows
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def values_of(row: dict[str, Any]) -> dict[str, Any]:
+    """What an epoch reported, without what its row says of the epoch itself."""
+    return {name: value for name, value in row.items() if not ABOUT_THE_EPOCH.fullmatch(name)}
+
+
+def best_of(rows: list[dict], record: dict) -> dict | None:
+    """The row that is best by the monitor of a record, the first of equals; None without any."""
+    mode, _, metric = record['monitor'].partition(' ')
+    known = [row for row in rows if isinstance(row.get(metric), (int, float))]
+    known = [row for row in known if not math.isnan(row[metric])]
+    if not known or mode not in ('min', 'max'):
+        return None
+    return {'min': min, 'max': max}[mode](known, key=lambda row: row[metric])
+
+
+# Who trains there
+
+
+def lock(file: TextIO, alone: bool) -> None:
+    """Lock an open file, or raise OSError. The kernel lets go of it when the process dies."""
+    if fcntl is not None:  # lockf, not flock: loader workers must not inherit it
+        fcntl.lockf(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    else:
+        file.seek(LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a process trains in a run's folder now; True where nobody can tell."""
+    if folder.resolve() in locked_here:
+        return True  # closing the file here would let go of the lock
+    try:
+        with open(folder / LOCK, encoding='utf-8') as file:
+            lock(file, alone=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+# What the code is
+
+
+def versions(project: Path) -> dict[str, str]:
+    """Of Python and of each installed package that a requirements*.txt of the project names."""
+    found = {'python': '.'.join(map(str, sys.version_info[:3]))}
+    for file in sorted(project.glob('requirements*.txt')):
+        text = file.read_text(encoding='utf-8', errors='replace')
+        for name in re.findall(r'^[A-Za-z0-9][\w.-]*', text, re.MULTILINE):
+            with suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+    return found
+
+
+def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
+    """The commit that runs and what is not committed: (run.json's "git", a patch).
+
+    `git apply` makes the code of the run from the commit. The patch holds sources only, new ones
+    too, of at most a megabyte together; "left_out" names other files that are changed. saved: where
+    runs are, which are no part of the code. Empty without git or outside a repository.
+    """
+    said = _git(project, 'rev-parse', 'HEAD', '--git-path', 'index').decode().splitlines()
+    if len(said) != 2:
+        return {}, b''
+    plain = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
+    changed = _git(project, *plain, '--name-only', '-z')
+    new = _git(project, 'ls-files', '--others', '--exclude-standard', '-z')
+    names = {os.fsdecode(name): name in new.split(b'\0') for name in (changed + new).split(b'\0')}
+    room, taken, left_out = MAX_BYTES, [], []
+    for name in sorted(filter(None, names), key=lambda name: _size(project / name)):
+        path = project / name
+        if path.is_relative_to(project / 'data') or path.is_relative_to(saved):
+            continue
+        if SOURCES.fullmatch(path.suffix) and _size(path) <= room:
+            room -= _size(path)
+            taken.append(name)
+        else:
+            left_out.append(name)
+    patch = b''
+    if taken:
+        # What is new is only seen by `git diff` once the index knows of it: a copy of the index.
+        with TemporaryDirectory() as scratch, suppress(OSError):
+            index = shutil.copy(project / said[1], scratch)
+            if new_ones := [name for name in taken if names[name]]:
+                _git(project, 'add', '--intent-to-add', '--', *new_ones, index=index)
+            style = ['--no-color', '--src-prefix=a/', '--dst-prefix=b/']
+            patch = _git(project, *plain, *style, '--', *taken, index=index)
+    if not patch or len(patch) > 2 * MAX_BYTES:  # of something big that was removed
+        patch, left_out = b'', left_out + taken
+    if len(left_out) > MAX_NAMES:
+        left_out[MAX_NAMES:] = [f'{len(left_out) - MAX_NAMES} more']
+    git = {'commit': said[0], 'changes': CHANGES if patch else None, 'left_out': left_out}
+    return git, patch
+
+
+def _size(path: Path) -> int:
+    return path.lstat().st_size if path.exists() else 0  # one that was removed
+
+
+def _git(project: Path, *arguments: str, index: str | None = None) -> bytes:
+    """What git says; empty where it fails or takes too long."""
+    # git sets GIT_DIR and more for what it starts (a hook, an alias): that is another repository's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    environment |= {'GIT_OPTIONAL_LOCKS': '0'} | ({'GIT_INDEX_FILE': index} if index else {})
+    command = ['git', '--literal-pathspecs', '-C', str(project), *arguments]
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_S
+        )
+        return done.stdout if done.returncode == 0 else b''
+    except (OSError, subprocess.TimeoutExpired):
+        return b''

@@ -1,0 +1,180 @@
+"""Laws of reading what a run leaves behind: whatever is there, the record says what the run is."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from armature.run import record as record_module
+from armature.run.folder import RunFolder, claim, rates_of
+from armature.run.record import code_of, find_runs, read_config, read_record, read_test
+from tests.conftest import ROOT
+
+ROWS = [
+    {'epoch': 1, 'step': 5, 'seconds': 0.5, 'lr/a': 0.1, 'loss': 2.0, 'val_loss': 1.0},
+    {'epoch': 2, 'step': 10, 'seconds': 0.5, 'lr/a': 0.1, 'loss': 1.0, 'val_loss': float('nan')},
+    {'epoch': 3, 'step': 15, 'seconds': 0.5, 'lr/a': 0.1, 'loss': 0.5, 'val_loss': 1.5},
+]
+CONFIG = {'name': 'points', 'trainer': {'monitor': 'min val_loss'}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that is trained no more, as a process that was killed leaves it."""
+    run = claim(tmp_path / 'models/points', 'one')
+    folder = RunFolder(run)
+    folder.begin(CONFIG, [], command=['train.py'], data={'class_names': ['a', 'b']})
+    for row in ROWS:
+        folder.add_row(row)
+    folder.note_saved(3, 15, [1, 5])
+    return run
+
+
+def test_record_is_whole_and_says_so(run):
+    found = read_record(run)
+    assert found == json.loads((run / 'run.json').read_text()) | found and found['note'] == ''
+    assert (found['name'], found['run'], found['classes']) == ('points', 'one', ['a', 'b'])
+    assert found['best']['values'] == {'loss': 2.0, 'val_loss': 1.0}
+    assert read_config(run) == CONFIG and read_test(run) is None
+    assert find_runs(run.parents[2]) == [run]
+
+
+def test_run_whose_process_is_gone_is_killed(run):
+    assert read_record(run)['state'] == 'killed'
+    with RunFolder(run).training():
+        assert read_record(run)['state'] == 'running'
+        # Another process asks the kernel, and needs no torch for it.
+        script = (
+            'import sys; from armature.run.record import read_record; '
+            f'print(read_record({str(run)!r})["state"], "torch" in sys.modules)'
+        )
+        command = [sys.executable, '-c', script]
+        asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert asked.stdout.split() == ['running', 'False']
+        assert read_record(run)['state'] == 'running'
+    (run / '.lock').unlink()
+    assert read_record(run)['state'] == 'killed'
+
+
+def test_a_look_at_a_run_that_is_trained_here_does_not_let_go_of_it(run):
+    with RunFolder(run).training():
+        read_record(run)
+        pid = os.fork()
+        if pid == 0:
+            record_module.locked_here.clear()
+            os._exit(7 if record_module.is_trained(run) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@pytest.mark.parametrize('content', ['', '{', '[1]', 'null', '\0', '{"version": 1}', None])
+def test_damaged_record_is_filled_from_what_is_there(run, content):
+    if content is None:
+        (run / 'run.json').unlink()
+    else:
+        (run / 'run.json').write_text(content)
+    found = read_record(run)
+    assert found['name'] == 'points' and found['monitor'] == 'min val_loss' and found['begun']
+    assert found['best']['epoch'] == 1 and found['last']['values']['loss'] == 0.5
+    assert found['last']['step'] == 15 and found['state'] == 'unknown'
+    assert ('run.json' in found['note']) == (content != '{"version": 1}')
+
+
+def test_record_of_another_version_or_of_other_kinds_is_named(run):
+    said = json.loads((run / 'run.json').read_text()) | {'version': 2, 'command': 'x', 'git': 7}
+    (run / 'run.json').write_text(json.dumps(said))
+    found = read_record(run)
+    assert 'version 2' in found['note'] and '"command"' in found['note']
+    assert found['command'] is None and found['git'] == {} and found['best']['epoch'] == 1
+
+
+def test_record_from_before_it_had_a_version_is_read(run):
+    said = {'state': 'finished', 'torch': '2.14', 'git': 'abc', 'best': [1, 5], 'machine': 'arm'}
+    (run / 'run.json').write_text(json.dumps(said | {'data': {'class_names': ['x']}}))
+    found = read_record(run)
+    assert found['git']['commit'] == 'abc' and found['versions'] == {'torch': '2.14'}
+    assert found['best']['values']['val_loss'] == 1.0 and found['hardware'] == {'machine': 'arm'}
+    assert found['classes'] == ['x'] and found['note'] == '' and found['state'] == 'finished'
+
+
+def test_nothing_about_a_folder_raises(tmp_path):
+    assert read_record(tmp_path / 'none')['note'] and find_runs(tmp_path) == []
+    (tmp_path / 'metrics.csv').write_bytes(b'epoch,\xff\n1,2,3\n"' + b'x' * 200_000)
+    (tmp_path / 'config.json').mkdir()
+    assert 'metrics.csv' in read_record(tmp_path)['note'] and read_config(tmp_path) == {}
+
+
+def test_rates_have_the_names_of_their_groups():
+    class Two:
+        param_groups = [{'lr': 0.1, 'name': 'head'}, {'lr': 0.2}]
+
+    class One:
+        param_groups = Two.param_groups[:1]
+
+    assert rates_of(Two) == {'lr/head': 0.1, 'lr/1': 0.2} and rates_of(One) == {'lr': 0.1}
+    assert rates_of(None) == {}
+
+
+# Which code
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a commit, below the top of its repository."""
+    for key in ('GIT_CONFIG_GLOBAL', 'GIT_CONFIG_SYSTEM'):
+        monkeypatch.setenv(key, os.devnull)
+    project = tmp_path / 'repository' / 'project'
+    (project / 'data').mkdir(parents=True)
+    (project / 'a.py').write_bytes(b'one\r\ntwo\r\n')
+    (project / 'gone.py').write_text('gone\n')
+    (project / 'table.csv').write_text('1,2\n')
+    (project / '.gitignore').write_text('ignored.py\n')
+    git(project.parent, 'init', '-q')
+    git(project.parent, 'add', '.')
+    git(project.parent, '-c', 'user.name=x', '-c', 'user.email=x@y', 'commit', '-qm', 'x')
+    return project
+
+
+def git(folder, *arguments):
+    return subprocess.run(['git', '-C', folder, *arguments], check=True, capture_output=True).stdout
+
+
+def test_patch_makes_the_code_of_a_run_from_its_commit(project, tmp_path):
+    assert code_of(project, project / 'saved')[0]['changes'] is None
+    (project / 'a.py').write_bytes(b'one\r\nother\r\n\xff')
+    (project / 'gone.py').unlink()
+    (project / 'new').mkdir()
+    (project / 'new/__init__.py').write_text('')
+    (project / 'new/ö :x.py').write_text('no newline')
+    for name in ('ignored.py', 'data/a.json', 'saved/models/x/config.json'):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text('{}')
+    (project / 'table.csv').write_text('1,3\n')
+    (project / 'big.json').write_text('[' + '1, ' * 2**19 + '1]')
+    before = git(project, 'status', '--porcelain')
+    code, patch = code_of(project, project / 'saved')
+    assert git(project, 'status', '--porcelain') == before  # the user's index is as it was
+    assert code['changes'] == 'changes.patch' and code['left_out'] == ['table.csv', 'big.json']
+    assert code['commit'] == git(project, 'rev-parse', 'HEAD').decode().strip()
+    (tmp_path / 'changes.patch').write_bytes(patch)
+    git(project, 'stash', '-qu')
+    git(project.parent, 'apply', '--directory=project', tmp_path / 'changes.patch')
+    assert (project / 'a.py').read_bytes() == b'one\r\nother\r\n\xff'
+    assert not (project / 'gone.py').exists() and (project / 'new/__init__.py').exists()
+    assert (project / 'new/ö :x.py').read_text() == 'no newline'
+    assert (project / 'table.csv').read_text() == '1,2\n'
+
+
+def test_patch_is_bounded(project):
+    for number in range(3):
+        (project / f'{number}.py').write_text(f'{number} = 1\n' * 60_000)
+    code, patch = code_of(project, project / 'saved')
+    assert code['left_out'] == ['2.py'] and len(patch) < 2**20
+
+
+def test_a_folder_outside_a_repository_has_no_code_to_name(tmp_path, monkeypatch):
+    monkeypatch.setenv('GIT_DIR', str(ROOT / '.git'))  # as a hook has it: another repository's
+    assert code_of(tmp_path, tmp_path) == ({}, b'')
+    monkeypatch.setenv('PATH', '')
+    assert code_of(ROOT, ROOT) == ({}, b'')
