@@ -6,8 +6,6 @@ import logging
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
@@ -20,6 +18,7 @@ import torch
 from armature.checkpoint import files as checkpoint
 from armature.errors import CheckpointError
 from tests import faults
+from tests.conftest import run_script
 from tests.faults import forked, same, small_state
 
 ROOT = Path(__file__).parent.parent
@@ -591,14 +590,8 @@ def test_a_run_that_goes_on_elsewhere_names_its_parent(line, tmp_path):
 
 def test_convert_checkpoint_writes_todays_format_and_overwrites_nothing(tmp_path):
     (tmp_path / 'old.pth').write_bytes(faults.sample_files(small_state())['old legacy'])
-    command = [
-        sys.executable,
-        '-m',
-        'tools.convert_checkpoint',
-        tmp_path / 'old.pth',
-        tmp_path / 'new.pth',
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = ['-m', 'tools.convert_checkpoint', tmp_path / 'old.pth', tmp_path / 'new.pth']
+    done = run_script(*command, check=False)
     assert done.returncode == 0, done.stderr
     new = checkpoint.load(tmp_path / 'new.pth')
     assert (
@@ -606,7 +599,7 @@ def test_convert_checkpoint_writes_todays_format_and_overwrites_nothing(tmp_path
         and new['config'] == {'name': 'old'}
         and same(new['state_dict'], small_state()['state_dict'])
     )
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    again = run_script(*command, check=False)
     assert (
         again.returncode == 2
         and 'there already' in again.stderr

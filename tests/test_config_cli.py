@@ -4,7 +4,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 
 import pytest
@@ -12,15 +11,11 @@ import pytest
 from armature.errors import ConfigError
 from armature.run.folder import claim
 from parse_config import ROOT, ConfigParser, CustomArgs
+from tests.conftest import run_script
 
 
 def start(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, str(ROOT / 'train.py'), *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
+    return run_script('train.py', *arguments, cwd=cwd, check=False)
 
 
 def runs():

@@ -39,7 +39,7 @@ def test_commands_of_the_readme_run(tmp_path):
     config.write_text(
         re.sub(r'"epochs": \d+', '"epochs": 2', config.read_text())
     )  # the only change: shorter
-    run_script('train.py', '-c', 'config.json', cwd=project, script_folder=project)
+    run_script('train.py', '-c', 'config.json', cwd=project, script_folder=project, fresh=True)
     (run,) = (project / 'saved' / 'models' / 'Digits_LeNet').iterdir()
     shutil.copy(run / 'checkpoint-epoch1.pth', tmp_path / 'checkpoint.pth')
     (commands,) = (block for block in blocks('sh') if 'anywhere' in block)
@@ -52,7 +52,12 @@ def test_commands_of_the_readme_run(tmp_path):
             .split()
         )
         if program == 'python' and arguments[1:] != ['-c', 'config.json']:
-            said[command] = run_script(*arguments, cwd=project, script_folder=project).stdout
+            said[command] = run_script(
+                *arguments,
+                cwd=project,
+                script_folder=project,
+                fresh=arguments[0] == 'test.py',
+            ).stdout
     going_on, copied, smoke, or_start, test = list(said.values())[2:]
     assert 'This run is finished: all 2 epochs' in going_on and '--set trainer.epochs=' in going_on
     assert 'Resume training from epoch 2' in copied
