@@ -2,6 +2,6 @@
 order to train.
 
 Each folder is a room with one subject. Arrows of imports point only downward:
-errors, seed, batch, compare <- processes <- checkpoint <- config, data, step <- run.
+errors, seed, batch, compare <- processes <- checkpoint <- config, data, step <- run <- use.
 (tests/test_architecture.py holds that.)
 """

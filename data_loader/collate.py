@@ -1,16 +1,11 @@
 """How samples become a batch, where torch's default_collate will not do."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-
-class Padded(NamedTuple):
-    """A batch of sequences: what a model gets as its one argument."""
-
-    values: torch.Tensor  # (batch, longest, ...)
-    lengths: torch.Tensor  # (batch,)
+from armature.use.inputs import Padded as Padded
 
 
 class PadCollate:

@@ -21,9 +21,10 @@ from armature.data.order import (
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
+from armature.use.inputs import ImageInput, InputFormat, TableInput
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
-from data_loader.datasets import Standardize, digits, read_idx
+from data_loader.datasets import MEAN, STD, Standardize, digits, read_idx
 from data_loader.image_folder import ImageFolder, find_parts
 from data_loader.tables import Table, TargetKind
 
@@ -51,6 +52,10 @@ class DigitsDataLoader(BaseDataLoader):
 
     def __init__(self, batch_size: int, *, training: bool = True, **options: Any):
         super().__init__(digits(training), batch_size, evaluation=not training, **options)
+
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> InputFormat:
+        return ImageInput(28, 'L', [MEAN], [STD])
 
 
 class MnistDataLoader(BaseDataLoader):
@@ -86,6 +91,10 @@ class MnistDataLoader(BaseDataLoader):
             **options,
         )
 
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> InputFormat:
+        return ImageInput(28, 'L', [cls.mean], [cls.std])
+
     def _read(self, data_dir: Path, part: str) -> list[torch.Tensor]:
         folder = data_dir / self.name / 'raw'
         names = [f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte']
@@ -107,6 +116,8 @@ class FashionMnistDataLoader(MnistDataLoader):
 
 class CifarDataLoader(BaseDataLoader):
     """CIFAR-10 or -100 in memory, as bytes until a batch is made; downloaded if missing."""
+
+    mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
     def __init__(
         self,
@@ -132,10 +143,14 @@ class CifarDataLoader(BaseDataLoader):
         super().__init__(
             TensorDataset(images, torch.tensor(parts.targets)),
             batch_size,
-            batch_transform=Standardize([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+            batch_transform=Standardize(self.mean, self.std),
             evaluation=not training,
             **options,
         )
+
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> InputFormat:
+        return ImageInput(32, 'RGB', cls.mean, cls.std)
 
 
 class ImageFolderDataLoader(BaseDataLoader):
@@ -161,7 +176,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         target_transform: Callable | None = None,
         **options: Any,
     ):
-        root, n_channels = Path(data_dir), 1 if mode == 'L' else 3
+        root = Path(data_dir)
         parts = find_parts(root)
         if not training and 'test' not in parts:
             raise DataError(
@@ -180,7 +195,7 @@ class ImageFolderDataLoader(BaseDataLoader):
         super().__init__(
             dataset,
             batch_size,
-            batch_transform=Standardize(mean or [0.5] * n_channels, std or [0.25] * n_channels),
+            batch_transform=Standardize(*_scale_of(mode, mean, std)),
             evaluation=not training,
             **options,
         )
@@ -191,6 +206,11 @@ class ImageFolderDataLoader(BaseDataLoader):
                 raise ConfigError(
                     f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
                 )
+
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> InputFormat:
+        mean, std = _scale_of(args['mode'], args['mean'], args['std'])
+        return ImageInput(args['size'], args['mode'], mean, std, args['transform'])
 
     def split_validation(self) -> BaseDataLoader | None:
         if self._valid_folder is None:
@@ -266,6 +286,12 @@ class CsvDataLoader(BaseDataLoader):
                 f'{len(self._fitted["classes"])} classes {self._fitted["classes"]}, for arch.args'
             )
 
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> InputFormat:
+        learned = {name: state[name] for name in ('mean', 'std', 'categories')}
+        how = {name: args[name] for name in ('decimal', 'encoding')}
+        return TableInput(list(args['numeric']), list(args['categorical']), **learned, **how)
+
     def __iter__(self) -> Iterator[Any]:
         if self._fitted is None:
             raise DataError(
@@ -296,6 +322,12 @@ class CsvDataLoader(BaseDataLoader):
     def notes(self) -> list[str]:
         """What a reader of the file may not expect of its encoding."""
         return self._said
+
+
+def _scale_of(mode: str, mean: list | None, std: list | None) -> tuple[list, list]:
+    """(mean, deviation) of each channel, on a scale from 0 to 1."""
+    n_channels = 1 if mode == 'L' else 3
+    return mean or [0.5] * n_channels, std or [0.25] * n_channels
 
 
 def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:

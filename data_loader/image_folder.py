@@ -1,7 +1,6 @@
 """Images in one folder per class, and which files count."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.data.pixels import CONVERSIONS, ENDINGS, read_image
+from armature.data.pixels import CONVERSIONS, ENDINGS, LITTER, images_below, read_image
 from armature.errors import DataError
 
 PARTS = {
@@ -18,7 +17,6 @@ PARTS = {
     'valid': ('valid', 'val', 'validation'),
     'test': ('test', 'testing'),
 }
-LITTER = ('.', '__MACOSX', '@eaDir')  # begin what Jupyter, macOS and Synology leave in folders
 
 
 def find_parts(root: Path) -> dict[str, Path]:
@@ -44,7 +42,7 @@ def find_parts(root: Path) -> dict[str, Path]:
     if (
         'train' not in parts
         or len(parts) == 1
-        and any(map(_images_below, map(root.joinpath, others)))
+        and any(map(images_below, map(root.joinpath, others)))
     ):
         part = next(iter(parts.values())).name
         raise DataError(
@@ -82,7 +80,7 @@ class ImageFolder(Dataset):
                 f'there are {", ".join(self.classes)}'
             )
         self._left_out = Counter()  # how many files of each ending are no images
-        files = [_images_below(folder / name, self._left_out) for name in self.classes]
+        files = [images_below(folder / name, self._left_out) for name in self.classes]
         self._empty = [name for name, found in zip(self.classes, files) if not found]
         if not any(files) or self._empty and classes is None:
             raise DataError(
@@ -133,27 +131,3 @@ def _folders(folder: Path) -> list[Path]:
         return []
     found = [each for each in folder.iterdir() if not each.name.startswith(LITTER)]
     return sorted(each for each in found if each.is_dir())
-
-
-def _images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
-    """The image files in `folder` and its folders, linked ones too (each once: links may go round).
-
-    left_out: counts the other files by their ending.
-    """
-    found, seen = [], set()
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f'{error.filename} cannot be read: {error.strerror}')
-
-    walk = os.walk(folder, onerror=refuse, followlinks=True) if folder.is_dir() else []
-    for place, folders, files in walk:
-        is_new = (real := os.path.realpath(place)) not in seen
-        seen.add(real)
-        folders[:] = [name for name in folders if is_new and not name.startswith(LITTER)]
-        for name in files if is_new else []:
-            ending = 'hidden' if name.startswith(LITTER) else os.path.splitext(name)[1].lower()
-            if ending in ENDINGS:
-                found.append(os.path.join(place, name))
-            elif left_out is not None:
-                left_out[ending or 'without an ending'] += 1
-    return sorted(found, key=lambda path: path.split(os.sep))

@@ -1,6 +1,8 @@
-"""How the pixels of an image file become 8 bits, for training and for use alike; without torch."""
+"""Which files are images, and how their pixels become 8 bits, in training and in use; no torch."""
 
 import io
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 from armature.errors import DataError
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+LITTER = ('.', '__MACOSX', '@eaDir')  # begin what Jupyter, macOS and Synology leave in folders
 CONVERSIONS = (
     'holds several frames: the first is taken',
     'is turned upright, as its EXIF orientation says',
@@ -91,3 +94,27 @@ def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
             conversions.append(TRANSPARENT)
             image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image if image.mode == mode else image.convert(mode), conversions
+
+
+def images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
+    """The image files in `folder` and its folders, linked ones too (each once: links may go round).
+
+    left_out: counts the other files by their ending.
+    """
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f'{error.filename} cannot be read: {error.strerror}')
+
+    walk = os.walk(folder, onerror=refuse, followlinks=True) if folder.is_dir() else []
+    for place, folders, files in walk:
+        is_new = (real := os.path.realpath(place)) not in seen
+        seen.add(real)
+        folders[:] = [name for name in folders if is_new and not name.startswith(LITTER)]
+        for name in files if is_new else []:
+            ending = 'hidden' if name.startswith(LITTER) else os.path.splitext(name)[1].lower()
+            if ending in ENDINGS:
+                found.append(os.path.join(place, name))
+            elif left_out is not None:
+                left_out[ending or 'without an ending'] += 1
+    return sorted(found, key=lambda path: path.split(os.sep))

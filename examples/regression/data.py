@@ -3,6 +3,7 @@
 import torch
 from torch.utils.data import TensorDataset
 
+from armature.use.inputs import ArrayInput
 from base import BaseDataLoader
 
 
@@ -28,3 +29,7 @@ class LineDataLoader(BaseDataLoader):
             num_workers=0,
             evaluation=not training,
         )
+
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> ArrayInput:
+        return ArrayInput([1])

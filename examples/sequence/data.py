@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from armature.use.inputs import TextInput
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
 
@@ -50,6 +51,7 @@ class Opinions(Dataset):
         self.sentences = [
             torch.tensor([WORDS.index(word) for word in words]) for words, _ in chosen
         ]
+        self.classes = ['blame', 'praise']
         self.targets = [int(is_praise) for _, is_praise in chosen]
 
     def _half(self) -> tuple[list[str], bool]:
@@ -88,3 +90,7 @@ class OpinionsDataLoader(BaseDataLoader):
             evaluation=not training,
             **options,
         )
+
+    @classmethod
+    def input_format(cls, args: dict, state: dict) -> TextInput:
+        return TextInput(WORDS, padding=0)

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from base import BaseModel
 from data_loader.collate import Padded
@@ -19,8 +18,7 @@ class Reader(BaseModel):
 
     def forward(self, sentences: Padded) -> torch.Tensor:
         words = self.embedding(sentences.values)  # (batch, longest, size)
-        packed = pack_padded_sequence(
-            words, sentences.lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        _, (state, _) = self.lstm(packed)  # (1, batch, hidden)
-        return self.out(state[-1])
+        states, _ = self.lstm(words)  # (batch, longest, hidden)
+        # Of what follows the last word, an LSTM that reads forward has seen nothing by then.
+        last = (sentences.lengths - 1).view(-1, 1, 1).expand(-1, 1, states.shape[2])
+        return self.out(states.gather(1, last).squeeze(1))

@@ -1,0 +1,83 @@
+"""What a model's outputs say: classes by name with their probability, or numbers; without torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from armature.errors import DataError
+
+# What an output (batch, ...) means, as the loss knows it: see armature/use/meaning.py.
+CLASSES = 'classes'  # scores (batch, classes), of which one is right
+LOGITS = 'logits'  # each number says yes above 0
+PROBABILITIES = 'probabilities'  # each number is the probability of a yes
+NUMBERS = 'numbers'
+
+
+def by_task(output: Any) -> dict[str, Any]:
+    """The outputs of a model by name: '' for its only one, numbers where it has a list of them."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if isinstance(output, (list, tuple)):
+        return {str(place): each for place, each in enumerate(output)}
+    return {'': output}
+
+
+def answers(
+    outputs: dict[str, np.ndarray],
+    meanings: dict[str, str],
+    class_names: list[str] | None = None,
+    top: int = 1,
+) -> list[dict[str, Any]]:
+    """A row for each sample: prediction and probability (and those of the `top` classes), or value.
+
+    outputs, meanings: by the name of the task, which stands before the columns when there is one.
+    """
+    rows = []
+    for task, output in outputs.items():
+        output = np.asarray(output, dtype=np.float64)
+        output = output.reshape(-1, 1) if output.ndim == 1 else output  # (batch, numbers)
+        if output.ndim != 2:
+            raise DataError(
+                f'the model gives {output.shape[1:]} numbers for each input, and a row holds a '
+                'class or a few numbers: use load_run in a script of your own (docs/use.md)'
+            )
+        names = _names(output.shape[1], meanings[task], class_names)
+        found = _answers(output, meanings[task], names, top)
+        prefix = f'{task}_' if task else ''
+        found = [{f'{prefix}{name}': value for name, value in row.items()} for row in found]
+        rows = [{**row, **more} for row, more in zip(rows, found)] if rows else found
+    return rows
+
+
+def _names(n: int, meaning: str, class_names: list[str] | None) -> list[str] | None:
+    """What the classes of an output are called: numbers where nobody says."""
+    n_classes = 2 if n == 1 and meaning in (LOGITS, PROBABILITIES) else n
+    fits = class_names is not None and len(class_names) == n_classes
+    return list(class_names) if fits else [str(number) for number in range(n_classes)]
+
+
+def _answers(output: np.ndarray, meaning: str, names: list[str], top: int) -> list[dict]:
+    if meaning == LOGITS:
+        output = 0.5 * (1 + np.tanh(output / 2))  # the sigmoid, without overflow
+    if meaning == CLASSES:
+        scores = np.exp(output - output.max(axis=1, keepdims=True))
+        shares, order = scores / scores.sum(axis=1, keepdims=True), output
+    elif meaning == NUMBERS and output.shape[1] == 1:
+        return [{'value': value} for value in output[:, 0].tolist()]
+    elif output.shape[1] > 1:  # several numbers, or a probability for each of several labels
+        kind = 'value' if meaning == NUMBERS else 'probability'
+        columns = [f'{kind}_{name}' for name in names]
+        return [dict(zip(columns, row)) for row in output.tolist()]
+    else:
+        shares = order = np.concatenate([1 - output, output], axis=1)  # no, yes
+    # As argmax does, the first of equal ones: metrics count that one.
+    best = np.argsort(-order, axis=1, kind='stable')[:, : max(1, min(top, len(names)))]
+    rows = []
+    for places, row in zip(best.tolist(), shares.tolist()):
+        found = {}
+        for rank, place in enumerate(places, 1):
+            number = f'_{rank}' if rank > 1 else ''
+            found |= {f'prediction{number}': names[place], f'probability{number}': row[place]}
+        rows.append(found)
+    return rows
