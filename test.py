@@ -3,6 +3,9 @@
 import argparse
 import itertools
 
+import armature.packages  # noqa: F401 (says what to type where a package is missing)
+
+# isort: split
 import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric

@@ -2,6 +2,9 @@
 
 import argparse
 
+import armature.packages  # noqa: F401 (says what to type where a package is missing)
+
+# isort: split
 import torch
 
 import data_loader.data_loaders as module_data

@@ -22,6 +22,20 @@ def test_training_step_in_the_readme_is_the_real_one():
     assert step.strip() in (ROOT / 'trainer' / 'trainer.py').read_text(encoding='utf-8')
 
 
+def test_continuous_integration_runs_the_line_of_the_readme_for_tests():
+    pattern = re.search("'(.*)'", (ROOT / '.ci/run').read_text())[1]
+    (line,) = re.findall(pattern, README, re.MULTILINE)
+    *install, tests = line.split(' && ')
+    others = [block.splitlines()[0].split(' && ') for block in blocks('sh')[:4]]
+    assert others[2] == [*install, tests]
+    assert [(first[0], first[-1]) for first in (others[0], others[2])] == [
+        ('python3 -m venv .venv', '.venv/bin/python train.py -c config.json'),
+        ('python3 -m venv .venv', tests),
+    ]
+    # With uv beside each, which does the same.
+    assert [other[-1] for other in others] == [others[0][-1]] * 2 + [tests] * 2
+
+
 def test_every_path_in_the_readme_exists():
     (tree,) = (block for block in blocks('') if block.startswith('train.py'))
     names = re.findall(
