@@ -9,7 +9,9 @@ import torch
 
 from tests.conftest import ROOT
 
-COURSE = (ROOT / 'docs' / 'course.md').read_text(encoding='utf-8')
+COURSE = ''.join(
+    (ROOT / 'docs' / name).read_text(encoding='utf-8') for name in ('course.md', 'course_2.md')
+)
 LESSONS = sorted(path.stem for path in ROOT.glob('examples/course/[a-z]*.py'))
 
 
@@ -19,7 +21,6 @@ def lesson(monkeypatch, tmp_path):
     import matplotlib
     import matplotlib.pyplot as plt
 
-    monkeypatch.setattr(matplotlib, 'rcParams', matplotlib.rcParams.copy())
     matplotlib.use('agg')
     monkeypatch.chdir(tmp_path)
 

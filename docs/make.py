@@ -1,0 +1,79 @@
+"""Writes the pages and pictures that are made from the code: python -m docs.make
+
+tests/test_docs.py fails where one of them is not what this would write.
+"""
+
+import json
+from pathlib import Path
+
+from armature.config.keys import TOP
+
+DOCS = Path(__file__).resolve().parent
+
+# docs/keys.md
+
+KEYS = """# Every key of a config
+
+What each section does is in [config.md](config.md), [training.md](training.md) and
+[data.md](data.md). `python train.py -c config.json --print-config` shows what yours says, defaults
+included. A key of your own needs no entry here; one of the template's is one line in
+`armature/config/keys.py`.
+
+| key | value | default | meaning |
+|---|---|---|---|
+"""
+NOUNS = {
+    'string': 'text',
+    'integer': 'whole number',
+    'number': 'number',
+    'boolean': 'true, false',
+    'object': 'section',
+    'array': 'list',
+    'null': 'null',
+}
+
+
+def keys_page() -> str:
+    return KEYS + '\n'.join(key_rows('', TOP)) + '\n'
+
+
+def key_rows(section: str, properties: dict) -> list[str]:
+    rows, below = [], []
+    for name, schema in properties.items():
+        if name in ('type', 'args') and section != 'trainer.':  # what every section has
+            continue
+        default = as_json(schema['default']) if 'default' in schema else 'required'
+        default = default.replace('`null`', '')
+        rows.append(f'| `{section}{name}` | {value_of(schema)} | {default} | {meaning(schema)} |')
+        below += key_rows(f'{section}{name}.', schema.get('properties', {}))
+    return rows + below
+
+
+def value_of(schema: dict) -> str:
+    if 'anyOf' in schema:
+        return ' or '.join(map(value_of, schema['anyOf']))
+    if 'enum' in schema:
+        return ' or '.join(map(as_json, schema['enum']))
+    if schema.get('type') == 'array' and schema.get('items', {}).get('type') == 'string':
+        return 'list of texts'
+    bounds = (('minimum', 'at least'), ('exclusiveMinimum', 'above'), ('maximum', 'at most'))
+    limits = [f'{words} {schema[bound]}' for bound, words in bounds if bound in schema]
+    return ', '.join([NOUNS[schema['type']], *limits])
+
+
+def as_json(value) -> str:
+    return f'`{json.dumps(value)}`'
+
+
+def meaning(schema: dict) -> str:
+    return schema['description'].replace('|', '\\|')
+
+
+def pages() -> dict[str, str]:
+    """{name in docs/: content}"""
+    return {'keys.md': keys_page()}
+
+
+if __name__ == '__main__':
+    for name, content in pages().items():
+        (DOCS / name).write_text(content, encoding='utf-8')
