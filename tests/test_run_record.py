@@ -9,7 +9,14 @@ import pytest
 
 from armature.run import record as record_module
 from armature.run.folder import RunFolder, claim, rates_of
-from armature.run.record import code_of, find_runs, read_config, read_record, read_test
+from armature.run.record import (
+    code_of,
+    find_runs,
+    read_config,
+    read_record,
+    read_table,
+    read_test,
+)
 from tests.conftest import ROOT
 
 ROWS = [
@@ -98,9 +105,14 @@ def test_record_from_before_it_had_a_version_is_read(run):
     assert found['classes'] == ['x'] and found['note'] == '' and found['state'] == 'finished'
 
 
+def test_a_line_that_is_being_written_is_not_read(tmp_path):
+    (tmp_path / 'metrics.csv').write_text('epoch,loss\n1,0.25\n2,0.1')  # of 0.125
+    assert read_table(tmp_path / 'metrics.csv') == [{'epoch': 1, 'loss': 0.25}]
+
+
 def test_nothing_about_a_folder_raises(tmp_path):
     assert read_record(tmp_path / 'none')['note'] and find_runs(tmp_path) == []
-    (tmp_path / 'metrics.csv').write_bytes(b'epoch,\xff\n1,2,3\n"' + b'x' * 200_000)
+    (tmp_path / 'metrics.csv').write_bytes(b'epoch,\xff\n1,2,3\n"' + b'x' * 200_000 + b'\n')
     (tmp_path / 'config.json').mkdir()
     assert 'metrics.csv' in read_record(tmp_path)['note'] and read_config(tmp_path) == {}
 

@@ -95,10 +95,6 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         if kind is dict and record[key] is None and key not in ('best', 'last'):
             record[key] = {}
     config, rows = read_config(folder), []
-    try:
-        rows = read_table(folder / TABLE)
-    except (OSError, csv.Error) as error:
-        notes.append(f'{TABLE} cannot be read: {error}')
     settings = config.get('trainer') if isinstance(config.get('trainer'), dict) else {}
     record['name'] = record['name'] or str(config.get('name') or folder.resolve().parent.name)
     record['run'] = record['run'] or folder.resolve().name
@@ -108,6 +104,12 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         with suppress(OSError):
             moment = (folder / CONFIG if config else folder).stat().st_mtime
             record['begun'] = datetime.fromtimestamp(moment, UTC).isoformat()
+    told = record['monitor'] == 'off' or 'values' in (record['best'] or {})
+    if not told or 'values' not in (record['last'] or {}):  # reading a long table takes a while
+        try:
+            rows = read_table(folder / TABLE)
+        except (OSError, csv.Error) as error:
+            notes.append(f'{TABLE} cannot be read: {error}')
     for key, row in (('last', rows[-1] if rows else None), ('best', best_of(rows, record))):
         said = record[key] or {}
         if row is not None and 'values' not in said:
@@ -165,11 +167,14 @@ def _read(path: Path) -> tuple[dict, str]:
 
 
 def read_table(path: str | Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
-    """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table."""
+    """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table.
+
+    A last line without its end is being written, or was cut off: half a number is a wrong one.
+    """
     rows, path = [], Path(path)
     if path.is_file():
         with path.open(encoding='utf-8', errors='replace', newline='') as file:
-            for row in csv.DictReader(file):
+            for row in csv.DictReader(line for line in file if line.endswith('\n')):
                 values = {name: _number(text) for name, text in row.items() if name and text}
                 if isinstance(values.get('epoch'), int) and values['epoch'] <= last_epoch:
                     rows.append(values)

@@ -1,0 +1,103 @@
+"""Curves of runs: one line a run, or the mean of the seeds of one config with the band of all."""
+
+import statistics
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from armature.errors import UserError
+from tools.run_records import (
+    SEED,
+    Run,
+    differing,
+    newest_by_seed,
+    number,
+    shared_settings,
+    short_names,
+    show_value,
+)
+
+MOST_NAMED = 10  # settings that a legend can say
+# For names in Korean, and much else, where one of these is installed.
+FONTS = ('Noto Sans CJK KR', 'NanumGothic', 'Malgun Gothic', 'AppleGothic')
+
+
+def draw(runs: list[Run], metric: str | None, file: Path) -> None:
+    """Draw `metric` (the monitored value without one) over the epochs into an image file."""
+    from matplotlib.figure import Figure
+
+    metric = metric or next((run.metric for run in runs if run.metric), '')
+    if not any(curve_of(run, metric) for run in runs):
+        known = sorted({name for run in runs for row in run.rows for name in row})
+        said = f': there are {", ".join(known)}' if known else ', nor has any finished an epoch'
+        raise UserError(f'none of these runs reports {metric!r}{said}')
+    choose = max if any(run.mode == 'max' and run.metric == metric for run in runs) else min
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    groups = {}
+    for run in runs:
+        groups.setdefault(shared_settings(run, SEED), []).append(run)
+    points = []  # (value, epoch, color) of the best of each line
+    for group, title in zip(groups.values(), titles(groups.values())):
+        known = newest_by_seed([run for run in group if curve_of(run, metric)]).values()
+        curves = [curve_of(run, metric) for run in known]
+        if not curves:
+            continue
+        epochs = sorted({epoch for curve in curves for epoch in curve})
+        columns = [[curve[epoch] for curve in curves if epoch in curve] for epoch in epochs]
+        means = list(map(statistics.fmean, columns))
+        if len(curves) > 1:
+            title += f', mean of {len(curves)} seeds, lowest to highest'
+        (line,) = axes.plot(epochs, means, label=title)
+        color = line.get_color()
+        axes.fill_between(
+            epochs, *zip(*((min(c), max(c)) for c in columns)), color=color, alpha=0.2
+        )
+        points.append((choose(means), epochs[means.index(choose(means))], color))
+    value, epoch, color = choose(points, key=lambda point: point[0])
+    axes.plot(epoch, value, 'o', color=color, label=f'best: {value:.4g} in epoch {epoch}')
+    names = ', '.join(sorted({run.record['name'] for run in runs}))
+    axes.set(title=f'{metric} of {plain(names[:60])}', xlabel='epoch', ylabel=plain(metric))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
+    save(figure, file)
+
+
+def curve_of(run: Run, metric: str) -> dict[int, float]:
+    """{epoch: value}, without those that are missing or nan."""
+    return {row['epoch']: row[metric] for row in run.rows if number(row.get(metric)) is not None}
+
+
+def titles(groups: Iterable[list[Run]]) -> list[str]:
+    """What a legend calls each group: its run, or its experiment, and the settings that differ."""
+    groups = list(groups)
+    keys = [key for key in differing([runs[0] for runs in groups]) if key != SEED][:MOST_NAMED]
+    names = short_names(keys)
+    made = []
+    for runs in groups:
+        name = runs[0].name if len(runs) == 1 else runs[0].record['name']
+        settings = [f'{names[key]} {show_value(runs[0], key)}' for key in keys]
+        made.append(plain(', '.join([name, *settings])))
+    return made
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib draws as it is: no formula, and no label that is left out."""
+    return text.replace('$', r'\$').lstrip('_')
+
+
+def save(figure, file: Path) -> None:
+    """Write an image file; UserError where that is not possible."""
+    from matplotlib import font_manager, rc_context
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    family = ['sans-serif', *(font for font in FONTS if font in installed)]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with rc_context({'font.family': family}), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # a letter that no font has is drawn as a box
+            figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:  # an ending that matplotlib does not know
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'{file}: the picture cannot be written: {reason}') from None

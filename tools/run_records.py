@@ -1,0 +1,303 @@
+"""What runs.py and sweep.py read of runs: their records, which of them are meant, and how runs that
+differ only in their seed belong together. Needs the standard library only, to be quick.
+"""
+
+import argparse
+import json
+import math
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from armature.config.read import did_you_mean, parse_value, show
+from armature.errors import UserError, positive
+from armature.run.record import (
+    CONFIG,
+    RECORD,
+    TABLE,
+    find_runs,
+    read_config,
+    read_record,
+    read_table,
+    read_test,
+)
+
+PROJECT = Path(__file__).resolve().parent.parent
+UNITS = {'h': 'hours', 'd': 'days', 'w': 'weeks'}
+NO_SETTINGS = ('name', 'trainer.save_dir', 'sweep')  # where a run lies, not what it is
+SEED = 'seed'
+
+
+@dataclass
+class Run:
+    """A run folder and what its files say; what they do not say is None or empty."""
+
+    folder: Path
+
+    @cached_property
+    def record(self) -> dict:
+        return read_record(self.folder)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config, flat: {'optimizer.args.lr': 0.01, ...}. Lists are values."""
+        flat = flattened(read_config(self.folder))
+        return {key: value for key, value in flat.items() if not is_below(key, NO_SETTINGS)}
+
+    @cached_property
+    def test(self) -> dict[str, float]:
+        return (read_test(self.folder) or {}).get('values') or {}
+
+    @property
+    def rows(self) -> list[dict]:
+        """What each finished epoch reported."""
+        return read_table(self.folder / TABLE)
+
+    @property
+    def name(self) -> str:
+        return f'{self.record["name"]}/{self.record["run"]}'
+
+    @property
+    def begun(self) -> datetime:
+        """UTC; the oldest moment where nobody knows."""
+        try:
+            moment = datetime.fromisoformat(self.record['begun'])
+        except (TypeError, ValueError):
+            return datetime.min.replace(tzinfo=UTC)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    @property
+    def mode(self) -> str:
+        return self.record['monitor'].partition(' ')[0]
+
+    @property
+    def metric(self) -> str:
+        """The name of the value that is monitored; '' where none is."""
+        return self.record['monitor'].partition(' ')[2].strip()
+
+    def value(self, metric: str | None = None) -> float | None:
+        """The monitored value of the best epoch, or another value of that epoch, or test.NAME."""
+        metric = metric or self.metric
+        if metric.startswith('test.'):
+            return number(self.test.get(metric.removeprefix('test.')))
+        return number(((self.record['best'] or {}).get('values') or {}).get(metric))
+
+    def rank(self) -> float:
+        """Sorts the best run first, and those that have no value last."""
+        value = self.value()
+        return math.inf if value is None else -value if self.mode == 'max' else value
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a number that can be compared."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and not math.isnan(value) else None
+
+
+def flattened(config: dict, prefix: str = '') -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flattened(value, f'{prefix}{key}.')
+        else:
+            flat[f'{prefix}{key}'] = value
+    return flat
+
+
+def is_below(key: str, sections: Iterable[str]) -> bool:
+    return any(key == section or key.startswith(f'{section}.') for section in sections)
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """The settings that are not the same in all `runs`."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    return [key for key in keys if len({show_value(run, key) for run in runs}) > 1]
+
+
+def show_value(run: Run, key: str) -> str:
+    """A setting as text that compares: 1 and 1.0 are the same, 1 and "1" are not."""
+    value = run.settings.get(key)
+    is_whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if is_whole else value, sort_keys=True)
+
+
+def shared_settings(run: Run, *without: str) -> str:
+    """All settings of a run but those of `without`, as one text: the same for runs that agree."""
+    return json.dumps(
+        {key: show_value(run, key) for key in sorted(run.settings) if key not in without}
+    )
+
+
+def newest_by_seed(runs: list[Run]) -> dict[str, Run]:
+    """{seed: run}. A run that was repeated under its seed is no new evidence: the newest counts."""
+    return {show_value(run, SEED): run for run in sorted(runs, key=lambda run: run.begun)}
+
+
+def short_names(keys: list[str]) -> dict[str, str]:
+    """For each of `keys` its shortest end that no other has: lr for optimizer.args.lr."""
+    ends = {}
+    for key in keys:
+        parts = key.split('.')
+        candidates = ['.'.join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        ends[key] = next(
+            end for end in candidates if sum(is_end_of(end, other) for other in keys) == 1
+        )
+    return ends
+
+
+def is_end_of(end: str, key: str) -> bool:
+    return f'.{key}'.endswith(f'.{end}')
+
+
+def full_name(end: str, runs: list[Run]) -> str:
+    """The setting that `end` means, such as optimizer.args.lr for lr; else a UserError."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.settings))
+    found = [end] if end in keys else [key for key in keys if is_end_of(end, key)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f'{end!r} may mean {", ".join(found)}: write one of these')
+    near = did_you_mean(end, keys + [key.rpartition('.')[2] for key in keys])
+    raise UserError(f'no run has a setting {end!r}{near}')
+
+
+# Which runs
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which runs are meant."""
+    parser.add_argument(
+        '--save-dir', default='saved', metavar='FOLDER', help='trainer.save_dir of the runs'
+    )
+    parser.add_argument('--name', metavar='NAME', help="the experiment's name; * stands for any")
+    parser.add_argument(
+        '--where',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='runs with this setting, such as optimizer.args.lr=0.01 or lr=0.01',
+    )
+    parser.add_argument(
+        '--since', type=moment, metavar='TIME', help='begun since 12h, 7d, 2w or 2026-01-31'
+    )
+    parser.add_argument('--last', type=positive, metavar='N', help='the newest N of these')
+    parser.add_argument('--best', type=positive, metavar='N', help='the best N of these')
+
+
+def moment(text: str) -> datetime:
+    """The moment that '7d' (ago) or an ISO date means, as an argparse type."""
+    if found := re.fullmatch(r'(\d{1,5})([hdw])', text):
+        return datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no time: expected such as 12h, 7d, 2w or 2026-01-31'
+        ) from None
+
+
+def runs_folder(given: argparse.Namespace) -> Path:
+    return PROJECT / Path(given.save_dir).expanduser()
+
+
+def selected(given: argparse.Namespace) -> list[Run]:
+    """The runs that the flags mean, newest first; UserError when there are none."""
+    folder = runs_folder(given)
+    runs = [Run(path) for path in find_runs(folder)]
+    if not runs:
+        raise UserError(
+            f'no runs in {folder / "models"}: train one (python train.py -c config.json), or say '
+            'with --save-dir where they are'
+        )
+    names = sorted({run.record['name'] for run in runs}) if given.name else []
+    runs = [run for run in runs if not given.name or fnmatchcase(run.record['name'], given.name)]
+    if not runs:
+        raise UserError(
+            f'no run is named {given.name!r}{did_you_mean(given.name, names)}: there are '
+            f'{", ".join(names)}'
+        )
+    for condition in given.where:
+        key, equals, text = condition.partition('=')
+        if not equals:
+            raise UserError(f'--where {condition}: expected KEY=VALUE')
+        key, value = full_name(key, runs), parse_value(text)
+        known = sorted({show_value(run, key) for run in runs})
+        runs = [run for run in runs if run.settings.get(key) == value]
+        if not runs:
+            raise UserError(f'--where {condition}: no run has it, {key} is {", ".join(known)}')
+    runs = sorted(runs, key=lambda run: run.begun, reverse=True)
+    runs = [run for run in runs if given.since is None or run.begun >= given.since]
+    if not runs:
+        raise UserError(f'no run was begun since {given.since:%Y-%m-%d %H:%M} UTC')
+    runs = runs[: given.last]
+    return sorted(runs, key=Run.rank)[: given.best] if given.best else runs
+
+
+def find_run(text: str, folder: Path) -> Run:
+    """The run that is meant by its folder's path, by NAME/RUN, or by RUN where it is the only one.
+
+    folder: trainer.save_dir.
+    """
+    for path in (Path(text), folder / 'models' / text):
+        if any((path / name).is_file() for name in (RECORD, CONFIG)):
+            return Run(path.resolve())
+    runs = find_runs(folder)
+    found = [path for path in runs if path.name == text]
+    if len(found) == 1:
+        return Run(found[0])
+    if found:
+        names = ', '.join(f'{path.parent.name}/{path.name}' for path in found)
+        raise UserError(f'{text} may be {names}: write one of these')
+    near = did_you_mean(text, [f'{path.parent.name}/{path.name}' for path in runs])
+    near = near or did_you_mean(text, [path.name for path in runs])
+    raise UserError(f'{text}: no such run in {folder / "models"}{near}')
+
+
+# Showing
+
+
+def readable(value: Any) -> str:
+    """A cell of a table: numbers with four significant digits."""
+    if value is None:
+        return ''
+    if isinstance(value, float):
+        return f'{value:.4g}'
+    return value if isinstance(value, str) else show(value)
+
+
+def duration(seconds: Any) -> str:
+    seconds = number(seconds)
+    return '' if seconds is None else str(timedelta(seconds=round(seconds)))
+
+
+def width(text: str) -> int:
+    """The columns that a text takes on a terminal, where Korean letters take two."""
+    return sum(
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in 'WF')
+        for char in text
+    )
+
+
+def print_table(rows: list[dict[str, str]], n_needed: int) -> None:
+    """Rows of cells under the names of their columns.
+
+    On a terminal, columns behind the first `n_needed` that do not fit are left out, and named.
+    """
+    columns = list(rows[0])
+    widths = {name: max(width(name), *(width(row[name]) for row in rows)) for name in columns}
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    while len(columns) > n_needed and sum(widths[name] + 2 for name in columns) - 2 > room:
+        columns.pop()
+    for row in ({name: name for name in columns}, *rows):
+        cells = (row[name] + ' ' * (widths[name] - width(row[name])) for name in columns)
+        print('  '.join(cells).rstrip())
+    if len(columns) < len(rows[0]):
+        print(f'Not shown for want of room: {", ".join(list(rows[0])[len(columns) :])}')

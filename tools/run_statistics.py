@@ -1,0 +1,130 @@
+"""What seeds say of settings: means with Student's t intervals, and paired differences."""
+
+import math
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from armature.errors import UserError
+from tools.run_records import (
+    SEED,
+    Run,
+    differing,
+    newest_by_seed,
+    print_table,
+    shared_settings,
+    show_value,
+)
+
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean of n values; `margin` to both sides is its interval, None for a single value."""
+
+    mean: float
+    margin: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.margin is None:
+            return f'{self.mean:.4g} (one seed: no interval)'
+        return f'{self.mean:.4g} ± {self.margin:.2g}'
+
+
+def estimate(values: Iterable[float]) -> Estimate:
+    """The mean of independent values and its 95 % interval.
+
+    Student's t with n - 1 degrees of freedom: the mean lies within t * s / sqrt(n) of the true one,
+    s being the standard deviation of the values (Student, "The probable error of a mean", 1908).
+    """
+    values = list(values)
+    n, mean = len(values), statistics.fmean(values)
+    if n == 1:
+        return Estimate(mean, None, n)
+    from scipy.special import stdtrit  # the inverse of Student's distribution
+
+    t = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    return Estimate(mean, t * statistics.stdev(values) / math.sqrt(n), n)
+
+
+def values_by_seed(runs: list[Run], metric: str | None, *without: str) -> dict[str, float]:
+    """{all settings but `without`: value}, which says seed, fold and what else differs.
+
+    A run that was repeated under the same settings is no new evidence: the newest counts.
+    """
+    runs = [run for run in runs if run.value(metric) is not None]
+    return {
+        shared_settings(run, *without): run.value(metric)
+        for run in sorted(runs, key=lambda run: run.begun)
+    }
+
+
+def judge(runs: list[Run], metric: str | None) -> tuple[str, bool]:
+    """(the name of what is compared, whether a higher one is better); UserError when unclear."""
+    known = [run for run in runs if run.value(metric) is not None]
+    if not known:
+        raise UserError(
+            f'none of these runs has a value of {metric or "what trainer.monitor names"}: say '
+            'another with --metric'
+        )
+    rules = sorted({run.record['monitor'] for run in known})
+    if len(rules) > 1 and metric is None:
+        raise UserError(f'these runs monitor {", ".join(rules)}: say one with --metric')
+    return metric or known[0].metric, known[0].mode == 'max' and metric in (None, known[0].metric)
+
+
+def print_by(key: str, runs: list[Run], metric: str | None) -> None:
+    """One row for each value of the setting `key`: n, mean, interval, difference to the best."""
+    name, is_higher_better = judge(runs, metric)
+    groups = {}
+    for run in runs:
+        groups.setdefault(show_value(run, key), []).append(run)
+    found = {value: values_by_seed(group, metric, key) for value, group in groups.items()}
+    order = sorted(
+        (value for value in found if found[value]),
+        key=lambda value: statistics.fmean(found[value].values()),
+        reverse=is_higher_better,
+    )
+    best = found[order[0]]
+    rows = []
+    for value in order:
+        pairs = [found[value][seed] - best[seed] for seed in found[value].keys() & best.keys()]
+        made = estimate(found[value].values())
+        difference = str(estimate(pairs)) if pairs and value != order[0] else ''
+        if value != order[0] and not pairs:
+            difference = 'no seed in common'
+        row = {key: value, 'n': str(made.n), name: str(made), 'to the first, paired': difference}
+        rows.append(row)
+    print_table(rows, len(rows[0]))
+    print(f'Mean and {CONFIDENCE:.0%} interval (Student) over n runs')
+    if others := {each for value in order for each in differing(groups[value])} - {SEED, key}:
+        print(f'Within a row these differ too, not only the seed: {", ".join(sorted(others))}')
+    if left_out := len(runs) - sum(map(len, found.values())):
+        print(f'{left_out} runs are left out: repeated under the same settings, or without a value')
+
+
+def print_pair(pair: list[tuple[str, list[Run]]], metric: str | None) -> None:
+    """Two configs, each given as (name, its runs): means, and the difference over common seeds."""
+    name, _ = judge([run for _, runs in pair for run in runs], metric)
+    values = []
+    for title, runs in pair:
+        known = newest_by_seed([run for run in runs if run.value(metric) is not None])
+        by_seed = {seed: run.value(metric) for seed, run in known.items()}
+        if not by_seed:
+            raise UserError(f'{title} has no value of {name}')
+        values.append(by_seed)
+        seeds = ', '.join(sorted(by_seed))
+        print(f'{title}: {name} {estimate(by_seed.values())}, seeds {seeds}')
+    common = sorted(values[0].keys() & values[1].keys())
+    if not common:
+        raise UserError('these have no seed in common: train both with the same seeds')
+    difference = estimate(values[1][seed] - values[0][seed] for seed in common)
+    print(f'difference (second - first), paired over {len(common)} seeds: {difference}')
+    if difference.margin is None:
+        print('One seed in common cannot tell a difference from chance')
+    elif abs(difference.mean) <= difference.margin:
+        print(f'The {CONFIDENCE:.0%} interval holds 0: these seeds do not tell the two apart')
+    else:
+        direction = 'higher' if difference.mean > 0 else 'lower'
+        print(f'The {CONFIDENCE:.0%} interval does not hold 0: the second is {direction}')
