@@ -1,15 +1,15 @@
 """See runs, compare them, repeat them: python -m tools.runs
 
-    list                      a table of runs, newest first, with the settings that differ
-    show RUN                  all that is known of a run
-    diff RUN RUN              what differs: config, code, versions, data, results
-    plot [RUN...]             curves of a metric, as a picture
-    table --by KEY            mean over seeds for each value of a setting, with an interval
-    compare RUN RUN           two configs over the same seeds
-    clean                     remove checkpoints of all but the best runs
-    reproduce RUN             train it again from its code and config, and compare bit for bit
+    [list] [--sort KEY] [--csv]    a table of runs, newest first, with the settings that differ
+    show RUN                       all that is known of a run
+    diff RUN RUN                   what differs: config, code, versions, data, results
+    plot [RUN...] [--metric NAME] [-o FILE]    curves, as a picture
+    table --by KEY [--metric NAME]             mean and interval over seeds, for each value
+    compare RUN RUN [--metric NAME]            two configs over the same seeds
+    clean [--keep N] [--whole] [--yes]         remove checkpoints of all but the best runs
+    reproduce RUN                  train it again from its code and config; compare bit for bit
 
-A RUN is a run folder, NAME/RUN, or RUN alone. Everything is read from the files in the run folders.
+A RUN is a run folder, NAME/RUN, or RUN alone. Which runs are meant:
 """
 
 import argparse
@@ -55,14 +55,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    selection = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+    add_selection(selection)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__ + selection.format_help().partition('\n')[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        required=True, metavar='COMMAND', help='-h after one says more'
+    )
 
     def command(function, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(function.__name__.partition('_')[0], help=text)
-        add_selection(made)
+        name = function.__name__.partition('_')[0]
+        made = commands.add_parser(name, help=text, parents=[selection])
         made.set_defaults(command=function)
         return made
 
