@@ -5,7 +5,6 @@ import csv
 import functools
 import glob
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,9 +26,9 @@ from armature.config.keys import parameters
 from armature.errors import ConfigError, DataError, exit_on_user_error, positive
 from armature.processes import dist
 from armature.processes.launch import processes
-from armature.use.inputs import InputFormat, readable
+from armature.use.inputs import InputFormat, readable, rows_for
 from armature.use.meaning import meanings_of
-from armature.use.outputs import CLASSES, answers, by_task
+from armature.use.outputs import CLASSES, answers, by_task, finite
 from base import BaseDataLoader
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
@@ -81,15 +80,14 @@ class Run:
 
         sources: files or bytes of images, rows {column: value}, sentences, arrays.
         """
-        samples, reasons = readable(self.input_format, sources)
-        found = []
-        if samples:
+
+        def answer(samples: list) -> list[dict[str, Any]]:
+            batch = tensors_of(self.input_format, samples)
             with torch.no_grad():
-                batch = tensors_of(self.input_format, samples)
                 output = self.model(to_device(batch, self.device))
-            found = self.answers(output, top)
-        rows = iter(found)
-        return [next(rows) if reason is None else {'error': str(reason)} for reason in reasons]
+            return self.answers(output, top)
+
+        return rows_for(self.input_format, sources, answer)
 
     def answers(self, output: Any, top: int = 1) -> list[dict[str, Any]]:
         outputs = {task: each.float().cpu().numpy() for task, each in by_task(output).items()}
@@ -252,11 +250,7 @@ def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
 def write_to(file: Any, rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         for row in rows:
-            finite = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in row.items()
-            }
-            file.write(json.dumps(finite, ensure_ascii=False) + '\n')
+            file.write(json.dumps(finite(row), ensure_ascii=False) + '\n')
         return
     columns = list(dict.fromkeys(name for row in rows for name in row if name != 'error'))
     columns += ['error'] * any('error' in row for row in rows)

@@ -37,12 +37,8 @@ BUILDS = {
 }
 
 
-def build(config):
-    """The trainer of an experiment, ready to train."""
-    logger = config.get_logger('train')
-    device, _ = prepare_device(config.get('n_gpu', 1))
-    seed_everything(config.get('seed', 123))
-
+def build_data(config):
+    """The loaders of the training and the validation data; the latter is None without any."""
     data_loader = config.init_obj('data_loader', module_data)
     if 'valid_data_loader' in config:
         valid_data_loader = config.init_obj('valid_data_loader', module_data)
@@ -55,6 +51,15 @@ def build(config):
         valid_data_loader = data_loader.split_validation()
     else:
         valid_data_loader = None
+    return data_loader, valid_data_loader
+
+
+def build(config):
+    """The trainer of an experiment, ready to train."""
+    logger = config.get_logger('train')
+    device, _ = prepare_device(config.get('n_gpu', 1))
+    seed_everything(config.get('seed', 123))
+    data_loader, valid_data_loader = build_data(config)
 
     model = config.init_obj('arch', module_arch)
     if config.get('init_from') and config.resume is None:

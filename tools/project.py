@@ -38,9 +38,12 @@ OWNED = (
     'config.json',
     'train.py',
     'test.py',
+    'predict.py',
     'pyproject.toml',
     'requirements.txt',
     'requirements-dev.txt',
+    'requirements-export.txt',
+    'requirements-serve.txt',
     '.gitignore',
 )  # by the user
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -60,7 +63,8 @@ python -m pytest
 ```
 
 `python train.py -r saved/models/NAME/RUN` goes on with a run;
-`python test.py -r saved/models/NAME/RUN/best` measures it.
+`python test.py -r saved/models/NAME/RUN/best` measures it, and
+`python predict.py -r saved/models/NAME/RUN/best FILES -o predictions.csv` uses it.
 
 Yours: {owned}.
 Kept up to date by the template, `python TEMPLATE/new_project.py --update .`: {kept}.

@@ -29,8 +29,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from armature.checkpoint import old
-from armature.errors import CheckpointError
+from armature.checkpoint import old, packed
+from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 
 FORMAT = 2
@@ -263,6 +263,8 @@ def _with_parts(head: dict, run: Path, *like: Any) -> dict:
 
 def _load(path: Path, complete: Callable[[dict], dict]) -> dict:
     try:
+        if path.suffix == '.safetensors':
+            return _checked(packed.read(path))
         with path.open('rb') as file:
             verified = is_whole(file, path)
             if verified is False:
@@ -271,6 +273,8 @@ def _load(path: Path, complete: Callable[[dict], dict]) -> dict:
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # malformed files raise nearly everything
+        if isinstance(error, ConfigError):  # safetensors is not installed
+            raise
         if type(error) in (ValueError, CheckpointError):
             reason = str(error)
         elif isinstance(error, pickle.UnpicklingError):
@@ -512,7 +516,8 @@ def find(text: str, root: Path = Path()) -> Path:
 
     A file means itself. A run folder, or RUN/last, means its newest good checkpoint:
     checkpoint-last.pth, else the highest epoch, else model_best.pth; what is damaged is passed
-    over with a warning. RUN/best means its model_best.pth.
+    over with a warning. RUN/best means its model_best.pth. A folder that tools.card has packed
+    means its weights.
     """
     for path in (Path(text), root / text):
         if path.is_file():
@@ -527,6 +532,8 @@ def find(text: str, root: Path = Path()) -> Path:
         newest = newest_valid(folder)
         if newest:
             return newest
+        if (folder / packed.FILE).is_file():
+            return folder / packed.FILE
         run = newest_run(folder)
         raise CheckpointError(
             f'{folder} holds no checkpoint'

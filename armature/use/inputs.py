@@ -208,6 +208,7 @@ class TextInput(InputFormat):
     words: list[str]
     padding: int = 0
     unknown: int | None = None
+    max_words: int | None = None  # that a source may have
 
     names = ('words', 'lengths')
     dynamic = {'words': {1: 'length'}}
@@ -229,9 +230,12 @@ class TextInput(InputFormat):
     def sample(self, source: str) -> np.ndarray:
         if not isinstance(source, str) or not source.split():
             raise DataError('expected a text of at least one word')
-        numbers = [self._numbers.get(word, self.unknown) for word in source.split()]
+        words = source.split()
+        if self.max_words and len(words) > self.max_words:
+            raise DataError(f'the text has {len(words):,} words: at most {self.max_words:,}')
+        numbers = [self._numbers.get(word, self.unknown) for word in words]
         if None in numbers:
-            word = source.split()[numbers.index(None)]
+            word = words[numbers.index(None)]
             raise DataError(f'training does not have the word {word[:40]!r}')
         return np.array(numbers)
 
@@ -303,6 +307,15 @@ def readable(
         except DataError as error:
             reasons.append(error)
     return samples, reasons
+
+
+def rows_for(
+    input_format: InputFormat, sources: Iterable[Any], answer: Callable[[list], list[dict]]
+) -> list[dict[str, Any]]:
+    """A row for each source: what `answer` says of the samples, or the error."""
+    samples, reasons = readable(input_format, sources)
+    rows = iter(answer(samples) if samples else ())
+    return [next(rows) if reason is None else {'error': str(reason)} for reason in reasons]
 
 
 def leaves(content: Any) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """What a model's outputs say: classes by name with their probability, or numbers; without torch."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,3 +82,11 @@ def _answers(output: np.ndarray, meaning: str, names: list[str], top: int) -> li
             found |= {f'prediction{number}': names[place], f'probability{number}': row[place]}
         rows.append(found)
     return rows
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as JSON knows it: None for what is no number."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

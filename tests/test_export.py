@@ -1,0 +1,155 @@
+"""tools.export and tools.card: what leaves the project is what was trained, and proves it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from armature.checkpoint import packed
+from armature.errors import CheckpointError, ConfigError
+from armature.use.exported import ExportedModel
+from examples.own_dataset.data import Waves
+from examples.own_dataset.model import WaveModel
+from parse_config import ConfigParser
+from predict import load_run
+from tests.trained import inputs_of, measured, read_config_of, run_here, train_run
+from tools.card import interval, pack
+from tools.export import ExportError, export
+
+pytest.importorskip('onnxscript', reason='needs requirements-export.txt')
+
+
+@pytest.fixture(scope='module')
+def run_of(tmp_path_factory):
+    folder, runs = tmp_path_factory.mktemp('runs'), {}
+    return lambda kind: runs.get(kind) or runs.setdefault(kind, train_run(kind, folder))
+
+
+def exported(run: Path, kind: str, folder: Path, monkeypatch, **options) -> dict:
+    """The export.json of a run's export as `kind`."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    config = ConfigParser(read_config_of(run), resume=run / 'model_best.pth')
+    export(config, kind, folder, **options)
+    return json.loads((folder / 'export.json').read_text())
+
+
+@pytest.mark.parametrize('kind', ['images', 'tabular', 'sequence'])
+def test_an_exported_model_is_as_right_without_torch_as_test_says(
+    kind, run_of, tmp_path, monkeypatch
+):
+    run, (inputs, right) = run_of(kind), inputs_of(kind, tmp_path)
+    report = exported(run, 'onnx', tmp_path / 'out', monkeypatch)
+    assert report['largest_difference'] < 1e-5
+    assert report['batch_sizes'][:2] == [1, 2]
+    assert report['metrics_exported']['accuracy'] == report['metrics']['accuracy']
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'export.json',
+        'model.onnx',
+    ]
+    model = ExportedModel(tmp_path / 'out/model.onnx')
+    sources = [
+        source
+        for file in model.input_format.files_in(inputs)
+        for _, source in model.input_format.sources(file)
+    ]
+    rows = model.predict(sources)
+    accuracy = np.mean([row['prediction'] == answer for row, answer in zip(rows, right)])
+    assert accuracy == pytest.approx(measured(run), abs=1e-6)
+
+
+def test_pt2_runs_in_a_fresh_process(run_of, tmp_path, monkeypatch):
+    report = exported(run_of('own_dataset'), 'pt2', tmp_path / 'out', monkeypatch)
+    assert report['largest_difference'] < 1e-5 and report['n_equal_predictions'] > 20
+    program = torch.export.load(tmp_path / 'out/model.pt2')
+    waves = torch.stack([Waves(7)[index][0] for index in range(7)])
+    assert program.module()(waves)[0].shape == (7, 2)  # a size that no proof has tried
+
+
+def test_safetensors_hold_all_that_a_run_needs(run_of, tmp_path, monkeypatch):
+    run = run_of('tabular')
+    exported(run, 'safetensors', tmp_path / 'out', monkeypatch)
+    file = tmp_path / 'out' / packed.FILE
+    row = {'price': 'low', 'upkeep': 'low', 'doors': 4, 'seats': 4, 'safety': 'high'}
+    rows = [load_run(each).predict([row | {'thousand_km': 9}]) for each in (file, run / 'best')]
+    assert rows[0] == rows[1] and rows[0][0]['prediction'] in load_run(file).class_names
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match='damaged'):
+        load_run(file)
+
+
+def test_a_model_that_gives_other_numbers_is_not_exported(run_of, tmp_path, monkeypatch):
+    forward = WaveModel.forward
+    noise = torch.Generator()
+    run = run_of('own_dataset')
+    monkeypatch.setattr(
+        WaveModel, 'forward', lambda self, x: forward(self, x) + torch.rand(1, generator=noise)
+    )
+    with pytest.raises(ExportError, match='in a batch of 1 .* from the original') as refused:
+        exported(run, 'safetensors', tmp_path / 'out', monkeypatch)
+    assert refused.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_named_with_its_layer(run_of, tmp_path, monkeypatch):
+    class Stubborn(nn.AdaptiveAvgPool1d):
+        def forward(self, x):
+            return super().forward(x) if float(x.sum()) > 0 else super().forward(-x)
+
+    def build(self):
+        before(self)
+        self.layers[4] = Stubborn(1)
+
+    before, run = WaveModel.__init__, run_of('own_dataset')
+    monkeypatch.setattr(WaveModel, '__init__', build)
+    for kind in ('pt2', 'onnx'):
+        with pytest.raises(ExportError, match=r'layers\.4 \(Stubborn\) cannot') as refused:
+            exported(run, kind, tmp_path / 'out', monkeypatch)
+        assert '\n' not in str(refused.value)
+
+
+def test_an_export_folder_that_exists_is_left_alone(run_of, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'mine').mkdir()
+    monkeypatch.chdir(tmp_path)
+    code = run_here('tools.export', '-r', run_of('tabular'), '-o', 'mine', monkeypatch=monkeypatch)
+    assert code == 2
+    assert 'exists: name a folder that is not there yet with -o' in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_export_is_refused(tmp_path):
+    (tmp_path / 'a.onnx').write_bytes(b'no model')
+    with pytest.raises(ConfigError, match='is no model of tools.export'):
+        ExportedModel(tmp_path / 'a.onnx')
+
+
+def test_a_packed_run_is_used_like_the_run(run_of, tmp_path, monkeypatch, capsys):
+    run = run_of('sequence')
+    monkeypatch.chdir(tmp_path)
+    assert run_here('tools.card', run, '-o', 'card', monkeypatch=monkeypatch) == 0
+    assert sorted(path.name for path in (tmp_path / 'card').iterdir()) == [
+        'README.md',
+        'classes.json',
+        'config.json',
+        'weights.safetensors',
+    ]
+    text = (tmp_path / 'card/README.md').read_text()
+    assert '- classes: blame, praise' in text and '| val_accuracy |' in text
+    moved = Path(shutil.move(tmp_path / 'card', tmp_path / 'elsewhere'))
+    sentences = ['the soup is not very good', 'the film was fine but the room is dull']
+    assert load_run(moved).predict(sentences) == load_run(run / 'best').predict(sentences)
+    (tmp_path / 'new.txt').write_text('\n'.join(sentences))
+    assert run_here('predict.py', '-r', moved, 'new.txt', monkeypatch=monkeypatch) == 0
+    assert 'new.txt:2,' in capsys.readouterr().out
+    with pytest.raises(ConfigError, match='exists'):
+        pack(run, moved)
+
+
+def test_the_card_gives_an_interval_of_shares_alone():
+    assert interval('accuracy', 0.5, 100) == '0.4038 to 0.5962'  # Wilson's
+    assert interval('accuracy', 1.0, 50).endswith(' to 1')
+    assert interval('loss', 0.5, 100) == interval('accuracy', 0.5, None) == ''
