@@ -10,7 +10,7 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
-from armature.batch import Parts, call_by_name, to_device
+from armature.batch import Parts, call_by_name, contents_of, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
 from armature.data.order import batches_of
@@ -65,9 +65,9 @@ def main(config, n_batches=None):
     names = config.get('batch')
     if names and isinstance(names['data'], list):
         call_by_name(model, names['data'])
-    shares = map(Parts(names), itertools.islice(batches_of(data_loader), n_batches))
-    shares = dist.in_step(shares, data_loader, [metrics, pictures])
-    batches = (to_device(batch, device) for batch in shares)
+    batches = map(Parts(names), itertools.islice(batches_of(data_loader), n_batches))
+    contents = contents_of(dist.in_step(batches, data_loader), metrics, pictures)
+    batches = (to_device(content, device) for content in contents)
     for name, value in evaluate(model, batches, criterion, metrics, pictures=pictures).items():
         logger.info(f'    {name:15s}: {value}')
     drawn = pictures.draw()

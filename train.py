@@ -15,8 +15,7 @@ import trainer.trainer as module_trainer
 from armature.errors import exit_on_user_error, positive
 from armature.processes.launch import processes
 from armature.seed import seed_everything
-from armature.step.groups import parameter_groups
-from armature.step.transfer import init_weights
+from armature.step.parameters import init_weights, parameter_groups
 from parse_config import ConfigParser, CustomArgs
 from tools.check_resume import check_resume
 from tools.overfit import overfit

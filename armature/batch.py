@@ -7,8 +7,9 @@ The contract:
   stays as it is, and moves to the device by its own `.to` where it has one.
 - `batches()` of our loaders gives the same contents, each in a `Batch`: with what the loader knows
   because it made it. `armature.data.order.batches_of(loader)` does so for any loader.
-- `BaseTrainer.batches(epoch)` gives the contents, and sets `.batch` of each stepper and tracker to
-  the Batch that is due. So nobody takes the length of some tensor for the number of samples.
+- `BaseTrainer.batches(epoch)` (and `contents_of`, in a pass without steps) gives the contents, and
+  sets `.batch` of each stepper and tracker to the Batch that is due. So nobody takes the length of
+  some tensor for the number of samples.
 - `Stepper.micro_batches(content)` takes a batch apart. When each leaf has a row for each sample,
   the content is cut, and padding stays that of the whole batch. Else the loader collates the
   samples of each part anew, where it can; else it is an error.
@@ -17,7 +18,7 @@ The contract:
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,18 @@ class Batch:
 
 
 NO_BATCH = Batch(None)  # before the first one, and where a loop does not say
+
+
+def contents_of(batches: Iterable[Batch], *holders: Any) -> Iterator[Any]:
+    """The contents; `batch` of each holder (a tracker, a stepper) is the Batch that is due."""
+    try:
+        for batch in batches:
+            for each in holders:
+                each.batch = batch
+            yield batch.content
+    finally:
+        for each in holders:
+            each.batch = NO_BATCH
 
 
 class CannotCut(ValueError):

@@ -9,11 +9,11 @@ from types import ModuleType
 MOVED = {
     'base.average': 'armature.step.average',
     'base.checkpoint': 'armature.checkpoint.files',
-    'base.groups': 'armature.step.groups',
+    'base.groups': 'armature.step.parameters',
     'base.samplers': 'armature.data.order',
     'base.schedule': 'armature.step.schedule',
     'base.stream': 'armature.data.stream',
-    'base.transfer': 'armature.step.transfer',
+    'base.transfer': 'armature.step.parameters',
     'base.weights': 'armature.checkpoint.weights',
     'utils.batch': 'armature.batch',
     'utils.dist': 'armature.processes.dist',

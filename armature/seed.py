@@ -37,13 +37,11 @@ def seed_torch(number: int, device: torch.device | None = None) -> None:
 
 
 def seed_everything(number: int) -> None:
-    """Start every global generator of this process at `number`.
-
-    Torch's on all devices, Python's, numpy's.
+    """Start every global generator of this process at `number`: torch's on all devices, Python's,
+    numpy's.
     """
     torch.manual_seed(number)
-    random.seed(number)
-    np.random.seed(number % 2**32)
+    seed_sample(number)
 
 
 def seed_sample(number: int) -> None:
@@ -60,7 +58,6 @@ def rng_state() -> dict:
         'python': random.getstate(),
         'numpy': np.random.get_state(legacy=False),
     }
-    state['numpy']['state']['key'] = state['numpy']['state']['key'].tolist()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state['cuda'] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -76,9 +73,9 @@ def set_rng_state(state: dict) -> None:
     torch.set_rng_state(state['torch'])
     version, internal, gauss_next = state['python']
     random.setstate((version, tuple(internal), gauss_next))
-    numpy_state = {**state['numpy'], 'state': dict(state['numpy']['state'])}
-    numpy_state['state']['key'] = np.array(numpy_state['state']['key'], dtype=np.uint32)
-    np.random.set_state(numpy_state)
+    inner = state['numpy']['state']
+    inner = {**inner, 'key': np.asarray(inner['key'], dtype=np.uint32)}
+    np.random.set_state({**state['numpy'], 'state': inner})
     if 'cuda' in state and torch.cuda.is_available():
         for index, device_state in enumerate(state['cuda'][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(device_state, index)

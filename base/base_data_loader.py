@@ -258,6 +258,13 @@ class BaseDataLoader(DataLoader):
         is_pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
         return tensors[1] if is_pair and isinstance(tensors[1], torch.Tensor) else None
 
+    @property
+    def knows_shares(self) -> bool:
+        """Whether a process knows how many samples of each batch the others have."""
+        is_own = type(self).__iter__ is not BaseDataLoader.__iter__
+        may_leave_out = self.collate_fn is not default_collate or self._samples.skip_unreadable
+        return not is_own and not may_leave_out
+
     def due_batches(self) -> Iterator[tuple[int, torch.Tensor, Share]]:
         """(pass, indices, share) of what this process has of each batch of the pass that is due.
 

@@ -15,7 +15,7 @@ from armature.batch import NO_BATCH, Batch, CannotCut, cut, length, to_device
 from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
-from armature.step.average import NORMS, Average, average_of
+from armature.step.average import Average, average_of
 from armature.step.fitting import fitting_size
 from armature.step.loss_share import count_in, count_of, is_sum, total_and_parts
 from armature.step.schedule import Schedule
@@ -26,11 +26,10 @@ DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
-    microbatch_size: samples that go through the model at once (None: the whole batch). The loss is
-    a mean, and that over each part is weighted by the part's share of the batch, as `count` of the
-    target says (see armature/step/loss_share.py); or a sum, with loss_is_sum. find_size(n_samples,
-    first): asked at the first batch when microbatch_size is 'auto'; first(n) are its first n
-    samples.
+    microbatch_size: samples that go through the model at once (None: the whole batch; 'auto': as
+    many as fit, tried at the first batch). The loss is a mean, and that over each part is weighted
+    by the part's share of the batch, as `count` of the target says (see
+    armature/step/loss_share.py); or a sum, with loss_is_sum.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value:
     bound of each gradient.
     average: is updated after each step.
@@ -38,8 +37,8 @@ class Stepper:
     (this reads a number from the device at each step); None takes them.
     model: what the gradients are of; where several processes train, those of its parameters are
     shared as it is wrapped (armature/processes/dist.py), those of other parameters of the optimizer
-    by the stepper itself. loss_of(*micro_batch): the loss; only optimizers that evaluate it several
-    times a step (LBFGS) call it.
+    by the stepper itself. loss_of(*micro_batch): the loss; asked by optimizers that evaluate it
+    several times a step (LBFGS), and by 'auto'.
     """
 
     def __init__(
@@ -58,66 +57,46 @@ class Stepper:
         count: Callable[[Any], Any] = length,
         model: torch.nn.Module | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
-        find_size: Callable[[int, Callable[[int], Any]], int] | None = None,
     ):
         if precision not in DTYPES:
             raise ConfigError(
                 f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}'
             )
-        self.optimizer = optimizer
+        self.optimizer, self.model, self.loss_of = optimizer, model, loss_of
         self.schedule = schedule or Schedule(None)
-        self.microbatch_size = None if microbatch_size == 'auto' else microbatch_size
-        self.find_size = find_size
-        self._is_to_find = microbatch_size == 'auto'
+        can_try = microbatch_size != 'auto' or loss_of is not None
+        self.microbatch_size = microbatch_size if can_try else None
         self.max_grad_norm, self.max_grad_value = max_grad_norm, max_grad_value
         self.clips = max_grad_norm is not None or max_grad_value is not None
-        self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
-        self.max_skips = max_skips
-        self.average = average
+        self.max_skips, self.average = max_skips, average
         self.loss_is_sum, self._count = loss_is_sum, count
-        self.loss_of = loss_of
-        self.device = torch.device(device)
-        self.device_type = self.device.type
-        self.dtype = DTYPES[precision]
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == 'fp16')
+        self.device, self.dtype = torch.device(device), DTYPES[precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         closure = inspect.signature(optimizer.step).parameters.get('closure')
         self.needs_closure = closure is not None and closure.default is closure.empty
-        if self.needs_closure and (self.clips or precision == 'fp16'):
+        if self.needs_closure and (self.clips or precision == 'fp16' or dist.n_processes() > 1):
             raise ConfigError(
                 f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be '
-                'combined with trainer.max_grad_norm, trainer.max_grad_value or '
-                'trainer.precision "fp16"'
+                'combined with trainer.max_grad_norm, trainer.max_grad_value, trainer.precision '
+                '"fp16" or several processes'
             )
-        if self.needs_closure and dist.n_processes() > 1:
-            raise ConfigError(
-                f'{type(optimizer).__name__} evaluates the loss several times a step, as often as '
-                'it finds fit: that is for a single process'
-            )
-        self.model = model
-        self._unshared = dist.unshared(self._parameters(), model)
-        self.batch = NO_BATCH  # what is known of the batch that is due, see dist.in_step
-        self._has_warned = False
-        # A step that is left out leaves no trace in BatchNorm's running statistics either.
-        norms = [] if max_skips is None or model is None else model.modules()
-        self._norm_buffers = [
-            buffer
-            for module in norms
-            if isinstance(module, NORMS)
-            for buffer in module.buffers(recurse=False)
-        ]
-        self._statistics = []  # these before the current batch, with their values
         self._keeps_step = dist.needs_equal_passes(model)
+        self._unshared = dist.unshared(self._parameters(), model)
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError(
                 'a loss with weights of its own cannot be clipped together with a model in parts '
                 '(distributed.strategy "fsdp"): leave trainer.max_grad_norm and max_grad_value '
                 'out, or say "ddp"'
             )
-        self.loss = None  # of the current batch so far, a 0-dim tensor
+        # Of the current batch:
+        self.batch = NO_BATCH  # what is known of it, see armature/batch.py
+        self.loss = None  # so far, a 0-dim tensor
+        self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
+        self._weight = 1.0  # of the loss of the micro-batch, a number or a 0-dim tensor
+        self._micro_batches = []  # with their weights, for a closure only
+        self._statistics = []  # BatchNorm's, before it: a step that is left out leaves no trace
         self.n_skipped = self.n_skipped_in_a_row = 0
-        # Of the current batch, with their weights, kept for a closure only
-        self._micro_batches = []
-        self._weight = 1.0  # of the loss of the current micro-batch, a number or a 0-dim tensor
+        self._has_warned = False  # of batches that are collated anew
 
     @classmethod
     def from_config(
@@ -134,35 +113,28 @@ class Stepper:
         """
         settings = settings_of(config['trainer'])
         schedule = settings_of(config.get('lr_scheduler'), SCHEDULER)
-        _, _, monitored = settings.monitor.partition(' ')
-        stepper = cls(
-            optimizer,
-            Schedule(
-                lr_scheduler,
-                schedule.interval,
-                monitored.strip(),
-                schedule.warmup_steps or 0,
-            ),
-            device=next(model.parameters()).device,
-            precision=settings.precision,
-            average=average_of(model, settings, len_epoch),
-            microbatch_size=settings.microbatch_size,
-            loss_is_sum=is_sum(
-                criterion, in_parts=settings.microbatch_size or dist.n_processes() > 1
-            ),
-            count=count_of(criterion),
-            max_grad_norm=settings.max_grad_norm,
-            max_grad_value=settings.max_grad_value,
-            max_skips=settings.max_nan_skips if settings.on_nan == 'skip' else None,
-            model=model,
-        )
+        monitored = settings.monitor.partition(' ')[2].strip()
+        in_parts = settings.microbatch_size or dist.n_processes() > 1
 
         def loss_of(data: Any, target: Any) -> torch.Tensor:
             with stepper.autocast():
                 return criterion(model(data), target)
 
-        stepper.loss_of = loss_of
-        stepper.find_size = lambda n_samples, first: fitting_size(n_samples, first, model, loss_of)
+        stepper = cls(
+            optimizer,
+            Schedule(lr_scheduler, schedule.interval, monitored, schedule.warmup_steps or 0),
+            device=next(model.parameters()).device,
+            precision=settings.precision,
+            microbatch_size=settings.microbatch_size,
+            max_grad_norm=settings.max_grad_norm,
+            max_grad_value=settings.max_grad_value,
+            max_skips=settings.max_nan_skips if settings.on_nan == 'skip' else None,
+            average=average_of(model, settings, len_epoch),
+            loss_is_sum=is_sum(criterion, in_parts),
+            count=count_of(criterion),
+            model=model,
+            loss_of=loss_of,
+        )
         return stepper
 
     def micro_batches(self, content: Any) -> Iterator[Any]:
@@ -170,43 +142,43 @@ class Stepper:
 
         content: as `batches()` gave it. The contract is in armature/batch.py.
         """
-        self._micro_batches, self.loss = [], None
-        self._statistics = [(each, each.clone()) for each in self._norm_buffers]
         batch = self.batch if self.batch.n_samples else Batch(content, length(content))
         n_samples, share = batch.n_samples, batch.share
-        of_process = (
-            dist.n_processes() * (not share.is_borrowed) if self.loss_is_sum else share.weight
-        )
-        self._weight = of_process
-        if self._is_to_find:
-            self.microbatch_size = self.find_size(
-                n_samples, lambda size: self._part(content, batch, slice(0, size))
+        self.loss, self._micro_batches = None, []
+        if self.max_skips is not None and self.model is not None:
+            self._statistics = [(each, each.clone()) for each in dist.statistics_of(self.model)]
+        if self.microbatch_size == 'auto':
+            self.microbatch_size = fitting_size(
+                n_samples,
+                lambda size: self._part(content, batch, slice(0, size)),
+                self.model,
+                self.loss_of,
             )
-            self._is_to_find = False
-            # what trying it left in the loss's own parameters
+            # What trying it left in the loss's own parameters
             self.optimizer.zero_grad(set_to_none=True)
-        size = self.microbatch_size
-        largest = max(n_samples, share.largest if self._keeps_step else 0)
-        if size is None or largest <= size:
-            self._remember(content)
-            yield content
+        size = self.microbatch_size or n_samples or 1
+        # What the loss over this process's samples counts for in the mean over processes
+        weight = share.weight
+        if self.loss_is_sum:
+            weight = dist.n_processes() * (not share.is_borrowed)
+        n_parts = n_passes = max(1, -(-n_samples // size))
+        if self.microbatch_size and self._keeps_step:
+            n_passes = max(n_parts, -(-share.largest // size))
+        if n_passes == 1:
+            yield self._remembered(content, weight)
             return
         # The loss over a part counts as its target does, or as its number of samples.
-        is_mean = of_process and not self.loss_is_sum
-        counts_samples = self._count is length
-        counted = count_in(content, self._count) if is_mean and not counts_samples else n_samples
-        n_parts = -(-n_samples // size)
-        n_passes = max(n_parts, -(-share.largest // size)) if self._keeps_step else n_parts
+        by_samples = self._count is length or self.loss_is_sum
+        n_counted = n_samples if by_samples or not weight else count_in(content, self._count)
         for number in range(n_parts):
             rows = slice(number * size, min(n_samples, (number + 1) * size))
-            part = self._part(content, batch, rows)
-            batch.n_now = rows.stop - rows.start
-            if is_mean:
-                n_counted = batch.n_now if counts_samples else count_in(part, self._count)
-                self._weight = of_process * (n_counted / counted)
-            self._remember(part)
+            part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
+            fraction = 1
+            if weight and not self.loss_is_sum:
+                fraction = batch.n_now if by_samples else count_in(part, self._count)
+                fraction = fraction / n_counted
             dist.share_gradients(self.model, wanted=number + 1 == n_passes)
-            yield part
+            yield self._remembered(part, weight * fraction)
         batch.n_now = 0
         for number in range(n_parts, n_passes):  # another process has one more
             dist.share_gradients(self.model, wanted=number + 1 == n_passes)
@@ -232,24 +204,18 @@ class Stepper:
                 )
         return to_device(batch.collate(rows), self.device)
 
-    def _remember(self, micro_batch: Any) -> None:
+    def _remembered(self, micro_batch: Any, weight: Any) -> Any:
+        self._weight = weight
         if self.needs_closure:
-            self._micro_batches.append((micro_batch, self._weight))
+            self._micro_batches.append((micro_batch, weight))
+        return micro_batch
 
     def autocast(self):
         """The context of the forward pass: lower precision where it is safe, when asked for."""
-        return torch.autocast(self.device_type, self.dtype) if self.dtype else nullcontext()
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""
-        loss, _ = total_and_parts(loss)
-        if loss.dim():
-            if loss.numel() > 1:
-                raise ConfigError(
-                    f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, '
-                    'as its mean is (in a loss of torch: "reduction": "mean")'
-                )
-            loss = loss.reshape(())
         loss = _weighted(loss, self._weight)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
@@ -303,14 +269,12 @@ class Stepper:
         return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
 
     def _is_finite(self) -> bool:
-        gradients = [
-            parameter.grad for parameter in self._parameters() if parameter.grad is not None
-        ]
-        norm = (
-            self.loss if self.scaler.is_enabled() else torch.nn.utils.get_total_norm(gradients)
-        )  # a scaler judges gradients itself
-        is_broken = not (dist.whole(norm).isfinite() & self.loss.isfinite()).item()
-        finite = dist.sums([is_broken])[0] == 0
+        """Whether this step is, in all processes."""
+        is_finite = self.loss.isfinite()
+        if not self.scaler.is_enabled():  # which judges gradients itself
+            gradients = [each.grad for each in self._parameters() if each.grad is not None]
+            is_finite &= dist.whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
+        finite = dist.sums([not is_finite.item()])[0] == 0
         self.n_skipped_in_a_row = 0 if finite else self.n_skipped_in_a_row
         return finite
 
@@ -338,18 +302,16 @@ class Stepper:
         """
         first = [self.loss]
 
+        @torch.enable_grad()
         def closure():
             if first:
                 return first.pop()
             self.optimizer.zero_grad()
             total = 0.0
-            with torch.enable_grad():
-                for micro_batch, weight in self._micro_batches:
-                    with self.autocast():
-                        loss, _ = total_and_parts(self.loss_of(*micro_batch))
-                        loss = _weighted(loss, weight)
-                    loss.backward()
-                    total = total + loss.detach()
+            for micro_batch, weight in self._micro_batches:
+                loss = _weighted(self.loss_of(*micro_batch), weight)
+                loss.backward()
+                total = total + loss.detach()
             return total
 
         return closure
@@ -366,8 +328,8 @@ class Stepper:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler'] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state['scaler'])
-        if self._is_to_find and state.get('microbatch_size'):
-            self.microbatch_size, self._is_to_find = state['microbatch_size'], False
+        if self.microbatch_size == 'auto' and state.get('microbatch_size'):
+            self.microbatch_size = state['microbatch_size']
 
 
 def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
@@ -379,20 +341,23 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
         if gradient.is_sparse:
             parameter.grad = gradient.coalesce()
             gradient = parameter.grad.values()
-        elif gradient.is_complex():
+        if gradient.is_complex():
             gradient = torch.view_as_real(gradient)
-        else:
-            continue
         gradient.clamp_(-bound, bound)
-    plain = [each for each in parameters if each.grad is not None]
-    plain = [each for each in plain if not each.grad.is_sparse and not each.is_complex()]
-    if plain:
-        torch.nn.utils.clip_grad_value_(plain, bound)
 
 
-def _weighted(loss: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
-    """Their product; 0 where the weight is 0, also for the mean over nothing, which is nan."""
-    if isinstance(weight, float) and weight == 1:
+def _weighted(loss: Any, weight: float | torch.Tensor) -> torch.Tensor:
+    """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
+    because it is over nothing.
+    """
+    loss, _ = total_and_parts(loss)
+    if loss.numel() > 1:
+        raise ConfigError(
+            f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, as its '
+            'mean is (in a loss of torch: "reduction": "mean")'
+        )
+    loss = loss.reshape(()) if loss.dim() else loss
+    if isinstance(weight, (int, float)) and weight == 1:
         return loss
     weight = loss.new_ones(()) * weight
     return (loss * weight).where(weight != 0, 0)

@@ -659,13 +659,15 @@ def prune_crashes(n: int, folder: Path) -> Result:
     def check(run: Path) -> str:
         found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
         kept = {'model_best.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'}
-        checkpoint.prune(run, keep=2)
+        checkpoint.prune(checkpoint.numbered(run), keep=2)
         left = {path.name for path in run.iterdir()}
         if not kept <= found.keys() or left != kept:
             return f'broken: {sorted(found)} {sorted(left)}'
         return f'{len(found)} files'
 
-    return _crashes(n, folder, prepare, lambda run: checkpoint.prune(run, keep=2), check)
+    return _crashes(
+        n, folder, prepare, lambda run: checkpoint.prune(checkpoint.numbered(run), keep=2), check
+    )
 
 
 def going_back_crashes(n: int, folder: Path) -> Result:
@@ -707,7 +709,7 @@ def sharded_crashes(n: int, folder: Path) -> Result:
         saver = checkpoint.Saver(run, logging.getLogger('faults'), is_sharded=True)
         for epoch in epochs:
             saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
-            checkpoint.prune(run, keep=1)
+            checkpoint.prune(checkpoint.numbered(run), keep=1)
 
     def check(run: Path) -> str:
         states = [checkpoint.load(path) for path in run.glob('*.pth')]

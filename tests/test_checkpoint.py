@@ -170,16 +170,6 @@ def test_content_of_another_shape_is_refused(tmp_path, change, message):
         checkpoint.load(tmp_path / 'a.pth')
 
 
-def test_names_of_tensors_that_are_not_finite():
-    tensors = {
-        'a': torch.tensor([1.0, float('nan')]),
-        'b': torch.ones(2),
-        'c': torch.tensor(float('inf')),
-        'd': 3,
-    }
-    assert checkpoint.non_finite(tensors) == ['a', 'c']
-
-
 # Damage
 
 
@@ -462,7 +452,7 @@ def test_the_newest_run_is_the_one_begun_last(tmp_path):
 
 
 def test_prune_keeps_the_newest_and_the_best(run):
-    checkpoint.prune(run, keep=1)
+    checkpoint.prune(checkpoint.numbered(run), keep=1)
     assert {path.name for path in run.glob('*.pth')} == {
         'checkpoint-last.pth',
         'checkpoint-epoch3.pth',
@@ -473,10 +463,22 @@ def test_prune_keeps_the_newest_and_the_best(run):
 def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
     flip(run / 'checkpoint-epoch3.pth')
     before = files(run)
-    checkpoint.prune(run, keep=1)
+    checkpoint.prune(checkpoint.numbered(run), keep=1)
     assert files(run) == before
-    checkpoint.prune(run, keep=2)
+    checkpoint.prune(checkpoint.numbered(run), keep=2)
     assert not (run / 'checkpoint-epoch1.pth').exists() and (run / 'checkpoint-epoch2.pth').exists()
+
+
+def test_saving_looks_into_a_folder_of_many_files_only_once(tmp_path, monkeypatch):
+    looked, glob = [], Path.glob
+    monkeypatch.setattr(Path, 'glob', lambda *args: looked.append(args) or glob(*args))
+    saver = checkpoint.Saver(tmp_path, logging.getLogger(), keep_last=2)
+    for epoch in range(1, 6):
+        saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
+    assert len(looked) == 2
+    assert names_in(tmp_path) == {
+        'checkpoint-last.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'
+    }  # fmt: skip
 
 
 # Going back
@@ -518,7 +520,7 @@ def test_going_back_leaves_one_line_of_files_and_loses_none(line, caplog):
     assert checkpoint.load(checkpoint.find(str(aside)))['epoch'] == 5
     assert len(caplog.records) == 1 and 'set-aside-1' in caplog.text
     saver.write(small_state(3), [checkpoint.LAST, 'checkpoint-epoch3.pth'])
-    checkpoint.prune(line, keep=2)
+    checkpoint.prune(checkpoint.numbered(line), keep=2)
     assert names_in(line) >= {'checkpoint-epoch2.pth', 'checkpoint-epoch3.pth'}
     flip(line / 'checkpoint-last.pth')
     flip(line / 'checkpoint-epoch3.pth')
@@ -528,7 +530,7 @@ def test_going_back_leaves_one_line_of_files_and_loses_none(line, caplog):
 def test_going_on_from_the_newest_moves_nothing(line):
     before = files(line)
     saver = go_back_to(line / 'checkpoint-last.pth')
-    assert files(line) == before and saver.line['n_saves'] == 5
+    assert files(line) == before and saver.line['best'] == [4, 40]
 
 
 def test_going_back_to_the_best_sets_aside_what_came_after_it(line):
@@ -581,8 +583,8 @@ def test_a_run_that_goes_on_elsewhere_names_its_parent(line, tmp_path):
     saver.set_aside()
     saver.write(small_state(4), [checkpoint.LAST])
     run = checkpoint.load(tmp_path / 'other' / checkpoint.LAST)['run']
-    assert run['id'] != before['run']['id'] and run['parent']['n_saves'] == 3
-    assert run['parent']['id'] == before['run']['id'] and len(names_in(line)) == 7
+    assert run == {'best': None, 'parent': str(line / 'checkpoint-epoch3.pth')}
+    assert before['run']['parent'] is None and len(names_in(line)) == 7
 
 
 # Converting

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from torchvision.transforms import v2
 
-from armature.batch import CannotCut, call_by_name, cut, map_tensors
+from armature.batch import CannotCut, call_by_name, contents_of, cut, map_tensors
 from armature.data.memory import InMemory, refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
@@ -24,7 +24,6 @@ from armature.data.order import (
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, DataError
-from armature.processes import dist
 from base import BaseDataLoader
 from base.stepper import Stepper
 from data_loader.collate import PadCollate
@@ -433,7 +432,7 @@ def test_what_cannot_be_cut_is_collated_anew_from_the_same_samples(caplog):
     loader = BaseDataLoader(samples, 6, True, 0.0, 0, packed, seed=1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     stepper = Stepper(optimizer, microbatch_size=4)
-    for content in dist.in_step(loader.batches(), loader, [stepper]):
+    for content in contents_of(loader.batches(), stepper):
         whole = content[1].tolist()
         parts = list(stepper.micro_batches(content))
     assert [target.tolist() for _, target in parts] == [whole[:4], whole[4:]]
@@ -456,7 +455,7 @@ def test_what_cannot_be_cut_nor_collated_anew_is_refused(loader):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     stepper = Stepper(optimizer, microbatch_size=4)
     with pytest.raises(ConfigError, match='trainer.microbatch_size: the batch holds'):
-        for content in dist.in_step(batches_of(loader), loader, [stepper]):
+        for content in contents_of(batches_of(loader), stepper):
             list(stepper.micro_batches(content))
 
 

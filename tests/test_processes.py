@@ -43,6 +43,7 @@ IN_THREE = [case for case in TRAININGS if case != 'train_workers']  # starting s
 OTHERS = [
     'evaluate_exactly',
     'correlate_in_two_parts',
+    'agree',
     'count_all_reduces',
     'count_bytes',
     'interrupted',
@@ -173,6 +174,12 @@ def test_metric_that_is_of_each_process_goes_on_in_as_many(results, n_processes)
         value == pytest.approx(expected, abs=1e-6)
         and 'in as many processes as it was measured in, 9' in said
     )
+
+
+@pytest.mark.parametrize('n_processes', [None, 2, 3])
+def test_what_one_process_wishes_for_is_granted_to_all_after_the_same_step(results, n_processes):
+    steps, granted = results[n_processes]['agree']
+    assert granted == [143, 1] and len(set(steps)) == 1 and 5 <= steps[0] < 1500
 
 
 @pytest.mark.parametrize('n_processes', [2, 3])

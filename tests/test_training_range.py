@@ -26,11 +26,10 @@ from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
 from armature.step.fitting import fitting_size
-from armature.step.groups import parameter_groups
 from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
+from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule
-from armature.step.transfer import Frozen, init_weights
 from base.stepper import Stepper
 from parse_config import ConfigParser
 from tests.conftest import PointModel
@@ -517,7 +516,7 @@ def test_parameters_of_the_loss_train_and_resume(experiment):
     first.train()
     assert first.criterion.scale.item() != 1
     resumed = trainer(epochs=1)
-    resumed._resumed = checkpoint.load(first.checkpoint_dir / 'checkpoint-last.pth')
+    resumed._resume.state = checkpoint.load(first.checkpoint_dir / 'checkpoint-last.pth')
     resumed._restore_parts()
     assert torch.equal(resumed.criterion.scale, first.criterion.scale)
     names = settings_of(PointModel(), [{'match': 'loss.*', 'lr': 1}], Scaled())

@@ -26,7 +26,7 @@ import runpy, sys
 from base import BaseTrainer
 n_steps, train = int(sys.argv.pop(1)), BaseTrainer.train
 def train_so_far(self):
-    self._max_steps = n_steps
+    self.settings.max_steps = n_steps
     train(self)
 BaseTrainer.train = train_so_far
 runpy.run_path('train.py', run_name='__main__')

@@ -3,7 +3,6 @@
 The run around the epochs is in base/base_trainer.py.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -122,8 +121,7 @@ class Trainer(BaseTrainer):
 
     def _log_step(self, bar: tqdm) -> None:
         """Write the averages since the last line to TensorBoard and the log."""
-        now, (logged_at, logged_step) = time.perf_counter(), self._logged
-        self._logged = now, self.step
+        pace = self._epoch.steps_per_second(self.step)
         values = self.train_metrics.recent()
         bar.set_postfix({name: f'{value:.4g}' for name, value in values.items()})
         self.logger.debug(
@@ -133,9 +131,7 @@ class Trainer(BaseTrainer):
         if self.stepper.grad_norm is not None:
             values['grad_norm'] = float(self.stepper.grad_norm)
         values['learning_rate'] = self.optimizer.param_groups[0]['lr']
-        values['samples_per_second'] = (
-            (self.step - logged_step) * self._batch_size() / (now - logged_at)
-        )
+        values['samples_per_second'] = pace * self._batch_size()
         for name, value in values.items():
             self.writer.add_scalar(name, value)
 

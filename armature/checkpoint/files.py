@@ -7,21 +7,20 @@ lost in a copy. The first version kept it beside it, in NAME.pth.sha256, which i
 
 import hashlib
 import io
-import itertools
 import json
 import logging
+import math
 import os
 import pickle
 import re
-import secrets
 import shutil
 import struct
 import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterable
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,28 +37,16 @@ FORMATS = (1, 2)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 RECORD = 'run.json'  # beside them; armature/run/folder.py writes it
 CONTENT = {
-    'format': int,
-    'arch': str,
-    'epoch': int,
-    'state_dict': dict,
-    'tested': dict,
-    'optimizer': dict,
-    'monitor_best': (int, float),
-    'config': dict,
-    'step': int,
-    'samples': int,
-    'seed': int,
-    'parts': dict,
-    'as_built': dict,
-    'data': dict,
-    'history': list,
-    'rng': dict,
-    'rng_of_others': list,
-    'made_by': dict,
-    'shards': dict,
-    'run': dict,
-}
-LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device}
+    int: ('format', 'epoch', 'step', 'samples', 'seed'),
+    (int, float): ('monitor_best',),
+    str: ('arch',),
+    list: ('history', 'rng_of_others'),
+    dict: (
+        'state_dict', 'tested', 'optimizer', 'config', 'parts', 'as_built', 'data', 'rng',
+        'made_by', 'shards', 'run',
+    ),
+}  # fmt: skip
+LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size}
 DIGEST_PREFIX = b'sha256:'
 DIGEST_BYTES = len(DIGEST_PREFIX) + 64  # the comment at the end of every file that we write
 END_RECORD = b'PK\x05\x06'  # begins a zip archive's last record
@@ -211,21 +198,19 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
         if value.layout == torch.strided:
             is_whole = value.nbytes == value.untyped_storage().nbytes()
             return value if is_whole else value.clone()
-    if kind is torch.Size:
-        return value
-    if isinstance(value, dict):
+    elif isinstance(value, dict):
         plain = {inner(key, 'key'): inner(each, key) for key, each in value.items()}
         return Counter(plain) if kind is Counter else plain
-    if kind in (list, tuple, set):
+    elif kind in (list, tuple, set):
         return kind([inner(each, index) for index, each in enumerate(value)])
-    if isinstance(value, np.generic) and type(value.item()) in LEAVES:
+    elif isinstance(value, np.generic) and type(value.item()) in LEAVES:
         return value.item()
-    if isinstance(value, np.ndarray) and value.dtype.isnative:
+    elif isinstance(value, np.ndarray) and value.dtype.isnative:
         with suppress(TypeError):  # of something else than numbers
             return torch.from_numpy(value.copy())
-    if isinstance(value, Path):
+    elif isinstance(value, Path):
         return str(value)
-    if isinstance(getattr(value, 'config', None), dict):
+    elif isinstance(getattr(value, 'config', None), dict):
         return to_plain(value.config, where, depth + 1)
     raise CheckpointError(
         f'the state cannot be saved: {where or "it"} is a {kind.__module__}.{kind.__qualname__}; '
@@ -244,43 +229,42 @@ def load(
     model, optimizer: what a sharded checkpoint is read for, in all processes together. Raises
     CheckpointError, whatever is wrong with the file.
     """
-
-    return _load(Path(path), lambda head: _with_parts(head, Path(path).parent, model, optimizer))
-
-
-def load_head(path: Path) -> dict:
-    """As `load`, of a sharded checkpoint everything but the tensors of model and optimizer."""
-    return _load(Path(path), lambda head: head)
-
-
-def _with_parts(head: dict, run: Path, *like: Any) -> dict:
+    path, head = Path(path), load_head(path)
     if not head.get('shards'):
         return head
     from armature.checkpoint import sharded  # torch's own part takes a while to import
 
-    return sharded.read(head, run, *like)
+    with _saying_what_is_wrong(path):
+        return sharded.read(head, path.parent, model, optimizer)
 
 
-def _load(path: Path, complete: Callable[[dict], dict]) -> dict:
-    try:
+def load_head(path: Path) -> dict:
+    """As `load`, of a sharded checkpoint everything but the tensors of model and optimizer."""
+    path = Path(path)
+    with _saying_what_is_wrong(path):
         if path.suffix == '.safetensors':
             return _checked(packed.read(path))
         with path.open('rb') as file:
             verified = is_whole(file, path)
             if verified is False:
                 raise ValueError('it is damaged: its content is not what was written')
-            return complete(_checked(_read(file, verified)))
+            return _checked(_read(file, verified))
+
+
+@contextmanager
+def _saying_what_is_wrong(path: Path):
+    try:
+        yield
+    except ConfigError:  # safetensors is not installed
+        raise
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from error
     except Exception as error:  # malformed files raise nearly everything
-        if isinstance(error, ConfigError):  # safetensors is not installed
-            raise
+        reason = f'its content is malformed ({type(error).__name__}: {error})'
         if type(error) in (ValueError, CheckpointError):
             reason = str(error)
         elif isinstance(error, pickle.UnpicklingError):
             reason = 'it holds more than plain data and tensors; nothing in it was run'
-        else:
-            reason = f'its content is malformed ({type(error).__name__}: {error})'
         raise CheckpointError(
             f'{path} is no checkpoint that can be used: {reason[:500].rstrip(".")}.\n'
             'Take another one; -r RUN_FOLDER takes the newest good one of a run.'
@@ -344,15 +328,16 @@ def _pickle_in(file: BinaryIO, check_sums: bool = False) -> BinaryIO:
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     names = [info.filename for info in infos]
     roots = {name.partition('/')[0] for name in names}
-    ends = [info.header_offset + 30 + len(info.filename) + info.compress_size for info in infos]
-    starts = [info.header_offset for info in infos[1:]] + [archive.start_dir]
+    starts = [info.header_offset for info in infos] + [archive.start_dir]
+    ends = [0] + [
+        info.header_offset + 30 + len(info.filename) + info.compress_size for info in infos
+    ]
     if (
-        infos[0].header_offset
+        starts[0] != 0
+        or any(end > start for end, start in zip(ends, starts))
         or len(roots) != 1
         or len({name.lower() for name in names}) < len(names)
-        or any(not info.filename.isascii() for info in infos)
-        or any(info.filename != info.orig_filename for info in infos)
-        or any(end > start for end, start in zip(ends, starts))
+        or any(not each.filename.isascii() or each.filename != each.orig_filename for each in infos)
     ):
         raise ValueError('its directory of records is wrong')
     if any(info.compress_type or info.compress_size != info.file_size for info in infos):
@@ -376,29 +361,20 @@ def _checked(state: dict) -> dict:
         raise ValueError("it has no 'state_dict'")
     if state.get('format', FORMAT) not in FORMATS:
         raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMATS}')
-    for key, kind in CONTENT.items():
-        value = state.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise ValueError(f'its {key!r} is a {type(value).__name__}')
-        if kind is int and key != 'seed' and value is not None and value < 0:
-            raise ValueError(f'its {key!r} is {value}')
+    for kind, keys in CONTENT.items():
+        for key in keys:
+            value = state.get(key)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ValueError(f'its {key!r} is a {type(value).__name__}')
+            if kind is int and key != 'seed' and (value or 0) < 0:
+                raise ValueError(f'its {key!r} is {value}')
     if not all(isinstance(row, dict) for row in state.get('history') or []):
         raise ValueError("its 'history' is no list of rows")
     for name, value in state['state_dict'].items():
-        if type(name) is not str or not (
-            isinstance(value, torch.Tensor) or name.endswith('_extra_state')
-        ):
+        is_tensor = isinstance(value, torch.Tensor)
+        if not isinstance(name, str) or not (is_tensor or name.endswith('_extra_state')):
             raise ValueError(f"its 'state_dict' is none: {name!r} is a {type(value).__name__}")
     return state
-
-
-def non_finite(tensors: dict[str, Any]) -> list[str]:
-    """Names of the entries that hold a nan or an infinity."""
-    return [
-        name
-        for name, value in tensors.items()
-        if isinstance(value, torch.Tensor) and not value.isfinite().all()
-    ]
 
 
 # A run's line of checkpoints
@@ -408,29 +384,55 @@ class Saver:
     """Brings the state of a run to the disk; to be called in all processes together.
 
     is_sharded: each process writes its part. stops: whether a checkpoint that cannot be written is
-    an error, or only a warning.
+    an error, or only a warning. keep_last: see `prune`. every_s: how old the newest checkpoint may
+    become until another one is due.
     """
 
     def __init__(
-        self, folder: Path, logger: logging.Logger, *, is_sharded: bool = False, stops: bool = True
+        self,
+        folder: Path,
+        logger: logging.Logger,
+        *,
+        is_sharded: bool = False,
+        stops: bool = True,
+        keep_last: int | None = None,
+        every_s: float = math.inf,
     ):
         self.folder, self.logger = folder, logger
-        self.is_sharded, self.stops = is_sharded, stops
-        self.line = {'id': secrets.token_hex(8), 'parent': None, 'n_saves': 0, 'best': None}
+        self.is_sharded, self.stops, self.keep_last = is_sharded, stops, keep_last
+        self.every_s, self._due = every_s, time.monotonic() + every_s
+        self.saved = None  # (epochs, steps) of the newest
+        self.line = {'best': None, 'parent': None}  # (epochs, steps), file that it went on from
+        self._numbered = None  # the numbered files, read from the folder once
+        self._has_parts = is_sharded
         self._gone_back_to, self._moment = None, [0, 0]
+
+    @classmethod
+    def from_config(cls, config: Any, settings: Any, logger: logging.Logger) -> 'Saver':
+        """As the sections `trainer` (with its defaults: `settings`) and `distributed` say."""
+        sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
+        return cls(
+            config.save_dir,
+            logger,
+            is_sharded=sharing.get('checkpoint') == 'sharded',
+            stops=settings.on_save_error == 'stop',
+            keep_last=settings.keep_last,
+            every_s=60 * (settings.save_every_minutes or math.inf),
+        )
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._due
 
     def go_on_from(self, state: dict, path: Path) -> None:
         """The run goes on from `state`, which was read from `path`: in its line, when that is in
         this folder, else in a new one that names its parent."""
-        before = state.get('run') or {}
-        if path.resolve().parent == self.folder.resolve():
-            self.line |= before
-            if path.name != LAST:  # behind which everything is
-                self._gone_back_to = self.folder / path.name
-                self._moment = [state.get('epoch', 0), state.get('step', 0)]
-        else:
-            n_saves = before.get('n_saves')
-            self.line['parent'] = {'id': before.get('id'), 'n_saves': n_saves, 'file': str(path)}
+        if path.resolve().parent != self.folder.resolve():
+            self.line['parent'] = str(path)
+            return
+        self.line |= state.get('run') or {}
+        if path.name != LAST:  # behind which everything is
+            self._gone_back_to = self.folder / path.name
+            self._moment = [state.get('epoch', 0), state.get('step', 0)]
 
     def set_aside(self) -> None:
         """After going back, move the checkpoints ahead into a folder of their own, in one process.
@@ -441,14 +443,15 @@ class Saver:
             return
         places = {path: _place(path) for path in self.folder.glob('*.pth')}
         ahead = {
-            path for path, (moment, _) in places.items() if not moment or moment > self._moment
+            path for path, (moment, _) in places.items() if (moment or [math.inf]) > self._moment
         }
         if not ahead:
             return
         left = places.keys() - ahead
         parts = {places[path][1] for path in ahead} - {places[path][1] for path in left} - {None}
-        names = (f'set-aside-{count}' for count in itertools.count(1))
-        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
+        count = 1
+        while (aside := self.folder / f'set-aside-{count}').exists():
+            count += 1
         try:
             aside.mkdir()
             for name in [*sorted(path.name for path in ahead), *parts]:
@@ -469,9 +472,8 @@ class Saver:
     def write(self, state: dict, names: list[str]) -> bool:
         """Write `state` under `names`; False when it could not be written and that is not to stop
         the training."""
-        self.line = {**self.line, 'n_saves': self.line['n_saves'] + 1}
         if BEST in names:
-            self.line['best'] = [state['epoch'], state['step']]
+            self.line = {**self.line, 'best': [state['epoch'], state['step']]}
         state = {**state, 'run': self.line}
         paths = [self.folder / name for name in names]
         try:
@@ -487,7 +489,18 @@ class Saver:
                 raise
             self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
             return False
+        self.saved, self._due = (state['epoch'], state['step']), time.monotonic() + self.every_s
+        if self.keep_last is not None:
+            dist.on_main(self._prune, paths)
         return True
+
+    def _prune(self, written: list[Path]) -> None:
+        """Looks into the folder only once: it may hold thousands of files."""
+        if self._numbered is None:
+            self._numbered = numbered(self.folder)
+            self._has_parts |= any(self.folder.glob('shards-*'))
+        found = by_number([*self._numbered, *written])
+        self._numbered = prune(found, self.keep_last, self._has_parts)
 
 
 def _place(path: Path) -> tuple[list[int] | None, str | None]:
@@ -529,16 +542,13 @@ def find(text: str, root: Path = Path()) -> Path:
             if (folder / BEST).is_file():
                 return folder / BEST
             raise CheckpointError(f'{folder} holds no {BEST}')
-        newest = newest_valid(folder)
-        if newest:
+        if newest := newest_valid(folder):
             return newest
         if (folder / packed.FILE).is_file():
             return folder / packed.FILE
         run = newest_run(folder)
-        raise CheckpointError(
-            f'{folder} holds no checkpoint'
-            + (f'; do you mean its newest run, {run}?' if run else '')
-        )
+        hint = f'; do you mean its newest run, {run}?' if run else ''
+        raise CheckpointError(f'{folder} holds no checkpoint{hint}')
     raise CheckpointError(
         f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best'
     )
@@ -553,7 +563,7 @@ def newest_valid(folder: Path) -> Path | None:
     for path in [folder / LAST, *numbered(folder), folder / BEST]:
         if not path.is_file():
             continue
-        problem = _problem(path)
+        problem = _problem(path, has_parts=any(folder.glob('shards-*')))
         if problem is None:
             if damaged:
                 names = ' and '.join(map(str, damaged))
@@ -566,22 +576,23 @@ def newest_valid(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove the numbered checkpoints but the newest `keep`, once one of those is verified.
+def prune(found: list[Path], keep: int, has_parts: bool = True) -> list[Path]:
+    """Remove of numbered checkpoints all but the first `keep`, once one of those is verified.
 
-    model_best.pth always stays.
+    has_parts: whether some are sharded. Returns those that are left. model_best.pth always stays.
     """
     assert keep >= 1
-    found = numbered(folder)
-    if len(found) <= keep or all(_problem(path) for path in found[:keep]):
-        return
+    if len(found) <= keep or all(_problem(path, has_parts) for path in found[:keep]):
+        return found
     try:
         for path in reversed(found[keep:]):
             _sidecar(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f'{path} could not be removed: {error.strerror or error}') from error
-    _remove_unused_parts(folder)
+    if has_parts:
+        _remove_unused_parts(path.parent)
+    return found[:keep]
 
 
 def _remove_unused_parts(folder: Path) -> None:
@@ -602,22 +613,26 @@ def _remove_unused_parts(folder: Path) -> None:
 
 def numbered(folder: Path) -> list[Path]:
     """checkpoint-epoch{N}.pth, the highest N first."""
-    found = {
-        int(match[1]): path
-        for path in folder.glob('checkpoint-epoch*.pth')
-        if (match := re.fullmatch(r'checkpoint-epoch(\d+)\.pth', path.name))
-    }
+    return by_number(folder.glob('checkpoint-epoch*.pth'))
+
+
+def by_number(paths: Iterable[Path]) -> list[Path]:
+    found = {}
+    for path in paths:
+        number = path.stem.removeprefix('checkpoint-epoch')
+        if number.isdecimal():
+            found[int(number)] = path
     return [found[epoch] for epoch in sorted(found, reverse=True)]
 
 
-def _problem(path: Path) -> str | None:
+def _problem(path: Path, has_parts: bool) -> str | None:
     """What is wrong with a file; its bytes are compared where its digest is known, else it is
     loaded."""
     try:
         with path.open('rb') as file:
             if not is_whole(file, path):
                 load_head(path)
-        if any(path.parent.glob('shards-*')) and (head := load_head(path)).get('shards'):
+        if has_parts and (head := load_head(path)).get('shards'):
             from armature.checkpoint import sharded
 
             return sharded.problem(head, path.parent)
@@ -637,15 +652,12 @@ def begun(run: Path) -> datetime:
 
     A run of the first version has none: then as its id says, in local time, or as its files do.
     """
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return datetime.fromisoformat(json.loads((run / RECORD).read_bytes())['begun'])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     match = re.fullmatch(r'(\d{8}_\d{6})(?:_(\d+))?', run.name)
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         count = timedelta(microseconds=int(match[2] or 0))
         return datetime.strptime(match[1], '%Y%m%d_%H%M%S').astimezone(UTC) + count
-    except (TypeError, ValueError, OverflowError):
-        config = run / 'config.json'
-        seconds = (config if config.is_file() else run).stat().st_mtime
-        return datetime.fromtimestamp(seconds, UTC)
+    config = run / 'config.json'
+    seconds = (config if config.is_file() else run).stat().st_mtime
+    return datetime.fromtimestamp(seconds, UTC)

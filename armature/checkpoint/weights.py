@@ -11,44 +11,47 @@ from armature.processes import dist
 
 def bare(model: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
-        inner = getattr(model, '_orig_mod', None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if inner is None:
+        if hasattr(model, '_orig_mod'):
+            model = model._orig_mod
+        elif isinstance(model, wrappers):
+            model = model.module
+        else:
             return model
-        model = inner
 
 
 def load_weights(model: nn.Module, weights: dict, source: object) -> None:
     """Load all of `weights`; a CheckpointError lists what does not fit."""
     mine = bare(model).state_dict()
-    problems = {
-        'missing': [name for name in mine if name not in weights],
-        'not in the model': [name for name in weights if name not in mine],
-        'of another shape': [
-            f'{name} {tuple(weights[name].shape)} instead of {tuple(mine[name].shape)}'
-            for name in mine
-            if name in weights
-            and hasattr(mine[name], 'shape')
-            and weights[name].shape != mine[name].shape
-        ],
-    }
-    if any(problems.values()):
-        found = '; '.join(
-            f'{kind}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
-            for kind, names in problems.items()
-            if names
-        )
+    if report := misfits(mine, weights):
         raise CheckpointError(
-            f'{source} does not fit {type(bare(model)).__name__}: {found}. '
+            f'{source} does not fit {type(bare(model)).__name__}: {report}. '
             'Was it made with another "arch"?'
         )
     bare(model).load_state_dict(
         {name: dist.sharded_like(value, mine[name]) for name, value in weights.items()}
     )
+
+
+def misfits(mine: dict, weights: dict) -> str:
+    """Why `weights` cannot be those of a model whose state dict is `mine`; empty when they can."""
+    problems = {
+        'missing': [name for name in mine if name not in weights],
+        'not in the model': [name for name in weights if name not in mine],
+        'of another shape': [
+            f'{name} {list(weights[name].shape)} -> {list(value.shape)}'
+            for name, value in mine.items()
+            if name in weights and hasattr(value, 'shape') and weights[name].shape != value.shape
+        ],
+    }
+    return '; '.join(f'{kind}: {shortened(names)}' for kind, names in problems.items() if names)
+
+
+def shortened(names: Iterable[str]) -> str:
+    """The first eight names."""
+    names = list(names)
+    return ', '.join(names[:8]) + (f' and {len(names) - 8} more' if len(names) > 8 else '')
 
 
 def tested_weights(state: dict) -> dict:
@@ -77,8 +80,5 @@ def load_tested(model: nn.Module, criterion: object, state: dict, source: object
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
     """The names like `pattern`: `*` is any text, `|` separates alternatives."""
-    return [
-        name
-        for name in names
-        if any(fnmatchcase(name, each.strip()) for each in pattern.split('|'))
-    ]
+    patterns = [each.strip() for each in pattern.split('|')]
+    return [name for name in names if any(fnmatchcase(name, each) for each in patterns)]

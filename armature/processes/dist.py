@@ -10,7 +10,8 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +20,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from armature.batch import NO_BATCH, WHOLE, Batch, Share, length
+from armature.batch import WHOLE, Batch, Share
 from armature.compare import first_difference
 from armature.errors import ConfigError, DataError, UserError
+
+NORMS = nn.modules.batchnorm._NormBase  # the layers that keep running statistics
+ASK_EVERY_S = 0.5
 
 # Who am I?
 
@@ -144,22 +148,6 @@ def first_on_machine():
             dist.barrier()
 
 
-def tell(*numbers: float) -> Callable[[], list[list[float]]]:
-    """Begin to tell all processes a few numbers; what is returned gives all, (processes, numbers).
-
-    They travel while the caller computes.
-    """
-    told = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
-    told[rank()] = torch.tensor(numbers, dtype=torch.float64)
-    work = dist.all_reduce(told, async_op=True)
-
-    def result() -> list[list[float]]:
-        work.wait()
-        return told.tolist()
-
-    return result
-
-
 # Sharing the data
 
 
@@ -168,79 +156,47 @@ def share(indices: torch.Tensor) -> tuple[torch.Tensor, Share]:
     n = n_processes()
     if n == 1:
         return indices, WHOLE
-    mine = indices[rank() :: n]
-    return (mine, WHOLE) if len(mine) else (indices[:1], Share(is_borrowed=True))
+    mine, largest = indices[rank() :: n], -(-len(indices) // n)
+    if not len(mine):
+        return indices[:1], Share(0.0, True, largest)
+    return mine, Share(len(mine) * n / len(indices), False, largest)
 
 
 def in_step(
-    batches: Iterable[Any],
-    loader: Any,
-    sharing: Iterable[Any] = (),
-    wishes: Callable[[], tuple] = tuple,
-    obey: Callable[..., None] = lambda *_: None,
-    count: Callable[[Any], Any] | None = None,
-) -> Iterator[Any]:
-    """The content of each step's batch: this process's share of what all of them take together.
+    batches: Iterator[Batch], loader: Any, count: Callable[[Any], Any] | None = None
+) -> Iterator[Batch]:
+    """The batches of `loader` with this process's share of what all of them take together.
 
-    batches: of `loader`, as Batch; or their contents, whose rows then count as samples.
-    Before each, `batch` of the objects in `sharing` becomes it; a process's share weighs as much as
-    the `count` of its content (None: its samples). After it, `obey` is called with the largest of
-    each of `wishes()` (whole numbers) that any process had: in a single process at once, else with
-    those from before the step.
+    A share weighs as much as the `count` of its content (None: its samples). Where no process can
+    know that of the others, they tell each other.
     """
-    batches = _as_batches(batches, loader)
     if n_processes() == 1:
-        steps = _lone_steps(batches, wishes, obey)
-    elif hasattr(loader, 'share') or isinstance(
-        getattr(loader, 'sampler', None), DistributedSampler
-    ):
-        refuse_differences({'number of samples': getattr(loader, 'n_samples', None)}, 'the data')
-        steps = _told_steps(batches, wishes, obey, count)
-    else:
+        return batches
+    has_sampler = isinstance(getattr(loader, 'sampler', None), DistributedSampler)
+    if not has_sampler and not hasattr(loader, 'share'):
         raise ConfigError(
             f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them '
             'all of the data: make it a BaseDataLoader, or give it a DistributedSampler'
         )
-    try:
-        for batch in steps:
-            for each in sharing:
-                each.batch = batch
-            yield batch.content
-    finally:
-        for each in sharing:
-            each.batch = NO_BATCH
+    refuse_differences({'number of samples': getattr(loader, 'n_samples', None)}, 'the data')
+    knows = count is None and getattr(loader, 'knows_shares', False)
+    return batches if knows else _told(batches, count)
 
 
-def _as_batches(batches: Iterable[Any], loader: Any) -> Iterator[Batch]:
-    for batch in batches:
-        if not isinstance(batch, Batch):
-            batch = Batch(batch, length(batch), share=getattr(loader, 'share', WHOLE))
-        yield batch
-
-
-def _lone_steps(batches: Iterable[Batch], wishes: Callable, obey: Callable) -> Iterator[Batch]:
-    for batch in batches:
-        yield batch
-        obey(*wishes())
-
-
-def _told_steps(
-    batches: Iterable[Batch], wishes: Callable, obey: Callable, count: Callable | None
-) -> Iterator[Batch]:
+def _told(batches: Iterator[Batch], count: Callable[[Any], Any] | None) -> Iterator[Batch]:
     """The batches. While they compute with one, the processes tell each other of the next."""
-    batches, batch = iter(batches), None
+    batch = None
 
     def following() -> tuple[Batch | None, Callable]:
         upcoming, counted, n_samples = next(batches, None), 0, 0
         if upcoming is not None and not upcoming.share.is_borrowed:
             n_samples = upcoming.n_samples
             counted = n_samples if count is None else float(count(upcoming.content))
-        return upcoming, tell(upcoming is not None, counted, n_samples, *wishes())
+        return upcoming, tell(upcoming is not None, counted, n_samples)
 
     upcoming, told = following()
     while True:
-        have_batches, counts, n_samples, *wished = zip(*told())
-        obey(*(int(max(each)) for each in wished))
+        have_batches, counts, n_samples = zip(*told())
         if not any(have_batches):
             return
         if not any(n_samples):
@@ -261,6 +217,57 @@ def _told_steps(
         weight = counts[rank()] * n_processes() / counted if counted else math.nan
         its_share = Share(weight, not n_samples[rank()], int(max(n_samples)))
         yield dataclasses.replace(batch, share=its_share)
+
+
+def tell(*numbers: float) -> Callable[[], list[list[float]]]:
+    """Begin to tell all processes a few numbers; what is returned gives all, (processes, numbers).
+
+    They travel while the caller computes.
+    """
+    told = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
+    told[rank()] = torch.tensor(numbers, dtype=torch.float64)
+    work = dist.all_reduce(told, async_op=True)
+
+    def result() -> list[list[float]]:
+        work.wait()
+        return told.tolist()
+
+    return result
+
+
+class Agreement:
+    """What any process wishes for, all of them do after the same step, at most a second later.
+
+    About twice a second they tell each other, in a step that they have agreed on by the time that
+    steps take, and look at the answer one step later: no step waits for another process.
+    """
+
+    def __init__(self):
+        self._is_alone = n_processes() == 1
+        self._n_left = 1  # steps until they tell each other again
+        self._told = None  # what is on its way
+        self._since, self._n_steps = time.monotonic(), 0
+
+    def after_step(self, *wishes: int) -> tuple[int, ...] | None:
+        """The largest of each wish (a whole number) that any process had; None: not asked now."""
+        if self._is_alone:
+            return wishes
+        self._n_left -= 1
+        self._n_steps += 1
+        if self._told is not None:
+            *granted, s_per_step = map(max, zip(*self._told()))
+            self._told, self._n_left = None, max(1, int(ASK_EVERY_S / max(s_per_step, 1e-6)))
+            return tuple(map(int, granted))
+        if self._n_left <= 0:
+            now = time.monotonic()
+            self._told = tell(*wishes, (now - self._since) / self._n_steps)
+            self._since, self._n_steps = now, 0
+        return None
+
+    def end(self) -> None:
+        """No more steps: what is on its way arrives, for the processes could not part before."""
+        if self._told is not None:
+            self._told()
 
 
 # Sharing the model
@@ -344,9 +351,18 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [block for block in blocks if any(True for _ in block.parameters())]
 
 
-def is_wrapped(model: nn.Module) -> bool:
-    """Whether the gradients of `model` are shared."""
-    return not is_joined() or _shared_part(model) is not None
+def refuse_to_train_apart(model: nn.Module) -> None:
+    """A ConfigError when several processes are started and would each train by itself."""
+    if is_started() and not is_joined():
+        raise ConfigError(
+            'this script is started in several processes and does not join them: put '
+            '"with processes(config):" around what it does, as train.py of a new project does'
+        )
+    if is_joined() and _shared_part(model) is None:
+        raise ConfigError(
+            'several processes train, and each would train a model of its own: say '
+            'model = config.wrap(model, device) before the optimizer is made'
+        )
 
 
 def is_sharded(model: nn.Module | None) -> bool:
@@ -356,6 +372,12 @@ def is_sharded(model: nn.Module | None) -> bool:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether what comes out of it depends on which samples are together."""
     return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+
+
+def statistics_of(model: nn.Module) -> list[torch.Tensor]:
+    """The running statistics of its BatchNorm layers, and of others of their kind."""
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def needs_equal_passes(model: nn.Module | None) -> bool:
@@ -389,7 +411,8 @@ def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[to
     """Those of `parameters` whose gradients the wrapper of `model` does not share."""
     if n_processes() == 1:
         return []
-    shared = set(map(id, model.parameters())) if model is not None and is_wrapped(model) else set()
+    is_wrapped = model is not None and _shared_part(model) is not None
+    shared = set(map(id, model.parameters())) if is_wrapped else set()
     return [parameter for parameter in parameters if id(parameter) not in shared]
 
 

@@ -2,9 +2,8 @@
 
 import functools
 import inspect
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,51 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from armature.checkpoint.files import non_finite
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
-
-WAITING_SHARE = 0.2  # of an epoch's time, above which the waiting is worth a warning
-NORMS = nn.modules.batchnorm._NormBase
-
-
-# What comes from the loader
-
-
-class Feed:
-    """Passes batches through and warns once when the training waits for them."""
-
-    def __init__(self, logger: Any):
-        self.logger = logger
-        self.share = 0.0  # of the last epoch's time that was spent waiting
-        self.first = None  # the content of the first batch
-        self._has_warned = False
-
-    def watch(self, batches: Iterable[Any], loader: Any) -> Iterator[Any]:
-        batches, waited_s, started = iter(batches), 0.0, time.perf_counter()
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                break
-            waited_s += time.perf_counter() - asked
-            if self.first is None:
-                self.first = batch.content
-            yield batch
-        self.share = waited_s / (time.perf_counter() - started)
-        is_in_memory = getattr(loader, '_memory', None) is not None
-        is_slow = self.share > WAITING_SHARE and not is_in_memory
-        if is_slow and not self._has_warned and dist.is_main():
-            self._has_warned = True
-            has_affinity = hasattr(os, 'sched_getaffinity')
-            n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
-            self.logger.warning(
-                f"{self.share:.0%} of the epoch's time was spent waiting for data. Most likely to "
-                f'help: data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; '
-                f'this machine has {n_cores} cores), or data_loader.args.in_memory: true'
-            )
-
 
 # What goes into the loss
 
@@ -163,13 +119,22 @@ def _kind(tensor: Any) -> str:
     return f'({shape}) of {str(tensor.dtype).removeprefix("torch.")}'
 
 
-def check_first_loss(trainer: Any, known_labels: Callable[[torch.Tensor], set[int]]) -> None:
-    """Let the first loss that the trainer computes be looked at."""
+def check_first_step(trainer: Any) -> None:
+    """Let the first step say whether data, model and loss suit each other."""
+    loader, size = getattr(trainer, 'data_loader', None), trainer.settings.microbatch_size
+    _check_first_loss(trainer, functools.partial(_labels_of_loader, trainer, loader))
+    if isinstance(trainer.model, nn.Module):
+        cause = lone_sample(loader, None if size == 'auto' else size)
+        if cause:
+            _refuse_lone_samples(trainer.model, cause)
+
+
+def _check_first_loss(trainer: Any, known_labels: Callable[[torch.Tensor], set[int]]) -> None:
     criterion = trainer.criterion
     name = getattr(criterion, '__name__', type(criterion).__name__)
+    check = LossCheck(name, known_labels)
 
     if isinstance(criterion, nn.Module):
-        check = LossCheck(name, known_labels)
 
         def leave(*_: Any) -> None:
             check.__exit__(None, None, None)
@@ -182,45 +147,34 @@ def check_first_loss(trainer: Any, known_labels: Callable[[torch.Tensor], set[in
 
         @functools.wraps(criterion)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            trainer.criterion = trainer.loss = criterion
-            with LossCheck(name, known_labels):
+            trainer.criterion = criterion
+            with check:
                 return criterion(*args, **kwargs)
 
-        trainer.criterion = trainer.loss = checked
+        trainer.criterion = checked
 
 
-def labels_of_loader(loader: Any, first: Callable[[], Any]) -> Callable[[torch.Tensor], set[int]]:
-    """For LossCheck: all labels of the loader's data, for the very target of its first batch.
-
-    first(): the content of that batch.
-    """
-
-    def known(target: torch.Tensor) -> set[int]:
-        content = first()
-        labels = content[1] if isinstance(content, (tuple, list)) and len(content) == 2 else None
-        if not isinstance(labels, torch.Tensor) or not hasattr(loader, 'sample_classes'):
-            return set()
-        labels = labels[: len(target)].to(target.device)
-        if target.dim() != 1 or not torch.equal(labels, target):
-            return set()
-        return {each for each in loader.sample_classes() or [] if isinstance(each, int)}
-
-    return known
+def _labels_of_loader(trainer: Any, loader: Any, target: torch.Tensor) -> set[int]:
+    """All labels of the loader's data, for the very target of its first batch."""
+    content = trainer._epoch and trainer._epoch.batch.content
+    labels = content[1] if isinstance(content, (tuple, list)) and len(content) == 2 else None
+    if not isinstance(labels, torch.Tensor) or not hasattr(loader, 'sample_classes'):
+        return set()
+    labels = labels[: len(target)].to(target.device)
+    if target.dim() != 1 or not torch.equal(labels, target):
+        return set()
+    return {each for each in loader.sample_classes() or [] if isinstance(each, int)}
 
 
 # A batch of one sample
 
 
-def refuse_lone_samples(model: nn.Module, loader: Any, microbatch_size: int | None) -> None:
+def _refuse_lone_samples(model: nn.Module, cause: str) -> None:
     """Let the first forward pass end in a ConfigError if a later one has one value a channel.
 
     BatchNorm cannot train on that, as torch would say in the middle of the epoch. Only where a
     channel has one value for each sample: a picture has many.
     """
-    cause = lone_sample(loader, microbatch_size)
-    norms = [module for module in model.modules() if isinstance(module, NORMS)]
-    if not cause:
-        return
 
     def look(norm: nn.Module, inputs: tuple) -> None:
         for handle in handles:
@@ -228,10 +182,11 @@ def refuse_lone_samples(model: nn.Module, loader: Any, microbatch_size: int | No
         if norm.training and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
             raise ConfigError(
                 f'{cause}, and BatchNorm cannot train on one sample: set '
-                'data_loader.args.drop_last to true, or take another batch_size'
-                + (' or trainer.microbatch_size' if microbatch_size else '')
+                'data_loader.args.drop_last to true, or take another batch_size or '
+                'trainer.microbatch_size'
             )
 
+    norms = [module for module in model.modules() if isinstance(module, dist.NORMS)]
     handles = [norm.register_forward_pre_hook(look) for norm in norms]
 
 
@@ -253,43 +208,14 @@ def lone_sample(loader: Any, microbatch_size: int | None) -> str:
 # What breaks later
 
 
-class LossWatch:
-    """Keeps each step's loss until somebody asks for the first that is not finite.
-
-    All are then read at once: no step waits for the device.
-    """
-
-    def __init__(self):
-        self._unread = []
-
-    def note(self, step: int, loss: torch.Tensor | None) -> None:
-        """loss: 0-dim tensor; None is left out."""
-        if loss is not None:
-            self._unread.append((step, loss))
-
-    def first_broken(self) -> tuple[int, float] | None:
-        """(step, loss) of the first since the last call that is not finite; None when all are."""
-        unread, self._unread = self._unread, []
-        if unread:
-            losses = torch.stack([loss for _, loss in unread])
-            finite = losses.isfinite().tolist()
-            if not all(finite):
-                first = finite.index(False)
-                return unread[first][0], losses[first].item()
-        return None
-
-
 def broken_weights(model: nn.Module) -> list[str]:
     """Names of weights that are not finite.
 
     What does not train may be infinite on purpose, as masks are: there only a nan counts.
     """
-    trained = {
-        name: dist.part(parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-    others = [*model.named_parameters(), *model.named_buffers()]
-    return non_finite(trained) + [
-        name for name, value in others if name not in trained and dist.part(value).isnan().any()
-    ]
+    broken = []
+    for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
+        mine = dist.part(value)
+        if not mine.isfinite().all() and (value.requires_grad or mine.isnan().any()):
+            broken.append(name)
+    return broken

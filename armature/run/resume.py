@@ -20,16 +20,23 @@ has the table of what may change between stop and resume.
 import copy
 import inspect
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import to_plain
-from armature.compare import first_difference
+from armature.checkpoint.weights import bare, load_weights
+from armature.compare import ABSENT, differences
+from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
+from armature.run.folder import differences as changes_of_machine
+from armature.run.record import read_table, values_of
+from armature.seed import set_rng_state
 from armature.step.average import Average
 from armature.step.schedule import Schedule, replay
 
@@ -41,8 +48,9 @@ NAMES = {
     'stepper.schedule': 'schedule',
     'stepper.average': 'weight_average',
 }
-SECTIONS = {'schedule': 'lr_scheduler', 'criterion': 'loss'}  # part: its section of the config
 LENGTHS = ('T_max', 'total_steps', 'total_iters')  # that a config may leave to the run ("auto")
+OR_NEW_RUN = 'or start a new run from the weights alone ("init_from")'
+
 
 # Which parts have state
 
@@ -77,8 +85,19 @@ def parts_of(trainer: Any) -> dict[str, Any]:
     return found
 
 
-def is_optimizer(part: Any) -> bool:
-    return hasattr(part, 'param_groups')
+def optimizers_of(trainer: Any) -> dict[str, Any]:
+    parts = {'optimizer': trainer.optimizer, **parts_of(trainer)}
+    return {name: part for name, part in parts.items() if hasattr(part, 'param_groups')}
+
+
+def tested_weights_of(trainer: Any) -> dict | None:
+    """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
+    averages = [part for part in parts_of(trainer).values() if isinstance(part, Average)]
+    return next((each.tested() for each in averages if each.is_of(trainer.model)), None)
+
+
+def _steers(part: Any, optimizer: Any) -> bool:
+    return isinstance(part, LRScheduler) and part.optimizer is optimizer
 
 
 # As built
@@ -95,7 +114,7 @@ def optimizer_as_built(optimizer: Any) -> dict:
 
 def as_built(trainer: Any) -> dict[str, dict]:
     """As built, of all parts but the trainer's first optimizer; before the first step."""
-    parts = {'optimizer': trainer.optimizer, **parts_of(trainer)}
+    parts, optimizers = parts_of(trainer), optimizers_of(trainer)
     loader = getattr(trainer, 'data_loader', None)
     built = {
         'monitor': {'rule': trainer.monitor},
@@ -110,14 +129,10 @@ def as_built(trainer: Any) -> dict[str, dict]:
         },
     }
     for name, part in parts.items():
-        if is_optimizer(part) and name != 'optimizer':
+        if name in optimizers:
             built[name] = optimizer_as_built(part)
-            for schedule in parts.values():  # a warm-up has begun when the schedule was made
-                if isinstance(schedule, Schedule) and _steers(schedule.scheduler, part):
-                    for group, rate in zip(built[name]['groups'], schedule.rates_as_built):
-                        group['lr'] = copy.deepcopy(rate)
         elif isinstance(part, LRScheduler):
-            steered = [each for each in parts if _steers(part, parts[each])]
+            steered = [each for each, optimizer in optimizers.items() if _steers(part, optimizer)]
             built[name] = {
                 'type': type(part).__name__,
                 'optimizer': next(iter(steered), ''),
@@ -128,32 +143,24 @@ def as_built(trainer: Any) -> dict[str, dict]:
         elif name == 'criterion' and isinstance(part, nn.Module):
             buffers = {name: buffer.detach().cpu().clone() for name, buffer in part.named_buffers()}
             built[name] = {'type': type(part).__name__, 'buffers': buffers}
+    for schedule in parts.values():  # a warm-up has begun when the schedule was made
+        for name, optimizer in optimizers.items() if isinstance(schedule, Schedule) else ():
+            if name in built and _steers(schedule.scheduler, optimizer):
+                for group, rate in zip(built[name]['groups'], schedule.rates_as_built):
+                    group['lr'] = copy.deepcopy(rate)
     return built
 
 
-def _steers(part: Any, optimizer: Any) -> bool:
-    return isinstance(part, LRScheduler) and part.optimizer is optimizer
-
-
-def changes(then: Any, now: Any, name: str) -> list[str]:
+def changes(then: Any, now: Any, name: str = '') -> list[str]:
     """A line for each value of a part that is built otherwise than it was; [] when it is the same.
 
     An option that only one of the two has counts as equal: versions of torch add options.
     """
-    if isinstance(then, dict) and all(isinstance(key, str) for key in then):
-        return [
-            line
-            for key in then
-            if key in now
-            for line in changes(then[key], now[key], f'{name}.{key}')
-        ]
-    are_lists = isinstance(then, (list, tuple)) and isinstance(now, (list, tuple))
-    if are_lists and len(then) == len(now):
-        pairs = enumerate(zip(then, now))
-        return [line for index, pair in pairs for line in changes(*pair, f'{name}.{index}')]
-    if first_difference(then, now) == '':
-        return []
-    return [f'{name}: {_short(then)} in the checkpoint, {_short(now)} from here on']
+    return [
+        f'{place}: {_short(before)} in the checkpoint, {_short(after)} from here on'
+        for place, before, after in differences(then, now, name)
+        if before is not ABSENT and after is not ABSENT
+    ]
 
 
 def _short(value: Any) -> str:
@@ -161,36 +168,33 @@ def _short(value: Any) -> str:
     return text if len(text) < 60 else f'{text[:57]}...'
 
 
-def then_and_now(state: dict, now: dict, config: Any) -> tuple[dict, dict]:
-    """(as built then, as built now), for a checkpoint and a trainer.
+def built_then(state: dict, now: dict, config: Any) -> dict:
+    """As built when a checkpoint was written.
 
-    A checkpoint of the first version or of the old template does not say what was built: it counts
-    as built as it is now, but for the sections that its config has otherwise.
+    Those of the first version and of the old template do not say. There it counts as built as it is
+    now, and a section that the config has otherwise is refused.
     """
     if 'as_built' in state:
-        return state['as_built'], now
-    old_config, saved = state.get('config') or {}, state.get('parts') or {}
-    then, now = dict(now), dict(now)
-    for name in now:
-        section = SECTIONS.get(name, name)
-        before = old_config.get(section)
-        if name == 'monitor':
-            rule = (old_config.get('trainer') or {}).get('monitor')
-            then[name] = now[name] if rule is None else {'rule': rule}
-        elif before is not None and before != config.get(section):
-            before = before if isinstance(before, dict) else {'type': before}
-            then[name] = {**now[name], **before}
-            now[name] = {**now[name], 'args': (config.get(section) or {}).get('args')}
-        elif isinstance(saved.get(name), dict) and 'state' in now[name]:
-            lengths = {key: saved[name][key] for key in LENGTHS if key in saved[name]}
-            then[name] = {**now[name], 'state': {**now[name]['state'], **lengths}}
-    for name in saved:
-        if SECTIONS.get(name, name) == 'lr_scheduler' and name not in now:
-            then[name] = {'optimizer': 'optimizer'}
-    return then, now
+        return state['as_built']
+    then, before, parts = dict(now), state.get('config') or {}, state.get('parts')
+    for section in ('optimizer',) if parts is None else ('optimizer', 'lr_scheduler', 'loss'):
+        if before and before.get(section) != config.get(section):
+            raise ConfigError(
+                f'{section}: the config has another one than the checkpoint, which is of the first '
+                'version or the old template and does not say what was built from it: keep it, '
+                f'{OR_NEW_RUN}'
+            )
+    if rule := (before.get('trainer') or {}).get('monitor'):
+        then['monitor'] = {'rule': rule}
+    for name, built in now.items():
+        saved = (parts or {}).get(name)
+        if 'state' in built and isinstance(saved, dict):
+            lengths = {key: saved[key] for key in LENGTHS if key in saved}
+            then[name] = {**built, 'state': {**built['state'], **lengths}}
+    return then
 
 
-# Restoring
+# Optimizers
 
 
 def load_optimizer(name: str, optimizer: Any, saved: dict, then: dict, now: dict) -> list[str]:
@@ -205,12 +209,7 @@ def load_optimizer(name: str, optimizer: Any, saved: dict, then: dict, now: dict
     if notes:
         saved, n_fresh = _renewed(name, optimizer, saved, before, now[name])
         notes += [f'{name}: {n_fresh} parameters have no state yet'] * bool(n_fresh)
-    try:
-        optimizer.load_state_dict(_sharded(saved, optimizer))
-    except MISFITS as error:
-        raise CheckpointError(
-            f'the state of {name} in the checkpoint does not fit: {error}'
-        ) from error
+    _load(name, optimizer, _sharded(saved, optimizer))
     return notes
 
 
@@ -219,8 +218,8 @@ def _renewed(name: str, optimizer: Any, saved: dict, before: dict, now: dict) ->
 
     Returns it with the number of parameters that have no state in it.
     """
-    mine = optimizer.state_dict()
-    numbers, old_numbers = _numbers(mine), _numbers(saved)
+    mine, n_old_groups = optimizer.state_dict(), len(saved['param_groups'])
+    numbers, old_numbers = _numbers(mine, 'param_names'), _numbers(saved, 'param_names')
     if numbers is None or old_numbers is None:  # one was made without names: then by place
         sizes, old_sizes = (
             [len(group['params']) for group in each['param_groups']] for each in (mine, saved)
@@ -228,18 +227,14 @@ def _renewed(name: str, optimizer: Any, saved: dict, before: dict, now: dict) ->
         if sizes != old_sizes:
             raise CheckpointError(
                 f'{name}: its groups have {sizes} parameters, and {old_sizes} in the checkpoint, '
-                'which does not name them. Keep the groups as they were, or start a new run from '
-                'the weights alone ("init_from")'
+                f'which does not name them. Keep the groups as they were, {OR_NEW_RUN}'
             )
-        numbers, old_numbers = (
-            dict(enumerate(number for group in each['param_groups'] for number in group['params']))
-            for each in (mine, saved)
-        )
+        numbers = dict(enumerate(_numbers(mine, 'params').values()))
+        old_numbers = dict(enumerate(_numbers(saved, 'params').values()))
     if isinstance(optimizer, torch.optim.LBFGS) and list(numbers) != list(old_numbers):
         raise CheckpointError(
             f'{name}: LBFGS keeps one history of all its parameters together, and these are others '
-            'than in the checkpoint. Keep them, or start a new run from the weights alone '
-            '("init_from")'
+            f'than in the checkpoint. Keep them, {OR_NEW_RUN}'
         )
     state = {
         numbers[each]: saved['state'][number]
@@ -249,7 +244,7 @@ def _renewed(name: str, optimizer: Any, saved: dict, before: dict, now: dict) ->
     groups = []
     for index, group in enumerate(mine['param_groups']):
         # What the optimizer counts in its groups is progress, as in each of them.
-        old_group = saved['param_groups'][min(index, len(saved['param_groups']) - 1)]
+        old_group = saved['param_groups'][min(index, n_old_groups - 1)]
         counted = {
             key: value
             for key, value in old_group.items()
@@ -260,15 +255,12 @@ def _renewed(name: str, optimizer: Any, saved: dict, before: dict, now: dict) ->
     return {'state': state, 'param_groups': groups}, n_fresh
 
 
-def _numbers(state: dict) -> dict[str, int] | None:
-    """{name of a parameter: its number} of an optimizer's state, None when it has no names."""
-    if not all('param_names' in group for group in state['param_groups']):
+def _numbers(state: dict, by: str) -> dict[Any, int] | None:
+    """{entry of the groups' list `by`: number of its parameter}; None without such lists."""
+    groups = state['param_groups']
+    if not all(by in group for group in groups):
         return None
-    return {
-        name: number
-        for group in state['param_groups']
-        for name, number in zip(group['param_names'], group['params'])
-    }
+    return {each: number for group in groups for each, number in zip(group[by], group['params'])}
 
 
 def is_counted(key: str, optimizer: Any, built: dict) -> bool:
@@ -280,221 +272,321 @@ def is_counted(key: str, optimizer: Any, built: dict) -> bool:
     constructors = [kind.__init__ for kind in type(optimizer).__mro__[:-1]]
     if any(key in inspect.signature(each).parameters for each in constructors):
         return False
-    return key in getattr(optimizer, 'defaults', {}) or not any(
-        key in group for group in built['groups']
-    )
+    is_new = not any(key in group for group in built['groups'])
+    return is_new or key in getattr(optimizer, 'defaults', {})
 
 
 def _sharded(saved: dict, optimizer: torch.optim.Optimizer) -> dict:
     """An optimizer's state, whole in a checkpoint, in parts where the parameters are."""
-    numbers = [number for group in saved['param_groups'] for number in group['params']]
     mine = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    parameters = dict(zip(numbers, mine))
+    like = dict(zip(_numbers(saved, 'params'), mine))
     state = {
-        number: {
-            name: dist.sharded_like(value, parameters.get(number)) for name, value in values.items()
-        }
+        number: {name: dist.sharded_like(each, like.get(number)) for name, each in values.items()}
         for number, values in saved['state'].items()
     }
     return {**saved, 'state': state}
 
 
-def told(lines: list[str]) -> list[str]:
-    """The lines that say something new: what follows from other options is left out."""
-    return [line for line in lines if not set(line.split(': ')[0].split('.')) & set(DERIVED)]
+# The run that goes on
 
 
-def restore_parts(trainer: Any, state: dict, then: dict, now: dict) -> list[str]:
-    """Put back what a checkpoint holds beside the model and the first optimizer, once.
+class Saved(NamedTuple):
+    """A checkpoint, the states of its parts by today's names, and what was and is built."""
 
-    then, now: as built. Inside an epoch, what the epoch's beginning resets is left to
-    `restore_sums`. Returns what the user should know.
+    state: dict
+    parts: dict
+    then: dict
+    now: dict
+
+    def progress_of(self, name: str, schedule: Schedule) -> dict:
+        """The state of a Schedule; from the run's own where the first version saved less."""
+        saved, state = self.parts.get(name) or {}, self.state
+        if 'n_epochs' in saved:
+            return saved
+        n_steps, n_epochs = state.get('step', 0), state.get('epoch', 0)
+        history = state.get('history', []) if schedule.on_plateau else []
+        values = [log[schedule.metric] for log in history if schedule.metric in log]
+        planned = saved.get('planned' if n_steps + 1 < schedule.warmup_steps else 'put', [])
+        return {'n_steps': n_steps, 'n_epochs': n_epochs, 'values': values, 'planned': planned}
+
+
+class Resume:
+    """How a trainer goes on: what its checkpoint holds, and by what a later resume will compare.
+
+    state: the checkpoint, until the first epoch after it is over; empty in a new run.
     """
-    parts, saved = parts_of(trainer), saved_parts(state)
-    is_inside = state.get('samples', 0) > 0
-    optimizers = {name: part for name, part in parts.items() if is_optimizer(part)}
-    notes = []
-    for name, optimizer in optimizers.items():
-        if name in saved:
-            notes += load_optimizer(name, optimizer, saved[name], then, now)
-    for name, optimizer in {'optimizer': trainer.optimizer, **optimizers}.items():
-        if is_optimizer(optimizer):
-            notes += _restore_rates(trainer, name, optimizer, state, then, now)
 
-    for name, part in parts.items():
-        if isinstance(part, LRScheduler) or name in optimizers and name in saved:
-            continue
-        if isinstance(part, Schedule):
-            if part.scheduler is None:
-                part.load_state_dict(progress_of(part, saved.get(name), state))
-            continue
-        changed = changes(then.get(name, {}), now.get(name, {}), name)
-        if name not in saved:
-            if part.state_dict():
-                notes.append(f'The checkpoint holds no state for {name}: it starts fresh.')
-        elif name == 'monitor' and changed:
-            notes += [f'{line}: a new best begins' for line in changed]
-        elif isinstance(part, Average):
-            notes += _restore_average(name, part, saved[name], state.get('tested'), changed)
-        elif name == 'criterion' and changed:
-            notes += changed + _restore_loss(part, saved[name], then[name], now[name])
-        elif not (is_inside and is_reset(part)):
-            notes += _load(name, part, saved[name], is_inside)
-    return notes + [
-        f'The checkpoint holds a state for {name}, which this trainer does not have.'
-        for name in saved.keys() - parts.keys() - {'lr_scheduler'}
-    ]
+    def __init__(self, trainer: Any):
+        self.trainer, self.state = trainer, {}
+        self.as_built = {
+            'optimizer': optimizer_as_built(trainer.optimizer),
+            'monitor': {'rule': trainer.monitor},
+        }
+        self.data = None  # which data this is, looked up before it is trained on
+        self.made_by = trainer._folder.made_by(trainer.seed, trainer.device)
+        self.rows = []  # of metrics.csv, of the epochs that are done
+
+    def is_over(self) -> None:
+        self.state = {}
+
+    def take_over(self, path: Path) -> None:
+        """Model, optimizer, epoch and best. The other parts follow when all of them exist."""
+        trainer = self.trainer
+        state = self.state = checkpoint.load(path, bare(trainer.model), trainer.optimizer)
+        load_weights(trainer.model, state['state_dict'], path)
+        then, now = built_then(state, self.as_built, trainer.config), self.as_built
+        if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
+            saved = state['optimizer']
+            self._tell(load_optimizer('optimizer', trainer.optimizer, saved, then, now))
+        trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
+        trainer.start_epoch = trainer.epochs_done + 1
+        table = path.parent / 'metrics.csv'  # the first version kept it in the state
+        self.rows = state.get('history') or read_table(table, trainer.epochs_done)
+        trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self.rows]
+        if trainer.mnt_mode != 'off' and then.get('monitor') == now['monitor']:
+            trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
+        trainer._saver.go_on_from(state, path)
+        samples = state.get('samples', 0)
+        place = {'epoch': trainer.epochs_done, 'step': trainer.step, 'samples': samples}
+        dist.refuse_differences(place, str(path))
+        if changed := changes_of_machine(state.get('made_by', {}), self.made_by):
+            trainer.logger.warning(
+                f'Since the checkpoint was written, these have changed: {changed}. '
+                'The run goes on; its numbers may differ in the last digits.'
+            )
+        trainer.logger.info(
+            f'{path} is loaded. Resume training from epoch {trainer.start_epoch}'
+            + (f', after step {trainer.step}' if samples else '')
+        )
+
+    def _tell(self, notes: list[str]) -> None:
+        """Say what is new; what follows from other options is left out."""
+        for note in notes:
+            if not set(note.split(': ')[0].split('.')) & set(DERIVED):
+                self.trainer.logger.info(note)
+
+    def restore_parts(self) -> None:
+        """What the checkpoint holds beside model and optimizer, and the place inside the epoch."""
+        trainer, state = self.trainer, self.state
+        self.as_built |= as_built(trainer)
+        if not state:
+            return
+        if 'parts' in state:
+            saved = self._saved()
+            self._refuse_another_order(saved)
+            self._tell(self._restored(saved))
+        else:
+            trainer.logger.info(
+                'The checkpoint is of the old template, which saves no scheduler and no patience: '
+                'both start fresh.'
+            )
+        samples, batch_size = state.get('samples', 0), trainer._batch_size()
+        trainer.position, rest = divmod(samples, batch_size)
+        if rest:
+            raise ConfigError(
+                f'The checkpoint stands inside epoch {trainer.start_epoch}, {samples} samples in, '
+                f'which is no whole number of batches of {batch_size}: finish the epoch with the '
+                'batch size it was begun with, or resume from the checkpoint of a whole epoch.'
+            )
+        self.restore_rng()
+
+    def _saved(self) -> Saved:
+        parts = {NAMES.get(name, name): part for name, part in self.state['parts'].items()}
+        then = built_then(self.state, self.as_built, self.trainer.config)
+        return Saved(self.state, parts, then, self.as_built)
+
+    def restore_sums(self) -> None:
+        """Put back, inside an epoch, what its beginning has just reset: sums of values."""
+        saved = self._saved().parts
+        for name, part in parts_of(self.trainer).items():
+            if hasattr(part, 'reset') and name in saved:
+                _load(name, part, saved[name], is_inside=True)
+
+    def restore_rng(self) -> None:
+        if 'rng' in self.state:
+            saved = [self.state['rng'], *self.state.get('rng_of_others', [])]
+            if dist.rank() < len(saved):
+                set_rng_state(saved[dist.rank()])
+
+    def data_now(self) -> dict:
+        """Which data is trained on; when a run goes on, a ConfigError for another than before."""
+        trainer, loader = self.trainer, getattr(self.trainer, 'data_loader', None)
+        if self.data is None and loader is not None:
+            self.data = dist.on_main(identity.identity_of, loader)
+            path = trainer.config.resume
+            before = identity.data_of(self.state, Path(path)) if self.state else {}
+            may_change = trainer.config.get('data_changed') == 'continue'
+            for note in identity.refuse_changes(before, self.data, may_change):
+                trainer.logger.warning(note)
+        return self.data or {}
+
+    def _refuse_another_order(self, saved: Saved) -> None:
+        """Inside an epoch, another seed or order would give some samples twice, others never."""
+        trainer = self.trainer
+        before = {'seed': saved.state.get('seed', trainer.seed), **saved.then.get('order', {})}
+        changed = changes(before, {'seed': trainer.seed, **saved.now['order']}, 'data_loader')
+        if changed and saved.state.get('samples'):
+            raise ConfigError(
+                f'The checkpoint stands inside epoch {trainer.start_epoch}, which these give '
+                f'another order: {"; ".join(changed)}. Keep them, or go on from the checkpoint of '
+                'a whole epoch'
+            )
+
+    def _restored(self, saved: Saved) -> list[str]:
+        """Put back all parts but the first optimizer, once; what the user should know.
+
+        Inside an epoch, what the epoch's beginning resets is left to `restore_sums`.
+        """
+        parts, optimizers = parts_of(self.trainer), optimizers_of(self.trainer)
+        is_inside, notes = saved.state.get('samples', 0) > 0, []
+        loaded = parts.keys() & optimizers.keys() & saved.parts.keys()
+        for name in loaded:
+            notes += load_optimizer(name, parts[name], saved.parts[name], saved.then, saved.now)
+        for name, optimizer in optimizers.items():
+            notes += self._restore_rates(name, optimizer, saved)
+        for name, part in parts.items():
+            if name in loaded or isinstance(part, LRScheduler):
+                continue
+            if isinstance(part, Schedule):
+                if part.scheduler is None:
+                    part.load_state_dict(saved.progress_of(name, part))
+                continue
+            changed = changes(saved.then.get(name, {}), saved.now.get(name, {}), name)
+            state = saved.parts.get(name)
+            if state is None:
+                if part.state_dict():
+                    notes.append(f'The checkpoint holds no state for {name}: it starts fresh.')
+            elif name == 'monitor' and changed:
+                notes += [f'{line}: a new best begins' for line in changed]
+            elif isinstance(part, Average):
+                _refuse_another_average(part, state, changed)
+                # The first version kept the weights with the counts.
+                _load(name, part, {'model': saved.state.get('tested'), **state})
+                notes += changed
+            elif name == 'criterion' and changed:
+                notes += changed + _restore_loss(part, state, saved.then[name], saved.now[name])
+            elif not (is_inside and hasattr(part, 'reset')):
+                notes += _load(name, part, state, is_inside)
+        return notes + [
+            f'The checkpoint holds a state for {name}, which this trainer does not have.'
+            for name in saved.parts.keys() - parts.keys() - {'lr_scheduler'}
+        ]
+
+    def _restore_rates(self, name: str, optimizer: Any, saved: Saved) -> list[str]:
+        """Put the schedulers of one optimizer, and the rates that they set, to where the run is.
+
+        The live ones, when all of these are built as they were; else what is built now, stepped as
+        often as the run has.
+        """
+        parts, then, now = parts_of(self.trainer), saved.then, saved.now
+        schedulers = {each: part for each, part in parts.items() if _steers(part, optimizer)}
+        schedules = {
+            each: part
+            for each, part in parts.items()
+            if isinstance(part, Schedule) and _steers(part.scheduler, optimizer)
+        }
+        progress = {each: saved.progress_of(each, part) for each, part in schedules.items()}
+        # A loop of one's own may step the scheduler itself, past its schedule.
+        steps_it = any(at['n_steps'] or at['n_epochs'] for at in progress.values())
+        for each, schedule in schedules.items():
+            self._refuse_another_pace(schedule, progress[each], saved)
+        notes = [
+            f'{each}: not there any more'
+            for each, built in then.items()
+            if built.get('optimizer') == name and each not in schedulers
+        ]
+        for each in (*schedulers, *schedules):
+            notes += changes(then[each], now[each], each) if each in then else [f'{each}: new']
+        if not notes and not changes(then.get(name, {}), now[name], name):
+            for each, scheduler in schedulers.items():
+                _load(each, scheduler, saved.parts[each])
+                # It has stepped, in another process: torch would warn of a schedule begun early.
+                optimizer._opt_called = True
+            for each, schedule in schedules.items():
+                schedule.load_state_dict(progress[each])
+            return []
+
+        why = f'it cannot be replayed with {"; ".join(notes or ["other options"])}'
+        for group, built in zip(optimizer.param_groups, now[name]['groups']):
+            group |= {
+                key: copy.deepcopy(value)
+                for key, value in built.items()
+                if not is_counted(key, optimizer, now[name])
+            }
+        if len(schedulers) > 1:
+            raise ConfigError(
+                f'{", ".join(schedulers)} all set the learning rates of {name}, in an order that '
+                f'is not known: {why}. Keep the settings of the checkpoint, {OR_NEW_RUN}'
+            )
+        for each, scheduler in schedulers.items():
+            for other, schedule in schedules.items():
+                at = progress[other]
+                is_told = then.get(other, {}).get('metric') == schedule.metric
+                is_told = is_told and len(at['values']) == at['n_epochs']
+                if schedule.on_plateau and not is_told:
+                    raise ConfigError(
+                        f'{each}: ReduceLROnPlateau follows {schedule.metric}, whose values in the '
+                        'epochs so far are not in the checkpoint. Keep trainer.monitor and the '
+                        f'scheduler as they were, {OR_NEW_RUN}'
+                    )
+                schedule.replay(at['n_steps'], at['n_epochs'], at['values'])
+            if not steps_it:
+                n_calls = _n_calls(saved.parts.get(each, {})) - _n_calls(now[each]['state'])
+                if math.isnan(n_calls) or isinstance(scheduler, ReduceLROnPlateau):
+                    raise ConfigError(
+                        f'{each}: {why}, because the trainer steps it by values of its own. Keep '
+                        f'the settings of the checkpoint, {OR_NEW_RUN}'
+                    )
+                replay(scheduler, [None] * int(n_calls))
+            notes.append(f'{each}: replayed to step {saved.state.get("step", 0)}')
+        return notes
+
+    def _refuse_another_pace(self, schedule: Schedule, progress: dict, saved: Saved) -> None:
+        """Steps of another size, or more of them an epoch, are no place in a schedule of steps."""
+        n_steps, pace = progress['n_steps'], saved.now['pace']
+        n_steps_of_epochs = progress['n_epochs'] * (pace['len_epoch'] or 1)
+        is_warm = min(n_steps, n_steps_of_epochs) >= schedule.warmup_steps
+        changed = changes(saved.then.get('pace', {}), pace)
+        may_change = self.trainer.config.get('data_changed') == 'continue'
+        if n_steps and changed and not may_change and (schedule.each_step or not is_warm):
+            raise ConfigError(
+                f'The learning rate follows the steps (lr_scheduler.interval "step" or '
+                f'warmup_steps), and these have changed: {"; ".join(changed)}. The step that the '
+                'run has reached is then another place in the schedule: keep '
+                f'data_loader.args.batch_size and trainer.len_epoch, {OR_NEW_RUN}'
+            )
 
 
-def restore_sums(trainer: Any, state: dict) -> None:
-    """Put back, inside an epoch, what its beginning has just reset: sums of losses and metrics."""
-    saved = saved_parts(state)
-    for name, part in parts_of(trainer).items():
-        if is_reset(part) and name in saved:
-            _load(name, part, saved[name], is_inside=True)
-
-
-def is_reset(part: Any) -> bool:
-    """Whether the beginning of an epoch resets it."""
-    return hasattr(part, 'reset')
-
-
-def saved_parts(state: dict) -> dict:
-    """The states of the parts by the names that they have today."""
-    return {NAMES.get(name, name): part for name, part in state['parts'].items()}
-
-
-def _load(name: str, part: Any, saved: Any, is_inside: bool) -> list[str]:
+def _load(name: str, part: Any, saved: Any, is_inside: bool = False) -> list[str]:
     try:
         part.load_state_dict(saved)
     except ConfigError as error:
-        if is_inside:
-            raise CheckpointError(
-                f'{name}: {error}. Or take a checkpoint of a whole epoch'
-            ) from error
-        return [f'{name} starts fresh: {error}.']
+        if not is_inside:
+            return [f'{name} starts fresh: {error}.']
+        raise CheckpointError(f'{name}: {error}. Or take a checkpoint of a whole epoch') from error
     except MISFITS as error:
-        raise CheckpointError(
-            f'the state of {name} in the checkpoint does not fit: {error}'
-        ) from error
+        raise CheckpointError(f'the state of {name} in the checkpoint does not fit: {error}') from (
+            error
+        )
     return []
 
 
-def _restore_average(
-    name: str, average: Average, saved: dict, tested: dict | None, changed: list[str]
-) -> list[str]:
-    """Its counts, and its weights: the checkpoint's tested ones."""
+def _refuse_another_average(average: Average, saved: dict, changed: list[str]) -> None:
     if changed and saved['n_averaged'] and (average.is_swa or average.ema_decay is None):
         raise ConfigError(
-            f'{name}: {_listed(changed)}. The weights of steps that are behind us cannot be '
-            'averaged anew: keep trainer.swa_start, or start a new run ("init_from")'
+            f'{"; ".join(changed)}. The weights of steps that are behind us cannot be averaged '
+            f'anew: keep trainer.swa_start, {OR_NEW_RUN}'
         )
-    # The first version kept the weights with the counts.
-    return changed + _load(name, average, {'model': tested, **saved}, is_inside=False)
 
 
 def _restore_loss(criterion: nn.Module, saved: dict, before: dict, now: dict) -> list[str]:
     """What the loss has learned from the checkpoint; buffers that are built otherwise stay."""
     if before['type'] != now['type']:
         return ['criterion: it starts fresh']
-    kept = {
-        name
-        for name, buffer in now['buffers'].items()
-        if first_difference(before['buffers'].get(name), buffer)
-    }
+    places = (place for place, *_ in differences(before['buffers'], now['buffers']))
     mine = criterion.state_dict()
-    return _load(
-        'criterion',
-        criterion,
-        {name: mine[name] if name in kept else value for name, value in saved.items()},
-        is_inside=False,
-    )
-
-
-def _restore_rates(
-    trainer: Any, name: str, optimizer: Any, state: dict, then: dict, now: dict
-) -> list[str]:
-    """Put the schedulers of one optimizer, and the rates that they set, to where the run is.
-
-    The live ones, when all of these are built as they were; else what is built now, stepped as
-    often as the run has.
-    """
-    parts, saved = parts_of(trainer), saved_parts(state)
-    schedulers = {each: part for each, part in parts.items() if _steers(part, optimizer)}
-    schedules = {
-        each: part
-        for each, part in parts.items()
-        if isinstance(part, Schedule) and _steers(part.scheduler, optimizer)
-    }
-    notes = [
-        f'{each}: not there any more'
-        for each, built in then.items()
-        if built.get('optimizer') == name and each not in schedulers
-    ]
-    for each in (*schedulers, *schedules):
-        notes += changes(then[each], now[each], each) if each in then else [f'{each}: new']
-    is_same = not notes and not changes(then.get(name, {}), now[name], name)
-    for each, schedule in schedules.items():
-        progress = progress_of(schedule, saved.get(each), state)
-        _refuse_another_pace(trainer, schedule, progress, then, now)
-
-    if is_same:
-        for each, scheduler in schedulers.items():
-            notes += _load(each, scheduler, saved[each], is_inside=False)
-            # It has stepped, in another process: torch would warn of a schedule begun too early.
-            optimizer._opt_called = True
-        for each, schedule in schedules.items():
-            schedule.load_state_dict(progress_of(schedule, saved.get(each), state))
-        return notes
-
-    for group, built in zip(optimizer.param_groups, now[name]['groups']):
-        group |= {
-            key: copy.deepcopy(value)
-            for key, value in built.items()
-            if not is_counted(key, optimizer, now[name])
-        }
-    if len(schedulers) > 1:
-        raise ConfigError(
-            f'{", ".join(schedulers)} all set the learning rates of {name}, and it is not known in '
-            f'which order: they cannot be replayed with {_listed(notes or ["other options"])}. '
-            'Keep the settings of the checkpoint, or start a new run ("init_from")'
-        )
-    for each, scheduler in schedulers.items():
-        for schedule_name, schedule in schedules.items():
-            progress = progress_of(schedule, saved.get(schedule_name), state)
-            before = then.get(schedule_name, {}).get('metric')
-            if schedule.on_plateau and (
-                before != schedule.metric or len(progress['values']) != progress['n_epochs']
-            ):
-                raise ConfigError(
-                    f'{each}: ReduceLROnPlateau follows {schedule.metric}, whose values in the '
-                    'epochs so far are not in the checkpoint. Keep trainer.monitor and the '
-                    'scheduler as they were, or start a new run ("init_from")'
-                )
-            schedule.replay(progress['n_steps'], progress['n_epochs'], progress['values'])
-        if not schedules:  # the trainer's own code steps it
-            n_calls = _n_calls(saved.get(each, {})) - _n_calls(now[each]['state'])
-            if n_calls != n_calls // 1 or isinstance(scheduler, ReduceLROnPlateau):
-                raise ConfigError(
-                    f'{each}: it cannot be replayed with {_listed(notes or ["other options"])}, '
-                    'because the trainer steps it by values of its own. Keep the settings of the '
-                    'checkpoint, or start a new run ("init_from")'
-                )
-            replay(scheduler, [None] * int(n_calls))
-        notes.append(f'{each}: replayed to step {state.get("step", 0)}')
-    return notes
-
-
-def progress_of(schedule: Schedule, saved: dict | None, state: dict) -> dict:
-    """The state of a Schedule; from the run's own where the first version saved less."""
-    if saved and 'n_epochs' in saved:
-        return saved
-    n_steps, n_epochs = state.get('step', 0), state.get('epoch', 0)
-    history = state.get('history', []) if schedule.on_plateau else []
-    values = [log[schedule.metric] for log in history if schedule.metric in log]
-    is_scaled = n_steps + 1 < schedule.warmup_steps
-    planned = (saved or {}).get('planned' if is_scaled else 'put', [])
-    return {'n_steps': n_steps, 'n_epochs': n_epochs, 'values': values, 'planned': planned}
+    kept = {name: mine[name] for name in places if name in mine}
+    return _load('criterion', criterion, saved | kept)
 
 
 def _n_calls(state: dict) -> float:
@@ -503,45 +595,3 @@ def _n_calls(state: dict) -> float:
         return _n_calls(state['_schedulers'][0])
     is_between = state.get('T_cur', 0) % 1  # step(2.5), of CosineAnnealingWarmRestarts
     return math.nan if is_between else state.get('last_epoch', math.nan)
-
-
-def _refuse_another_pace(
-    trainer: Any, schedule: Schedule, progress: dict, then: dict, now: dict
-) -> None:
-    """Steps of another size, or more of them in an epoch, are no place in a schedule of steps."""
-    n_steps, len_epoch = progress['n_steps'], now['pace']['len_epoch'] or 1
-    is_warm = min(n_steps, progress['n_epochs'] * len_epoch) >= schedule.warmup_steps
-    if not n_steps or not schedule.each_step and is_warm:
-        return
-    changed = changes(then.get('pace', {}), now['pace'], '')
-    if changed and trainer.config.get('data_changed') != 'continue':
-        raise ConfigError(
-            f'The learning rate follows the steps (lr_scheduler.interval "step" or warmup_steps), '
-            f'and these have changed: {_listed(changed)}. The step that the run has reached is '
-            'then another place in the schedule: keep data_loader.args.batch_size and '
-            'trainer.len_epoch, or start a new run from the weights alone ("init_from")'
-        )
-
-
-def _listed(lines: list[str]) -> str:
-    return '; '.join(line.removeprefix('.') for line in lines)
-
-
-def refuse_another_order(trainer: Any, state: dict, then: dict, now: dict) -> None:
-    """Inside an epoch, another seed or order would give some samples twice and others never."""
-    if not state.get('samples'):
-        return
-    seed = state.get('seed', trainer.seed)
-    changed = changes({'seed': seed}, {'seed': trainer.seed}, '')
-    changed += changes(then.get('order', {}), now['order'], 'data_loader')
-    if changed:
-        raise ConfigError(
-            f'The checkpoint stands inside epoch {trainer.start_epoch}, which these give another '
-            f'order: {_listed(changed)}. Keep them, or go on from the checkpoint of a whole epoch'
-        )
-
-
-def tested_weights_of(trainer: Any) -> dict | None:
-    """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
-    averages = [part for part in parts_of(trainer).values() if isinstance(part, Average)]
-    return next((each.tested() for each in averages if each.is_of(trainer.model)), None)

@@ -14,8 +14,6 @@ from armature.checkpoint.weights import bare, load_weights
 from armature.errors import ConfigError
 from armature.processes import dist
 
-NORMS = nn.modules.batchnorm._NormBase
-
 
 class Average:
     """The average of the weights of `model`; to be updated after each optimizer step.
@@ -51,11 +49,7 @@ class Average:
         self._live = [*self._model.parameters(), *self._model.buffers()]
         self._mine = [tensor.detach().clone() for tensor in self._live]
         statistics = {
-            id(buffer)
-            for module in self._model.modules()
-            if isinstance(module, NORMS)
-            for buffer in module.buffers(recurse=False)
-            if buffer.is_floating_point()
+            id(each) for each in dist.statistics_of(self._model) if each.is_floating_point()
         }
         averaged, copied = [], []
         with torch.no_grad():
@@ -125,7 +119,7 @@ class Average:
         """
         if not self.is_swa or not self.has_norm or not self.n_averaged:
             return
-        norms = [module for module in self._model.modules() if isinstance(module, NORMS)]
+        norms = [module for module in self._model.modules() if isinstance(module, dist.NORMS)]
         momenta = [norm.momentum for norm in norms]
         was_training = self._model.training
         of_norms = {id(buffer) for norm in norms for buffer in norm.buffers()}

@@ -9,6 +9,7 @@ from torch import nn
 
 from armature.errors import UserError
 from armature.processes import dist
+from armature.step.loss_share import total_and_parts
 
 logger = logging.getLogger('trainer')
 
@@ -27,6 +28,8 @@ def fitting_size(
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
     with torch.random.fork_rng():
         while not all(dist.gather(_fits(first(size), loss_of))):
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             if size == 1:
                 raise UserError(
                     'not even one sample fits into the memory of the device: take a smaller model '
@@ -46,11 +49,8 @@ def fitting_size(
 
 def _fits(micro_batch: Any, loss_of: Callable[..., torch.Tensor]) -> bool:
     try:
-        loss_of(*micro_batch).backward()
+        loss, _ = total_and_parts(loss_of(*micro_batch))
+        loss.backward()
     except torch.OutOfMemoryError:
-        is_there = False
-    else:
-        is_there = True
-    if torch.cuda.is_available() and not is_there:
-        torch.cuda.empty_cache()
-    return is_there
+        return False
+    return True

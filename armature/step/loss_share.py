@@ -142,10 +142,22 @@ def _parts(criterion: Any) -> list:
     return criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
 
 
+def _setting(loss: Any, name: str, otherwise: Any = None) -> Any:
+    """An argument of a loss: a module of torch, or a function with its arguments."""
+    return getattr(loss, name, getattr(loss, 'keywords', {}).get(name, otherwise))
+
+
 def _reduction(loss: Any) -> str:
-    return getattr(loss, 'reduction', None) or getattr(loss, 'keywords', {}).get(
-        'reduction', 'mean'
-    )
+    return _setting(loss, 'reduction', 'mean')
+
+
+def _class_weights(loss: Any) -> Any:
+    is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or hasattr(loss, 'keywords')
+    return _setting(loss, 'weight') if is_of_classes else None
+
+
+def _ignored(loss: Any) -> int:
+    return _setting(loss, 'ignore_index', IGNORED)
 
 
 def _is_torchs(loss: Any) -> bool:
@@ -153,15 +165,3 @@ def _is_torchs(loss: Any) -> bool:
         nn.CrossEntropyLoss.forward,
         nn.NLLLoss.forward,
     ) or getattr(loss, 'func', loss) in (F.cross_entropy, F.nll_loss)
-
-
-def _class_weights(loss: Any) -> Any:
-    return (
-        getattr(loss, 'weight', None)
-        if isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
-        else getattr(loss, 'keywords', {}).get('weight')
-    )
-
-
-def _ignored(loss: Any) -> int:
-    return getattr(loss, 'ignore_index', getattr(loss, 'keywords', {}).get('ignore_index', IGNORED))

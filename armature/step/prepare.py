@@ -13,16 +13,21 @@ from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
 from armature.errors import ConfigError
 from armature.processes import dist
-from armature.step.transfer import Frozen
+from armature.step.parameters import Frozen
 
 ONLY_HERE = ('freeze', 'channels_last', 'activation_checkpointing', 'compile', 'matmul_precision')
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 logger = logging.getLogger('trainer')
 
 
-def asks_for_wrap(settings: SimpleNamespace) -> str:
-    """The first trainer key that only `prepared` obeys; empty without one."""
-    return next((key for key in ONLY_HERE if getattr(settings, key)), '')
+def refuse_without_wrap(config: Any, settings: SimpleNamespace) -> None:
+    """A ConfigError when the config asks for what only `prepared` does, and nobody called it."""
+    asked = next((key for key in ONLY_HERE if getattr(settings, key)), None)
+    if asked and not getattr(config, 'wrapped', False):
+        raise ConfigError(
+            f'trainer.{asked} is done by config.wrap, which this script never calls: say '
+            'model = config.wrap(model, device) before the optimizer is made, or leave it out'
+        )
 
 
 def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
@@ -53,7 +58,12 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
         if not settings.unfreeze_at:
             Frozen(model, settings.freeze).apply(epoch=0)
     if dist.is_joined() and sharing.get('strategy') == 'fsdp':
-        refuse_with_fsdp(settings)
+        for key, value in vars(settings).items():
+            if key == 'unfreeze_at' and value or value == 'fp16':
+                raise ConfigError(
+                    f'trainer.{key} is {value!r}, which distributed.strategy "fsdp" cannot do yet: '
+                    'say "ddp", or leave it out'
+                )
     model = dist.wrap(model, device, **sharing)
 
     mode = settings.compile
@@ -66,21 +76,7 @@ def compute_blocks_again(model: nn.Module) -> None:
         if dist.has_batch_norm(block):
             raise ConfigError(
                 f'trainer.activation_checkpointing: the block {type(block).__name__} has BatchNorm,'
-                ' '
-                'which would count each batch twice. Leave it out of what shard_blocks() of the '
+                ' which would count each batch twice. Leave it out of what shard_blocks() of the '
                 'model returns, or leave the option out'
             )
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def refuse_with_fsdp(settings: SimpleNamespace) -> None:
-    for key, is_asked in (
-        ('precision', settings.precision == 'fp16'),
-        ('unfreeze_at', settings.unfreeze_at),
-    ):
-        if is_asked:
-            raise ConfigError(
-                f'trainer.{key} is {getattr(settings, key)!r}, which distributed.strategy "fsdp" '
-                'cannot do '
-                'yet: say "ddp", or leave it out'
-            )

@@ -1,0 +1,82 @@
+"""Epoch: what belongs to the epoch in progress, and is gone with it."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from armature.batch import NO_BATCH, Batch
+from armature.processes import dist
+from armature.run.folder import rates_of
+
+WAITING_SHARE = 0.2  # of an epoch's time, above which the waiting is worth a warning
+
+
+class Epoch:
+    """Its bar and steppers, its losses until somebody looks at them, what it takes and waits for.
+
+    step: optimizer steps of the run before it, or before the place where it is gone on with.
+    """
+
+    def __init__(self, optimizer: Any, step: int, bar: Any = None, steppers: Sequence = ()):
+        self.bar, self.steppers = bar, steppers
+        self.agreement = dist.Agreement()
+        self.batch = NO_BATCH  # the newest
+        self.step_is_open = False  # a batch was given out, and end_step not called since
+        self._optimizer, self._rates = optimizer, rates_of(optimizer)
+        self._losses = []  # (step, loss), not looked at yet: no step waits for the device
+        self._begun = self._asked = time.perf_counter()
+        self._waited_s = 0.0
+        self._logged = self._begun, step
+
+    def begin_step(self, batch: Batch, is_last: bool) -> None:
+        self._waited_s += time.perf_counter() - self._asked
+        self.batch, self.step_is_open = batch, True
+        if is_last:
+            self._rates = rates_of(self._optimizer)
+
+    def end_step(self, step: int) -> None:
+        self.step_is_open = False
+        for stepper in self.steppers:
+            if stepper.loss is not None:
+                self._losses.append((step, stepper.loss))
+        self.bar.update()
+
+    def facts(self) -> dict[str, float]:
+        """Its seconds so far, and the learning rates of its last step."""
+        return {'seconds': time.perf_counter() - self._begun, **self._rates}
+
+    def wait(self) -> None:
+        """From now on the training waits for its next batch."""
+        self._asked = time.perf_counter()
+
+    def first_broken_loss(self) -> tuple[int, float] | None:
+        """(step, loss) of the first since the last call that is not finite; None when all are."""
+        losses, self._losses = self._losses, []
+        if losses:
+            finite = torch.stack([loss for _, loss in losses]).isfinite().tolist()
+            if False in finite:
+                step, loss = losses[finite.index(False)]
+                return step, loss.item()
+        return None
+
+    def steps_per_second(self, step: int) -> float:
+        """Since the last call."""
+        now, (logged_at, logged_step) = time.perf_counter(), self._logged
+        self._logged = now, step
+        return (step - logged_step) / (now - logged_at)
+
+    def warn_of_waiting(self, loader: Any, logger: logging.Logger) -> None:
+        share = self._waited_s / (time.perf_counter() - self._begun)
+        is_in_memory = getattr(loader, '_memory', None) is not None
+        if share > WAITING_SHARE and not is_in_memory and dist.is_main():
+            has_affinity = hasattr(os, 'sched_getaffinity')
+            n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+            logger.warning(
+                f"{share:.0%} of the epoch's time was spent waiting for data. Most likely to help: "
+                f'data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; this '
+                f'machine has {n_cores} cores), or data_loader.args.in_memory: true'
+            )

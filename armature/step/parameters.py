@@ -1,0 +1,124 @@
+"""Which parameters train, with which settings, and where they begin: groups, freeze, init_from."""
+
+import functools
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from armature.checkpoint import files as checkpoint
+from armature.checkpoint.weights import bare, matching, misfits, shortened, tested_weights
+from armature.config.keys import expanded
+from armature.errors import CheckpointError, ConfigError
+from armature.processes.dist import NORMS
+
+
+def names_like(pattern: str, names: Iterable[str], key: str) -> list[str]:
+    """The names that a pattern of the config matches; a ConfigError when there are none."""
+    matched = matching(names, pattern)
+    if not matched:
+        raise ConfigError(f'{key}: nothing is named like {pattern!r}; there are {shortened(names)}')
+    return matched
+
+
+def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> list:
+    """What to give the optimizer: (name, parameter) of what trains in model and loss.
+
+    In the groups of `optimizer.groups`, if there are any. A group is {"match": "pattern|pattern",
+    and what differs for it}; in a pattern `*` is any text. A parameter that several groups match
+    gets the settings of all, of the later one first. Those of the loss are named 'loss.' + name.
+    What is frozen for good has no gradient (`config.wrap` sees to it), and is left out.
+    """
+    named = dict(bare(model).named_parameters())
+    if isinstance(criterion, nn.Module):
+        named |= {f'loss.{name}': each for name, each in criterion.named_parameters()}
+    named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    if not named:
+        raise ConfigError(
+            'there is nothing to train: the model has no parameters that are not frozen'
+        )
+    groups = config['optimizer'].get('groups') if 'optimizer' in config else None
+    if not groups:
+        return list(named.items())
+
+    settings = {name: {} for name in named}
+    for index, group in enumerate(groups):
+        own = {key: value for key, value in group.items() if key != 'match'}
+        for name in names_like(group['match'], named, f'optimizer.groups.{index}.match'):
+            settings[name] |= own
+    # Parameters of the same settings are one group.
+    found = {}
+    for name, own in settings.items():
+        group = found.setdefault(repr(sorted(own.items())), {'params': [], **own})
+        group['params'].append((name, named[name]))
+    return list(found.values())
+
+
+class Frozen:
+    """Parameters that do not train, for good or until an epoch.
+
+    BatchNorm among them uses its running statistics. patterns: names of parameters, `*` is any
+    text, `|` separates alternatives. Without any, nothing is frozen.
+    until: the epoch with whose beginning they train.
+    """
+
+    def __init__(
+        self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None
+    ):
+        self.until = math.inf if until is None else until
+        named, names = dict(bare(model).named_parameters()), set()
+        for pattern in patterns or []:
+            names.update(names_like(pattern, named, 'trainer.freeze'))
+        self.parameters = [named[name] for name in names if named[name].requires_grad]
+        self._norms = [
+            module
+            for name, module in bare(model).named_modules()
+            if isinstance(module, NORMS)
+            and any(f'{name}.{own}' in names for own, _ in module.named_parameters(recurse=False))
+        ]
+
+    def apply(self, epoch: int) -> None:
+        """Freeze or release what the epoch says; to be called before it begins."""
+        is_frozen = epoch < self.until
+        for parameter in self.parameters:
+            parameter.requires_grad_(not is_frozen)
+        for module in self._norms:
+            vars(module).pop('train', None)
+            if is_frozen:
+                module.eval()
+                # model.train() in a loop reaches each module by its train(): these stay so.
+                module.train = functools.partial(_stay, module)
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -> None:
+    """Take over weights from a checkpoint or a plain state dict, and report what came from there.
+
+    source: the file, or {"file": ..., "ignore": [patterns]}; what an ignore pattern matches keeps
+    its fresh values. Anything else that is missing, unexpected or of another shape is a
+    CheckpointError.
+    """
+    source = {'file': source} if isinstance(source, str) else source
+    weights = tested_weights(checkpoint.load(Path(expanded(source['file']))))
+    mine, ignored = bare(model).state_dict(), set()
+    for pattern in source.get('ignore', []):
+        ignored.update(names_like(pattern, mine | weights, 'init_from.ignore'))
+    wanted = {name: value for name, value in mine.items() if name not in ignored}
+    taken = {name: value for name, value in weights.items() if name not in ignored}
+    if report := misfits(wanted, taken):
+        raise CheckpointError(
+            f'init_from {source["file"]} does not fit {type(bare(model)).__name__}: {report}. Name '
+            'what is to be left out: "init_from": {"file": ..., "ignore": ["fc.*"]}'
+        )
+    bare(model).load_state_dict(taken, strict=False)
+    fresh = [name for name in mine if name in ignored]
+    logger.info(
+        f'{len(taken)} of {len(mine)} tensors are taken from {source["file"]}'
+        + (f'; fresh: {shortened(fresh)}' if fresh else '')
+    )
