@@ -422,6 +422,15 @@ def test_names_are_found_where_they_were_imported_from(old_project):
     run_script('-c', 'import utils.star; import utils.plots; import train', cwd=folder)
 
 
+def test_names_that_a_star_passes_on_stay_importable(old_project):
+    def change(folder):
+        (folder / 'trainer/writer.py').write_text('from logger import WriterTensorboardX\n')
+
+    folder = old_project('core_2019', 'sequence_2019', change)
+    adopt(folder)
+    run_script('-c', 'import trainer.writer', cwd=folder)
+
+
 def test_modules_of_2018_work_at_their_old_places(old_project):
     def change(folder):
         for name in ('logger', 'visualization'):

@@ -282,7 +282,17 @@ class Asked:
                         for each in ast.walk(self.trees[other])
                         if isinstance(each, ast.Attribute) and old.called(each.value) == prefix
                     }
-        return names & old.bound_names(self.trees[path])
+        return names & self.bound(path)
+
+    def bound(self, path: str, seen: tuple[str, ...] = ()) -> set[str]:
+        """The names that a module has, those included that it takes from others with a star."""
+        names = set(old.bound_names(self.trees[path]))
+        for node in self.trees[path].body:
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == '*':
+                file = origin(node, path).replace('.', '/')
+                for other in {f'{file}.py', f'{file}/__init__.py'} & self.trees.keys() - {*seen}:
+                    names |= {name for name in self.bound(other, (*seen, path)) if name[0] != '_'}
+        return names
 
 
 def dotted(path: str) -> str:
