@@ -18,6 +18,7 @@ from pathlib import Path
 
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
+from tests import warm
 from tests.conftest import ROOT
 from tests.faults import Result, run_campaigns, tally
 from tools.check_resume import COMPARED
@@ -119,9 +120,19 @@ def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str]:
 
 def train(project: Path, *arguments: object, **environment: object) -> str:
     """What train.py says in two processes; it has to succeed."""
-    codes, said = finish(launch(project, 'torchrun', *arguments, **environment))
-    assert codes == [0], said
-    return said
+    done = warm.run(
+        [sys.executable, str(project / 'train.py'), *map(str, arguments)],
+        cwd=project,
+        env={
+            **os.environ,
+            'OMP_NUM_THREADS': '1',
+            **{name: str(value) for name, value in environment.items()},
+        },
+        timeout=300,
+        n_processes=2,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def in_own_folder(project: Path, name: object) -> tuple:

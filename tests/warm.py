@@ -41,14 +41,7 @@ def run(
     """
     global _server
     if _server is None or _server.poll() is not None:
-        clean = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-        _server = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**clean, 'OMP_NUM_THREADS': '1'},
-        )
+        _server = start_server()
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ('stdout', 'stderr')]
         job = {
@@ -68,6 +61,19 @@ def run(
             raise subprocess.TimeoutExpired(command, timeout)
         texts = [path.read_text(encoding='utf-8', errors='replace') for path in said]
     return subprocess.CompletedProcess(command, returncode, *texts)
+
+
+def start_server() -> subprocess.Popen:
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment, 'OMP_NUM_THREADS': '1'},
+    )
+    atexit.register(server.communicate)  # it leaves at the end of its input
+    return server
 
 
 # The process that forks
