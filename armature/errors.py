@@ -25,6 +25,10 @@ class UserError(ValueError):
 
     exit_code = 2
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback."""
+        return [f'{type(self).__name__}: {self}']
+
 
 class ConfigError(UserError):
     """Something in a config file or on the command line."""
