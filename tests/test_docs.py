@@ -14,7 +14,10 @@ import textwrap
 import pytest
 
 import docs.make
+import train
 from armature.config.keys import TOP
+from armature.config.read import read_config
+from parse_config import ConfigParser
 from tests.conftest import ROOT
 
 PAGES = [
@@ -232,6 +235,23 @@ def test_files_and_keys_in_the_text_exist(page):
 def test_pages_that_are_made_from_the_code_are_up_to_date():
     for name, content in docs.make.pages().items():
         assert text_of(f'docs/{name}') == content, f'python -m docs.make writes docs/{name} anew'
+
+
+def test_a_batch_goes_the_way_that_the_page_says(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    config = read_config(ROOT / 'examples/images/config.json', 'images').values
+    config['n_gpu'] = 0
+    config['data_loader']['args']['in_memory'] = False
+    config['trainer'] |= {'epochs': 1, 'len_epoch': 2, 'save_dir': str(tmp_path)}
+    entered = set()
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename))
+    try:
+        train.build(ConfigParser(config)).train()
+    finally:
+        sys.setprofile(None)
+    way = docs.drawing.stations()
+    assert list(way.values()) == list(range(1, 13))
+    assert {file for file in way if str(ROOT / file) not in entered} == set()
 
 
 KOREAN = [page for page in PAGES if page.startswith('docs/ko/')]

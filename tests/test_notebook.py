@@ -6,7 +6,7 @@ import shutil
 from tests.conftest import ROOT, run_script
 
 CELLS = json.loads((ROOT / 'notebooks' / 'quickstart.ipynb').read_text(encoding='utf-8'))['cells']
-NOT_COPIED = shutil.ignore_patterns('saved', '.git', '.venv', 'data', 'tests', '.*_cache')
+NOT_COPIED = shutil.ignore_patterns('saved', '.git', '.venv', '__pycache__', '.*_cache')
 # IPython calls this method of an exception, where it has one.
 RUN_CELLS = """
 import json, sys
