@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from armature.config.keys import TOP
-from docs import drawing
+from docs import drawing, errors
 
 DOCS = Path(__file__).resolve().parent
 
@@ -72,7 +72,7 @@ def meaning(schema: dict) -> str:
 
 def pages() -> dict[str, str]:
     """{name in docs/: content}"""
-    return {'keys.md': keys_page(), 'pictures/rooms.svg': drawing.svg()}
+    return {'errors.md': errors.page(), 'keys.md': keys_page(), 'pictures/rooms.svg': drawing.svg()}
 
 
 if __name__ == '__main__':

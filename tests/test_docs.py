@@ -26,7 +26,7 @@ PAGES = [
 ]
 DOCS = [page for page in PAGES if page.startswith('docs/')]
 # Lists to look something up in may be longer than two screens.
-REFERENCE = {'docs/keys.md', 'docs/evidence.md'}
+REFERENCE = {'docs/keys.md', 'docs/errors.md', 'docs/evidence.md'}
 TO_BE_SPLIT = {'docs/data.md', 'docs/resume.md', 'docs/training.md'}
 TWO_SCREENS = 110  # lines
 MADE_LATER = ('data/', 'saved/', 'armature/template/')
@@ -235,6 +235,14 @@ def test_files_and_keys_in_the_text_exist(page):
 def test_pages_that_are_made_from_the_code_are_up_to_date():
     for name, content in docs.make.pages().items():
         assert text_of(f'docs/{name}') == content, f'python -m docs.make writes docs/{name} anew'
+
+
+def test_every_error_message_has_a_way_out():
+    without = [message for rows in docs.errors.rows().values() for message, way in rows if not way]
+    assert without == [], 'let the message say what to do, or write it in docs/ways.py'
+    texts = [text for _, text in docs.errors.messages()]
+    for words in docs.ways.WAYS:
+        assert any(words in text for text in texts), words
 
 
 def test_a_batch_goes_the_way_that_the_page_says(monkeypatch, tmp_path):
