@@ -1,4 +1,4 @@
-"""Measure a checkpoint on the test data: python test.py -r saved/models/NAME/RUN/model_best.pth"""
+"""Measure the best checkpoint of a run on the test data: python test.py -r saved/models/NAME/RUN"""
 
 import argparse
 import itertools
@@ -13,10 +13,13 @@ import model.model as module_arch
 from armature.batch import Parts, call_by_name, contents_of, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
+from armature.data.identity import identity_of
 from armature.data.order import batches_of
 from armature.errors import exit_on_user_error
 from armature.processes import dist
 from armature.processes.launch import processes
+from armature.run.console import results
+from armature.run.folder import write_test
 from armature.run.plots import Pictures, save_pictures
 from armature.seed import seed_everything
 from parse_config import ConfigParser
@@ -35,7 +38,6 @@ BUILDS = {  # the sections of a config that this script makes objects of
 def main(config, n_batches=None):
     logger = config.get_logger('test')
     device, _ = prepare_device(config.get('n_gpu', 1))
-    logger.info(f'Testing {config.resume} on {device}')
     seed_everything(config.get('seed', 123))
 
     if 'test_data_loader' not in config:  # the training's loader, on its test data
@@ -49,6 +51,7 @@ def main(config, n_batches=None):
     model = config.init_obj('arch', module_arch).to(device)
     criterion = config.init_loss(module_loss)
     saved = checkpoint.load(config.resume)
+    logger.info(f'Testing {config.resume} (of epoch {saved.get("epoch")}) on {device}')
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
@@ -68,11 +71,23 @@ def main(config, n_batches=None):
     batches = map(Parts(names), itertools.islice(batches_of(data_loader), n_batches))
     contents = contents_of(dist.in_step(batches, data_loader), metrics, pictures)
     batches = (to_device(content, device) for content in contents)
-    for name, value in evaluate(model, batches, criterion, metrics, pictures=pictures).items():
-        logger.info(f'    {name:15s}: {value}')
+    values = evaluate(model, batches, criterion, metrics, pictures=pictures)
+    by_class, (n_samples,) = metrics.by_class(values), dist.sums([metrics.n_samples])
+    for line in results(values, by_class):
+        logger.info(line)
     drawn = pictures.draw()
-    for file in save_pictures(drawn, config.resume.parent) if dist.is_main() else []:
-        logger.info(f'{file} is drawn')
+    if dist.is_main():
+        written = write_test(
+            config.resume,
+            saved.get('epoch'),
+            data=identity_of(data_loader),
+            n_samples=int(n_samples),
+            classes=metrics.class_names,
+            values=values,
+            per_class=by_class,
+        )
+        for file in [written, *save_pictures(drawn, config.resume.parent)]:
+            logger.info(f'{file} is written')
 
 
 if __name__ == '__main__':
@@ -82,7 +97,7 @@ if __name__ == '__main__':
         '--resume',
         metavar='CHECKPOINT',
         required=True,
-        help='the checkpoint, or a run folder',
+        help='a run folder, of which the best checkpoint is taken, or a checkpoint',
     )
     parser.add_argument(
         '-c', '--config', metavar='FILE', help='another config than the one in the checkpoint'
@@ -90,6 +105,7 @@ if __name__ == '__main__':
     parser.add_argument(
         '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
     )
+    parser.set_defaults(best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         with processes(config):

@@ -118,7 +118,7 @@ class BaseTrainer(ABC):
                 self._resume.data_now()
                 check_first_step(self)
                 if self._finished:
-                    self.logger.info(f'This run is finished: {self._finished}')
+                    self.console.end(f'This run is finished: {self._finished}')
                     return
                 dist.on_main(self._begin_record)
                 self._train_epochs()
@@ -127,9 +127,8 @@ class BaseTrainer(ABC):
             is_saved = self._saver.saved == (self.epochs_done, self.step)
             self.console.end(
                 f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after '
-                f'{self.step} steps. '
-                + ('' if is_saved else 'This moment is not saved, only what was before it. ')
-                + f'To go on: python train.py -r {self.checkpoint_dir}'
+                f'{self.step} steps.'
+                + ('' if is_saved else ' This moment is not saved, only what was before it.')
             )
             if self._stop.exit_code:
                 job.exit_together(self._stop.exit_code)
@@ -194,15 +193,13 @@ class BaseTrainer(ABC):
 
     @property
     def _finished(self) -> str:
-        """Why there is nothing left to train, and how to train on; empty while there is."""
-        again = f'To train longer: python train.py -r {self.checkpoint_dir} --set trainer'
+        """Why there is nothing left to train; empty while there is."""
         if self.epochs_done >= self.epochs:
-            return f'all {self.epochs} epochs are done. {again}.epochs={self.epochs_done + 10}'
+            return f'all {self.epochs} epochs are done'
         if self._monitor.out_of_patience:
-            waited = f'{self.mnt_metric} has not improved for {self.early_stop:g} epochs'
-            return f'{waited}. {again}.early_stop={2 * self.early_stop:g}'
+            return f'{self.mnt_metric} has not improved for {self.early_stop:g} epochs'
         if self.step >= (self.settings.max_steps or math.inf):
-            return f'{self.step} steps are done. {again}.max_steps={2 * self.step}'
+            return f'{self.step} steps are done'
         return ''
 
     # One epoch
@@ -330,14 +327,15 @@ class BaseTrainer(ABC):
         self.history.append(log)
         self.epochs_done, self.position = epoch, 0
         self._resume.is_over()
+        row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}
         if dist.is_main():
-            self._folder.add_row({'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log})
+            self._folder.add_row(row)
         try:
             improved = self._monitor.update(log)
         except ConfigError:
             self._save_last()
             raise
-        self.console.epoch(log, others, improved)
+        self.console.epoch(row, others, improved)
         if improved or epoch % self.save_period == 0:
             self._save_checkpoint(epoch, save_best=improved)
         self._save_last()

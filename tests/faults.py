@@ -691,7 +691,8 @@ def going_back_crashes(n: int, folder: Path) -> Result:
         saver.set_aside()
 
     def check(run: Path) -> str:
-        found = {path.name: checkpoint.load(path)['epoch'] for path in run.rglob('*.pth')}
+        heads = [path for path in run.rglob('*.pth') if path.name != checkpoint.WEIGHTS]
+        found = {path.name: checkpoint.load(path)['epoch'] for path in heads}
         go_back(run)
         left = {path.name for path in run.glob('*.pth')}
         whole = left == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth'} and names <= found.keys()

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from armature.checkpoint import files as checkpoint
+from armature.compare import first_difference
 from armature.errors import CheckpointError
 from tests import faults
 from tests.conftest import run_script
@@ -503,7 +504,43 @@ def go_back_to(path):
 
 
 def names_in(folder):
-    return {path.name for path in folder.glob('*.pth')}
+    return {path.name for path in folder.glob('*.pth')} - {'weights.pth'}
+
+
+def test_weights_alone_are_those_of_the_best(line):
+    def weights():
+        plain = torch.load(line / 'weights.pth', weights_only=True)
+        return first_difference(plain, checkpoint.load(line / 'model_best.pth')['state_dict'])
+
+    assert weights() == ''
+    saver = go_back_to(line / 'checkpoint-epoch2.pth')
+    assert not (line / 'weights.pth').exists() and (line / 'set-aside-1/weights.pth').exists()
+    saver.write(small_state(3) | {'finished': True}, [checkpoint.LAST])
+    assert weights() == ''
+
+
+def test_weights_alone_are_the_last_where_nothing_is_monitored(tmp_path):
+    saver = checkpoint.Saver(tmp_path, logging.getLogger())
+    for epoch in (1, 2):
+        saver.write(small_state(epoch), [checkpoint.LAST])
+        assert not (tmp_path / 'weights.pth').exists()
+        state = small_state(epoch) | {
+            'format': 2,
+            'finished': True,
+            'tested': {'w': torch.full((2,), epoch)},
+        }
+        saver.write(state, [checkpoint.LAST])
+        plain = torch.load(tmp_path / 'weights.pth', weights_only=True)
+        assert plain['w'].tolist() == [epoch, epoch]
+        (tmp_path / 'weights.pth').unlink()
+
+
+def test_a_test_takes_the_best_of_a_run_where_it_is_whole(run, caplog):
+    assert checkpoint.find(str(run), best_first=True) == run / 'model_best.pth'
+    assert checkpoint.find(f'{run}/last', best_first=True) == run / 'checkpoint-last.pth'
+    flip(run / 'model_best.pth')
+    assert checkpoint.find(str(run), best_first=True) == run / 'checkpoint-last.pth'
+    assert 'model_best.pth is damaged: falling back on' in caplog.text
 
 
 def test_going_back_leaves_one_line_of_files_and_loses_none(line, caplog):

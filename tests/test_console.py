@@ -1,7 +1,6 @@
 """Laws of what a person sees: it fits, is aligned, one line an epoch, and nothing is raised."""
 
 import fcntl
-import logging
 import math
 import os
 import pty
@@ -14,7 +13,7 @@ import termios
 import pytest
 
 from armature.run import console
-from armature.run.console import shown, shown_time, table
+from armature.run.console import results, shown, shown_time, table
 from base import BaseTrainer
 from tests.conftest import ROOT
 
@@ -68,7 +67,11 @@ def test_run_is_a_header_one_aligned_line_an_epoch_and_an_end(experiment, capsys
     text = '\n'.join(lines)
     best = min(trainer.history, key=lambda log: log['val_loss'])
     assert f'Best: epoch {best["epoch"]}, ' in text and 'model_best.pth' in text
-    assert 'all 3 epochs are done' in text and f'test.py -r {trainer.checkpoint_dir}' in text
+    assert 'Training ends: all 3 epochs are done (after 0' in text
+    assert lines[-2:] == [
+        f'Measure it:      python test.py -r {trainer.checkpoint_dir}',
+        f'To train longer: python train.py -r {trainer.checkpoint_dir} --set trainer.epochs=13',
+    ]
 
 
 def test_parameters_that_are_frozen_do_not_count_as_trained(experiment, capsys):
@@ -87,8 +90,34 @@ def test_header_is_repeated_only_when_the_columns_change(experiment, capsys):
     assert kinds == ['header', 'row', 'row', 'header', 'row', 'row']
 
 
-def test_only_what_is_wrong_is_said_when_asked(experiment, capsys):
-    assert run(experiment, capsys, [{'loss': 1.0}], verbosity=0) == []
+@pytest.mark.parametrize('verbosity', [0, 1])
+def test_info_log_has_everything_whatever_is_shown(experiment, capsys, verbosity):
+    trainer = experiment.trainer(epochs=1, verbosity=verbosity)
+    trainer.train()
+    lines = lines_of(capsys)
+    text = (trainer.config.log_dir / 'info.log').read_text()
+    shown = [line for line in lines if 'waiting for data' not in line]  # that is wrong
+    assert (shown == []) == (verbosity == 0)
+    assert 'PointModel: 74 parameters' in text and '(hidden): Linear' in text
+    assert str(trainer.history[0]['val_loss']) in text and 'val_accuracy |' in text
+
+
+def test_why_it_ended_and_how_to_go_on(experiment, capsys):
+    values = [{'loss': 1.0}, {'loss': 2.0}, {'loss': 3.0}]
+    lines = run(experiment, capsys, values, monitor='min loss', early_stop=1)
+    assert any('Training ends: loss has not improved for 1 epochs' in line for line in lines)
+    assert lines[-1].endswith('--set trainer.early_stop=2')
+    assert 'Best: epoch 1, loss 1.000' in lines
+    experiment.trainer(epochs=3, max_steps=4).train()
+    lines = lines_of(capsys)
+    assert any(line.startswith('Stopped by trainer.max_steps (4) in epoch 1') for line in lines)
+    assert lines[-1].endswith('--set trainer.max_steps=8')
+
+
+def test_paths_are_shown_as_one_types_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert console.shown_path(tmp_path / 'saved/x') == os.path.join('saved', 'x')
+    assert console.shown_path(tmp_path.parent) == str(tmp_path.parent)
 
 
 def test_log_of_an_old_trainer_may_hold_anything(experiment, capsys):
@@ -124,6 +153,21 @@ def test_table_fits_and_is_aligned(width, n_values):
         assert len(lines) == 1
     if width == 120 and n_values == 4:
         assert len(lines) == 2 and '|' not in lines[0][0]
+
+
+def test_results_are_a_line_each_and_a_table_of_the_classes():
+    by_class = {'recall': {'cat': 1.0, 'a long-haired dog': 0.25}, 'f1': {'cat': 0.5}}
+    by_class['f1'] |= {'a long-haired dog': math.nan}
+    values = {'loss': 0.5, 'recall_cat': 1.0, 'recall_a long-haired dog': 0.25, 'accuracy': 0.9}
+    assert results(values, by_class) == [
+        'loss: 0.5000',
+        'accuracy: 0.9000',
+        '',
+        '            class     recall         f1',
+        '              cat      1.000     0.5000',
+        'a long-haired dog     0.2500        nan',
+    ]
+    assert results({'loss': 1.0}, {}) == ['loss: 1.000']
 
 
 def test_numbers_have_four_significant_digits():
@@ -163,6 +207,11 @@ def on_terminal(folder, columns, term='xterm'):
     return sent.decode()
 
 
+def on_screen(sent):
+    """What stays of it on the screen, without what was drawn over."""
+    return [line.split('\r')[-1] for line in sent.replace('\r\n', '\n').split('\n')]
+
+
 def test_terminal_shows_a_bar_that_fits_and_is_gone_before_each_line(tmp_path):
     n_bars, is_bar = 0, re.compile(r'/41 \|')
     for line in on_terminal(tmp_path, 80).replace('\r\n', '\n').split('\n'):
@@ -173,17 +222,17 @@ def test_terminal_shows_a_bar_that_fits_and_is_gone_before_each_line(tmp_path):
             if is_bar.search(before) and not is_bar.search(after):
                 assert not after.strip() and len(after) >= len(before)
         assert not is_bar.search(drawn[-1])  # what stays on the screen
+        is_best = drawn[-1].removesuffix(console.PLAIN).endswith(' *')
+        assert is_best == drawn[-1].endswith(console.PLAIN)  # bold, two lines each
     assert n_bars > 4
+
+
+def test_narrow_terminal_is_readable(tmp_path):
+    lines = on_screen(on_terminal(tmp_path, 20))
+    table_lines = [line for line in lines if re.search(r'\d\.\d{3}', line)]
+    assert len(table_lines) > 8 and not any('\x1b[A' in line for line in lines)
+    assert all(len(re.sub(r'\x1b\[\dm', '', line)) <= 20 for line in table_lines)
 
 
 def test_bar_is_not_drawn_where_it_cannot_be_cleared(tmp_path):
     assert '\r' not in on_terminal(tmp_path, 80, term='dumb').replace('\r\n', '\n')
-
-
-def test_info_log_has_everything(experiment):
-    trainer = experiment.trainer(epochs=1, verbosity=2)
-    trainer.train()
-    logging.shutdown()
-    text = (trainer.config.log_dir / 'info.log').read_text()
-    assert 'PointModel: 74 parameters' in text and '(hidden): Linear' in text
-    assert str(trainer.history[0]['val_loss']) in text

@@ -115,9 +115,13 @@ def test_vectors_dicts_and_collections_are_reported_by_name():
         named(collection(), 'both'),
         named(torchmetrics.ClasswiseWrapper(recall(average=None)), 'wise'),
     ]
-    values = measured(MetricTracker('loss', metrics=metrics, data=Named()))
+    tracker = MetricTracker('loss', metrics=metrics, data=Named())
+    values = measured(tracker)
     outputs, targets = map(torch.cat, zip(*batches()))
     expected = recall(average=None)(outputs, targets).tolist()
+    by_class = tracker.by_class(values)
+    assert by_class['recall'] == dict(zip(Named.class_names, expected))
+    assert set(by_class) == {'recall', 'of_each_class'} and tracker.n_samples == len(targets)
     assert [values[f'recall_{name}'] for name in ('cat', 'dog', 'golden retriever')] == expected
     assert [values[f'wise_multiclassrecall_{index}'] for index in range(3)] == expected
     assert values['both_acc'] == classification.MulticlassAccuracy(N_CLASSES)(outputs, targets)

@@ -69,7 +69,7 @@ def test_signal_to_the_whole_group_saves_and_leaves_with_its_code(
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
-    assert 'Traceback' not in err and 'To go on: python train.py -r' in out
+    assert 'Traceback' not in err and 'To go on:        python train.py -r' in out
     (run,) = tmp_path.glob('models/slow/*')
     state = checkpoint.load(run / 'checkpoint-last.pth')
     assert state['epoch'] >= 1 and state['samples'] % 32 == 0

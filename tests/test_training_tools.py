@@ -1,5 +1,6 @@
 """Rehearsals, the learning rate search, the profile, pictures, examples with loops of their own."""
 
+import hashlib
 import inspect
 import json
 import math
@@ -14,6 +15,7 @@ from armature.compare import first_difference
 from armature.config.read import read_config
 from armature.errors import ConfigError, UserError
 from armature.run.plots import Pictures, save_pictures
+from armature.run.record import read_test
 from examples.gan.trainer import GanTrainer
 from parse_config import ROOT, ConfigParser
 from tests.conftest import run_script
@@ -302,9 +304,9 @@ def test_average_is_what_test_py_measures(tmp_path):
     )
     run_script(*run)
     (folder,) = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
-    done = run_script('test.py', '-r', folder)
-    assert (folder / 'f1.png').is_file()
-    state = checkpoint.load(folder / 'checkpoint-last.pth')
+    said = run_script('test.py', '-r', folder).stdout
+    assert (folder / 'f1.png').is_file() and 'model_best.pth (of epoch' in said
+    state = checkpoint.load(folder / 'model_best.pth')
     from data_loader.data_loaders import DigitsDataLoader
     from model.metric import accuracy
     from model.model import MnistModel
@@ -314,5 +316,17 @@ def test_average_is_what_test_py_measures(tmp_path):
     with torch.no_grad():
         images, target = DigitsDataLoader(500, shuffle=False, training=False).dataset.tensors
         expected = accuracy(model.eval()(images), target).item()
-    measured = next(line for line in done.stdout.splitlines() if 'accuracy' in line)
-    assert float(measured.split(':')[1]) == pytest.approx(expected)
+    found = read_test(folder)
+    assert found['values']['accuracy'] == pytest.approx(expected)
+    assert f'{expected:#.4g}' in next(line for line in said.splitlines() if 'accuracy' in line)
+    digest = hashlib.sha256((folder / 'model_best.pth').read_bytes()).hexdigest()
+    assert found['checkpoint'] == {
+        'file': 'model_best.pth',
+        'sha256': digest,
+        'epoch': state['epoch'],
+    }
+    assert found['n_samples'] == len(images) and found['command'][1:] == ['-r', str(folder)]
+    # The same weights lie there alone, for whoever has only torch.
+    plain = torch.load(folder / 'weights.pth', weights_only=True)
+    assert first_difference(plain, state['tested']) == ''
+    model.load_state_dict(plain)

@@ -86,7 +86,7 @@ class Job:
         self.two = [self.start(0), self.start(1)]
         deadline = time.monotonic() + JOB_S
         while (
-            not list((project / name).glob('models/*/*/checkpoint-epoch1.pth'))
+            not list((project / name).glob('models/*/*/checkpoint-epoch*.pth'))
             and time.monotonic() < deadline
         ):
             time.sleep(0.05)

@@ -29,12 +29,14 @@ import numpy as np
 import torch
 
 from armature.checkpoint import old, packed
+from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 
 FORMAT = 2
 FORMATS = (1, 2)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
+WEIGHTS = 'weights.pth'  # the tested weights alone
 RECORD = 'run.json'  # beside them; armature/run/folder.py writes it
 CONTENT = {
     int: ('format', 'epoch', 'step', 'samples', 'seed'),
@@ -67,22 +69,34 @@ def save(state: dict, path: Path, *also: Path) -> None:
     Raises CheckpointError when it cannot be written; what was there before is then still there,
     and nothing else.
     """
+    _save({'format': FORMAT, **to_plain(state)}, [Path(each) for each in (path, *also)])
+
+
+def save_weights(state: dict, path: Path) -> None:
+    """Write the tested weights of a state to `path` as torch's own plain state dict, on the CPU."""
+    weights = to_plain(tested_weights(state))
+    _save(
+        {name: value.cpu() if torch.is_tensor(value) else value for name, value in weights.items()},
+        [path],
+    )
+
+
+def _save(state: dict, paths: list[Path]) -> None:
     # Serialise to memory first: a full disk is then an honest OSError while we write bytes. Inside
     # torch.save it would be a confusing complaint about positions in an archive.
-    state, buffer = {'format': FORMAT, **to_plain(state)}, io.BytesIO()
+    buffer = io.BytesIO()
     torch.save(state, buffer)
     try:
         _pickle_in(buffer)  # what load() would not take is not written in the first place
     except ValueError as error:
         raise CheckpointError(f'the state cannot be saved: {error}') from error
     add_digest(buffer)
-    paths = [Path(each) for each in (path, *also)]
     try:
         with buffer.getbuffer() as content:
             _write_all(paths, content)
     except OSError as error:
         raise CheckpointError(
-            f'{path} could not be written: {error.strerror or error}. It needs '
+            f'{paths[0]} could not be written: {error.strerror or error}. It needs '
             f'{buffer.tell():,} bytes; {free_bytes(paths[0].parent)} are free. The files that are '
             'there are whole.'
         ) from error
@@ -441,25 +455,27 @@ class Saver:
         """
         if self._gone_back_to is None:
             return
-        places = {path: _place(path) for path in self.folder.glob('*.pth')}
+        weights, best = self.folder / WEIGHTS, self.folder / BEST
+        places = {path: _place(path) for path in self.folder.glob('*.pth') if path != weights}
         ahead = {
             path for path, (moment, _) in places.items() if (moment or [math.inf]) > self._moment
         }
         if not ahead:
             return
         left = places.keys() - ahead
+        weights_of_best = [WEIGHTS] if best in ahead and weights.exists() else []
         parts = {places[path][1] for path in ahead} - {places[path][1] for path in left} - {None}
         count = 1
         while (aside := self.folder / f'set-aside-{count}').exists():
             count += 1
         try:
             aside.mkdir()
-            for name in [*sorted(path.name for path in ahead), *parts]:
+            for name in [*weights_of_best, *sorted(path.name for path in ahead), *parts]:
                 os.replace(self.folder / name, aside / name)
             # The best of the line that goes on may be left as the checkpoint of its epoch.
             for path in left:
-                if places[path][0] == self.line['best'] and not (self.folder / BEST).exists():
-                    _second_name(path, self.folder / BEST)
+                if places[path][0] == self.line['best'] and not best.exists():
+                    _second_name(path, best)
         except OSError as error:
             raise CheckpointError(
                 f'{self.folder}: what is ahead of {self._gone_back_to.name} cannot be moved to '
@@ -483,7 +499,7 @@ class Saver:
                 head = sharded.write(state, self.folder)
                 dist.on_main(_save_head, head, *paths)
             else:
-                dist.on_main(save, dist.whole(state), *paths)
+                dist.on_main(self._save, dist.whole(state), paths)
         except CheckpointError as error:
             if self.stops:
                 raise
@@ -501,6 +517,15 @@ class Saver:
             self._has_parts |= any(self.folder.glob('shards-*'))
         found = by_number([*self._numbered, *written])
         self._numbered = prune(found, self.keep_last, self._has_parts)
+
+    def _save(self, state: dict, paths: list[Path]) -> None:
+        weights, best = self.folder / WEIGHTS, self.folder / BEST
+        # First, so that a kill leaves none that are older than the best; a resume repeats the step.
+        if best in paths:
+            save_weights(state, weights)
+        elif state.get('finished') and not (best.exists() and weights.exists()):
+            save_weights(load(best) if best.exists() else state, weights)
+        save(state, *paths)
 
 
 def _place(path: Path) -> tuple[list[int] | None, str | None]:
@@ -524,13 +549,13 @@ def _save_head(head: dict, *paths: Path) -> None:
 # Choosing and removing
 
 
-def find(text: str, root: Path = Path()) -> Path:
+def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
     """The file that `-r text` means, looked for from the working directory, then from `root`.
 
     A file means itself. A run folder, or RUN/last, means its newest good checkpoint:
     checkpoint-last.pth, else the highest epoch, else model_best.pth; what is damaged is passed
-    over with a warning. RUN/best means its model_best.pth. A folder that tools.card has packed
-    means its weights.
+    over with a warning. RUN/best means its model_best.pth, and so does RUN with `best_first`, where
+    there is a good one. A folder that tools.card has packed means its weights.
     """
     for path in (Path(text), root / text):
         if path.is_file():
@@ -542,7 +567,7 @@ def find(text: str, root: Path = Path()) -> Path:
             if (folder / BEST).is_file():
                 return folder / BEST
             raise CheckpointError(f'{folder} holds no {BEST}')
-        if newest := newest_valid(folder):
+        if newest := newest_valid(folder, best_first and folder == path):
             return newest
         if (folder / packed.FILE).is_file():
             return folder / packed.FILE
@@ -554,13 +579,14 @@ def find(text: str, root: Path = Path()) -> Path:
     )
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is whole; None when it holds none.
+def newest_valid(folder: Path, best_first: bool = False) -> Path | None:
+    """The newest checkpoint of a run folder that is whole, or its best; None when it holds none.
 
     A CheckpointError when all are damaged.
     """
     damaged = []
-    for path in [folder / LAST, *numbered(folder), folder / BEST]:
+    best = [folder / BEST]
+    for path in dict.fromkeys([*best * best_first, folder / LAST, *numbered(folder), *best]):
         if not path.is_file():
             continue
         problem = _problem(path, has_parts=any(folder.glob('shards-*')))

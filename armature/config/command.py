@@ -21,7 +21,8 @@ def read_command(
 ) -> tuple[argparse.Namespace, Document, Path | None]:
     """What was typed, the config with all that lies over it, and the checkpoint to go on from.
 
-    parser: with -c, -r and -d, or what it has parsed already. options: CustomArgs.
+    parser: with -c, -r and -d, or what it has parsed already; `best_first` as one of its defaults
+    lets a run folder mean its best checkpoint. options: CustomArgs.
     """
     given, flags = parser, {}
     if isinstance(parser, argparse.ArgumentParser):
@@ -31,7 +32,8 @@ def read_command(
         given = _parsed(parser)
     resume, config = getattr(given, 'resume', None), getattr(given, 'config', None)
     _select_devices(parser, getattr(given, 'device', None))
-    resume = checkpoint.find(resume, ROOT).resolve() if resume is not None else None
+    if resume is not None:
+        resume = checkpoint.find(resume, ROOT, getattr(given, 'best_first', False)).resolve()
     if config is not None:
         # Relative to the folder in which the command is typed, or else to the project.
         path = Path(config) if os.path.exists(config) else ROOT / config

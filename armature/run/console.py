@@ -1,50 +1,62 @@
 """Console: what a person sees of a run: what begins, a table with a line an epoch, how it ended."""
 
+import builtins
 import logging
 import math
 import os
 import shlex
 import shutil
 import sys
+import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 from torch.nn.parameter import is_lazy
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from armature.checkpoint.files import BEST
 from armature.checkpoint.weights import bare
 from armature.processes import dist
+from armature.run.record import values_of
 
 CELL = 9  # characters of a column at least: those of 1.234e-05
 LONGEST_NAME = 24
 MOST_COLUMNS = 12  # of a group of values; all of them are in metrics.csv
+ENDLESS = 100_000  # characters: the width of what is no terminal
+NOTEBOOK_WIDTH = 100
+BOLD, PLAIN = '\033[1m', '\033[0m'
 
 
 class Console:
-    """Speaks through the logger of `trainer`, so that verbosity holds and info.log has all of it.
+    """Speaks through the logger of `trainer`, so that info.log has all of it, whatever is shown.
 
     The trainer's attributes are read when they are needed: old projects set them late.
     """
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self._say = lambda text: trainer.logger.info(printable(text))
-        self._header = self._best = self._bar = None
-        self._begun = self._since = time.perf_counter()
+        self._header = self._bar = None
+        self._begun = time.perf_counter()
+        if dist.is_main() and trainer.settings.verbosity < 2:
+            trainer.logger.setLevel(logging.DEBUG)
+            for screen in screens():
+                screen.setLevel((logging.WARNING, logging.INFO)[trainer.settings.verbosity])
 
     def begin(self) -> None:
         """What is going to be trained, and when it stops."""
         trainer, model = self.trainer, bare(self.trainer.model)
-        self._begun = self._since = time.perf_counter()
-        for handler in screens():
-            handler.addFilter(self._clear_bar)
+        self._begun = time.perf_counter()
+        for screen in screens():
+            screen.setFormatter(_ForPeople(self, screen))
         place = f'{dist.n_processes()} processes, ' * (dist.n_processes() > 1) + str(trainer.device)
         self._say(f'{trainer.config["name"]}, {trainer.checkpoint_dir.name}, {place}')
         trainer.logger.debug(model)
         self._say(f'{type(model).__name__}: {parameters_of(model)}')
         steps = f' of {trainer.len_epoch} steps' if hasattr(trainer, 'len_epoch') else ''
-        self._say(f'{trainer.epochs} epochs{steps}, lr {self._rate():.4g}')
+        groups = getattr(trainer.optimizer, 'param_groups', [])
+        rates = ', '.join(dict.fromkeys(f'{float(group["lr"]):.4g}' for group in groups))
+        self._say(f'{trainer.epochs} epochs{steps}, lr {rates or "unknown"}')
         self._say(self._aim())
         if (average := getattr(trainer, 'weight_average', None)) is not None:
             self._say(f'Validated and tested: {average}')
@@ -57,69 +69,98 @@ class Console:
         patience = f', stops after {trainer.early_stop:g} epochs without a better one'
         return f'Best: {best} {trainer.mnt_metric}' + patience * math.isfinite(trainer.early_stop)
 
-    def _rate(self) -> float:
-        groups = getattr(self.trainer.optimizer, 'param_groups', None)
-        return float(groups[0]['lr']) if groups else math.nan
+    def _say(self, text: str) -> None:
+        """Say a sentence or more; the words of commands and paths stay whole."""
+        whole = {'break_long_words': False, 'break_on_hyphens': False}
+        text = textwrap.fill(text, terminal_width(), subsequent_indent='  ', **whole)
+        self.trainer.logger.info(text)
 
     def bar(self, epoch: int, n_done: int) -> tqdm:
         """The progress of an epoch's steps: on a terminal only, short, gone before each line."""
-        is_wanted = self.trainer.logger.isEnabledFor(logging.INFO) and is_terminal(sys.stderr)
+        is_wanted = self.trainer.settings.verbosity > 0 and dist.is_main()
         self._bar = tqdm(
             total=self.trainer.len_epoch,
             initial=n_done,
             desc=f'epoch {epoch}',
             leave=False,
-            ncols=min(79, shutil.get_terminal_size().columns - 1),
+            ncols=None if in_notebook() else min(79, shutil.get_terminal_size().columns - 1),
             bar_format='{desc} {n_fmt}/{total_fmt} |{bar}| {remaining}{postfix}',
-            disable=not is_wanted,
+            disable=not is_wanted or not (is_terminal(sys.stderr) or in_notebook()),
         )
         return self._bar
 
-    def _clear_bar(self, record: logging.LogRecord) -> bool:
-        if self._bar is not None:
-            self._bar.clear()
-        return True
+    def epoch(self, row: dict[str, Any], others: dict, improved: bool) -> None:
+        """A line of the table.
 
-    def epoch(self, log: dict[str, float], others: dict[str, Any], improved: bool) -> None:
-        """A line of the table; `others` is what an old trainer reports beside numbers."""
-        now, trainer = time.perf_counter(), self.trainer
-        seconds, self._since = now - self._since, now
-        self._best = log if improved else self._best
-        values = {name: shown(value) for name, value in log.items() if name != 'epoch'}
+        row: as in metrics.csv. others: what an old trainer reports beside numbers.
+        """
+        values = {name: shown(value) for name, value in values_of(row).items()}
         validated = {name: values.pop(name) for name in list(values) if name.startswith('val_')}
         trained, validated = (
             dict(list(group.items())[:MOST_COLUMNS]) for group in (values, validated)
         )
-        epoch = f'{log["epoch"]}/{trainer.epochs}'
-        rest = {'lr': f'{self._rate():.2e}', 'time': shown_time(seconds)}
-        lines = table([{'epoch': epoch} | trained, validated, rest], terminal_width() - 2)
-        header, row = ([line[part] for line in lines] for part in (0, 1))
+        epoch = {'epoch': f'{row["epoch"]}/{self.trainer.epochs}'}
+        rate = next((value for name, value in row.items() if name.startswith('lr')), math.nan)
+        rest = {'lr': f'{rate:.2e}', 'time': shown_time(row['seconds'])}
+        lines = table([epoch | trained, validated, rest], terminal_width() - 2)
+        header, cells = ('\n'.join(line[part] for line in lines) for part in (0, 1))
         if header != self._header:
             self._header = header
-            self._say('\n'.join(['', *header]))
-        self._say('\n'.join(row) + ' *' * improved)
+            self.trainer.logger.info(f'\n{header}')
+        self.trainer.logger.info(cells + ' *' * improved, extra={'is_bold': improved})
         for name, value in others.items():
-            self._say(f'{name}: {value}')
-        trainer.logger.debug(f'Epoch {epoch}: {log}')
+            self.trainer.logger.info(f'{name}: {value}')
+        self.trainer.logger.debug(f'Epoch {epoch["epoch"]}: {row}')
 
     def end(self, why: str) -> None:
         """Why it ended, what was best and where that is, and what one types next."""
         trainer = self.trainer
-        self._say(f'\n{why}')
-        self._say(f'Time: {shown_time(time.perf_counter() - self._begun)}')
-        if self._best is not None:
-            values = ', '.join(f'{name} {shown(value)}' for name, value in self._best.items())
-            self._say(f'Best: {values}; in {trainer.checkpoint_dir / BEST}')
-        elif trainer.mnt_mode != 'off' and math.isfinite(trainer.mnt_best):
-            self._say(f'Best: {trainer.mnt_metric} {shown(trainer.mnt_best)}, of an earlier start')
-        run = trainer.checkpoint_dir
-        tested = run / 'best' if (run / BEST).is_file() else run
-        self._say(f'Measure it: python test.py -r {shlex.quote(str(tested))}')
+        run = shlex.quote(shown_path(trainer.checkpoint_dir))
+        self.trainer.logger.info('')
+        self._say(f'{why} (after {shown_time(time.perf_counter() - self._begun)})')
+        for row in trainer.history:
+            if row.get(trainer.mnt_metric) == trainer.mnt_best:
+                values = ', '.join(f'{name} {shown(value)}' for name, value in row.items())
+                self._say(f'Best: {values}')
+                break
+        if (trainer.checkpoint_dir / BEST).is_file():
+            self._say(f'It is in {run}/{BEST}')
+        commands = {'Measure it': f'python test.py -r {run}'} | self._to_go_on(run)
         if trainer.settings.tensorboard:
-            folder = shlex.quote(str(trainer.config.log_dir))
-            self._say(f'Look at it: tensorboard --logdir {folder}')
-        for handler in screens():
-            handler.removeFilter(self._clear_bar)
+            folder = shlex.quote(shown_path(trainer.config.log_dir))
+            commands['Look at it'] = f'tensorboard --logdir {folder}'
+        for what, command in commands.items():
+            self.trainer.logger.info(f'{what + ":":16} {command}')
+        for screen in screens():
+            if isinstance(screen.formatter, _ForPeople):
+                screen.setFormatter(screen.formatter.inner)
+
+    def _to_go_on(self, run: str) -> dict[str, str]:
+        trainer, command = self.trainer, f'python train.py -r {run}'
+        if not trainer._finished:
+            return {'To go on': command}
+        key, value = 'max_steps', 2 * trainer.step
+        if trainer.epochs_done >= trainer.epochs:
+            key, value = 'epochs', trainer.epochs_done + 10
+        elif trainer._monitor.out_of_patience:
+            key, value = 'early_stop', f'{2 * trainer.early_stop:g}'
+        return {'To train longer': f'{command} --set trainer.{key}={value}'}
+
+
+class _ForPeople(logging.Formatter):
+    """How a screen shows a line: after the bar is gone, in the characters that it has."""
+
+    def __init__(self, console: Console, screen: logging.StreamHandler):
+        super().__init__()
+        self.console, self.screen = console, screen
+        self.inner = getattr(screen.formatter, 'inner', screen.formatter)
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self.console._bar is not None:
+            self.console._bar.clear()
+        text = printable((self.inner or super()).format(record))
+        is_bold = getattr(record, 'is_bold', False) and is_terminal(self.screen.stream)
+        return f'{BOLD}{text}{PLAIN}' if is_bold else text
 
 
 def table(groups: list[dict[str, str]], width: int) -> list[tuple[str, str]]:
@@ -144,6 +185,19 @@ def table(groups: list[dict[str, str]], width: int) -> list[tuple[str, str]]:
                 longer = tuple('  ' + part for part in cell)
             line = longer
         lines.append(line)
+    return lines
+
+
+def results(values: dict[str, float], by_class: dict[str, dict[str, float]]) -> list[str]:
+    """Lines with a value each, then a table with a row a class and a column a metric."""
+    of_classes = {f'{name}_{key}' for name, of in by_class.items() for key in of}
+    lines = [f'{name}: {shown(values[name])}' for name in values if name not in of_classes]
+    keys = list(next(iter(by_class.values()), []))
+    size = max(map(len, keys), default=0)
+    for number, key in enumerate(keys):
+        row = {name: shown(of[key]) for name, of in by_class.items()}
+        ((header, cells),) = table([{'class': key.rjust(size)} | row], ENDLESS)
+        lines += [cells] if number else ['', header, cells]
     return lines
 
 
@@ -182,16 +236,25 @@ def printable(text: str) -> str:
     return text.encode(encoding, 'replace').decode(encoding)
 
 
-def screens() -> list[logging.Handler]:
-    return [each for each in logging.root.handlers if not isinstance(each, logging.FileHandler)]
+def screens() -> list[logging.StreamHandler]:
+    return [each for each in logging.root.handlers if type(each) is logging.StreamHandler]
 
 
 def is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty() and os.environ.get('TERM') != 'dumb'
 
 
+def in_notebook() -> bool:
+    return hasattr(builtins, '__IPYTHON__') and not is_terminal(sys.stderr)
+
+
 def terminal_width() -> int:
     """What is not a terminal wraps no lines."""
-    if sys.stdout is None or not sys.stdout.isatty():
-        return 1_000_000
-    return shutil.get_terminal_size().columns
+    if sys.stdout is not None and sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return NOTEBOOK_WIDTH if in_notebook() else ENDLESS
+
+
+def shown_path(path: Path) -> str:
+    """As one types it in the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

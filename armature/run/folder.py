@@ -3,6 +3,7 @@ what its epochs reported (metrics.csv). armature/run/record.py reads them."""
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -39,6 +40,11 @@ from armature.run.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_recor
 from armature.run.stop import Stopped
 
 PROJECT = Path(__file__).resolve().parents[2]
+MATTERS = {  # of what `made_by` says: what can change a result
+    'git': ('commit', 'changes'),
+    'versions': ('python', 'torch'),
+    'hardware': ('device', 'machine', 'threads', 'processes'),
+}
 logger = logging.getLogger(__name__)
 
 
@@ -82,7 +88,8 @@ def claim(runs: Path, run_id: str | None) -> Path:
                 now = max(now, begun(newest) + timedelta(microseconds=1))
             folder.mkdir()
             try:
-                write_json({'begun': now.isoformat(), 'state': 'prepared'}, folder / RECORD)
+                record = {'version': records.VERSION, 'begun': now.isoformat(), 'state': 'prepared'}
+                write_json(record, folder / RECORD)
             except OSError:
                 folder.rmdir()  # else it would be the newest run
                 raise
@@ -228,8 +235,10 @@ class RunFolder:
 
     def note(self, **facts: Any) -> None:
         """Put `facts` into run.json, also of a training that does not call `begin`."""
-        first = {'begun': begun(self.folder).isoformat(), 'state': 'running'}
-        self.record = {**(self.record or first), **facts}
+        if not self.record:
+            moment = begun(self.folder).isoformat()
+            self.record = {'version': records.VERSION, 'state': 'running', 'begun': moment}
+        self.record |= facts
         if self._began is not None:
             self.record['seconds'] = self._seconds_before + time.monotonic() - self._began
         with self._warning():
@@ -337,24 +346,36 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
+def write_test(checkpoint: Path, epoch: int | None, **found: Any) -> Path:
+    """Write test.json beside the checkpoint that was measured; returns the file."""
+    with checkpoint.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    said = {
+        'version': records.VERSION,
+        'checkpoint': {'file': checkpoint.name, 'sha256': digest, 'epoch': epoch},
+        **found,
+        'when': datetime.now(UTC).isoformat(),
+        'command': list(sys.argv),
+    }
+    path = checkpoint.with_name(records.TEST)
+    try:
+        write_json(said, path)
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be written: {error.strerror or error}; make its folder writable'
+        ) from error
+    return path
+
+
 def differences(before: dict, now: dict) -> str:
     """The parts of `made_by` that can change a result and did, in words; empty when none."""
-    before, now = map(_what_matters, (before, now))
-    return ', '.join(
-        f'{kind} {before[kind]} -> {value}'
-        for kind, value in now.items()
-        if before.get(kind, value) != value
-    )
-
-
-def _what_matters(made_by: dict) -> dict:
-    """Of what `made_by` says, also in checkpoints in which it was one level."""
-    flat = made_by | made_by.get('versions', {}) | made_by.get('hardware', {})
-    if isinstance(git := made_by.get('git'), dict):
-        flat['git'] = git.get('commit', '')
-        flat['uncommitted_changes'] = bool(git.get('changes') or git.get('left_out'))
-    kinds = ('torch', 'python', 'git', 'uncommitted_changes', 'device', 'machine', 'threads')
-    return {kind: flat[kind] for kind in (*kinds, 'processes') if kind in flat}
+    found = []
+    for part, names in MATTERS.items():
+        for name in names if isinstance(before.get(part), dict) else ():
+            then, this = before[part].get(name), now[part].get(name)
+            if then != this:
+                found.append(f'{name} {then} -> {this}')
+    return ', '.join(found)
 
 
 def read_json(fname: str | Path) -> OrderedDict:

@@ -78,6 +78,7 @@ class MetricTracker:
         self._owners[name] = owner
 
     def reset(self) -> None:
+        self.n_samples = 0  # that `measure` was given, in this process
         self._averages = {key: _Average() for key in self._keys}
         for metric in self._stateful.values():
             metric.reset()
@@ -87,6 +88,7 @@ class MetricTracker:
         if self.batch.share.is_borrowed:
             return
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
+        self.n_samples += n_samples
         n_counted = n_samples if self._count is length else self._count(target)
         loss, parts = total_and_parts(loss)
         mean = loss / n_samples if self._loss_is_sum else loss
@@ -142,6 +144,15 @@ class MetricTracker:
                 self._claim(each, self._owners[name])
                 means[each] = float(value)
         return means
+
+    def by_class(self, result: dict[str, float]) -> dict[str, dict[str, float]]:
+        """The metrics in a result that have a value for each class, as {name: {class: value}}."""
+        found = {}
+        for name in (*self._functions, *self._stateful):
+            keys = {each: f'{name}_{each}' for each in self.class_names or ()}
+            if keys and result.keys() >= set(keys.values()):
+                found[name] = {each: result[key] for each, key in keys.items()}
+        return found
 
     def recent(self) -> dict[str, float]:
         """Mean of every key updated since the last call of `recent`."""

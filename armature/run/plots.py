@@ -9,8 +9,15 @@ from armature.batch import NO_BATCH
 from armature.errors import ConfigError
 from armature.processes import dist
 
-KINDS = ('confusion_matrix', 'precision', 'recall', 'f1', 'roc', 'pr')
-N_THRESHOLDS = 201
+OF_EACH, CURVE = {'average': None}, {'thresholds': 201}
+KINDS = {  # the metric of torchmetrics behind each, and its arguments
+    'confusion_matrix': ('ConfusionMatrix', {}),
+    'precision': ('Precision', OF_EACH),
+    'recall': ('Recall', OF_EACH),
+    'f1': ('F1Score', OF_EACH),
+    'roc': ('ROC', CURVE),
+    'pr': ('PrecisionRecallCurve', CURVE),
+}
 READABLE = 20  # classes: with more of them, cells hold no numbers and curves have no legend
 
 
@@ -54,21 +61,13 @@ class Pictures:
             metric.update(output.detach().float(), target)
 
     def _make(self, n_classes: int, device: torch.device) -> dict[str, Any]:
-        from torchmetrics import classification as of
+        from torchmetrics import classification
 
-        options = {'num_classes': n_classes, 'validate_args': False}
-        made = {
-            'confusion_matrix': (of.MulticlassConfusionMatrix, {}),
-            'precision': (of.MulticlassPrecision, {'average': None}),
-            'recall': (of.MulticlassRecall, {'average': None}),
-            'f1': (of.MulticlassF1Score, {'average': None}),
-            'roc': (of.MulticlassROC, {'thresholds': N_THRESHOLDS}),
-            'pr': (of.MulticlassPrecisionRecallCurve, {'thresholds': N_THRESHOLDS}),
-        }
         metrics = {}
         for kind in self.kinds:
-            metric, more = made[kind]
-            metrics[kind] = metric(**options, **more).to(device)
+            name, options = KINDS[kind]
+            make = getattr(classification, f'Multiclass{name}')
+            metrics[kind] = make(n_classes, validate_args=False, **options).to(device)
             metrics[kind].dist_sync_fn = dist.gather_tensors
         return metrics
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,28 +26,8 @@ except ImportError:  # Windows
 VERSION = 1
 RECORD, CONFIG, TABLE, TEST = 'run.json', 'config.json', 'metrics.csv', 'test.json'
 CHANGES, LOCK = 'changes.patch', '.lock'
-KINDS = {  # of what is in run.json; another kind counts as not there
-    'version': int,
-    'name': str,
-    'run': str,
-    'state': str,
-    'reason': str,
-    'begun': str,
-    'ended': str,
-    'seconds': (int, float),
-    'command': list,
-    'git': dict,
-    'versions': dict,
-    'hardware': dict,
-    'seed': int,
-    'data': dict,
-    'classes': list,
-    'monitor': str,
-    'best': dict,
-    'last': dict,
-    'resumed_from': str,
-    'trackers': dict,
-}
+TEXTS = ('state', 'reason', 'begun', 'ended', 'monitor', 'resumed_from')  # null where unknown
+OBJECTS = ('git', 'versions', 'hardware', 'data', 'trackers')  # empty where unknown
 ABOUT_THE_EPOCH = re.compile(r'epoch|step|seconds|lr(/.*)?')  # columns that no metric reports
 LOCKED_BYTE = 2**30  # Windows locks bytes, and nobody can read those; this one is never written
 SOURCES = re.compile(
@@ -78,71 +57,36 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """The run.json of a run, with its state as it is now; every key is there.
 
     A run that is "running" although nobody trains in its folder is "killed". What is missing or
-    damaged, and what older versions wrote otherwise, is filled in from config.json and metrics.csv
-    or is None; "note" then says so. Never raises.
+    damaged is filled in from config.json and metrics.csv, or is None; "note" then says so. Never
+    raises.
     """
     folder = Path(folder)
-    found, problem = _read(folder / RECORD)
-    notes = [problem] if problem else []
-    if found.get('version', VERSION) != VERSION:
-        notes.append(f'{RECORD} is of version {found["version"]}, this program knows {VERSION}')
-    found = _of_this_version(found)
-    record = {key: found.get(key) for key in KINDS} | found
-    for key, kind in KINDS.items():
-        if record[key] is not None and not isinstance(record[key], kind):
-            notes.append(f'{RECORD} has a {type(record[key]).__name__} as "{key}"')
-            record[key] = None
-        if kind is dict and record[key] is None and key not in ('best', 'last'):
-            record[key] = {}
+    found, note = _read(folder / RECORD)
+    if found and found.get('version') != VERSION:
+        note = f'{RECORD} is of version {found.get("version")}, this program knows {VERSION}'
+    kinds = dict.fromkeys(TEXTS, str) | dict.fromkeys((*OBJECTS, 'best', 'last'), dict)
+    kinds |= {'command': list, 'classes': list, 'seconds': (int, float)}
+    for key, kind in kinds.items():
+        if not isinstance(found.get(key), kind):
+            found[key] = {} if key in OBJECTS else None
+    record = {'version': VERSION, 'run': folder.resolve().name, 'seed': None} | found
     config, rows = read_config(folder), []
-    settings = config.get('trainer') if isinstance(config.get('trainer'), dict) else {}
-    record['name'] = record['name'] or str(config.get('name') or folder.resolve().parent.name)
-    record['run'] = record['run'] or folder.resolve().name
-    record['monitor'] = record['monitor'] or str(settings.get('monitor') or 'off')
-    record['state'] = record['state'] or 'unknown'
-    if record['begun'] is None:
-        with suppress(OSError):
-            moment = (folder / CONFIG if config else folder).stat().st_mtime
-            record['begun'] = datetime.fromtimestamp(moment, UTC).isoformat()
-    told = record['monitor'] == 'off' or 'values' in (record['best'] or {})
-    if not told or 'values' not in (record['last'] or {}):  # reading a long table takes a while
+    record['name'] = str(record.get('name') or folder.resolve().parent.name)
+    settings = config.get('trainer')
+    if record['monitor'] is None:
+        record['monitor'] = str(settings.get('monitor') if isinstance(settings, dict) else 'off')
+    if None in (record['last'], record['best']):  # reading a long table takes a while
         try:
             rows = read_table(folder / TABLE)
         except (OSError, csv.Error) as error:
-            notes.append(f'{TABLE} cannot be read: {error}')
+            note = f'{TABLE} cannot be read: {error}'
     for key, row in (('last', rows[-1] if rows else None), ('best', best_of(rows, record))):
-        said = record[key] or {}
-        if row is not None and 'values' not in said:
-            epoch = said.get('epoch', row['epoch'])
-            row = next((each for each in rows if each['epoch'] == epoch), row)
-            record[key] = {
-                'epoch': epoch,
-                'step': row.get('step'),
-                **said,
-                'values': values_of(row),
-            }
+        if record[key] is None and row is not None:
+            where = {'epoch': row['epoch'], 'step': row.get('step')}
+            record[key] = where | {'values': values_of(row)}
     if record['state'] == 'running' and not is_trained(folder):
         record['state'] = 'killed'
-    return record | {'note': '; '.join(notes)}
-
-
-def _of_this_version(record: dict) -> dict:
-    """`record`, where what it was until run.json had a version has its place of today."""
-    if 'version' in record:
-        return record
-    record = dict(record)
-    if isinstance(git := record.get('git'), str):
-        record['git'] = {'commit': git, 'changes': None, 'left_out': []}
-    if isinstance(best := record.get('best'), list):
-        record['best'] = {'epoch': best[0], 'step': best[-1]} if best else None
-    for place, names in (
-        ('versions', ('python', 'torch')),
-        ('hardware', ('device', 'machine', 'threads', 'processes')),
-    ):
-        record.setdefault(place, {name: record[name] for name in names if name in record})
-    if isinstance(data := record.get('data'), dict):
-        record.setdefault('classes', data.get('class_names'))
-    return record
+    return record | {'state': record['state'] or 'unknown', 'note': note}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
