@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import TensorDataset
 
+from armature.batch import Batch
 from armature.data.cells import Decimal
 from armature.data.order import (
     RandomSampler,
@@ -63,29 +64,16 @@ class MnistDataLoader(BaseDataLoader):
 
     name, mean, std = 'MNIST', 0.1307, 0.3081
 
-    def __init__(
-        self,
-        data_dir: str,
-        batch_size: int,
-        shuffle: bool = True,
-        validation_split: float = 0.0,
-        num_workers: int = 1,
-        training: bool = True,
-        **options: Any,
-    ):
+    def __init__(self, data_dir: str, batch_size: int, *, training: bool = True, **options: Any):
         images, labels = self._read(Path(data_dir), 'train' if training else 't10k')
         if len(images) != len(labels):
             raise DataError(
                 f'{self.name} in {Path(data_dir).resolve()} has {len(images)} images and '
                 f'{len(labels)} labels'
             )
-        self.dataset = TensorDataset(images.unsqueeze(1), labels.long())  # (n, 1, 28, 28), (n,)
         super().__init__(
-            self.dataset,
+            TensorDataset(images.unsqueeze(1), labels.long()),  # (n, 1, 28, 28), (n,)
             batch_size,
-            shuffle,
-            validation_split,
-            num_workers,
             batch_transform=Standardize([self.mean], [self.std]),
             evaluation=not training,
             **options,
@@ -215,12 +203,7 @@ class ImageFolderDataLoader(BaseDataLoader):
     def split_validation(self) -> BaseDataLoader | None:
         if self._valid_folder is None:
             return super().split_validation()
-        return BaseDataLoader(
-            **{**self.init_kwargs, 'dataset': self._valid_folder},
-            evaluation=True,
-            seed=self.seed,
-            **{**self.loader_options, 'drop_last': False},
-        )
+        return self.for_validation(self._valid_folder)
 
 
 class CsvDataLoader(BaseDataLoader):
@@ -292,13 +275,13 @@ class CsvDataLoader(BaseDataLoader):
         how = {name: args[name] for name in ('decimal', 'encoding')}
         return TableInput(list(args['numeric']), list(args['categorical']), **learned, **how)
 
-    def __iter__(self) -> Iterator[Any]:
+    def batches(self, *which: int) -> Iterator[Batch]:
         if self._fitted is None:
             raise DataError(
                 'test rows are encoded as the training rows were: load_state_dict with what the '
                 'checkpoint holds for them'
             )
-        return super().__iter__()
+        return super().batches(*which)
 
     def state_dict(self) -> dict:
         return self._fitted or {}

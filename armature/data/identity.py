@@ -25,6 +25,7 @@ from armature.seed import own_randomness
 N_READ = 64  # samples whose content stands for that of all
 READING_S = 2  # and how long reading them may take
 N_SIZES = 10_000  # files whose size is looked at
+N_SAID = 3  # changes that are listed
 
 _resumed = ContextVar('the data of the run that goes on', default=None)
 
@@ -52,11 +53,11 @@ def data_of(checkpoint: dict, path: Path | None = None) -> dict:
     """
     if 'data' in checkpoint:
         return checkpoint['data']
-    if path is not None and 'parts' not in checkpoint and (path.parent / RECORD).is_file():
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be damaged
-            record = json.loads((path.parent / RECORD).read_text(encoding='utf-8'))
-            if isinstance(record.get('data'), dict):
-                return record['data']
+    if path is not None and 'parts' not in checkpoint:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or damaged
+            data = json.loads((path.parent / RECORD).read_text(encoding='utf-8')).get('data')
+            if isinstance(data, dict):
+                return data
     return {'split': {'version': 1 if 'parts' in checkpoint else 0}}
 
 
@@ -72,34 +73,21 @@ def identity_of(loader: Any) -> dict:
 
 def changes(before: dict, now: dict) -> list[str]:
     """What is different in the data, in words."""
-    old, new = (each.get('fingerprint') or {} for each in (before, now))
+
+    def facts(identity: dict) -> dict:
+        """Whatever is known, by name."""
+        split = identity.get('split') or {}
+        classes = {'classes': identity.get('class_names')}
+        return {**(identity.get('fingerprint') or {}), **classes, **(split.get('settings') or {})}
+
+    old, new = facts(before), facts(now)
     found = [
-        f'{name}: {old[name]} before, {new[name]} now'
-        for name in old.keys() & new.keys()
-        if old[name] != new[name] and name != 'content'
+        f'{name}: {value} before, {new[name]} now'
+        for name, value in old.items()
+        if new.get(name, value) != value and not (name == 'classes' and None in (value, new[name]))
     ]
-    if not found:
-        contents = [each.get('content') or {} for each in (old, new)]
-        others = [
-            each
-            for each in contents[0].keys() & contents[1].keys()
-            if contents[0][each] != contents[1][each]
-        ]
-        if others:
-            found.append(
-                f'the content of sample {min(others)}'
-                + (f' and of {len(others) - 1} more of those looked at' if others[1:] else '')
-            )
-    classes = [each.get('class_names') for each in (before, now)]
-    if all(classes) and classes[0] != classes[1]:
-        found.append(f'classes: {", ".join(classes[0])} before, {", ".join(classes[1])} now')
-    splits = [(each.get('split') or {}).get('settings') or {} for each in (before, now)]
-    found += [
-        f'{name}: {splits[0][name]} before, {splits[1][name]} now'
-        for name in splits[0].keys() & splits[1].keys()
-        if splits[0][name] != splits[1][name]
-    ]
-    return found
+    others = f'{len(found) - N_SAID} more of what was looked at'
+    return found if len(found) <= N_SAID else [*found[:N_SAID], others]
 
 
 def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
@@ -133,7 +121,7 @@ def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
 
 
 def fingerprint(dataset: Any) -> dict | None:
-    """Numbers and digests that are others when the dataset is; None when it does not tell.
+    """{name: number or digest}, others when the dataset is; None when it does not tell.
 
     What `dataset.fingerprint()` says; else the number of samples, and the names and sizes of the
     files it reads from or, where it names none, what a few of its samples hold.
@@ -142,14 +130,12 @@ def fingerprint(dataset: Any) -> dict | None:
         return dataset.fingerprint()
     if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
         return None
-    found = {'number of samples': len(dataset)}
-    names = names_of(dataset)
-    if names is None:
-        return {**found, 'content': _contents(dataset)}
-    paths = _paths_of(dataset)
+    found, paths = {'number of samples': len(dataset)}, _paths_of(dataset)
+    if paths is None:
+        return {**found, **_contents(dataset)}
     some = paths[:: -(-len(paths) // N_SIZES)]
     sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in some]
-    return {**found, 'names of files': digest(names), 'sizes of files': digest(sizes)}
+    return {**found, 'names of files': digest(names_of(dataset)), 'sizes of files': digest(sizes)}
 
 
 def names_of(dataset: Any) -> list[str] | None:
@@ -157,15 +143,13 @@ def names_of(dataset: Any) -> list[str] | None:
     paths = _paths_of(dataset)
     if paths is None:
         return None
-    parents = {os.path.dirname(path) for path in paths}
-    try:
-        root = os.path.commonpath(parents)
-    except ValueError:  # on several drives, or some absolute
-        root = ''
-    root = str(getattr(dataset, 'root', None) or root)
-    if not all(parent.startswith(root) for parent in parents):
-        root = ''
-    return [Path(path[len(root) :]).as_posix().lstrip('/') for path in paths]
+    root = str(getattr(dataset, 'root', ''))
+    if not root or not all(path.startswith(root) for path in paths):
+        try:
+            root = os.path.commonpath({os.path.dirname(path) for path in paths})
+        except ValueError:  # on several drives, or some absolute
+            root = ''
+    return [path[len(root) :].replace(os.sep, '/').lstrip('/') for path in paths]
 
 
 def _paths_of(dataset: Any) -> list[str] | None:
@@ -180,19 +164,19 @@ def _paths_of(dataset: Any) -> list[str] | None:
     return None
 
 
-def _contents(dataset: Any) -> dict[int, str]:
-    """The digest of some samples, by index: spread evenly, however many there is time for."""
+def _contents(dataset: Any) -> dict[str, str]:
+    """The digest of some samples: spread evenly, however many there is time for."""
     # By halves, quarters, eighths ...: those for which there was time are spread evenly, too.
     order = sorted(range(N_READ), key=lambda number: f'{number:06b}'[::-1])
-    indices = list(dict.fromkeys(number * len(dataset) // N_READ for number in order))
-    digests, started, dataset = {}, time.monotonic(), _apart(dataset)
-    for number, index in enumerate(indices if len(dataset) else []):
-        digests[index] = _content(dataset, index)
-        if number == 0 and _content(dataset, index) != digests[index]:
+    found, started, dataset = {}, time.monotonic(), _apart(dataset)
+    for index in dict.fromkeys(number * len(dataset) // N_READ for number in order):
+        content = _content(dataset, index)
+        if not found and _content(dataset, index) != content:
             return {}  # it draws from a generator of its own, so that nothing can be compared
+        found[f'content of sample {index}'] = content
         if time.monotonic() - started > READING_S:
             break
-    return digests
+    return found
 
 
 def _apart(dataset: Any) -> Any:
@@ -218,23 +202,20 @@ def digest(content: Any) -> str:
     hashed = hashlib.blake2b(digest_size=8)
 
     def add(content: Any) -> None:
-        if isinstance(content, torch.Tensor):
-            content = content.detach().cpu()
-            content = (
-                content.float().numpy() if content.dtype == torch.bfloat16 else content.numpy()
-            )
-        if isinstance(content, np.ndarray) and content.dtype != object:
-            hashed.update(f'{content.dtype}{content.shape}'.encode())
-            hashed.update(np.ascontiguousarray(content).tobytes())
-        elif isinstance(content, Mapping):
-            add([*content.keys(), *content.values()])
-        elif isinstance(content, (list, tuple)):
+        if isinstance(content, Mapping):
+            content = [*content.keys(), *content.values()]
+        if isinstance(content, (list, tuple)):
             for each in content:
                 add(each)
         elif isinstance(content, (str, int, float, bytes, type(None))):
             hashed.update(f'{content!r} '.encode())
-        elif hasattr(content, 'tobytes'):  # an image of PIL
-            hashed.update(content.tobytes())
+        elif hasattr(content, '__array__') or hasattr(content, '__array_interface__'):
+            if isinstance(content, torch.Tensor):
+                content = content.detach().cpu()
+                # numpy does not have bfloat16
+                content = content.float() if content.dtype == torch.bfloat16 else content
+            array = np.ascontiguousarray(content)
+            hashed.update(f'{array.dtype}{array.shape}'.encode() + array.tobytes())
         else:
             hashed.update(type(content).__name__.encode())
 

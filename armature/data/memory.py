@@ -1,16 +1,18 @@
 """InMemory: a dataset read once into tensors, so that a batch is one indexed copy."""
 
-from collections.abc import Mapping
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import WHOLE, length, map_tensors
-from armature.data.workers import Collate, KeyedSamples, checked, make_fetcher, start
+from armature.batch import WHOLE, length, map_leaves, map_tensors
+from armature.data.workers import Collate, Fetcher, KeyedSamples
 from armature.errors import ConfigError
+from armature.seed import own_randomness
 
 CHUNK = 256  # samples read at a time
 
@@ -21,9 +23,8 @@ class InMemory(Dataset):
     Such as [images, classes] or [[numbers, codes], target]. Given tensors are not copied.
     """
 
-    def __init__(self, tensors: Any, unreadable: torch.Tensor | None = None):
+    def __init__(self, tensors: Any):
         self.tensors = tensors
-        self.unreadable = unreadable  # (n,) bool: rows that hold no sample; None when all do
 
     def __len__(self) -> int:
         return length(self.tensors)
@@ -39,81 +40,73 @@ class InMemory(Dataset):
         """The same on `device`; refused when it does not fit there."""
         if device == self.device:
             return self
-        refuse_what_does_not_fit(
-            len(self), sum(map(_bytes, _leaves(self.tensors))) / max(1, len(self)), device
-        )
-        return InMemory(
-            map_tensors(lambda tensor: tensor.to(device), self.tensors), self.unreadable
-        )
+        n_bytes = sum(tensor.nbytes for tensor in _leaves(self.tensors))
+        refuse_what_does_not_fit(len(self), n_bytes / max(1, len(self)), device)
+        return InMemory(map_tensors(lambda tensor: tensor.to(device), self.tensors))
 
     @property
     def device(self) -> torch.device:
         return _leaves(self.tensors)[0].device
 
 
-def read_into_memory(samples: KeyedSamples, fetcher_options: dict) -> tuple[InMemory, list[str]]:
-    """(all samples of a dataset, what could not be read of it).
+class FixedSamples(KeyedSamples):
+    """The samples of a dataset, as they are; a ConfigError when one draws random numbers.
 
-    samples: has to watch draws. A ConfigError when one draws random numbers: memory would hold
-    those of one pass.
+    Memory would hold those of one pass.
     """
-    n_samples = len(samples.dataset)
-    chunks = [
-        (0, list(range(first, min(first + CHUNK, n_samples))), WHOLE)
-        for first in range(0, n_samples, CHUNK)
-    ]
-    tensors, unreadable, is_missing = None, [], torch.ones(n_samples, dtype=torch.bool)
-    options = {**fetcher_options, 'persistent_workers': False}
-    if not options['num_workers']:
-        del options['persistent_workers']
-    fetcher = make_fetcher(samples, chunks, Collate(_collate, None), options)
-    for each in checked(start(fetcher), samples):
-        if each.has_drawn:
-            raise ConfigError(
-                'in_memory would freeze the random transforms of '
-                f'{type(samples.dataset).__name__}: give them as "augment", or leave in_memory out'
-            )
-        chunk, indices = each.batch, each.indices
-        if tensors is None:
-            refuse_other_than_tensors(chunk)
-            sample_bytes = sum(map(_bytes, _leaves(chunk))) / len(indices)
-            refuse_what_does_not_fit(n_samples, sample_bytes, torch.device('cpu'))
-            tensors = map_tensors(
-                lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), chunk
-            )
-        for rows, values in zip(_leaves(tensors), _leaves(chunk)):
-            if rows.shape[1:] != values.shape[1:]:
-                raise _other_shape(f'{tuple(rows.shape[1:])} and {tuple(values.shape[1:])}')
-            rows[indices] = values
-        is_missing[indices] = False
-        unreadable += each.unreadable
-    return InMemory(tensors, is_missing if unreadable else None), unreadable
+
+    def read(self, number: int, indices: list[int]) -> list:
+        with own_randomness(0):
+            before = self._draws_so_far()
+            samples = self._read(number, indices)
+            if self._draws_so_far() != before:
+                raise ConfigError(
+                    'in_memory would freeze the random transforms of '
+                    f'{type(self.dataset).__name__}: give them as "augment", or leave in_memory out'
+                )
+            return samples
+
+    def begin(self, *parts: int | str) -> None:
+        """Nothing: else the generators would move."""
+
+    def _draws_so_far(self) -> tuple:
+        """Where the generators stand that a dataset may draw from."""
+        return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
 
-def _collate(samples: list) -> Any:
-    try:
-        return default_collate(samples)
-    except RuntimeError as error:
-        raise _other_shape(str(error)) from error
-
-
-def _other_shape(found: str) -> ConfigError:
-    return ConfigError(
-        f'in_memory needs samples of one shape, but there are {found}. Leave it out, or bring '
-        'them to one size'
+def read_into_memory(dataset: Dataset, options: dict) -> InMemory:
+    """All samples of a dataset; options: of torch's loader, for the workers that read them."""
+    n_samples, tensors = len(dataset), None
+    fetcher = Fetcher(
+        FixedSamples(dataset, 0),
+        Collate(default_collate),
+        {name: value for name, value in options.items() if name != 'persistent_workers'},
     )
+    chunks = torch.arange(n_samples).split(CHUNK)
+    for batch in fetcher.batches((0, indices, WHOLE) for indices in chunks):
+        if tensors is None:
+            map_leaves(refuse_other_than_tensor, batch.content)
+            n_bytes = sum(tensor.nbytes for tensor in _leaves(batch.content))
+            refuse_what_does_not_fit(n_samples, n_bytes / batch.n_samples, torch.device('cpu'))
+            tensors = map_tensors(
+                lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), batch.content
+            )
+        for rows, values in zip(_leaves(tensors), _leaves(batch.content)):
+            if rows.shape[1:] != values.shape[1:]:
+                shapes = f'{tuple(rows.shape[1:])} and {tuple(values.shape[1:])}'
+                raise ConfigError(
+                    f'in_memory needs samples of one shape, but there are {shapes}. Leave it out, '
+                    'or bring them to one size'
+                )
+            rows[batch.indices] = values
+    return InMemory(tensors)
 
 
-def refuse_other_than_tensors(batch: Any) -> None:
-    if isinstance(batch, (list, tuple)):
-        for each in batch:
-            refuse_other_than_tensors(each)
-    elif isinstance(batch, Mapping):
-        refuse_other_than_tensors(list(batch.values()))
-    elif not isinstance(batch, torch.Tensor):
+def refuse_other_than_tensor(leaf: Any) -> None:
+    if not isinstance(leaf, torch.Tensor):
         raise ConfigError(
-            f'in_memory needs samples of tensors and numbers: there is {type(batch).__name__} '
-            f'{str(batch)[:40]!r}'
+            f'in_memory needs samples of tensors and numbers: there is {type(leaf).__name__} '
+            f'{str(leaf)[:40]!r}'
         )
 
 
@@ -144,11 +137,7 @@ def free_bytes(device: torch.device) -> float:
     return min(limits)
 
 
-def _leaves(batch: Any) -> list[torch.Tensor]:
+def _leaves(content: Any) -> list[torch.Tensor]:
     found = []
-    map_tensors(found.append, batch)
+    map_tensors(found.append, content)
     return found
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

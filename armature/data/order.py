@@ -1,11 +1,10 @@
-"""What comes when: the orders of an epoch, its batches from any loader, and where a run stands.
+"""What comes when: the orders of a pass, the plan of batches, and where a run stands.
 
 Orders are samplers that a config can name. Unlike torch's they are made without the data (`bind`
-tells them), and draw from torch's generator, which the loader keys by pass. Epochs follow each
+tells them), and draw from torch's generator, which the plan keys by pass. Epochs follow each
 other through the passes over a loader, and any batch can be gone to.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -14,9 +13,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import WHOLE, Batch, length
+from armature.batch import WHOLE, Batch, Share, length
 from armature.errors import ConfigError, DataError
-from armature.seed import key, seed_torch
+from armature.processes import dist
+from armature.seed import key, own_randomness, seed_torch
 
 
 class Order(Sampler):
@@ -136,43 +136,51 @@ def by_class(which: np.ndarray) -> np.ndarray:
     return np.argsort(which.astype(np.uint16) if is_small else which, kind='stable')
 
 
-# Batches from any loader
+# What is due
+
+
+class Plan:
+    """Which samples each batch holds: a function of the seed and the number of the pass."""
+
+    def __init__(self, sampler: Iterable[int], batch_size: int, drop_last: bool, seed: int):
+        self.sampler, self.batch_size = sampler, batch_size
+        self.drop_last, self.seed = drop_last, seed
+
+    def indices(self, number: int) -> torch.Tensor:
+        """(n_samples,) the samples of pass `number` in their order."""
+        with own_randomness(key(self.seed, 'order', number)):
+            if isinstance(self.sampler, Order):
+                return self.sampler.order()
+            return torch.as_tensor(list(self.sampler), dtype=torch.long)
+
+    def batches(
+        self, number: int, first: int, n_batches: int, pin_memory: bool = False
+    ) -> Iterator[tuple[int, torch.Tensor, Share]]:
+        """(pass, indices, share) of what this process has of each of `n_batches`.
+
+        They begin with batch `first` of pass `number`, and go on through the passes after it.
+        pin_memory: of the indices, so that no step waits until they are on the GPU.
+        """
+        size, is_alone = self.batch_size, dist.n_processes() == 1
+        while n_batches > 0:
+            order = self.indices(number)
+            if not len(order):
+                raise DataError(f'{type(self.sampler).__name__} gives no sample')
+            n_in_pass = len(order) - len(order) % size if self.drop_last else len(order)
+            order = order[first * size : min(n_in_pass, (first + n_batches) * size)]
+            if pin_memory:
+                order = order.pin_memory()
+            # In two steps, so that the first batch of many does not wait until all are cut.
+            for many in order.split(1000 * size):
+                for indices in many.split(size):
+                    yield (number, indices, WHOLE) if is_alone else (number, *dist.share(indices))
+            n_batches -= -(-len(order) // size)
+            number, first = number + 1, 0
 
 
 def batches_of(loader: Iterable) -> Iterator[Batch]:
     """A pass over any loader: its batches, with what is known of them (see armature/batch.py)."""
-    if _knows_batches(type(loader)):
-        return loader.batches()
-    return _sized(iter(loader), loader)
-
-
-def _sized(contents: Iterator[Any], loader: Any) -> Iterator[Batch]:
-    lists_are_parts = getattr(loader, 'collate_fn', None) is default_collate
-    n_left = _n_samples(loader)
-    for content in contents:
-        n_samples = length(content) if n_left is None else min(loader.batch_size, n_left)
-        n_left = None if n_left is None else n_left - n_samples
-        share = getattr(loader, 'share', WHOLE)
-        yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
-
-
-def _knows_batches(loader_class: type) -> bool:
-    """Whether its `batches()` belongs to its `__iter__`, which a subclass may have written anew."""
-    for each in loader_class.__mro__:
-        if '__iter__' in vars(each):
-            return 'batches' in vars(each)
-    return False
-
-
-def _n_samples(loader: Any) -> int | None:
-    """The samples of a pass over one of torch's own loaders; its batches are of known size."""
-    is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
-    if is_torchs and loader.batch_size and not isinstance(loader.dataset, IterableDataset):
-        return len(loader.sampler)
-    return None
-
-
-# Where a run stands
+    return loader.batches() if _knows_batches(type(loader)) else _sized(loader)
 
 
 def batches_from(
@@ -188,42 +196,63 @@ def batches_from(
     A loader that cannot `seek` (torch's own) draws its order anew, keyed, and is read up to there;
     `after_reading_up` is called then.
     """
-    n_left = len_epoch - position
     number, first = pass_and_batch(position, epoch, len_epoch, loader)
+    if _knows_batches(type(loader)):
+        return loader.batches(number, first, len_epoch - position)
+    return _read_up(loader, number, first, len_epoch - position, seed, after_reading_up)
+
+
+def _read_up(
+    loader: Iterable, number: int, first: int, n_left: int, seed: int, after_reading_up: Callable
+) -> Iterator[Batch]:
+    """`n_left` batches of another's loader, from batch `first` of pass `number` on."""
     while n_left > 0:
-        n_before = n_left
-        if hasattr(loader, 'seek'):
+        pass_key, index = key(seed, 'pass', number), 0
+        seed_torch(pass_key)
+        if hasattr(loader, 'seek'):  # one of ours with an __iter__ of its own
             loader.seek(number, first)
-            batches = batches_of(loader)
-        else:
-            batches = _read_up(loader, number, first, seed, after_reading_up)
-        for batch in itertools.islice(batches, n_left):
-            n_left -= 1
-            yield batch
+            index = first
+        elif hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
+            loader.sampler.set_epoch(number)
+        batches, n_before, is_ahead = _sized(loader), n_left, index < first
+        while n_left > 0:
+            if is_ahead and index == first:
+                after_reading_up()
+            # What a sample draws must not depend on what the model drew before.
+            seed_torch(pass_key + index)
+            batch = next(batches, None)
+            if batch is None:
+                break
+            index += 1
+            if index > first:
+                n_left -= 1
+                yield batch
         if n_left == n_before and first == 0:
             raise DataError(f'{type(loader).__name__} gives no batches')
         number, first = number + 1, 0
 
 
-def _read_up(
-    loader: Iterable, number: int, first: int, seed: int, after_reading_up: Callable[[], None]
-) -> Iterator[Batch]:
-    pass_key = key(seed, 'pass', number)
-    if hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
-        loader.sampler.set_epoch(number)
-    seed_torch(pass_key)
-    batches = batches_of(loader)
-    for index in itertools.count():
-        # What a sample draws must not depend on what the model drew before.
-        seed_torch(pass_key + index)
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        if index >= first:
-            yield batch
-        elif index == first - 1:
-            after_reading_up()
+def _knows_batches(loader_class: type) -> bool:
+    """Whether its `batches()` belongs to its `__iter__`, which a subclass may have written anew."""
+    owner = next((each for each in loader_class.__mro__ if '__iter__' in vars(each)), object)
+    return 'batches' in vars(owner)
+
+
+def _sized(loader: Iterable) -> Iterator[Batch]:
+    """The batches of a loader that does not say how many samples they hold."""
+    lists_are_parts = getattr(loader, 'collate_fn', None) is default_collate
+    # Those of torch's own loaders are of known size; elsewhere the content tells.
+    is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+    is_known = is_torchs and loader.batch_size and not isinstance(loader.dataset, IterableDataset)
+    n_left = len(loader.sampler) if is_known else 0
+    for content in loader:
+        n_samples = min(loader.batch_size, n_left) if is_known else length(content)
+        n_left -= n_samples
+        share = getattr(loader, 'share', WHOLE)
+        yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
+
+
+# Where a run stands
 
 
 def pass_and_batch(position: int, epoch: int, len_epoch: int, loader: Iterable) -> tuple[int, int]:

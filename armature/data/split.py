@@ -1,11 +1,9 @@
 """Which samples are for training and which for validation: a matter of each sample's own key.
 
 The same ones for every seed: a run that is resumed with another seed must not train on what it was
-validated on. A sample's key (its name, where the dataset tells names, or its index) is hashed, and
-those with the smallest hashes are validated on; a run that goes on with other data keeps the bounds
-between the hashes, so that a sample that comes or goes moves no other one. A share of samples that
-have no names takes the smallest hash of each few samples in turn, which needs no memory of before:
-samples that are appended move nobody.
+validated on. A sample's key (its group, its name where the dataset tells names, or its index) is
+hashed, and those with the smallest hashes are validated on. A run that goes on with other data
+keeps the bounds between the hashes, so that a sample that comes or goes moves no other one.
 """
 
 from collections.abc import Sequence
@@ -60,23 +58,22 @@ def split_indices(
         'groups': groups is not None,
     }
     before = before or {}
-    version = before.get('version', VERSION)
-    state = {'version': version, 'settings': settings}
-    if (
-        version == VERSION
-        and isinstance(validation_split, float)
-        and not n_folds
-        and (names is classes is groups is None)
-    ):
-        is_valid = _one_of_each_few(n_samples, validation_split)
-    elif version == VERSION:
-        samples = _hashed(n_samples, names, classes, groups)
+    state = {'version': before.get('version', VERSION), 'settings': settings}
+    if state['version'] == VERSION:
         bounds = before.get('bounds', {}) if before.get('settings') == settings else {}
-        is_valid, state['bounds'] = _within_bounds(samples, n_valid, n_folds, fold, bounds)
+        hashes, labels, members = _hashed(n_samples, names, classes, groups)
+        state['bounds'] = {}
+        is_valid = np.zeros(n_samples, dtype=bool)
+        ends = _ends(n_valid, n_folds, fold, [len(hashes[each]) for each in members])
+        for label, its_members, its_ends in zip(labels, members, ends):
+            its_hashes = hashes[its_members]
+            low, high = bounds.get(label) or _bounds(np.sort(its_hashes), its_ends)
+            is_valid[its_members] = (its_hashes > low) & (its_hashes <= high)
+            state['bounds'][label] = [low, high]
+    elif state['version'] == 0 and classes is groups is n_folds is None:
+        is_valid = _of_old_template(n_samples, n_valid)
     else:
-        make = _of_old_template if version == 0 and classes is groups is n_folds is None else _first
-        is_valid = torch.zeros(n_samples, dtype=torch.bool)
-        is_valid[make(n_samples, n_valid, n_folds, fold, classes, groups)] = True
+        is_valid = _of_first_version(n_samples, n_valid, n_folds, fold, classes, groups)
     train, valid = everybody[~is_valid], everybody[is_valid]
     if not len(train) or not len(valid):
         raise ConfigError(
@@ -108,37 +105,28 @@ def _n_valid(n_samples: int, validation_split: float, n_folds: int | None, fold:
     return n_valid
 
 
-class _Hashed(NamedTuple):
-    """What is put into one of the parts as a whole: samples, or groups of them."""
-
-    hashes: np.ndarray  # (n,) from 0 to LARGEST
-    sizes: np.ndarray | None  # (n,) samples in each group; None: one
-    classes: np.ndarray | None  # (n,) which class, as a place in `labels`
-    labels: list[str]
-    of_sample: np.ndarray | None  # (n_samples,) which group a sample is in
-
-
-def _hashed(n_samples: int, names: Any, classes: Any, groups: Any) -> _Hashed:
-    labels, which = [''], None
-    if classes is not None:
-        found, which, counts = numbered(np.asarray(classes))
-        labels = [str(each) for each in found.tolist()]
-        if counts.max() == 1:
-            raise ConfigError(
-                'this split cannot be made: stratify keeps the shares of classes, and no class has '
-                'two samples'
-            )
-    if groups is None:
+def _hashed(n_samples: int, names: Any, classes: Any, groups: Any) -> tuple[Any, list, list]:
+    """((n_samples,) hash of each sample's key, the classes, which samples each of them has)."""
+    if groups is not None:
+        found, of_sample = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+        hashes = _of_names(found.tolist())[of_sample]
+    else:
         hashes = _of_indices(n_samples) if names is None else _of_names(names)
-        return _Hashed(hashes, None, which, labels, None)
-    found, of_sample, sizes = np.unique(
-        np.asarray(groups).astype(str), return_inverse=True, return_counts=True
-    )
-    if which is not None:  # a group counts to the class that most of its samples have
+    if classes is None:
+        return hashes, [''], [slice(None)]
+    labels, which, counts = numbered(np.asarray(classes))
+    if counts.max() == 1:
+        raise ConfigError(
+            'this split cannot be made: stratify keeps the shares of classes, and no class has two '
+            'samples'
+        )
+    if groups is not None:  # a group counts to the class that most of its samples have
         table = np.zeros((len(found), len(labels)), dtype=np.int64)
         np.add.at(table, (of_sample, which), 1)
-        which = table.argmax(1)
-    return _Hashed(_of_names(found.tolist()), sizes, which, labels, of_sample)
+        which = table.argmax(1)[of_sample]
+    counts = np.bincount(which, minlength=len(labels))
+    members = np.split(by_class(which), np.cumsum(counts)[:-1])
+    return hashes, [str(each) for each in labels.tolist()], members
 
 
 def _of_indices(n_samples: int) -> np.ndarray:
@@ -158,100 +146,60 @@ def _of_names(names: Sequence[str]) -> np.ndarray:
     return np.fromiter((key(SPLIT_KEY, name) for name in names), dtype=np.int64, count=len(names))
 
 
-def _one_of_each_few(n_samples: int, share: float) -> torch.Tensor:
-    """(n_samples,) whether it is for validation: as many of the first m as int(m * share)."""
-    which = (np.arange(n_samples + 1) * share).astype(np.int64)  # the few that each belongs to
-    hashes, n_valid = _of_indices(n_samples), int(which[-1])
-    starts = np.searchsorted(which[:-1], np.arange(which[-2] + 1))
-    smallest = np.minimum.reduceat(hashes, starts)
-    is_valid = (hashes == smallest[which[:-1]]) & (which[:-1] < n_valid)
-    return torch.from_numpy(is_valid)
+def _ends(n_valid: int, n_folds: int | None, fold: int, n_in: list[int]) -> list[tuple[int, int]]:
+    """For each class, as large as `n_in`, where its validation part begins and ends by hash."""
+    if n_folds is not None:
+        return [(fold * n // n_folds, (fold + 1) * n // n_folds) for n in n_in]
+    # Shared out by size, so that the sum is right; each class keeps some for training.
+    shares = np.diff(np.rint(np.cumsum(n_in) * (n_valid / sum(n_in))), prepend=0)
+    return [(0, max(0, min(int(share), n - 1))) for share, n in zip(shares, n_in)]
 
 
-def _within_bounds(
-    samples: _Hashed, n_valid: int, n_folds: int | None, fold: int, bounds: dict
-) -> tuple[torch.Tensor, dict[str, list[int]]]:
-    """((n_samples,) whether it is for validation, the bounds that say so for each class).
-
-    For validation are those whose hash is above the first bound and not above the second.
-    bounds: of the same split before the data changed; only new classes get others.
-    """
-    hashes, sizes, labels = samples.hashes, samples.sizes, samples.labels
-    if samples.classes is None:
-        members = [slice(None)]
-    else:
-        counts = np.bincount(samples.classes, minlength=len(labels))
-        members = np.split(by_class(samples.classes), np.cumsum(counts)[:-1])
-    n_in = [len(hashes[each]) if sizes is None else int(sizes[each].sum()) for each in members]
-    if n_folds is None:
-        ends = [(0, n) for n in _shares(n_valid, n_in)]
-    else:
-        ends = [(fold * n / n_folds, (fold + 1) * n / n_folds) for n in n_in]
-    is_valid, now = np.zeros(len(hashes), dtype=bool), {}
-    for label, those, (low, high) in zip(labels, members, ends):
-        its_sizes = None if sizes is None else sizes[those]
-        now[label] = bounds.get(label) or [
-            _bound(hashes[those], its_sizes, low),
-            _bound(hashes[those], its_sizes, high),
-        ]
-        is_valid[those] = (hashes[those] > now[label][0]) & (hashes[those] <= now[label][1])
-    if samples.of_sample is not None:
-        is_valid = is_valid[samples.of_sample]
-    return torch.from_numpy(is_valid), now
-
-
-def _shares(n_valid: int, n_in: list[int]) -> list[int]:
-    """`n_valid` shared out by the sizes of classes, each of which keeps some for training."""
-    exact = np.array(n_in) * n_valid / sum(n_in)
-    shares = np.minimum(np.floor(exact), np.array(n_in) - 1).astype(int)
-    for place in np.argsort(shares - exact, kind='stable'):  # those that rounding hurt most
-        if shares.sum() < n_valid and shares[place] + 1 < n_in[place]:
-            shares[place] += 1
-    return shares.tolist()
-
-
-def _bound(hashes: np.ndarray, sizes: np.ndarray | None, n_samples: float) -> int:
-    """The largest hash among those that come first and hold `n_samples` together, or nearly so."""
-    if sizes is None:
-        n_below = int(np.ceil(n_samples - 0.5))
-        ordered = np.partition(hashes, n_below - 1) if n_below else hashes
-    else:
-        order = np.argsort(hashes)
-        ordered, middles = hashes[order], np.cumsum(sizes[order]) - sizes[order] / 2
-        n_below = int(np.searchsorted(middles, n_samples))
-    if n_below == len(hashes):
-        return LARGEST
-    return int(ordered[n_below - 1]) if n_below else -1
+def _bounds(ordered: np.ndarray, ends: tuple[int, int]) -> list[int]:
+    """The hashes that those before each end do not exceed; as near as groups allow."""
+    bounds = []
+    for end in ends:
+        if end in (0, len(ordered)):
+            bounds.append(LARGEST if end else -1)
+            continue
+        bound = int(ordered[end - 1])
+        first, last = (np.searchsorted(ordered, bound, side) for side in ('left', 'right'))
+        bounds.append(bound if last - end <= end - first else bound - 1)
+    return bounds
 
 
 # The splits of runs that began before
 
 
-def _of_old_template(n_samples: int, n_valid: int, *_: Any) -> Sequence[int]:
+def _mask(n_samples: int, valid: Any) -> torch.Tensor:
+    is_valid = torch.zeros(n_samples, dtype=torch.bool)
+    is_valid[valid] = True
+    return is_valid
+
+
+def _of_old_template(n_samples: int, n_valid: int) -> torch.Tensor:
     order = np.arange(n_samples)
     np.random.RandomState(0).shuffle(order)
-    return order[:n_valid].tolist()
+    return _mask(n_samples, order[:n_valid])
 
 
-def _first(n_samples, n_valid, n_folds, fold, classes, groups) -> Sequence[int]:
-    """The validation part as the first version chose it."""
+def _of_first_version(n_samples, n_valid, n_folds, fold, classes, groups) -> torch.Tensor:
+    if classes is groups is n_folds is None:
+        generator = torch.Generator().manual_seed(SPLIT_KEY)
+        return _mask(n_samples, torch.randperm(n_samples, generator=generator)[:n_valid])
     from sklearn import model_selection as sk
 
-    everybody, seed = range(n_samples), SPLIT_KEY % 2**32
+    mixed = {'random_state': SPLIT_KEY % 2**32}
     if n_folds is None and groups is None:
-        if classes is None:
-            generator = torch.Generator().manual_seed(SPLIT_KEY)
-            return torch.randperm(n_samples, generator=generator)[:n_valid].tolist()
-        return sk.train_test_split(
-            everybody, test_size=n_valid, stratify=classes, random_state=seed
-        )[1]
-    if n_folds is None and classes is None:
-        folds = sk.GroupShuffleSplit(1, test_size=n_valid / n_samples, random_state=seed)
-        return next(folds.split(everybody, groups=groups))[1].tolist()
-    n_folds = n_folds or max(2, round(n_samples / n_valid))
-    if groups is None:
-        kind = sk.KFold if classes is None else sk.StratifiedKFold
+        splits = sk.StratifiedShuffleSplit(1, test_size=n_valid, **mixed)
+    elif n_folds is None and classes is None:
+        splits = sk.GroupShuffleSplit(1, test_size=n_valid / n_samples, **mixed)
     else:
-        kind = sk.GroupKFold if classes is None else sk.StratifiedGroupKFold
-    shuffled = {} if kind is sk.GroupKFold else {'shuffle': True, 'random_state': seed}
-    return list(kind(n_folds, **shuffled).split(everybody, classes, groups))[fold][1].tolist()
+        n_folds, mixed['shuffle'] = n_folds or max(2, round(n_samples / n_valid)), True
+        if groups is None:
+            splits = (sk.KFold if classes is None else sk.StratifiedKFold)(n_folds, **mixed)
+        elif classes is None:
+            splits = sk.GroupKFold(n_folds)
+        else:
+            splits = sk.StratifiedGroupKFold(n_folds, **mixed)
+    return _mask(n_samples, list(splits.split(range(n_samples), classes, groups))[fold][1])

@@ -4,8 +4,9 @@ Every worker goes through the whole stream and keeps the samples of its own batc
 nothing to split or to know.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
-from itertools import count
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch.utils.data.dataloader import default_collate
 
 from armature.batch import WHOLE, Batch, Share
 from armature.data.identity import class_names_of
-from armature.data.workers import WorkerStart, loader_options_for, refuse_small_batches, start
-from armature.errors import ConfigError
+from armature.data.workers import WorkerStart, options_of_torch, reading, refuse_numbers
+from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_sample
 
@@ -37,39 +38,40 @@ class StreamDataLoader(DataLoader):
         collate_fn: Callable = default_collate,
         *,
         seed: int | None = None,
-        **loader_options: Any,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
+        timeout: float | None = None,
+        worker_init_fn: Callable | None = None,
+        multiprocessing_context: Any = None,
     ):
         if not isinstance(dataset, IterableDataset):
             raise ConfigError(
                 'StreamDataLoader is for streams (IterableDataset), and dataset is a '
                 f'{type(dataset).__name__}'
             )
-        refuse_small_batches(batch_size)
-        options = loader_options_for(loader_options, num_workers, type(self))
+        refuse_numbers(batch_size, num_workers)
         self.seed = torch.initial_seed() if seed is None else seed
-        self._share = _Share(
-            dataset, self.seed, batch_size, dist.rank(), dist.n_processes(), options['drop_last']
-        )
-        self._number, self._first = 0, 0
+        self._due = 0, 0  # pass and batch
         self.class_names = class_names_of(dataset)
-        # Only whether the newest batch is borrowed; how many samples others have, they tell.
-        self.share = WHOLE
+        self.share = WHOLE  # whether the newest batch is borrowed; what others have, they tell
         super().__init__(
-            dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, **options
+            dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, drop_last=drop_last
         )
-        # Not persistent: workers get the pass and the position when they start.
-        options = {
-            'generator': torch.Generator(),
-            **options,
-            'persistent_workers': False,
-            'drop_last': False,
-            'worker_init_fn': WorkerStart(options.get('worker_init_fn')),
-        }
+        options = options_of_torch(
+            num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor,
+            timeout=timeout,
+            multiprocessing_context=multiprocessing_context,
+        )
+        self._batches = _Batches(dataset, self.seed, batch_size, drop_last)
         self._fetcher = DataLoader(
-            self._share,
-            len(self._share.part),
-            num_workers=num_workers,
+            self._batches,
+            batch_size=None,
             collate_fn=_Collate(collate_fn),
+            generator=torch.Generator(),
+            worker_init_fn=WorkerStart(worker_init_fn),
             **options,
         )
 
@@ -81,103 +83,95 @@ class StreamDataLoader(DataLoader):
 
     def seek(self, number: int, batch: int = 0) -> None:
         """Let the next iteration be pass `number` (from 0), from its batch `batch` (from 0) on."""
-        self._number, self._first = number, batch
+        self._due = number, batch
 
     def __iter__(self) -> Iterator[Any]:
-        return (batch.content for batch in self.batches())
+        return map(attrgetter('content'), self.batches())
 
-    def batches(self) -> Iterator[Batch]:
-        """The batches of the pass that is due; see armature/batch.py."""
-        number, first = self._number, self._first
+    def batches(
+        self, number: int | None = None, first: int = 0, n_batches: int | None = None
+    ) -> Iterator[Batch]:
+        """`n_batches` from batch `first` of pass `number` on, in as many passes as that takes.
+
+        By default the rest of the pass that is due. See armature/batch.py.
+        """
+        if number is None:
+            number, first = self._due
         self.seek(number + 1)
-        while True:
-            n_batches = 0
-            for batch in self._pass(number, first):
-                n_batches += 1
-                self.share = batch.share
+        self._batches.number, self._batches.first = number, first
+        self._batches.last = None if n_batches is None else first + n_batches
+        lists_are_parts, batch = self.collate_fn is default_collate, None
+        with reading(self._fetcher) as fetched:
+            while True:
+                with own_randomness(0):
+                    each = next(fetched, None)
+                if each is None:
+                    break
+                if isinstance(each, UserError):
+                    raise each
+                content, n_samples, is_borrowed = each
+                self.share = Share(is_borrowed=is_borrowed)
+                batch = Batch(content, n_samples, share=self.share, lists_are_parts=lists_are_parts)
                 yield batch
-            if n_batches or not first:
-                return
-            # The stream is shorter than the epoch, and we are to go on in a further pass.
-            n_in_pass = sum(1 for _ in self._pass(number, 0))
-            number, first = number + 1, first - n_in_pass
-            if n_in_pass == 0:
-                return
-
-    def _pass(self, number: int, first: int) -> Iterator[Batch]:
-        self._share.number, self._share.first = number, first
-        with own_randomness(0):
-            batches = start(self._fetcher)
-        while True:
-            with own_randomness(0):
-                try:
-                    content, n_samples, is_borrowed = next(batches)
-                except StopIteration:
-                    return
-            share = Share(is_borrowed=is_borrowed)
-            lists_are_parts = self.collate_fn is default_collate
-            yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
+        if batch is None and n_batches:
+            raise DataError(f'{type(self.dataset).__name__} gives no batches')
 
 
 class _Collate:
-    """(batch, its number of samples, whether it is borrowed) of such samples."""
+    """(content, its number of samples, whether it is borrowed) of such samples."""
 
     def __init__(self, collate_fn: Callable):
         self.collate_fn = collate_fn
 
-    def __call__(self, samples: list[tuple[Any, bool]]) -> tuple[Any, int, bool]:
-        content = self.collate_fn([sample for sample, _ in samples])
-        return content, len(samples), samples[0][1]
+    def __call__(self, read: tuple[list, bool] | UserError) -> tuple[Any, int, bool] | UserError:
+        if isinstance(read, UserError):
+            return read
+        samples, is_borrowed = read
+        return self.collate_fn(samples), len(samples), is_borrowed
 
 
-class _Share(IterableDataset):
-    """Of pass `number`, from batch `first` on, the samples of the batches that this worker makes.
+class _Batches(IterableDataset):
+    """(samples of this process, False) of each batch that this worker makes: each n-th of n.
 
-    That is every n-th batch of n workers. Gives (sample, False), and (sample, True) for one of
-    another process in a batch too small for this one to have a share of.
+    Batches are counted from the beginning of pass `number`, and go from `first` to the end of the
+    pass or, through further passes, up to `last`. (one sample of another process, True) where a
+    batch is too small for this one to have a share of.
     """
 
-    def __init__(
-        self,
-        dataset: IterableDataset,
-        seed: int,
-        batch_size: int,
-        rank: int,
-        n_ranks: int,
-        drop_last: bool,
-    ):
-        self.dataset, self.seed, self.batch_size, self.drop_last = (
-            dataset,
-            seed,
-            batch_size,
-            drop_last,
-        )
-        self.part = range(rank, batch_size, n_ranks)  # of each batch
-        self.number, self.first = 0, 0
+    def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, drop_last: bool):
+        self.dataset, self.seed = dataset, seed
+        self.batch_size, self.drop_last = batch_size, drop_last
+        self.mine = slice(dist.rank(), None, dist.n_processes())  # of each batch
+        self.number, self.first, self.last = 0, 0, None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[tuple[list, bool] | UserError]:
         worker = get_worker_info()
         worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        seed_sample(key(self.seed, 'stream', self.number))
-        samples, held = iter(self.dataset), []
-        for index in count():
-            seed_sample(key(self.seed, 'stream', self.number, index))
-            batch, place = divmod(index, self.batch_size)
-            is_ours = batch >= self.first and (batch - self.first) % n_workers == worker_id
-            try:
-                sample = next(samples)
-            except StopIteration:
-                if is_ours and 0 < place <= self.part[0] and not self.drop_last:
-                    yield sample, True
+        batch, nothing = 0, object()
+        for number in itertools.count(self.number):
+            seed_sample(key(self.seed, 'stream', number))
+            stream, samples, n_before = iter(self.dataset), [], batch
+            for index in itertools.count():
+                seed_sample(key(self.seed, 'stream', number, index))
+                try:
+                    sample = next(stream, nothing)
+                except UserError as error:
+                    yield error  # raised in a worker, it would bring the worker's traceback along
+                    return
+                except Exception as error:
+                    name = type(self.dataset).__name__
+                    error.add_note(f'This happened while sample {index} of {name} was read.')
+                    raise
+                is_over = sample is nothing
+                samples += [] if is_over else [sample]
+                if len(samples) == self.batch_size or is_over and samples and not self.drop_last:
+                    if batch >= self.first and (batch - self.first) % n_workers == worker_id:
+                        mine = samples[self.mine]
+                        yield mine or samples[:1], not mine
+                    samples, batch = [], batch + 1
+                    if batch == self.last:
+                        return
+                if is_over:
+                    break
+            if self.last is None or batch == n_before:
                 return
-            except Exception as error:
-                error.add_note(
-                    f'This happened while sample {index} of {type(self.dataset).__name__} was read.'
-                )
-                raise
-            if is_ours and place in self.part:
-                held.append((sample, False))
-            # With drop_last they wait until the batch is full.
-            if not self.drop_last or place == self.batch_size - 1:
-                yield from held
-                held.clear()

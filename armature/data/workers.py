@@ -4,169 +4,140 @@ Keyed randomness, errors that name the sample, signals, and which options torch'
 """
 
 import atexit
-import difflib
-import inspect
+import functools
 import multiprocessing
 import os
 import pickle
-import random
-import re
 import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import WHOLE, Share
+from armature.batch import Batch, map_leaves
 from armature.data.augment import Augment
 from armature.errors import STOP_SIGNALS, ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.processes.launch import worker_options
 from armature.seed import key, own_randomness, seed_sample
 
-
-class Fetched(NamedTuple):
-    """A batch (its samples, before they are collated), their indices, and what is missing of it."""
-
-    batch: Any
-    indices: list[int]
-    unreadable: list[str]
-    failure: str = ''
-    share: Share = WHOLE
-    has_drawn: bool = False  # a generator has moved; only looked at for data to be kept in memory
+NOT_PICKLABLE = (AttributeError, TypeError, pickle.PicklingError)  # it depends on the Python
 
 
 class KeyedSamples(Dataset):
     """The samples of `dataset`, each drawing its random numbers from (seed, pass, index).
 
-    skip_unreadable: leave out samples whose reading raises a UserError. none_is_unreadable: and
-    those that are None. watches_draws: say whether reading draws random numbers at all.
+    One with `__getitems__`, which reads several samples at once, draws them for the whole batch.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        seed: int,
-        augment: Augment | None = None,
-        skip_unreadable: bool = False,
-        none_is_unreadable: bool = True,
-        watches_draws: bool = False,
-        num_workers: int = 0,
-    ):
+    def __init__(self, dataset: Dataset, seed: int, augment: Augment | None = None):
         self.dataset, self.seed, self.augment = dataset, seed, augment
-        self.skip_unreadable, self.none_is_unreadable = skip_unreadable, none_is_unreadable
-        self.watches_draws = watches_draws
-        self.now_reading = (
-            torch.zeros(num_workers, 2, dtype=torch.long).share_memory_() if num_workers else None
-        )  # (process, index)
 
-    def __getitems__(self, due: tuple[int, list[int], Share]) -> Fetched:
-        number, indices, share = due
-        return self.read(number, indices)._replace(share=share)
+    def __getitems__(self, planned: tuple) -> tuple | UserError:
+        """(pass, indices, share, samples) of a planned batch.
 
-    def read(self, number: int, indices: list[int]) -> Fetched:
+        A UserError is returned: raised in a worker, it would bring the worker's traceback along.
+        """
+        number, indices, share = planned
+        try:
+            return number, indices, share, self.read(number, indices)
+        except UserError as error:
+            return error
+
+    def read(self, number: int, indices: list[int]) -> list:
         """The samples at `indices` in pass `number`."""
-        worker = get_worker_info()
-        now_reading = (
-            torch.zeros(2, dtype=torch.long) if worker is None else self.now_reading[worker.id]
-        )
-        now_reading[0] = os.getpid()
         with own_randomness(0):
-            at_once = self._read_at_once(number, indices)
-            samples, read, unreadable = [], [], []
-            before = _draws_so_far() if self.watches_draws else None
-            for place, index in enumerate(indices):
-                now_reading[1] = index
-                try:
-                    sample = at_once[place] if at_once else self._sample(number, index)
-                    if sample is None and self.none_is_unreadable:
-                        raise DataError(
-                            f'{type(self.dataset).__name__} gives None for it. Leave it out of the '
-                            'dataset, or say "on_error": "skip"'
-                        )
-                    samples.append(self._augmented(sample, number, index))
-                    read.append(index)
-                except UserError as error:  # its message is enough
-                    said = f'sample {index}: {error}'
-                    if not self.skip_unreadable:
-                        # raised in a worker it would bring the worker's traceback along
-                        return Fetched(None, [], [], said)
-                    unreadable.append(said)
-                except Exception as error:
-                    error.add_note(
-                        f'This happened while sample {index} of {type(self.dataset).__name__} '
-                        'was read.'
-                    )
-                    raise
-            has_drawn = before is not None and before != _draws_so_far()
-            return Fetched(samples or None, read, unreadable, has_drawn=has_drawn)
+            return self._read(number, indices)
 
-    def _read_at_once(self, number: int, indices: list[int]) -> list | None:
-        """What `dataset.__getitems__` gives; None when samples are to be read one by one."""
-        if self.skip_unreadable or not hasattr(self.dataset, '__getitems__'):
-            return None
-        if not self.watches_draws:
-            seed_sample(key(self.seed, 'batch', number, indices[0]))
-        return self.dataset.__getitems__(indices)
+    def _read(self, number: int, indices: list[int]) -> list:
+        read_at_once, samples = getattr(self.dataset, '__getitems__', None), []
+        if read_at_once is not None:
+            self.begin('batch', number, indices[0])
+            samples = read_at_once(indices)
+        for place, index in enumerate(indices):
+            try:
+                if read_at_once is None:
+                    self.begin('sample', number, index)
+                    samples.append(self.dataset[index])
+                if self.augment is not None and samples[place] is not None:
+                    its_key = key(self.seed, 'augment', number, index)
+                    augmented = functools.partial(self.augment.one, key=its_key)
+                    samples[place] = on_input(augmented, samples[place])
+            except UserError as error:
+                raise DataError(f'sample {index}: {error}') from error
+            except Exception as error:
+                name = type(self.dataset).__name__
+                error.add_note(f'This happened while sample {index} of {name} was read.')
+                raise
+        return samples
 
-    def _sample(self, number: int, index: int) -> Any:
-        if not self.watches_draws:
-            seed_sample(key(self.seed, 'sample', number, index))
-        return self.dataset[index]
-
-    def _augmented(self, sample: Any, number: int, index: int) -> Any:
-        if self.augment is None or sample is None:
-            return sample
-        its_key = key(self.seed, 'augment', number, index)
-        if type(sample) in (tuple, list):
-            return [self.augment.one(sample[0], its_key), *sample[1:]]
-        return self.augment.one(sample, its_key)
-
-    def dead_worker(self, message: str) -> str:
-        """Which sample the process was reading that torch says has died."""
-        dead = {int(number) for number in re.findall(r'\d+', message.partition('pid')[2][:80])}
-        found = [index for process, index in self.now_reading.tolist() if process in dead]
-        if not found:
-            return 'before it read a sample'
-        return f'while it read sample {found[0]} of {type(self.dataset).__name__}'
-
-
-def _draws_so_far() -> tuple:
-    """Where the generators stand that a dataset may draw from."""
-    return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
+    def begin(self, *parts: int | str) -> None:
+        """Start the generators where they start for what the parts say."""
+        seed_sample(key(self.seed, *parts))
 
 
 class Collate:
-    """Makes a batch of fetched samples, and finishes it with `batch_transform`."""
+    """Makes a batch of samples, and finishes it: transformed, and its classes numbered anew."""
 
-    def __init__(self, collate_fn: Callable, batch_transform: Callable | None):
+    def __init__(self, collate_fn: Callable, batch_transform: Callable | None = None):
         self.collate_fn, self.batch_transform = collate_fn, batch_transform
+        self.class_map = None  # (own classes,) the number that training gives each
 
-    def __call__(self, fetched: Fetched) -> Fetched:
-        if fetched.batch is None:
-            return fetched
+    def __call__(self, read: tuple | UserError) -> tuple | UserError:
+        if isinstance(read, UserError):
+            return read
+        number, indices, share, samples = read
         try:
-            batch = self.collate_fn(fetched.batch)
-        except Exception:
+            content = self.finished(self.collated(indices, samples))
+        except UserError as error:
+            return error
+        # A collate_fn of one's own may leave out samples that are None.
+        kept = [index for index, sample in zip(indices, samples) if sample is not None]
+        return number, kept, share, content
+
+    def collated(self, indices: list[int], samples: list) -> Any:
+        try:
+            return self.collate_fn(samples)
+        except Exception as error:
             if self.collate_fn is not default_collate:
                 raise
-            return fetched._replace(batch=None, failure=_why_no_batch(fetched))
-        # A collate_fn of one's own may leave out samples that are None.
-        kept = [index for index, each in zip(fetched.indices, fetched.batch) if each is not None]
+            raise DataError(_why_no_batch(indices, samples)) from error
+
+    def finished(self, content: Any) -> Any:
         if self.batch_transform is not None:
-            batch = finish(batch, self.batch_transform)
-        return fetched._replace(batch=batch, indices=kept)
+            content = on_input(self.batch_transform, content)
+        return content if self.class_map is None else self.renumbered(content)
+
+    def renumbered(self, content: Any) -> Any:
+        """(data, target) with the classes in the target numbered as training does."""
+        target = content[-1] if isinstance(content, (list, tuple)) else None
+        if not isinstance(target, torch.Tensor) or target.is_floating_point():
+            raise DataError(
+                'the data has other classes than the training data, and its targets are no numbers '
+                'of classes: give it all classes, in the same order'
+            )
+        return [*content[:-1], self.class_map.to(target.device)[target]]
 
 
-def _why_no_batch(fetched: Fetched) -> str:
-    first, *others = ((index, _shape(each)) for index, each in zip(fetched.indices, fetched.batch))
+def on_input(transform: Callable, content: Any) -> Any:
+    """`content` with its input transformed: the first part of a tuple or list."""
+    if type(content) in (tuple, list):
+        return [transform(content[0]), *content[1:]]
+    return transform(content)
+
+
+def _why_no_batch(indices: list[int], samples: list) -> str:
+    def shape(leaf: Any) -> Any:
+        return tuple(leaf.shape) if hasattr(leaf, 'shape') else type(leaf).__name__
+
+    first, *others = [(index, map_leaves(shape, each)) for index, each in zip(indices, samples)]
     other = next((each for each in others if each[1] != first[1]), None)
     if other is None:
         return (
@@ -180,66 +151,63 @@ def _why_no_batch(fetched: Fetched) -> str:
     )
 
 
-def _shape(sample: Any) -> str:
-    """What a sample looks like, in a few words."""
-    if isinstance(sample, (list, tuple)):
-        return f'({", ".join(map(_shape, sample))})'
-    if isinstance(sample, Mapping):
-        return f'{{{", ".join(f"{name!r}: {_shape(each)}" for name, each in sample.items())}}}'
-    if hasattr(sample, 'shape') and hasattr(sample, 'dtype'):
-        return f'{sample.dtype} {tuple(sample.shape)}'
-    return type(sample).__name__
+class Fetcher:
+    """torch's DataLoader of planned batches: whatever reads them, they come as planned."""
 
-
-def finish(batch: Any, transform: Callable) -> Any:
-    """The batch with `transform` applied to its inputs: the first part of a tuple or list."""
-    if type(batch) in (tuple, list):
-        return [transform(batch[0]), *batch[1:]]
-    return transform(batch)
-
-
-def make_fetcher(
-    samples: KeyedSamples, plan: Iterable, collate: Collate, options: dict
-) -> DataLoader:
-    """torch's loader of the planned (pass, indices, share); options: its arguments."""
-    options = {
-        'generator': torch.Generator(),
-        **options,
-        'worker_init_fn': WorkerStart(options.get('worker_init_fn')),
-    }
-    options.pop('drop_last', None)  # the plan knows
-    return DataLoader(samples, batch_sampler=plan, collate_fn=collate, **options)
-
-
-def refuse_small_batches(batch_size: int) -> None:
-    if batch_size < dist.n_processes():
-        raise ConfigError(
-            f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: '
-            'expected at least one sample for each'
+    def __init__(self, samples: KeyedSamples, collate: Collate, options: dict):
+        self.samples, self.collate = samples, collate
+        self._planned = _Planned()
+        options = {**options, 'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
+        self._loader = DataLoader(
+            samples,
+            batch_sampler=self._planned,
+            collate_fn=collate,
+            generator=torch.Generator(),
+            **options,
         )
 
+    def batches(self, planned: Iterable[tuple]) -> Iterator[Batch]:
+        """planned: (pass, indices, share) of each."""
+        self._planned.batches = planned
+        lists_are_parts = self.collate.collate_fn is default_collate
+        with reading(self._loader) as fetched:
+            for each in fetched:
+                if isinstance(each, UserError):
+                    raise each
+                number, indices, share, content = each
+                batch = Batch(content, len(indices), torch.tensor(indices), share)
+                batch.lists_are_parts = lists_are_parts
+                if self.collate.batch_transform is None:
+                    batch.collate = functools.partial(self._collate_anew, number, indices)
+                yield batch
 
-def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
-    """What torch's DataLoader gets beside what we give it, with defaults that suit the machine."""
-    known = {*inspect.signature(DataLoader).parameters, *inspect.signature(owner).parameters}
-    unknown = sorted(given.keys() - inspect.signature(DataLoader).parameters.keys())
-    if 'training' in unknown:
-        raise ConfigError(
-            f'{owner.__name__} does not know training from test data: say where the test data is '
-            'in "test_data_loader"'
-        )
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ConfigError(f'{owner.__name__} has no argument {unknown[0]!r}{hint}')
-    given = {name: value for name, value in given.items() if value is not None}
+    def _collate_anew(self, number: int, indices: list[int], rows: slice) -> Any:
+        """The content of the samples `rows` of a batch, read and collated by themselves."""
+        samples = self.samples.read(number, indices[rows])
+        return self.collate.finished(self.collate.collated(indices[rows], samples))
+
+
+class _Planned:
+    """What the workers are asked for, as a batch sampler; another object for each iteration."""
+
+    batches = ()
+
+    def __iter__(self) -> Iterator[tuple]:
+        return map(_with_list, self.batches)
+
+
+def _with_list(planned: tuple) -> tuple:
+    number, indices, share = planned
+    return number, indices.tolist(), share  # a tensor would go to the workers by a file
+
+
+def options_of_torch(num_workers: int, **given: Any) -> dict:
+    """What torch's DataLoader gets for its workers, with defaults that suit the machine."""
     options = {
-        'drop_last': False,
+        'num_workers': num_workers,
         'pin_memory': torch.cuda.is_available(),
-        # Workers that live on would not see what changes in the dataset between two passes.
-        'persistent_workers': False,
         **worker_options(),
-        **given,
+        **{name: value for name, value in given.items() if value is not None},
     }
     if num_workers == 0:
         # torch refuses what is for workers when there are none, as with --set ...num_workers=0
@@ -248,71 +216,69 @@ def loader_options_for(given: dict, num_workers: int, owner: type) -> dict:
     return options
 
 
+def refuse_numbers(batch_size: int, num_workers: int) -> None:
+    if batch_size < 1 or num_workers < 0:
+        raise ConfigError(
+            f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and '
+            'at least 0'
+        )
+    if batch_size < dist.n_processes():
+        raise ConfigError(
+            f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: '
+            'expected at least one sample for each'
+        )
+
+
 # Workers
-
-
-def start(fetcher: DataLoader) -> Iterator[Fetched]:
-    """iter(fetcher).
-
-    The signals that stop a run wait until its workers can say what they do about them.
-    """
-    held = (
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        if hasattr(signal, 'pthread_sigmask')
-        else None
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # torch's, where we raise what is clearer
-            iterator = iter(fetcher)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        if what := _not_picklable(fetcher):
-            raise ConfigError(
-                f'the workers of the loader are started anew here, not forked, so all that they '
-                f'need is pickled, and {what} cannot be ({error}): use functions and classes of a '
-                'module instead of lambdas and local ones, or num_workers 0'
-            ) from error
-        raise
-    finally:
-        if held is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    _started.add(iterator)
-    atexit.unregister(_end_workers)  # so that it is there once
-    atexit.register(_end_workers)
-    return iterator
-
 
 _started = weakref.WeakSet()
 
 
-def _not_picklable(fetcher: DataLoader) -> str:
-    """The name of what a worker needs and cannot be sent; empty when all can."""
-    dataset = getattr(fetcher.dataset, 'dataset', fetcher.dataset)
-    collate = getattr(fetcher.collate_fn, 'collate_fn', fetcher.collate_fn)
-    for what, each in (
-        (type(dataset).__name__, dataset),
-        ('collate_fn', collate),
-        ('what is done to a batch', fetcher.collate_fn),
-        ('augment', fetcher.dataset),
-        ('worker_init_fn', fetcher.worker_init_fn),
-    ):
-        try:
-            ForkingPickler.dumps(each)
-        except (AttributeError, TypeError, pickle.PicklingError):
-            return what
-    return ''
+@contextmanager
+def reading(loader: DataLoader) -> Iterator[Iterator]:
+    """iter(loader); what happens to its workers is one line, and they leave at the end."""
+    # The signals that stop a run wait until the workers can say what they do about them.
+    has_masks = hasattr(signal, 'pthread_sigmask')
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if has_masks else None
+    try:
+        with warnings.catch_warnings():
+            # torch's, where it cannot pickle what workers need: what is raised then is clearer
+            warnings.simplefilter('ignore', UserWarning)
+            iterator = iter(loader)
+    except NOT_PICKLABLE as error:
+        _refuse_what_cannot_be_sent(loader)
+        raise error
+    finally:
+        if has_masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    _started.add(iterator)
+    try:
+        yield iterator
+    except RuntimeError as error:
+        if not str(error).startswith(('DataLoader worker (pid', 'DataLoader timed out')):
+            raise
+        raise DataError(
+            f'{error}: a worker of the data loader died or fell silent. When memory is short, '
+            'fewer num_workers or a smaller prefetch_factor help'
+        ) from error
+    finally:
+        if not loader.persistent_workers:
+            _end(iterator)
 
 
-def _end_workers() -> None:
-    """At exit: Python would send the workers that are left one SIGTERM, and wait for ever.
+def _refuse_what_cannot_be_sent(loader: DataLoader) -> None:
+    """A ConfigError when workers that are started anew, not forked, cannot be sent the data."""
+    try:
+        ForkingPickler.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn))
+    except NOT_PICKLABLE as error:
+        raise ConfigError(
+            'the workers of the loader are started anew here, not forked, so all that they need is '
+            f'pickled, and this cannot be: {error}. Use functions and classes of a module instead '
+            'of lambdas and local ones, or num_workers 0'
+        ) from error
 
-    They live through it (see WorkerStart).
-    """
-    for iterator in list(_started):
-        end(iterator)
 
-
-def end(iterator: Iterator[Fetched]) -> None:
+def _end(iterator: Iterator) -> None:
     """Let the workers leave now.
 
     When an error's traceback keeps their iterator, garbage collection is too late to tell them.
@@ -320,37 +286,14 @@ def end(iterator: Iterator[Fetched]) -> None:
     getattr(iterator, '_shutdown_workers', lambda: None)()
 
 
-def checked(fetched: Iterator[Fetched], samples: KeyedSamples) -> Iterator[Fetched]:
-    """The same; a DataError when a batch could not be read."""
-    last = None
-    try:
-        for each in fetched:
-            if each.failure:
-                raise DataError(each.failure)
-            if each.batch is None and (last is None or dist.n_processes() == 1):
-                raise DataError(f'no sample of a whole batch can be read: {each.unreadable[0]}')
-            if each.batch is None:  # others may have read theirs
-                borrowed = Share(is_borrowed=True)
-                each = last._replace(unreadable=each.unreadable, share=borrowed)
-            last = each
-            yield each
-    except RuntimeError as error:
-        if 'DataLoader timed out' in str(error):
-            reading = ', '.join(str(index) for _, index in samples.now_reading.tolist())
-            raise DataError(
-                f'{error}: a data loader worker is silent (distributed.timeout_s). Last they read '
-                f'samples {reading} of {type(samples.dataset).__name__}'
-            ) from error
-        # torch's words for one that has died
-        if 'DataLoader worker' not in str(error) or 'Caught' in str(error):
-            raise
-        raise DataError(
-            f'{error} A data loader worker died {samples.dead_worker(str(error))}. When memory is '
-            'short, fewer num_workers or a smaller prefetch_factor help.'
-        ) from error
-    finally:
-        if not getattr(fetched, '_persistent_workers', False):
-            end(fetched)
+@atexit.register
+def _end_workers() -> None:
+    """At exit: Python would send the workers that are left one SIGTERM, and wait for ever.
+
+    They live through it (see WorkerStart).
+    """
+    for iterator in list(_started):
+        _end(iterator)
 
 
 def _leave_after(trainer: Any) -> None:
