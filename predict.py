@@ -67,8 +67,10 @@ class Run:
         names = config.get('batch')
         if names and isinstance(names['data'], list):
             call_by_name(self.model, names['data'])
-        self.class_names = (saved.get('data') or {}).get('class_names')
         self.loader_state = (saved.get('parts') or {}).get('data_loader') or {}
+        # The first version has those of a table in the loader's state alone.
+        names = (saved.get('data') or {}).get('class_names') or self.loader_state.get('classes')
+        self.class_names = names or None
         self.notes, self._meanings = [], None
 
     @functools.cached_property
@@ -254,9 +256,9 @@ def write_to(file: Any, rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     columns = list(dict.fromkeys(name for row in rows for name in row if name != 'error'))
     columns += ['error'] * any('error' in row for row in rows)
-    writer = csv.DictWriter(file, columns, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(columns)
+    writer.writerows([row.get(name, '') for name in columns] for row in rows)
 
 
 if __name__ == '__main__':

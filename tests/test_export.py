@@ -11,7 +11,6 @@ from torch import nn
 
 from armature.checkpoint import packed
 from armature.errors import CheckpointError, ConfigError
-from armature.use.exported import ExportedModel
 from examples.own_dataset.data import Waves
 from examples.own_dataset.model import WaveModel
 from parse_config import ConfigParser
@@ -19,6 +18,7 @@ from predict import load_run
 from tests.trained import inputs_of, measured, read_config_of, run_here, train_run
 from tools.card import interval, pack
 from tools.export import ExportError, export
+from tools.exported_model import ExportedModel
 
 pytest.importorskip('onnxscript', reason='needs requirements-export.txt')
 

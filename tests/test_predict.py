@@ -21,6 +21,7 @@ from data_loader.data_loaders import CifarDataLoader, MnistDataLoader
 from data_loader.datasets import Standardize
 from predict import input_format_of, load_run
 from tests.conftest import ROOT, run_script
+from tests.first_version.resume import unpack_run
 from tests.trained import copy_of, inputs_of, measured, run_here, train_run
 
 KINDS = ('images', 'tabular', 'sequence', 'own_dataset')
@@ -154,6 +155,14 @@ def test_a_checkpoint_without_class_names_gives_numbers_and_says_so_once(
     assert code == 1 and {row['prediction'] for row in rows} <= {'0', '1', ''}
     assert rows[2]['error'] == "training does not have the word 'fish'"
     assert said.err.count('this run has no names of its classes') == 1
+
+
+def test_runs_of_the_first_version_predict(tmp_path):
+    run = load_run(unpack_run('tabular', tmp_path) / 'checkpoint-last.pth')
+    row = {'price': 'low', 'upkeep': 'low', 'doors': 4, 'seats': 4, 'safety': 'high'}
+    (found,) = run.predict([row | {'thousand_km': 20}])
+    assert found['prediction'] in ('no', 'acceptable', 'good', 'very good')
+    assert load_run(unpack_run('plateau', tmp_path)).predict([[0.5] * 32])[0]['prediction'] in '01'
 
 
 def test_a_model_whose_code_changed_names_the_tensor(run_of, tmp_path):

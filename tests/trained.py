@@ -4,8 +4,6 @@ serve and the card, whose test files each train once."""
 import contextlib
 import csv
 import json
-import logging
-import re
 import runpy
 import shutil
 import sys
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import test
+from armature.run.record import read_test
 from examples.images.data import write_digits
 from examples.own_dataset.data import Waves
 from examples.sequence.data import WORDS, Opinions
@@ -52,16 +51,9 @@ def train_run(kind: str, folder: Path) -> Path:
 
 def measured(run: Path, name: str = 'accuracy') -> float:
     """What test.py says of a run."""
-    config, said, handler = ConfigParser(read_config_of(run)), [], logging.Handler()
-    config.resume = run / 'model_best.pth'
-    handler.emit = lambda record: said.append(record.getMessage())
-    logging.getLogger('test').addHandler(handler)
-    try:
-        with contextlib.chdir(ROOT):
-            test.main(config)
-    finally:
-        logging.getLogger('test').removeHandler(handler)
-    return float(re.search(rf'{name} *: ([\d.e-]+)', '\n'.join(said))[1])
+    with contextlib.chdir(ROOT):
+        test.main(ConfigParser(read_config_of(run), resume=run / 'model_best.pth'))
+    return read_test(run)['values'][name]
 
 
 def read_config_of(run: Path) -> dict:

@@ -35,11 +35,11 @@ from armature.checkpoint import packed
 from armature.config.build import ROOT
 from armature.data.order import batches_of
 from armature.errors import ConfigError, DataError, UserError, exit_on_user_error
-from armature.use.exported import KEY, ExportedModel
 from armature.use.inputs import describe
 from armature.use.outputs import by_task
 from parse_config import ConfigParser
 from predict import Run, load_run
+from tools.exported_model import KEY, ExportedModel
 from train import BUILDS, build_data
 from trainer.trainer import evaluate
 from utils import MetricTracker

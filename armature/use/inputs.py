@@ -47,7 +47,7 @@ class InputFormat:
     dynamic: ClassVar[dict[str, dict[int, str]]] = {}
     endings: ClassVar[tuple[str, ...]] = ()
 
-    def sources(self, file: Path) -> list[tuple[str, Any]]:
+    def sources(self, file: str | Path) -> list[tuple[str, Any]]:
         """(its name, what `sample` takes, or a DataError) of each input in a file."""
         return [(str(file), file)]
 
@@ -63,7 +63,7 @@ class InputFormat:
         """What whoever gives these inputs may not expect."""
         return []
 
-    def files_in(self, path: Path) -> list[Path]:
+    def files_in(self, path: Path) -> list[str | Path]:
         """The files that `path` stands for: itself, or those below a folder that hold inputs."""
         if not path.is_dir():
             return [path]
@@ -108,8 +108,8 @@ class ImageInput(InputFormat):
         images /= std
         return images
 
-    def files_in(self, path: Path) -> list[Path]:
-        if path.is_dir() and not (found := [Path(each) for each in images_below(path)]):
+    def files_in(self, path: Path) -> list[str | Path]:
+        if path.is_dir() and not (found := images_below(path)):
             raise DataError(f'{path} holds no images: expected files that end in {self.endings}')
         return found if path.is_dir() else [path]
 
