@@ -252,28 +252,26 @@ def described(content: Any) -> str:
 def call_by_name(model: torch.nn.Module, names: list[str]) -> None:
     """Let `model(data)` with a dict of these names call forward(image=..., depth=...).
 
-    Nothing changes where forward takes one argument: then the dict is that argument.
+    Nothing changes where forward has other arguments and takes one: then the dict is that one.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    needed = [
-        each.name
-        for each in parameters
-        if each.default is each.empty
-        and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    ]
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    known = {each.name for each in parameters}
-    if set(needed) <= set(names) and (takes_any or set(names) <= known):
-        model.register_forward_pre_hook(
-            lambda module, inputs, keywords: (
-                ((), {**inputs[0], **keywords})
-                if len(inputs) == 1 and isinstance(inputs[0], Mapping)
-                else None
-            ),
-            with_kwargs=True,
-        )
-    elif len(needed) > 1:
+    signature = inspect.signature(model.forward)
+
+    def fits(*values: Any, **named: Any) -> bool:
+        try:
+            return bool(signature.bind(*values, **named))
+        except TypeError:
+            return False
+
+    def by_name(module: Any, inputs: tuple, keywords: dict) -> tuple | None:
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            return (), {**inputs[0], **keywords}
+        return None
+
+    if fits(**dict.fromkeys(names)):
+        model.register_forward_pre_hook(by_name, with_kwargs=True)
+    elif not fits(None):
         raise ConfigError(
-            f'batch.data is {names}, and {type(model).__name__}.forward takes {", ".join(needed)}: '
-            'give its arguments these names, or let it take one dict'
+            f'batch.data is {names}, and {type(model).__name__}.forward takes '
+            f'{", ".join(signature.parameters)}: give its arguments these names, or let it take '
+            'one dict'
         )

@@ -19,14 +19,7 @@ from armature.data.augment import Augment
 from armature.data.memory import InMemory, read_into_memory
 from armature.data.order import Order, Plan, RandomSampler, SequentialSampler
 from armature.data.split import split_indices
-from armature.data.workers import (
-    Collate,
-    Fetcher,
-    KeyedSamples,
-    on_input,
-    options_of_torch,
-    refuse_numbers,
-)
+from armature.data.workers import Fetcher, Reader, on_input, options_of_torch, refuse_numbers
 from armature.errors import ConfigError, DataError
 from armature.processes.devices import prepared_device
 from armature.seed import key
@@ -153,10 +146,10 @@ class BaseDataLoader(DataLoader):
             drop_last=drop_last,
             **options,
         )
-        self._augment = Augment(augment) if augment else None
-        self._collate = Collate(collate_fn, batch_transform)
-        samples = KeyedSamples(dataset, self.seed, self._augment)
-        self._fetcher = Fetcher(samples, self._collate, options)
+        self._reader = Reader(
+            dataset, self.seed, Augment(augment) if augment else None, collate_fn, batch_transform
+        )
+        self._fetcher = Fetcher(self._reader, options)
         self._memory = self._in_memory(in_memory, options)
 
     # Batches
@@ -166,10 +159,12 @@ class BaseDataLoader(DataLoader):
         self._due = number, batch
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches():
-            if batch.share is not self.share:
-                self.share = batch.share
-            yield batch.content
+        return map(self._content, self.batches())
+
+    def _content(self, batch: Batch) -> Any:
+        if batch.share is not self.share:
+            self.share = batch.share
+        return batch.content
 
     def batches(
         self, number: int | None = None, first: int = 0, n_batches: int | None = None
@@ -190,19 +185,21 @@ class BaseDataLoader(DataLoader):
 
     def _from_memory(self, planned: Iterable[tuple]) -> Iterator[Batch]:
         """One indexed copy a batch: what collating the single samples gives, but much faster."""
-        memory, finished, augment = self._memory, self._collate.finished, self._augment
+        memory, reader = self._memory, self._reader
+        is_finished = reader.batch_transform is None and reader.class_map is None
         is_on_cpu = memory.device.type == 'cpu'
         pins = self.pin_memory and is_on_cpu and torch.cuda.is_available()
         for number, indices, share in planned:
             rows = indices if is_on_cpu else indices.to(memory.device, non_blocking=True)
             content = memory.take(rows)
-            if augment is not None:
+            if reader.augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
-                content = on_input(functools.partial(augment.batch, keys=keys), content)
-            content = finished(content)
+                content = on_input(functools.partial(reader.augment.batch, keys=keys), content)
+            if not is_finished:
+                content = reader.finished(content)
             if pins:
                 content = map_tensors(torch.Tensor.pin_memory, content)
-            yield Batch(content, len(indices), indices, share, lists_are_parts=True)
+            yield Batch(content, indices.numel(), indices, share, None, True)
 
     def indices(self, number: int) -> torch.Tensor:
         """(n_samples,) the samples of pass `number` in their order."""
@@ -211,7 +208,7 @@ class BaseDataLoader(DataLoader):
     def known_targets(self) -> torch.Tensor | None:
         """The target of each sample of the dataset, where they are in memory as they are given."""
         is_own = type(self).__iter__ is not BaseDataLoader.__iter__
-        is_changed = self._collate.batch_transform or self._collate.class_map is not None
+        is_changed = self._reader.batch_transform or self._reader.class_map is not None
         tensors = None if is_own or is_changed or self._memory is None else self._memory.tensors
         is_pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
         return tensors[1] if is_pair and isinstance(tensors[1], torch.Tensor) else None
@@ -247,7 +244,7 @@ class BaseDataLoader(DataLoader):
         dataset = self._valid_dataset or self._memory or self.dataset
         valid = self.for_validation(dataset, self.valid_sampler)
         if self._valid_dataset is None:
-            valid._collate.class_map = self._collate.class_map
+            valid._reader.class_map = self._reader.class_map
         return valid
 
     def for_validation(
@@ -293,7 +290,7 @@ class BaseDataLoader(DataLoader):
         if names is not None:
             renumbered = identity.class_map(self.class_names, names)
             if renumbered is not None:
-                self._collate.class_map = renumbered
+                self._reader.class_map = renumbered
             self.class_names = names
 
     def sample_classes(self) -> list | None:

@@ -1,6 +1,5 @@
 """Images in one folder per class, and which files count."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.data.pixels import CONVERSIONS, ENDINGS, LITTER, images_below, read_image
+from armature.data.pixels import ENDINGS, LITTER, images_below, read_image
 from armature.errors import DataError
 
 PARTS = {
@@ -95,35 +94,22 @@ class ImageFolder(Dataset):
                 f'{folder} holds one folder, {first.name!r}, and the images lie in folders of it: '
                 f'is {first} the folder that you mean?'
             )
-        # Shared with the workers, so that each kind of conversion is said once.
-        self.n_converted = torch.zeros(len(CONVERSIONS), dtype=torch.long).share_memory_()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        pixels, conversions = read_image(self.paths[index], self.size, self.mode)
-        for conversion in conversions:
-            self.n_converted[conversion] += 1
-            if self.n_converted[conversion] == 1:
-                logging.getLogger('data').warning(
-                    f'{self.paths[index]} {CONVERSIONS[conversion]}; so are others like it'
-                )
-        image, target = torch.from_numpy(pixels), self.targets[index]
+        image = torch.from_numpy(read_image(self.paths[index], self.size, self.mode))
+        target = self.targets[index]
         return (
             image if self.transform is None else self.transform(image),
             target if self.target_transform is None else self.target_transform(target),
         )
 
     def notes(self) -> list[str]:
-        """What was left out, and what has been converted so far."""
+        """What was left out, for whoever looks at the data."""
         notes = [f'{n} files {ending} left out' for ending, n in self._left_out.most_common(9)]
-        notes += [f'no images of the class {name!r}' for name in self._empty]
-        return notes + [
-            f'{n} times: an image {what}'
-            for n, what in zip(self.n_converted.tolist(), CONVERSIONS)
-            if n
-        ]
+        return notes + [f'no images of the class {name!r}' for name in self._empty]
 
 
 def _folders(folder: Path) -> list[Path]:

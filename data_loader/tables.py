@@ -118,29 +118,24 @@ class Table:
 
     def notes(self, fitted: dict[str, Any]) -> list[tuple[str, bool]]:
         """[(what a reader of the file may not expect of its encoding, whether to warn of it)]."""
-        common, notes = (
-            [],
-            [f'{place} is too large for a number: missing' for place in self._too_large],
-        )
-        for name, column, *learned in zip(
-            self.numeric, self.numbers.T, fitted['mean'], fitted['std']
-        ):
-            known = column[~np.isnan(column)]
-            if is_flat(*learned):
-                notes.append(f'column {name!r} does not vary in the training rows: ignored')
-            elif 0 < np.subtract(*np.quantile(known, [0.75, 0.25])) * FAR < known.std():
-                row = np.nanargmax(np.abs(column - learned[0]))
-                notes.append(f'{self._place(row, name)} is so far out that the others look alike')
+        notes = [(f'{place} is too large for a number: missing', True) for place in self._too_large]
+        for place, name in enumerate(self.numeric):
+            column, mean = self.numbers[:, place], fitted['mean'][place]
+            if is_flat(mean, fitted['std'][place]):
+                notes.append((f'column {name!r} does not vary in the training rows: ignored', True))
+            elif 0 < np.subtract(*np.nanquantile(column, [0.75, 0.25])) * FAR < np.nanstd(column):
+                where = self._place(np.nanargmax(np.abs(column - mean)), name)
+                notes.append((f'{where} is so far out that the others look alike', True))
         for name in self.categorical:
             codes = self._codes(name, fitted['categories'][name])
             cells = [self.cells[name][row] for row in np.flatnonzero(codes == UNKNOWN)]
             if unseen := [cell for cell in cells if cell not in MISSING]:
-                into = notes if 2 * len(unseen) > len(codes) else common
-                into.append(
+                note = (
                     f'column {name!r}: training does not have the category of {len(unseen)} of '
                     f'{len(codes)} rows (such as {unseen[0]!r}), which count as missing'
                 )
-        return [(f'{self.path}: {note}', note in notes) for note in common + notes]
+                notes.append((note, 2 * len(unseen) > len(codes)))
+        return [(f'{self.path}: {note}', is_warning) for note, is_warning in notes]
 
     def fingerprint(self) -> dict[str, Any]:
         cells = repr(list(self.cells.values())).encode()

@@ -2,10 +2,13 @@
 
 import dataclasses
 import gc
+import inspect
 import os
 import signal
+import sys
 import time
 from collections import Counter, OrderedDict, defaultdict, namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +30,7 @@ from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
 from base.stepper import Stepper
 from data_loader.collate import PadCollate
-from tests.conftest import NoisyPoints, PointModel
+from tests.conftest import ROOT, NoisyPoints, PointModel
 
 N = 50
 
@@ -112,6 +115,48 @@ def test_every_path_gives_the_same_batches(path, augment):
     same(reference, other)
 
 
+def test_batches_go_on_from_any_place_through_the_passes():
+    def stream(num_workers):
+        return StreamDataLoader(Numbers(23), 4, num_workers, seed=3)
+
+    for one, other in (
+        (loader(in_memory=True), loader(num_workers=2)),
+        (loader(drop_last=True), loader(drop_last=True)),
+        (stream(0), stream(2)),
+    ):
+        n = len(list(one))
+        other.seek(1)
+        passes = [list(other) for _ in range(3)]  # from the second on
+        expected = [batch for each in passes for batch in each][n - 2 :][: n + 4]
+        found = [batch.content for batch in one.batches(1, n - 2, n + 4)]
+        for each in (found, expected):
+            each[:] = [content if isinstance(content, list) else [content] for content in each]
+        same(found, expected)
+
+
+def test_a_batch_goes_through_three_generators_of_ours(experiment):
+    generators = set()
+
+    def note(frame, event, _):
+        code = frame.f_code
+        is_ours = Path(code.co_filename).is_relative_to(ROOT)
+        if event == 'call' and is_ours and code.co_flags & inspect.CO_GENERATOR:
+            generators.add(code.co_qualname)
+
+    for dataset in (TensorDataset(torch.rand(40, 8), torch.arange(40) % 2), NoisyPoints()):
+        trainer = experiment.trainer(loader=BaseDataLoader(dataset, 7, True, 12, 0))
+        batches = trainer.batches(1)
+        next(batches)
+        generators.clear()
+        sys.setprofile(note)
+        try:
+            next(batches)
+        finally:
+            sys.setprofile(None)
+        generators -= {'own_randomness'}  # a context manager
+        assert len([name for name in generators if '<genexpr>' not in name]) <= 3, generators
+
+
 def test_augmentation_differs_between_passes_and_samples_and_spares_validation():
     images = torch.arange(20.0).view(1, 1, 4, 5).repeat(N, 1, 1, 1)
     flipping = loader(TensorDataset(images, torch.zeros(N)), augment=[v2.RandomHorizontalFlip()])
@@ -148,7 +193,7 @@ def test_in_memory_that_does_not_fit_is_refused_with_the_arithmetic():
         ConfigError,
         match='1,000,000,000 samples of 12,000,000 bytes are 12,000,000,000 MB, and .* are free',
     ):
-        refuse_what_does_not_fit(10**9, 12e6, torch.device('cpu'))
+        refuse_what_does_not_fit(10**9, 12e6)
 
 
 def test_in_memory_refuses_randomness_shapes_and_text():
@@ -640,6 +685,18 @@ def test_unreadable_sample_is_named(options):
     broken = Pictures(broken=(3, 30, 31))
     with pytest.raises(DataError, match=r'^sample \d+: picture\d+.png cannot be read$'):
         list(loader(broken, **options))
+
+
+class Torn(IterableDataset):
+    def __iter__(self):
+        yield from range(9)
+        raise DataError('part 3 of the stream cannot be read')
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_stream_that_cannot_be_read_is_one_line(num_workers):
+    with pytest.raises(DataError, match='^part 3 of the stream cannot be read$'):
+        list(StreamDataLoader(Torn(), 4, num_workers))
 
 
 class Raising(Pictures):

@@ -352,7 +352,7 @@ def test_separators_and_unicode_files_are_recognised(tmp_path, separator, encodi
 def test_other_encodings_are_asked_for(tmp_path, encoding, cell):
     path = csv_file(tmp_path / 'a.csv', 'xy', [(1, 'a'), (2, cell)])
     (tmp_path / 'a.csv').write_bytes((tmp_path / 'a.csv').read_text('utf-8').encode(encoding))
-    with pytest.raises(DataError, match=rf'a\.csv, line 3 is not utf-8.*{encoding} .*{cell[-1]}'):
+    with pytest.raises(DataError, match=r'a\.csv, line 3 is not utf-8.*"encoding", such as'):
         CsvDataLoader(path, 'y', 2, numeric=['x'])
     loader = CsvDataLoader(path, 'y', 2, numeric=['x'], encoding=encoding)
     assert cell in loader.class_names
@@ -592,38 +592,34 @@ def palette(first, **info):
 
 
 @pytest.mark.parametrize(
-    'file, image, mode, expected, said',
+    'file, image, mode, expected',
     [
-        ('a.png', grey(8000, np.uint16), 'L', [31], 'has 16 bits'),
-        ('b.png', grey(65535, np.uint16), 'RGB', [255, 255, 255], 'has 16 bits'),
-        ('c.tif', grey(48000, np.uint16), 'L', [187], 'has 16 bits'),
-        ('d.tif', grey(48000, '>u2'), 'L', [187], 'has 16 bits'),
-        ('e.pgm', grey(48000, np.uint16), 'L', [187], 'has 16 bits'),
-        ('f.tif', grey(0.2, np.float32), 'L', [51], 'has floats'),
-        ('g.png', palette([0, 0, 0]), 'RGB', [10, 200, 30], 'has a palette'),
-        ('h.gif', palette([0, 0, 0]), 'RGB', [10, 200, 30], 'has a palette'),
-        ('i.tif', coloured('CMYK', 0, 255, 255, 0), 'RGB', [255, 0, 0], 'is CMYK'),
-        ('r.tif', coloured('LAB', 255, 128, 128), 'L', [255], 'is CMYK, LAB'),
-        ('j.jpg', coloured('CMYK', 0, 0, 0, 255), 'L', [0], 'is CMYK'),
-        ('k.png', coloured('RGBA', 9, 9, 9, 0), 'RGB', [255, 255, 255], 'is transparent'),
-        ('l.webp', coloured('RGBA', 0, 0, 0, 0), 'L', [255], 'is transparent'),
-        ('m.png', coloured('LA', 50, 255), 'L', [50], None),
-        ('n.png', coloured('RGBA', 1, 2, 3, 255), 'RGB', [1, 2, 3], None),
-        ('o.png', palette([0, 0, 0], transparency=1), 'RGB', [255, 255, 255], 'is transparent'),
-        ('p.bmp', coloured('1', 1), 'L', [255], None),
-        ('q.png', grey(77), 'RGB', [77, 77, 77], None),
+        ('a.png', grey(8000, np.uint16), 'L', [31]),
+        ('b.png', grey(65535, np.uint16), 'RGB', [255, 255, 255]),
+        ('c.tif', grey(48000, np.uint16), 'L', [187]),
+        ('d.tif', grey(48000, '>u2'), 'L', [187]),
+        ('e.pgm', grey(48000, np.uint16), 'L', [187]),
+        ('f.tif', grey(0.2, np.float32), 'L', [51]),
+        ('g.png', palette([0, 0, 0]), 'RGB', [10, 200, 30]),
+        ('h.gif', palette([0, 0, 0]), 'RGB', [10, 200, 30]),
+        ('i.tif', coloured('CMYK', 0, 255, 255, 0), 'RGB', [255, 0, 0]),
+        ('r.tif', coloured('LAB', 255, 128, 128), 'L', [255]),
+        ('j.jpg', coloured('CMYK', 0, 0, 0, 255), 'L', [0]),
+        ('k.png', coloured('RGBA', 9, 9, 9, 0), 'RGB', [255, 255, 255]),
+        ('l.webp', coloured('RGBA', 0, 0, 0, 0), 'L', [255]),
+        ('m.png', coloured('LA', 50, 255), 'L', [50]),
+        ('n.png', coloured('RGBA', 1, 2, 3, 255), 'RGB', [1, 2, 3]),
+        ('o.png', palette([0, 0, 0], transparency=1), 'RGB', [255, 255, 255]),
+        ('p.bmp', coloured('1', 1), 'L', [255]),
+        ('q.png', grey(77), 'RGB', [77, 77, 77]),
     ],
     ids=lambda value: value if isinstance(value, str) and value[1:2] == '.' else '',
 )
-def test_pixels_are_scaled_by_their_mode(tmp_path, caplog, file, image, mode, expected, said):
+def test_pixels_are_scaled_by_their_mode(tmp_path, file, image, mode, expected):
     for name in ('cat', 'dog'):
         save_image(tmp_path / name / file, image)
     loader = ImageFolderDataLoader(str(tmp_path), 2, size=4, mode=mode)
-    for _ in range(2):
-        assert loader.dataset[1][0][:, 2, 2].tolist() == pytest.approx(expected, abs=1)
-    notes = [each for each in caplog.messages if file in each]
-    assert any(said in note for note in notes) if said else not notes
-    assert len(notes) == len(set(notes)) and len(loader.dataset.notes()) == len(notes)
+    assert loader.dataset[1][0][:, 2, 2].tolist() == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -649,7 +645,7 @@ def test_image_whose_scale_nobody_knows_is_named(tmp_path, file, image, said):
 
 
 @pytest.mark.parametrize('ending', ['jpg', 'tif', 'png', 'webp'])
-def test_image_is_turned_as_its_exif_says(tmp_path, caplog, ending):
+def test_image_is_turned_as_its_exif_says(tmp_path, ending):
     from PIL import Image
 
     pixels = np.zeros((32, 32, 3), np.uint8)
@@ -660,11 +656,10 @@ def test_image_is_turned_as_its_exif_says(tmp_path, caplog, ending):
         save_image(tmp_path / name / f'0.{ending}', pixels, exif=exif)
     (image, _) = ImageFolderDataLoader(str(tmp_path), 2, size=32).dataset[0]
     assert image[:, :, 20:].min() > 200 and image[:, :, :12].max() < 50
-    assert ending == 'tif' or 'is turned upright' in caplog.text
 
 
 @pytest.mark.parametrize('ending', ['gif', 'png', 'webp', 'tif'])
-def test_first_frame_of_several_is_taken_and_said(tmp_path, caplog, ending):
+def test_first_frame_of_several_is_taken(tmp_path, ending):
     from PIL import Image
 
     frames = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (50, 150, 250)]
@@ -674,17 +669,6 @@ def test_first_frame_of_several_is_taken_and_said(tmp_path, caplog, ending):
         )
     (image, _) = ImageFolderDataLoader(str(tmp_path), 2, size=8).dataset[0]
     assert image.float().mean() == pytest.approx(50, abs=2)
-    assert 'holds several frames' in caplog.text
-
-
-def test_conversion_is_said_once_for_all_workers(tmp_path, capfd):
-    for number in range(12):
-        save_image(tmp_path / 'ab'[number % 2] / f'{number}.png', grey(9000, np.uint16))
-    loader = ImageFolderDataLoader(str(tmp_path), 2, size=8, mode='L', num_workers=2)
-    assert len(list(loader)) == len(list(loader)) == 6
-    assert loader.dataset.n_converted.sum() == 24 and loader.dataset.notes() == [
-        '24 times: an image has 16 bits: divided by 257, to 8 bits'
-    ]
 
 
 def write_idx(folder, n=20, part='train', rows=28):
@@ -851,7 +835,7 @@ def test_show_data_counts_only_the_part_and_names_its_classes(tmp_path, capsys):
     assert 'classes' not in shown(capsys, number)
 
 
-def test_show_data_says_what_was_converted_skipped_and_unreadable(tmp_path, capsys):
+def test_show_data_says_what_was_left_out_and_unreadable(tmp_path, capsys):
     rows = [('inf', 1, 'a'), (2, 1, 'b'), (3, 1, 'a')]
     path = csv_file(tmp_path / 'a.csv', ('x', 'flat', 'kind'), rows)
     said = shown(capsys, CsvDataLoader(path, 'kind', 4, numeric=['x', 'flat']))
@@ -872,7 +856,6 @@ def test_show_data_says_what_was_converted_skipped_and_unreadable(tmp_path, caps
         'b/5.jpg cannot be read as an image (it is empty)',
         '1 files .txt left out',
         '1 files hidden left out',
-        '2 times: an image has 16 bits',
         '5 samples are there twice',
     ):
         assert each in said

@@ -102,8 +102,6 @@ def leaves(content: Any, place: str = '') -> Iterator[tuple[str, torch.Tensor]]:
 
 def read_all(loader: Any, held: torch.Tensor) -> tuple[dict[str, int], list[str]]:
     """({digest of a sample's input, without augmentation: its index}, what cannot be read)."""
-    if hasattr(loader.dataset, 'n_converted'):
-        loader.dataset.n_converted.zero_()  # what is counted from here on is of these samples
     found, unreadable = {}, []
     with own_randomness(0):
         for index in held.tolist():

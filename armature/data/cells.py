@@ -13,7 +13,6 @@ from armature.errors import DataError
 MISSING = frozenset(['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?'])
 UNKNOWN = 0  # the code of a category that is missing or was not seen in training
 SEPARATORS = ',;\t|'
-FREQUENT = ('cp949', 'cp1252', 'shift_jis', 'gb18030', 'cp1251')  # encodings to choose from by eye
 LARGEST = np.finfo(np.float32).max
 FLAT = 1e-7  # a column that deviates less than this share of its mean is one number in float32
 WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
@@ -121,9 +120,8 @@ def decoded(path: str | Path, encoding: str | None) -> str:
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        above, line = content[: error.start].count(b'\n'), content[error.start :].splitlines()[0]
-        readings = [f'{other} ({line.decode(other, "replace")[:20]!r})' for other in FREQUENT]
+        line = content[: error.start].count(b'\n') + 1
         raise DataError(
-            f'{path}, line {above + 1} is not {encoding}: name its "encoding", such as '
-            f'{", ".join(readings)}'
+            f'{path}, line {line} is not {encoding}: name its "encoding", such as "cp1252" '
+            '(western European), "cp949" (Korean), "shift_jis" (Japanese) or "gb18030" (Chinese)'
         ) from error

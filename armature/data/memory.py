@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torch.utils.data.dataloader import default_collate
 
 from armature.batch import WHOLE, length, map_leaves, map_tensors
-from armature.data.workers import Collate, Fetcher, KeyedSamples
+from armature.data.workers import Fetcher, Reader
 from armature.errors import ConfigError
 from armature.seed import own_randomness
 
@@ -34,14 +33,12 @@ class InMemory(Dataset):
 
     def take(self, indices: torch.Tensor) -> Any:
         """The rows at `indices`, in one copy."""
-        return map_tensors(lambda tensor: tensor.index_select(0, indices), self.tensors)
+        return _rows(self.tensors, indices)
 
     def to(self, device: torch.device) -> 'InMemory':
-        """The same on `device`; refused when it does not fit there."""
+        """The same on `device`."""
         if device == self.device:
             return self
-        n_bytes = sum(tensor.nbytes for tensor in _leaves(self.tensors))
-        refuse_what_does_not_fit(len(self), n_bytes / max(1, len(self)), device)
         return InMemory(map_tensors(lambda tensor: tensor.to(device), self.tensors))
 
     @property
@@ -49,8 +46,17 @@ class InMemory(Dataset):
         return _leaves(self.tensors)[0].device
 
 
-class FixedSamples(KeyedSamples):
-    """The samples of a dataset, as they are; a ConfigError when one draws random numbers.
+def _rows(tensors: Any, indices: torch.Tensor) -> Any:
+    # As map_tensors does, without a call of a lambda for each: it would show in each step.
+    if isinstance(tensors, torch.Tensor):
+        return tensors.index_select(0, indices)
+    if type(tensors) is list:
+        return [_rows(each, indices) for each in tensors]
+    return map_tensors(lambda tensor: tensor.index_select(0, indices), tensors)
+
+
+class FixedReader(Reader):
+    """Reads samples as they are; a ConfigError when one draws random numbers.
 
     Memory would hold those of one pass.
     """
@@ -78,8 +84,7 @@ def read_into_memory(dataset: Dataset, options: dict) -> InMemory:
     """All samples of a dataset; options: of torch's loader, for the workers that read them."""
     n_samples, tensors = len(dataset), None
     fetcher = Fetcher(
-        FixedSamples(dataset, 0),
-        Collate(default_collate),
+        FixedReader(dataset, 0),
         {name: value for name, value in options.items() if name != 'persistent_workers'},
     )
     chunks = torch.arange(n_samples).split(CHUNK)
@@ -87,7 +92,7 @@ def read_into_memory(dataset: Dataset, options: dict) -> InMemory:
         if tensors is None:
             map_leaves(refuse_other_than_tensor, batch.content)
             n_bytes = sum(tensor.nbytes for tensor in _leaves(batch.content))
-            refuse_what_does_not_fit(n_samples, n_bytes / batch.n_samples, torch.device('cpu'))
+            refuse_what_does_not_fit(n_samples, n_bytes / batch.n_samples)
             tensors = map_tensors(
                 lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), batch.content
             )
@@ -110,20 +115,18 @@ def refuse_other_than_tensor(leaf: Any) -> None:
         )
 
 
-def refuse_what_does_not_fit(n_samples: int, sample_bytes: float, device: torch.device) -> None:
-    needed, free = n_samples * sample_bytes, free_bytes(device)
+def refuse_what_does_not_fit(n_samples: int, sample_bytes: float) -> None:
+    needed, free = n_samples * sample_bytes, free_bytes()
     if needed > free:
         raise ConfigError(
             f'in_memory: {n_samples:,} samples of {sample_bytes:,.0f} bytes are '
-            f'{needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of the memory of {device} are free. '
-            'Leave in_memory out, or make the samples smaller'
+            f'{needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB of memory are free. Leave in_memory '
+            'out, or make the samples smaller'
         )
 
 
-def free_bytes(device: torch.device) -> float:
+def free_bytes() -> float:
     """Memory that can still be had; infinite where the system does not say."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
     limits = [float('inf')]
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()

@@ -22,6 +22,8 @@ from armature.seed import key, own_randomness, seed_torch
 class Order(Sampler):
     """Base: `order()` is an epoch's indices, drawn anew each time."""
 
+    num_samples = None  # of an epoch; None: as many as there are
+
     def bind(self, indices: torch.Tensor, classes: Callable[[], np.ndarray]) -> 'Order':
         """Go through `indices`; classes() are the classes of those samples."""
         self.indices = indices
@@ -32,7 +34,7 @@ class Order(Sampler):
         return self.indices
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return self.num_samples or len(self.indices)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
@@ -51,9 +53,6 @@ class RandomSampler(Order):
     def __init__(self, replacement: bool = False, num_samples: int | None = None):
         self.replacement, self.num_samples = replacement, num_samples
 
-    def __len__(self) -> int:
-        return self.num_samples or len(self.indices)
-
     def order(self) -> torch.Tensor:
         n_samples = len(self.indices)
         if self.replacement:
@@ -65,18 +64,14 @@ class RandomSampler(Order):
 
 
 class WeightedRandomSampler(Order):
-    """Samples drawn with the probabilities `weights`: a number for each class, or 'balanced'.
+    """Samples drawn, each time anew, with a probability that their class decides.
 
-    'balanced': each class equally often.
+    weights: a number for each class, or 'balanced': each class equally often. num_samples: of an
+    epoch; None: as many as there are.
     """
 
-    def __init__(
-        self,
-        weights: Literal['balanced'] | list,
-        num_samples: int | None = None,
-        replacement: bool = True,
-    ):
-        self.weights, self.num_samples, self.replacement = weights, num_samples, replacement
+    def __init__(self, weights: Literal['balanced'] | list, num_samples: int | None = None):
+        self.weights, self.num_samples = weights, num_samples
 
     def bind(self, indices, classes):
         found, which, counts = numbered(classes())
@@ -89,45 +84,29 @@ class WeightedRandomSampler(Order):
                 f'sampler: weights has {len(self.weights)} numbers, and there are classes up to '
                 f'{found[-1]}'
             )
-        super().bind(indices, classes)
-        n_possible = int(counts[weights > 0].sum())
-        if n_possible < (1 if self.replacement else len(self)):
-            raise ConfigError(
-                f'sampler: {len(self)} samples are to be drawn, and {n_possible} have a weight '
-                'above 0: set num_samples, or replacement to true'
-            )
-        self._weights, self._counts = torch.from_numpy(weights), torch.from_numpy(counts)
-        self._which = torch.from_numpy(which)
+        if not weights.sum() > 0:
+            raise ConfigError('sampler: no class has a weight above 0: give one to some')
+        self._counts = torch.from_numpy(counts)
+        self._weights = torch.from_numpy(weights * counts)  # of a whole class
         self._by_class = torch.from_numpy(by_class(which))
-        return self
-
-    def __len__(self) -> int:
-        return self.num_samples or len(self.indices)
+        return super().bind(indices, classes)
 
     def order(self) -> torch.Tensor:
-        if self.replacement:
-            # First a class, then one of its samples: torch.multinomial over all samples takes no
-            # more than 2**24 of them, and far longer.
-            drawn = torch.multinomial(self._weights * self._counts, len(self), True)
-            counts = self._counts[drawn]
-            place_in_class = (torch.rand(len(self), dtype=torch.double) * counts).long()
-            first = self._counts.cumsum(0) - self._counts
-            return self.indices[self._by_class[first[drawn] + place_in_class]]
-        # Waiting times with the weights as rates: who comes first. Efraimidis and Spirakis, 2006.
-        waits = torch.empty(len(self.indices), dtype=torch.double).exponential_()
-        waits /= self._weights[self._which]
-        return self.indices[waits.topk(len(self), largest=False).indices]
+        # First a class, then one of its samples: torch.multinomial over all samples takes no more
+        # than 2**24 of them, and far longer.
+        drawn = torch.multinomial(self._weights, len(self), replacement=True)
+        counts = self._counts[drawn]
+        place_in_class = (torch.rand(len(self), dtype=torch.double) * counts).long()
+        first = self._counts.cumsum(0) - self._counts
+        return self.indices[self._by_class[first[drawn] + place_in_class]]
 
 
 def numbered(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(the classes there are, sorted; (n,) which of them each sample has; how many have it)."""
-    if classes.dtype.kind in 'iu' and classes.min() >= 0 and classes.max() <= len(classes):
-        counts = np.bincount(classes)  # without sorting, as np.unique does
-        found = counts.nonzero()[0]
-        place = np.zeros(len(counts), dtype=np.int64)
-        place[found] = np.arange(len(found))
-        return found, place[classes], counts[found]
-    return np.unique(classes, return_inverse=True, return_counts=True)
+    import pandas as pd
+
+    which, found = pd.factorize(classes.ravel(), sort=True)  # in linear time, unlike np.unique
+    return found, which, np.bincount(which)
 
 
 def by_class(which: np.ndarray) -> np.ndarray:
@@ -148,10 +127,13 @@ class Plan:
 
     def indices(self, number: int) -> torch.Tensor:
         """(n_samples,) the samples of pass `number` in their order."""
-        with own_randomness(key(self.seed, 'order', number)):
-            if isinstance(self.sampler, Order):
-                return self.sampler.order()
-            return torch.as_tensor(list(self.sampler), dtype=torch.long)
+        its_key = key(self.seed, 'order', number)
+        if not isinstance(self.sampler, Order):
+            with own_randomness(its_key):
+                return torch.as_tensor(list(self.sampler), dtype=torch.long)
+        with torch.random.fork_rng(devices=[]):  # the others' states take ten times as long to keep
+            seed_torch(its_key)
+            return self.sampler.order()
 
     def batches(
         self, number: int, first: int, n_batches: int, pin_memory: bool = False
@@ -271,20 +253,15 @@ def batches_per_pass(loader: Iterable) -> int | None:
         return None
 
 
-def length_of_pass(loader: Iterable) -> int:
-    """Batches in a pass; a ConfigError for a stream that does not tell."""
-    n_batches = batches_per_pass(loader)
+def epoch_length(config: Any, loader: Iterable) -> int:
+    """Batches in an epoch: trainer.len_epoch, else one pass over the data."""
+    n_batches = config['trainer'].get('len_epoch') or batches_per_pass(loader)
     if n_batches is None:
         raise ConfigError(
             'the training data is a stream that has no length: say how many batches an epoch has, '
             'in trainer.len_epoch'
         )
     return n_batches
-
-
-def epoch_length(config: Any, loader: Iterable) -> int:
-    """Batches in an epoch: trainer.len_epoch, else one pass over the data."""
-    return config['trainer'].get('len_epoch') or length_of_pass(loader)
 
 
 def samples_of(position: int, epoch: int, len_epoch: int, loader: Any) -> list[int]:

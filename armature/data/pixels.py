@@ -12,23 +12,12 @@ from armature.errors import DataError
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 LITTER = ('.', '__MACOSX', '@eaDir')  # begin what Jupyter, macOS and Synology leave in folders
-CONVERSIONS = (
-    'holds several frames: the first is taken',
-    'is turned upright, as its EXIF orientation says',
-    'has 16 bits: divided by 257, to 8 bits',
-    'has floats from 0 to 1: multiplied by 255, to 8 bits',
-    'is transparent in parts: laid on white',
-    'is CMYK, LAB or YCbCr: converted without its colour profile',
-    'has a palette: its colours are taken',
-)
-FRAMES, TURNED, BITS_16, FLOATS, TRANSPARENT, COLOURS, PALETTE = range(len(CONVERSIONS))
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
 def read_image(
     source: str | Path | bytes, size: int, mode: str, max_pixels: int | None = None
-) -> tuple[np.ndarray, list[int]]:
-    """((channels, size, size) uint8, which CONVERSIONS that took) of a file, or of its bytes.
+) -> np.ndarray:
+    """(channels, size, size) uint8 of a file, or of its bytes.
 
     mode: 'RGB' or 'L' (grey). max_pixels: the file may have. Raises DataError, whatever is wrong
     with the file.
@@ -42,8 +31,7 @@ def read_image(
                 raise DataError(
                     f'{name} has {file.width} x {file.height} pixels: at most {max_pixels:,}'
                 )
-            image, conversions = to_8_bits(file, mode)
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
+            image = to_8_bits(file, mode).resize((size, size), Image.Resampling.BILINEAR)
     except DataError:
         raise
     except Exception as error:  # malformed files raise nearly everything
@@ -51,32 +39,22 @@ def read_image(
         reason = 'it is empty' if is_empty else ' '.join(str(error).split())
         raise DataError(f'{name} cannot be read as an image ({reason})') from error
     pixels = np.array(image).reshape(size, size, -1)  # (height, width, channels)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), conversions
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _is_empty(path: Path) -> bool:
     return path.is_file() and not path.stat().st_size
 
 
-def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
-    """(a PIL image as 8 bits in `mode`, which CONVERSIONS that took).
-
-    Raises ValueError for pixels whose scale nobody knows.
-    """
+def to_8_bits(file: Any, mode: str) -> Any:
+    """A PIL image, upright and of 8 bits in `mode`; ValueError where nobody knows the scale."""
     from PIL import Image, ImageOps
 
-    conversions = [FRAMES] if getattr(file, 'is_animated', False) else []
-    file.load()
-    image = file
-    if 'exif' in file.info and file.getexif().get(ORIENTATION, 1) != 1:
-        conversions.append(TURNED)
-        image = ImageOps.exif_transpose(file)
+    image = ImageOps.exif_transpose(file)
     # PIL's own conversion of these would clip at 255 instead of scaling.
     if image.mode.startswith('I;16') or image.mode == 'I' and file.format in ('PNG', 'PPM'):
-        conversions.append(BITS_16)
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     elif image.mode == 'F' and (pixels := np.asarray(image)).min() >= 0 and pixels.max() <= 1:
-        conversions.append(FLOATS)
         image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     elif image.mode in ('I', 'F'):
         lowest, highest = image.getextrema()
@@ -85,15 +63,11 @@ def to_8_bits(file: Any, mode: str) -> tuple[Any, list[int]]:
             'are: save it with 8 or 16 bits, or as floats from 0 to 1'
         )
     if image.mode in ('CMYK', 'LAB', 'YCbCr'):
-        conversions.append(COLOURS)
         image = image.convert('RGB')
-    conversions += [PALETTE] * (image.mode == 'P')
     if image.has_transparency_data:
         image = image.convert('RGBA')
-        if image.getchannel('A').getextrema()[0] < 255:
-            conversions.append(TRANSPARENT)
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image if image.mode == mode else image.convert(mode), conversions
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert(mode)
 
 
 def images_below(folder: Path, left_out: Counter | None = None) -> list[str]:

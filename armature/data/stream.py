@@ -15,7 +15,13 @@ from torch.utils.data.dataloader import default_collate
 
 from armature.batch import WHOLE, Batch, Share
 from armature.data.identity import class_names_of
-from armature.data.workers import WorkerStart, options_of_torch, reading, refuse_numbers
+from armature.data.workers import (
+    WorkerStart,
+    as_it_is,
+    options_of_torch,
+    reading,
+    refuse_numbers,
+)
 from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_sample
@@ -65,11 +71,11 @@ class StreamDataLoader(DataLoader):
             timeout=timeout,
             multiprocessing_context=multiprocessing_context,
         )
-        self._batches = _Batches(dataset, self.seed, batch_size, drop_last)
+        self._batches = _Batches(dataset, self.seed, batch_size, collate_fn, drop_last)
         self._fetcher = DataLoader(
             self._batches,
             batch_size=None,
-            collate_fn=_Collate(collate_fn),
+            collate_fn=as_it_is,
             generator=torch.Generator(),
             worker_init_fn=WorkerStart(worker_init_fn),
             **options,
@@ -109,42 +115,35 @@ class StreamDataLoader(DataLoader):
                     break
                 if isinstance(each, UserError):
                     raise each
-                content, n_samples, is_borrowed = each
-                self.share = Share(is_borrowed=is_borrowed)
+                content, n_samples, self.share = each
                 batch = Batch(content, n_samples, share=self.share, lists_are_parts=lists_are_parts)
                 yield batch
         if batch is None and n_batches:
             raise DataError(f'{type(self.dataset).__name__} gives no batches')
 
 
-class _Collate:
-    """(content, its number of samples, whether it is borrowed) of such samples."""
-
-    def __init__(self, collate_fn: Callable):
-        self.collate_fn = collate_fn
-
-    def __call__(self, read: tuple[list, bool] | UserError) -> tuple[Any, int, bool] | UserError:
-        if isinstance(read, UserError):
-            return read
-        samples, is_borrowed = read
-        return self.collate_fn(samples), len(samples), is_borrowed
-
-
 class _Batches(IterableDataset):
-    """(samples of this process, False) of each batch that this worker makes: each n-th of n.
+    """(content, number of samples, share) of each batch that this worker makes: each n-th of n.
 
     Batches are counted from the beginning of pass `number`, and go from `first` to the end of the
-    pass or, through further passes, up to `last`. (one sample of another process, True) where a
-    batch is too small for this one to have a share of.
+    pass or, through further passes, up to `last`. Where a batch is too small for this process to
+    have a share of, it borrows a sample.
     """
 
-    def __init__(self, dataset: IterableDataset, seed: int, batch_size: int, drop_last: bool):
-        self.dataset, self.seed = dataset, seed
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        seed: int,
+        batch_size: int,
+        collate_fn: Callable,
+        drop_last: bool,
+    ):
+        self.dataset, self.seed, self.collate_fn = dataset, seed, collate_fn
         self.batch_size, self.drop_last = batch_size, drop_last
         self.mine = slice(dist.rank(), None, dist.n_processes())  # of each batch
         self.number, self.first, self.last = 0, 0, None
 
-    def __iter__(self) -> Iterator[tuple[list, bool] | UserError]:
+    def __iter__(self) -> Iterator[tuple | UserError]:
         worker = get_worker_info()
         worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         batch, nothing = 0, object()
@@ -166,8 +165,9 @@ class _Batches(IterableDataset):
                 samples += [] if is_over else [sample]
                 if len(samples) == self.batch_size or is_over and samples and not self.drop_last:
                     if batch >= self.first and (batch - self.first) % n_workers == worker_id:
-                        mine = samples[self.mine]
-                        yield mine or samples[:1], not mine
+                        mine = samples[self.mine] or samples[:1]
+                        share = Share(is_borrowed=not samples[self.mine])
+                        yield self.collate_fn(mine), len(mine), share
                     samples, batch = [], batch + 1
                     if batch == self.last:
                         return

@@ -31,25 +31,39 @@ from armature.seed import key, own_randomness, seed_sample
 NOT_PICKLABLE = (AttributeError, TypeError, pickle.PicklingError)  # it depends on the Python
 
 
-class KeyedSamples(Dataset):
-    """The samples of `dataset`, each drawing its random numbers from (seed, pass, index).
+class Reader(Dataset):
+    """Makes the planned batches of a dataset, in a worker or without any.
 
-    One with `__getitems__`, which reads several samples at once, draws them for the whole batch.
+    Each sample draws its random numbers from (seed, pass, index); of a dataset with `__getitems__`,
+    which reads several samples at once, the whole batch does.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, augment: Augment | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        augment: Augment | None = None,
+        collate_fn: Callable = default_collate,
+        batch_transform: Callable | None = None,
+    ):
         self.dataset, self.seed, self.augment = dataset, seed, augment
+        self.collate_fn, self.batch_transform = collate_fn, batch_transform
+        self.class_map = None  # (own classes,) the number that training gives each
 
     def __getitems__(self, planned: tuple) -> tuple | UserError:
-        """(pass, indices, share, samples) of a planned batch.
+        """(pass, indices, share, content) of a planned batch.
 
         A UserError is returned: raised in a worker, it would bring the worker's traceback along.
         """
         number, indices, share = planned
         try:
-            return number, indices, share, self.read(number, indices)
+            samples = self.read(number, indices)
+            content = self.finished(self.collated(indices, samples))
         except UserError as error:
             return error
+        # A collate_fn of one's own may leave out samples that are None.
+        kept = [index for index, sample in zip(indices, samples) if sample is not None]
+        return number, kept, share, content
 
     def read(self, number: int, indices: list[int]) -> list:
         """The samples at `indices` in pass `number`."""
@@ -82,26 +96,6 @@ class KeyedSamples(Dataset):
         """Start the generators where they start for what the parts say."""
         seed_sample(key(self.seed, *parts))
 
-
-class Collate:
-    """Makes a batch of samples, and finishes it: transformed, and its classes numbered anew."""
-
-    def __init__(self, collate_fn: Callable, batch_transform: Callable | None = None):
-        self.collate_fn, self.batch_transform = collate_fn, batch_transform
-        self.class_map = None  # (own classes,) the number that training gives each
-
-    def __call__(self, read: tuple | UserError) -> tuple | UserError:
-        if isinstance(read, UserError):
-            return read
-        number, indices, share, samples = read
-        try:
-            content = self.finished(self.collated(indices, samples))
-        except UserError as error:
-            return error
-        # A collate_fn of one's own may leave out samples that are None.
-        kept = [index for index, sample in zip(indices, samples) if sample is not None]
-        return number, kept, share, content
-
     def collated(self, indices: list[int], samples: list) -> Any:
         try:
             return self.collate_fn(samples)
@@ -111,17 +105,16 @@ class Collate:
             raise DataError(_why_no_batch(indices, samples)) from error
 
     def finished(self, content: Any) -> Any:
+        """The content of a batch, transformed, and its classes numbered as training does."""
         if self.batch_transform is not None:
             content = on_input(self.batch_transform, content)
-        return content if self.class_map is None else self.renumbered(content)
-
-    def renumbered(self, content: Any) -> Any:
-        """(data, target) with the classes in the target numbered as training does."""
+        if self.class_map is None:
+            return content
         target = content[-1] if isinstance(content, (list, tuple)) else None
         if not isinstance(target, torch.Tensor) or target.is_floating_point():
             raise DataError(
-                'the data has other classes than the training data, and its targets are no numbers '
-                'of classes: give it all classes, in the same order'
+                f'{type(self.dataset).__name__} has other classes than the training data, and its '
+                'targets are no numbers of classes: give it all classes, in the same order'
             )
         return [*content[:-1], self.class_map.to(target.device)[target]]
 
@@ -152,16 +145,15 @@ def _why_no_batch(indices: list[int], samples: list) -> str:
 
 
 class Fetcher:
-    """torch's DataLoader of planned batches: whatever reads them, they come as planned."""
+    """torch's DataLoader of planned batches: whatever makes them, they come as planned."""
 
-    def __init__(self, samples: KeyedSamples, collate: Collate, options: dict):
-        self.samples, self.collate = samples, collate
-        self._planned = _Planned()
+    def __init__(self, reader: Reader, options: dict):
+        self.reader, self._planned = reader, _Planned()
         options = {**options, 'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
         self._loader = DataLoader(
-            samples,
+            reader,
             batch_sampler=self._planned,
-            collate_fn=collate,
+            collate_fn=as_it_is,
             generator=torch.Generator(),
             **options,
         )
@@ -169,7 +161,7 @@ class Fetcher:
     def batches(self, planned: Iterable[tuple]) -> Iterator[Batch]:
         """planned: (pass, indices, share) of each."""
         self._planned.batches = planned
-        lists_are_parts = self.collate.collate_fn is default_collate
+        lists_are_parts = self.reader.collate_fn is default_collate
         with reading(self._loader) as fetched:
             for each in fetched:
                 if isinstance(each, UserError):
@@ -177,14 +169,19 @@ class Fetcher:
                 number, indices, share, content = each
                 batch = Batch(content, len(indices), torch.tensor(indices), share)
                 batch.lists_are_parts = lists_are_parts
-                if self.collate.batch_transform is None:
+                if self.reader.batch_transform is None:
                     batch.collate = functools.partial(self._collate_anew, number, indices)
                 yield batch
 
     def _collate_anew(self, number: int, indices: list[int], rows: slice) -> Any:
         """The content of the samples `rows` of a batch, read and collated by themselves."""
-        samples = self.samples.read(number, indices[rows])
-        return self.collate.finished(self.collate.collated(indices[rows], samples))
+        samples = self.reader.read(number, indices[rows])
+        return self.reader.finished(self.reader.collated(indices[rows], samples))
+
+
+def as_it_is(batch: Any) -> Any:
+    """For torch's loader, whose own collating would come after ours."""
+    return batch
 
 
 class _Planned:
@@ -245,9 +242,9 @@ def reading(loader: DataLoader) -> Iterator[Iterator]:
             # torch's, where it cannot pickle what workers need: what is raised then is clearer
             warnings.simplefilter('ignore', UserWarning)
             iterator = iter(loader)
-    except NOT_PICKLABLE as error:
+    except NOT_PICKLABLE:
         _refuse_what_cannot_be_sent(loader)
-        raise error
+        raise
     finally:
         if has_masks:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
@@ -269,7 +266,7 @@ def reading(loader: DataLoader) -> Iterator[Iterator]:
 def _refuse_what_cannot_be_sent(loader: DataLoader) -> None:
     """A ConfigError when workers that are started anew, not forked, cannot be sent the data."""
     try:
-        ForkingPickler.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn))
+        ForkingPickler.dumps((loader.dataset, loader.worker_init_fn))
     except NOT_PICKLABLE as error:
         raise ConfigError(
             'the workers of the loader are started anew here, not forked, so all that they need is '

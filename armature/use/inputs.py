@@ -93,7 +93,7 @@ class ImageInput(InputFormat):
     endings = ENDINGS
 
     def sample(self, source: str | Path | bytes) -> np.ndarray:
-        pixels, _ = read_image(source, self.size, self.mode, self.max_pixels)
+        pixels = read_image(source, self.size, self.mode, self.max_pixels)
         if self.transform is None:
             return pixels
         import torch
