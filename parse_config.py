@@ -88,7 +88,7 @@ class ConfigParser:
 
             sys.stdout.write(describe(document, builds))
             sys.exit(0)
-        parsed = cls(document, resume)
+        parsed = cls(document, resume, run_id=getattr(given, 'run_id', None))
         parsed.arguments, parsed.started_in = given, os.getcwd()
         # Paths in a config are relative to the project, wherever the command was typed.
         os.chdir(ROOT)

@@ -102,6 +102,9 @@ if __name__ == '__main__':
         action='store_true',
         help='go on with the unfinished run of this name, if there is one',
     )
+    parser.add_argument(
+        '--run-id', metavar='NAME', help="name of the run's folder, instead of the time of day"
+    )
     rehearsal = parser.add_mutually_exclusive_group()
     rehearsal.add_argument(
         '--check-resume',

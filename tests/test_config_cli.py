@@ -117,6 +117,14 @@ def parsed(arguments, options=()):
         sys.argv = before
 
 
+def test_run_id_names_the_folder_of_a_run_and_is_refused_where_it_is_there(tmp_path):
+    arguments = ['-c', str(ROOT / 'config.json'), '--set', f'trainer.save_dir={tmp_path}']
+    config = parsed([*arguments, '--run-id', '007'])  # of a parser that does not know the flag
+    assert config.save_dir == tmp_path / 'models' / 'Digits_LeNet' / '007'
+    with pytest.raises(ConfigError, match='is there'):
+        assert parsed([*arguments, '--run-id', '007']).save_dir
+
+
 def test_a_config_may_come_through_a_pipe(tmp_path, monkeypatch):
     (tmp_path / 'base.json').write_text((ROOT / 'config.json').read_text())
     monkeypatch.chdir(tmp_path)

@@ -44,6 +44,7 @@ OWNED = (
     'requirements-dev.txt',
     'requirements-export.txt',
     'requirements-serve.txt',
+    'requirements-sweep.txt',
     '.gitignore',
 )  # by the user
 NOTHING: Mapping[str, str] = MappingProxyType({})

@@ -56,6 +56,7 @@ def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     _add_if_absent(parser, '--set', help='change values of the config', **more)
     help_text = 'show where each value comes from, and leave'
     _add_if_absent(parser, '--print-config', action='store_true', help=help_text)
+    _add_if_absent(parser, '--run-id', help=argparse.SUPPRESS)  # a sweep's, of any train.py
     # A mistake is shown once, not by each process.
     with redirect_stderr(sys.stderr if dist.is_first_here() else None):
         given = parser.parse_args()

@@ -189,6 +189,32 @@ BATCH = {
     'data': _key(PARTS, 'name of the input, or a list of names'),
     'target': _key(PARTS, 'name of the target, or a list of names'),
 }
+SWEEP = {
+    'params': _key(
+        OBJECT,
+        '{"optimizer.args.lr": {"low": 1e-5, "high": 0.1, "log": true}}: ranges, or lists of '
+        'values',
+        {},
+    ),
+    'name': _key(FOLDER_NAME, 'name of the runs; <name>_sweep when not given', None),
+    'grid': _key(BOOLEAN, 'try all combinations of the lists', False),
+    'n_trials': _key(COUNT, 'how many settings are tried; with a grid: all', None),
+    'sampler': _key(ENTRY, 'optuna.samplers', 'TPESampler'),
+    'pruner': _key(ENTRY, 'optuna.pruners: ends trials that do badly', 'NopPruner'),
+    'seeds': _key(
+        {**ARRAY, 'items': {**INTEGER, 'minimum': 0}},
+        'each trial runs once with each, and counts by the mean',
+        None,
+    ),
+    'folds': _key(
+        {**INTEGER, 'minimum': 2},
+        'cross-validation: each trial runs once on each of so many folds',
+        None,
+    ),
+    'parallel': _key(
+        COUNT, 'trials that may run at a time; the search for one knows none of these', 4
+    ),
+}
 
 TOP = {
     'name': _key(FOLDER_NAME, 'name of the experiment, and of its folder'),
@@ -222,6 +248,7 @@ TOP = {
     'lr_scheduler': _key(OBJECT, 'torch.optim.lr_scheduler', None, properties=SCHEDULER),
     'trainer': _key(OBJECT, 'the run', properties=TRAINER),
     'distributed': _key(OBJECT, 'when several processes train', {}, properties=DISTRIBUTED),
+    'sweep': _key(OBJECT, 'a search: python -m tools.sweep', None, properties=SWEEP),
     'init_from': _key(
         ENTRY,
         'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}',
