@@ -18,7 +18,7 @@ from armature.data.order import batches_of
 from armature.errors import exit_on_user_error
 from armature.processes import dist
 from armature.processes.launch import processes
-from armature.run.console import results
+from armature.run.console import results, shown_path
 from armature.run.folder import write_test
 from armature.run.plots import Pictures, save_pictures
 from armature.seed import seed_everything
@@ -51,7 +51,8 @@ def main(config, n_batches=None):
     model = config.init_obj('arch', module_arch).to(device)
     criterion = config.init_loss(module_loss)
     saved = checkpoint.load(config.resume)
-    logger.info(f'Testing {config.resume} (of epoch {saved.get("epoch")}) on {device}')
+    file = shown_path(config.resume)
+    logger.info(f'Testing {file} (of epoch {saved.get("epoch")}) on {device}')
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
@@ -87,7 +88,7 @@ def main(config, n_batches=None):
             per_class=by_class,
         )
         for file in [written, *save_pictures(drawn, config.resume.parent)]:
-            logger.info(f'{file} is written')
+            logger.info(f'{shown_path(file)} is written')
 
 
 if __name__ == '__main__':

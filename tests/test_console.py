@@ -160,14 +160,14 @@ def test_results_are_a_line_each_and_a_table_of_the_classes():
     by_class['f1'] |= {'a long-haired dog': math.nan}
     values = {'loss': 0.5, 'recall_cat': 1.0, 'recall_a long-haired dog': 0.25, 'accuracy': 0.9}
     assert results(values, by_class) == [
-        'loss: 0.5000',
-        'accuracy: 0.9000',
+        'loss        0.5000',
+        'accuracy    0.9000',
         '',
         '            class     recall         f1',
         '              cat      1.000     0.5000',
         'a long-haired dog     0.2500        nan',
     ]
-    assert results({'loss': 1.0}, {}) == ['loss: 1.000']
+    assert results({'loss': 1.0}, {}) == ['loss     1.000']
 
 
 def test_numbers_have_four_significant_digits():
@@ -228,7 +228,7 @@ def test_terminal_shows_a_bar_that_fits_and_is_gone_before_each_line(tmp_path):
 
 
 def test_narrow_terminal_is_readable(tmp_path):
-    lines = on_screen(on_terminal(tmp_path, 20))
+    lines = on_screen(on_terminal(tmp_path, 20).partition('Training ends')[0])
     table_lines = [line for line in lines if re.search(r'\d\.\d{3}', line)]
     assert len(table_lines) > 8 and not any('\x1b[A' in line for line in lines)
     assert all(len(re.sub(r'\x1b\[\dm', '', line)) <= 20 for line in table_lines)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -62,6 +64,22 @@ def test_run_whose_process_is_gone_is_killed(run):
         assert asked.stdout.split() == ['running', 'False']
         assert read_record(run)['state'] == 'running'
     (run / '.lock').unlink()
+    assert read_record(run)['state'] == 'killed'
+
+
+def test_run_is_killed_from_the_moment_when_its_process_is(run):
+    pid = os.fork()
+    if pid == 0:
+        with RunFolder(run).training():
+            time.sleep(60)
+    try:
+        give_up = time.monotonic() + 30
+        while read_record(run)['state'] != 'running' and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert read_record(run)['state'] == 'running'
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     assert read_record(run)['state'] == 'killed'
 
 

@@ -25,7 +25,7 @@ LONGEST_NAME = 24
 MOST_COLUMNS = 12  # of a group of values; all of them are in metrics.csv
 ENDLESS = 100_000  # characters: the width of what is no terminal
 NOTEBOOK_WIDTH = 100
-BOLD, PLAIN = '\033[1m', '\033[0m'
+BOLD, PLAIN, NO_BREAK = '\033[1m', '\033[0m', '\xa0'
 
 
 class Console:
@@ -70,10 +70,10 @@ class Console:
         return f'Best: {best} {trainer.mnt_metric}' + patience * math.isfinite(trainer.early_stop)
 
     def _say(self, text: str) -> None:
-        """Say a sentence or more; the words of commands and paths stay whole."""
+        """Say a sentence or more; paths, and what no-break spaces join, stay whole."""
         whole = {'break_long_words': False, 'break_on_hyphens': False}
         text = textwrap.fill(text, terminal_width(), subsequent_indent='  ', **whole)
-        self.trainer.logger.info(text)
+        self.trainer.logger.info(text.replace(NO_BREAK, ' '))
 
     def bar(self, epoch: int, n_done: int) -> tqdm:
         """The progress of an epoch's steps: on a terminal only, short, gone before each line."""
@@ -119,9 +119,10 @@ class Console:
         self.trainer.logger.info('')
         self._say(f'{why} (after {shown_time(time.perf_counter() - self._begun)})')
         for row in trainer.history:
-            if row.get(trainer.mnt_metric) == trainer.mnt_best:
-                values = ', '.join(f'{name} {shown(value)}' for name, value in row.items())
-                self._say(f'Best: {values}')
+            if row.get(metric := trainer.mnt_metric) == trainer.mnt_best:
+                row = {'epoch': row['epoch'], metric: row[metric]} | row
+                values = (f'{name}{NO_BREAK}{shown(value)}' for name, value in row.items())
+                self._say(f'Best: {", ".join(values)}')
                 break
         if (trainer.checkpoint_dir / BEST).is_file():
             self._say(f'It is in {run}/{BEST}')
@@ -191,7 +192,9 @@ def table(groups: list[dict[str, str]], width: int) -> list[tuple[str, str]]:
 def results(values: dict[str, float], by_class: dict[str, dict[str, float]]) -> list[str]:
     """Lines with a value each, then a table with a row a class and a column a metric."""
     of_classes = {f'{name}_{key}' for name, of in by_class.items() for key in of}
-    lines = [f'{name}: {shown(values[name])}' for name in values if name not in of_classes]
+    names = [name for name in values if name not in of_classes]
+    size = max(map(len, names), default=0)
+    lines = [f'{name:{size}} {shown(values[name]):>{CELL}}' for name in names]
     keys = list(next(iter(by_class.values()), []))
     size = max(map(len, keys), default=0)
     for number, key in enumerate(keys):

@@ -167,27 +167,23 @@ class RunFolder:
     def _lock(self) -> None:
         try:
             handle = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked as long as it is open)
-        except OSError as error:
-            raise self._no_room(error) from error
-        try:
-            records.lock(handle, alone=True)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                handle.close()
-                raise UserError(
-                    f'{self.folder} is being trained by another process ({error.strerror}). Wait '
-                    'for it, stop it, or start a new run with -c config.json'
-                ) from None
-            logger.warning(
-                f'{self.folder} cannot be locked ({error.strerror}), as on some network drives: '
-                'see to it yourself that no other training writes there'
-            )
-        try:
+            try:
+                records.lock(handle, alone=True)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                    handle.close()
+                    raise UserError(
+                        f'{self.folder} is being trained by another process ({error.strerror}). '
+                        'Wait for it, stop it, or start a new run with -c config.json'
+                    ) from None
+                logger.warning(
+                    f'{self.folder} cannot be locked ({error.strerror}), as on some network '
+                    'drives: see to it yourself that no other training writes there'
+                )
             handle.truncate(0)
             handle.write('\n'.join(job.agents()))
             handle.flush()
         except OSError as error:
-            handle.close()
             raise self._no_room(error) from error
         self._lock_file = handle
         records.locked_here.add(self.folder.resolve())

@@ -134,7 +134,7 @@ class MetricTracker:
     def avg(self, key: str) -> float:
         """Mean of `key` since the last reset; nan when it was never updated."""
         self._fold()
-        return _mean(*dist.sums(self._averages[key].sums()[:2]))
+        return _mean(*dist.sums(self._averages[key].sums[:2]))
 
     def result(self) -> dict[str, float]:
         """Mean of every key since the last reset, and the value of every stateful metric."""
@@ -158,7 +158,7 @@ class MetricTracker:
         """Mean of every key updated since the last call of `recent`."""
         recent = {key: sums[2:] for key, sums in self._sums().items()}
         for average in self._averages.values():
-            average.recent_total, average.recent_count = 0.0, 0
+            average.sums[2:] = 0.0, 0
         return {key: _mean(*sums) for key, sums in recent.items() if sums[1]}
 
     def _sums(self) -> dict[str, list[float]]:
@@ -167,7 +167,7 @@ class MetricTracker:
         # A process that had no sample yet has not seen which parts a vector or a dict has.
         keys = dict.fromkeys(key for keys in dist.gather(list(self._averages)) for key in keys)
         averages = [self._averages.setdefault(key, _Average()) for key in keys]
-        flat = iter(dist.sums([number for average in averages for number in average.sums()]))
+        flat = iter(dist.sums([number for average in averages for number in average.sums]))
         return {key: [next(flat) for _ in range(4)] for key in keys}
 
     def state_dict(self) -> dict:
@@ -183,7 +183,7 @@ class MetricTracker:
             metric.load_state_dict(state.get('stateful', {}).get(name, {}))
         if dist.is_main():  # the sums are those of all processes
             for key, sums in state.get('averages', {}).items():
-                self._averages.setdefault(key, _Average()).load(sums)
+                self._averages.setdefault(key, _Average()).sums = list(sums)
 
     def _fold(self) -> None:
         """Read the pending values, in one transfer for each type and place, into the sums."""
@@ -209,7 +209,7 @@ class MetricTracker:
 
         self._fold()
         rows = {
-            key: (average.total, average.count, _mean(average.total, average.count))
+            key: (*average.sums[:2], _mean(*average.sums[:2]))
             for key, average in self._averages.items()
         }
         return pandas.DataFrame.from_dict(
@@ -222,24 +222,15 @@ class _Average:
 
     def __init__(self):
         self.pending = []
-        self.total = self.recent_total = 0.0
-        self.count = self.recent_count = 0
+        self.sums = [0.0, 0, 0.0, 0]  # total and count of both
 
     def add(self, weighted: list[tuple[float, float]], skip_non_finite: bool) -> None:
         for value, n in weighted:
             # The mean over nothing is nan, and counts for nothing.
             if n and (math.isfinite(value) or not skip_non_finite):
-                self.total += value * n
-                self.recent_total += value * n
-                self.count += n
-                self.recent_count += n
+                more = (value * n, n) * 2
+                self.sums = [total + each for total, each in zip(self.sums, more)]
         self.pending.clear()
-
-    def sums(self) -> list[float]:
-        return [self.total, self.count, self.recent_total, self.recent_count]
-
-    def load(self, sums: list[float]) -> None:
-        self.total, self.count, self.recent_total, self.recent_count = sums
 
 
 class _Stateful:

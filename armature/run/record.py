@@ -45,12 +45,9 @@ locked_here = set()  # the folders of runs that this process trains in
 
 def find_runs(save_dir: str | Path) -> list[Path]:
     """All run folders below trainer.save_dir, by experiment and name."""
-    folders = sorted(Path(save_dir).glob('models/*/*/'))
-    return [
-        folder
-        for folder in folders
-        if any((folder / name).is_file() for name in (RECORD, CONFIG)) or any(folder.glob('*.pth'))
-    ]
+    runs = Path(save_dir) / 'models'
+    files = [path for name in (RECORD, CONFIG, '*.pth') for path in runs.glob(f'*/*/{name}')]
+    return sorted({path.parent for path in files})
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
