@@ -1,4 +1,4 @@
-"""Predict for files without targets: python predict.py -r saved/models/NAME/RUN/best INPUT..."""
+"""Predict for files without targets: python predict.py -r saved/models/NAME/RUN INPUT..."""
 
 import argparse
 import csv
@@ -39,11 +39,12 @@ N_PENDING = 64  # batches whose outputs stay on the device until they are read t
 
 
 def load_run(path: str | Path, device: str | torch.device = 'cpu') -> 'Run':
-    """The trained model of a run; path: its folder, RUN/best, a checkpoint, or a packed folder.
+    """The trained model of a run; path: its folder, of which the best checkpoint is taken;
+    a checkpoint; or a folder that tools.card has packed.
 
     The training data is not needed.
     """
-    file = checkpoint.find(str(path), build.ROOT).resolve()
+    file = checkpoint.find(str(path), build.ROOT, best_first=True).resolve()
     config = checkpoint.load_head(file).get('config')
     if not isinstance(config, dict):
         raise ConfigError(f'{file}: this checkpoint holds no config, which says what its model is')
@@ -274,7 +275,7 @@ if __name__ == '__main__':
         '--resume',
         metavar='CHECKPOINT',
         required=True,
-        help='a run folder, RUN/best, a checkpoint, or a folder that tools.card has packed',
+        help='a run folder, of which the best checkpoint is taken; a checkpoint; a packed folder',
     )
     parser.add_argument(
         '-o', '--output', metavar='FILE', help='where the rows go; without it they are printed'
@@ -288,6 +289,7 @@ if __name__ == '__main__':
     parser.add_argument(
         '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
     )
+    parser.set_defaults(best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         with processes(config):

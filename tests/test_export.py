@@ -129,6 +129,7 @@ def test_a_file_that_is_no_export_is_refused(tmp_path):
 
 def test_a_packed_run_is_used_like_the_run(run_of, tmp_path, monkeypatch, capsys):
     run = run_of('sequence')
+    accuracy = measured(run)
     monkeypatch.chdir(tmp_path)
     assert run_here('tools.card', run, '-o', 'card', monkeypatch=monkeypatch) == 0
     assert sorted(path.name for path in (tmp_path / 'card').iterdir()) == [
@@ -138,7 +139,8 @@ def test_a_packed_run_is_used_like_the_run(run_of, tmp_path, monkeypatch, capsys
         'weights.safetensors',
     ]
     text = (tmp_path / 'card/README.md').read_text()
-    assert '- classes: blame, praise' in text and '| val_accuracy |' in text
+    assert '- classes: blame, praise' in text
+    assert f'| accuracy | {accuracy:.4g} | {interval("accuracy", accuracy, 2000)} |' in text
     moved = Path(shutil.move(tmp_path / 'card', tmp_path / 'elsewhere'))
     sentences = ['the soup is not very good', 'the film was fine but the room is dull']
     assert load_run(moved).predict(sentences) == load_run(run / 'best').predict(sentences)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from armature.use.outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, answer
 from data_loader.data_loaders import CifarDataLoader, MnistDataLoader
 from data_loader.datasets import Standardize
 from predict import input_format_of, load_run
-from tests.conftest import ROOT, run_script
+from tests import warm
+from tests.conftest import ROOT
 from tests.first_version.resume import unpack_run
 from tests.trained import copy_of, inputs_of, measured, run_here, train_run
 
@@ -186,14 +188,19 @@ def test_two_processes_write_what_one_does(run_of, tmp_path):
     run, (inputs, _) = run_of('sequence'), inputs_of('sequence', tmp_path)
     with open(inputs, 'a') as file:
         file.write('\nthe fish is bad\n')
-    torchrun = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2')
-    options = ('-r', run, inputs, '-b', 101, '-d', 'cpu')
-    for number, command in enumerate(((), torchrun)):
-        out = ('-o', tmp_path / f'{number}.csv')
-        done = run_script(*command, ROOT / 'predict.py', *options, *out, check=False)
+    for n_processes in (1, 2):
+        command = ['python', ROOT / 'predict.py', '-r', run, inputs, '-b', 101, '-d', 'cpu']
+        command += ['-o', tmp_path / f'{n_processes}.csv']
+        done = warm.run(
+            [str(word) for word in command],
+            cwd=tmp_path,
+            env=dict(os.environ),
+            timeout=100,
+            n_processes=n_processes if n_processes > 1 else None,
+        )
         assert 'of them cannot be read' in done.stderr, done.stderr
         assert done.returncode == 1
-    one, two = (rows_of(tmp_path / f'{number}.csv') for number in (0, 1))
+    one, two = (rows_of(tmp_path / f'{number}.csv') for number in (1, 2))
     assert [(row['input'], row['prediction'], row['error']) for row in one] == [
         (row['input'], row['prediction'], row['error']) for row in two
     ]

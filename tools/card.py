@@ -25,7 +25,7 @@ Z = 1.96  # of a 95 % interval
 
 def pack(run: str | Path, folder: Path | None = None) -> Path:
     """The folder that was written; without one, RUN/card."""
-    path = checkpoint.find(_best_of(str(run)), ROOT).resolve()
+    path = checkpoint.find(str(run), ROOT, best_first=True).resolve()
     folder = folder or path.parent / 'card'
     if folder.exists():
         raise ConfigError(f'{folder} exists: name a folder that is not there yet with -o')
@@ -49,12 +49,6 @@ def pack(run: str | Path, folder: Path | None = None) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
-
-
-def _best_of(run: str) -> str:
-    """RUN/best, where the run has one."""
-    has_best = any((base / run / checkpoint.BEST).is_file() for base in (Path(), ROOT))
-    return f'{run}/best' if has_best else run
 
 
 def card(state: dict, record: dict[str, Any], test: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""Export the model of a run: python -m tools.export -r saved/models/NAME/RUN/best --format onnx
+"""Export the model of a run: python -m tools.export -r saved/models/NAME/RUN --format onnx
 
 onnx (runs without torch), pt2 (torch.export) or safetensors (the weights, with all that load_run
 needs), into a folder of its own, and proven there: validation samples in batches of 1, 2 and n go
@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import model.metric as module_metric
-from armature.batch import Parts, cut, map_leaves, to_device
+from armature.batch import CannotCut, Parts, cut, map_leaves, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import packed
 from armature.config.build import ROOT
@@ -331,7 +331,10 @@ def prove(
     n = len(tensors_in(data)[0])
     sizes, largest, n_compared = sorted({1, min(2, n), n}), 0.0, 0
     for size in sizes:
-        some = cut(data, n, slice(size))
+        try:
+            some = cut(data, n, slice(size))
+        except CannotCut as error:
+            raise ExportError(f'a batch holds {error}, which is not one row a sample') from error
         with torch.no_grad():
             outputs = [model(some) for model in (run.model, exported)]
         for name, one, other in zip(by_task(outputs[0]), *map(tensors_in, outputs)):
@@ -397,6 +400,7 @@ def main() -> None:
         '-o', '--output', metavar='FOLDER', help='a new one; export-FORMAT in the run'
     )
     parser.add_argument('--tolerance', type=float, default=TOLERANCE, metavar='X')
+    parser.set_defaults(best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         given = config.arguments

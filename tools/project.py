@@ -65,7 +65,7 @@ python -m pytest
 
 `python train.py -r saved/models/NAME/RUN` goes on with a run;
 `python test.py -r saved/models/NAME/RUN/best` measures it, and
-`python predict.py -r saved/models/NAME/RUN/best FILES -o predictions.csv` uses it.
+`python predict.py -r saved/models/NAME/RUN FILES -o predictions.csv` uses it.
 
 Yours: {owned}.
 Kept up to date by the template, `python TEMPLATE/new_project.py --update .`: {kept}.

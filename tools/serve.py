@@ -1,4 +1,4 @@
-"""Serve a trained model on this machine: python -m tools.serve -r saved/models/NAME/RUN/best
+"""Serve a trained model on this machine: python -m tools.serve -r saved/models/NAME/RUN
 
 Or a file that tools.export wrote as ONNX, for which torch need not be installed. POST /predict
 takes images, rows, sentences or arrays; / is a page to try it on; /health and /metrics are for
@@ -273,7 +273,7 @@ def main() -> None:
         '--resume',
         metavar='MODEL',
         required=True,
-        help='a run folder, RUN/best, a checkpoint, a packed folder, or a model.onnx',
+        help='a run folder, a checkpoint, a packed folder, or a model.onnx',
     )
     parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 is for everybody')
     parser.add_argument('--port', type=int, default=8000)
