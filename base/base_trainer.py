@@ -36,6 +36,7 @@ from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
 from base.stepper import Stepper
 from logger import TensorboardWriter
+from logger.trackers import Trackers
 
 
 def _of(owner: str, name: str) -> property:
@@ -100,6 +101,7 @@ class BaseTrainer(ABC):
             self.logger,
             self.settings.tensorboard and dist.is_main(),
             purge_step=self.step + 1 if self.step else None,
+            trackers=Trackers(self.settings.trackers, self._folder, config.log_dir),
         )
 
     @abstractmethod
@@ -145,6 +147,7 @@ class BaseTrainer(ABC):
             data=self._resume.data,
             **self._resume.made_by,
         )
+        self.writer.begin(self._config_as_read())
 
     def _config_as_read(self) -> dict:
         """The config without what the script has filled in since, which may be any object."""
@@ -336,6 +339,8 @@ class BaseTrainer(ABC):
             self._save_last()
             raise
         self.console.epoch(row, others, improved)
+        if improved:
+            self.writer.best(averages)
         if improved or epoch % self.save_period == 0:
             self._save_checkpoint(epoch, save_best=improved)
         self._save_last()

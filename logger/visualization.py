@@ -1,10 +1,27 @@
 """TensorboardWriter: the only user of SummaryWriter; it is never the reason that a run stops."""
 
 import inspect
+import json
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from logger.trackers import Trackers
+
+# What changes no result.
+NO_HYPERPARAMETERS = (
+    'name',
+    'n_gpu',
+    'trainer.save',
+    'trainer.keep',
+    'trainer.log',
+    'trainer.verb',
+)
+NO_HYPERPARAMETERS += ('trainer.tensorboard', 'trainer.trackers', 'trainer.pictures')
 
 
 class TensorboardWriter:
@@ -13,6 +30,7 @@ class TensorboardWriter:
     `set_step(step, mode)` says which step the next calls belong to; the tag becomes 'tag/mode',
     except for histograms and embeddings. Where TensorBoard is off, all of it does nothing.
     purge_step: the first step of a resumed run; what was written from there on before is hidden.
+    trackers: are sent scalars and figures too, whether TensorBoard is on or off.
     """
 
     UNTAGGED = ('add_histogram', 'add_embedding')
@@ -23,9 +41,11 @@ class TensorboardWriter:
         logger: logging.Logger,
         enabled: bool,
         purge_step: int | None = None,
+        trackers: Trackers | None = None,
     ):
         self.logger = logger
         self.step, self.mode = 0, ''
+        self._trackers = trackers
         self._failed = set()
         self._enabled, self._log_dir, self._purge_step = enabled, str(log_dir), purge_step
 
@@ -42,44 +62,97 @@ class TensorboardWriter:
             self.logger.warning(f'TensorBoard is off: {error}')
             return None
 
+    def begin(self, config: dict) -> None:
+        """Say what is about to be trained: to the trackers, and to TensorBoard's HPARAMS.
+
+        config: as it was read.
+        """
+        if self._trackers:
+            self._trackers.begin(config)
+        if self.writer is not None:
+            from torch.utils.tensorboard.summary import hparams
+
+            # add_hparams would make a run of its own, beside the one with the scalars.
+            _, begun, _ = hparams(hyperparameters(config), {})
+            self._safely('begin', self.writer.file_writer.add_summary, summary=begun)
+
+    def best(self, values: dict[str, float]) -> None:
+        """What the best epoch so far reported."""
+        self.mode = ''
+        for name, value in values.items():
+            self.add_scalar(f'best/{name}', value)
+
     def set_step(self, step: int, mode: str = 'train') -> None:
         self.step, self.mode = step, mode
 
     def flush(self) -> None:
-        if 'writer' in vars(self):
-            self._write('flush')
+        if vars(self).get('writer') is not None:
+            self._safely('flush', self.writer.flush)
 
     def close(self) -> None:
-        if 'writer' in vars(self):
-            self._write('close')
+        if self._trackers:
+            self._trackers.close()
+        if vars(self).get('writer') is not None:
+            self._safely('close', self.writer.close)
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('add_'):
             raise AttributeError(f'TensorboardWriter has no {name!r}')
 
         def add(*args: Any, **kwargs: Any) -> None:
+            if self._trackers and name in ('add_scalar', 'add_figure'):
+                self._safely(name, self._track, *args, **kwargs)
             if self.writer is None:
                 return
             # A method or an argument that TensorBoard does not know is the caller's mistake.
-            signature = inspect.signature(getattr(self.writer, name))
+            method = getattr(self.writer, name)
+            signature = inspect.signature(method)
             given = signature.bind(*args, **kwargs)
             tag = 'main_tag' if 'main_tag' in signature.parameters else 'tag'
-            if self.mode and tag in given.arguments and name not in self.UNTAGGED:
-                given.arguments[tag] = f'{given.arguments[tag]}/{self.mode}'
+            if tag in given.arguments and name not in self.UNTAGGED:
+                given.arguments[tag] = self._tag(given.arguments[tag])
             if 'global_step' in signature.parameters and name != 'add_hparams':
                 given.arguments.setdefault('global_step', self.step)
-            self._write(name, **given.arguments)
+            self._safely(name, method, **given.arguments)
 
         return add
 
-    def _write(self, name: str, **arguments: Any) -> None:
-        if self.writer is None:
-            return
+    def _tag(self, tag: str) -> str:
+        return f'{tag}/{self.mode}' if self.mode else tag
+
+    def _track(self, tag, scalar_value=None, global_step=None, *_, figure=None, **__) -> None:
+        value = scalar_value if figure is None else figure
+        value = drawn(value) if hasattr(value, 'savefig') else float(value)
+        self._trackers.put(self._tag(tag), value, self.step if global_step is None else global_step)
+
+    def _safely(self, name: str, call: Callable, *args: Any, **kwargs: Any) -> None:
         try:
-            getattr(self.writer, name)(**arguments)
+            call(*args, **kwargs)
         except Exception as error:  # a full disk: the training is worth more
             if name not in self._failed:
                 self._failed.add(name)
                 self.logger.warning(
                     f'TensorBoard: {name} failed, going on: {type(error).__name__}: {error}'
                 )
+
+
+def hyperparameters(config: dict, where: str = '') -> dict[str, Any]:
+    """The numbers, switches and texts of a config that can change a result, by name with dots."""
+    found = {}
+    for key, value in config.items():
+        name = f'{where}{key}'
+        if isinstance(value, dict):
+            found |= hyperparameters(value, f'{name}.')
+        elif value is not None and not name.startswith(NO_HYPERPARAMETERS):
+            is_list = isinstance(value, (list, tuple))
+            found[name.replace('.args.', '.')] = json.dumps(value) if is_list else value
+    return found
+
+
+def drawn(figure: Any) -> np.ndarray:
+    """A matplotlib Figure as uint8 pixels, (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]

@@ -1,6 +1,7 @@
 """What the tests share: a tiny real experiment, and the scripts run as a user runs them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,19 @@ class Experiment:
             scheduler and scheduler(optimizer),
             len_epoch,
         )
+
+
+def going_on(experiment, trainer, **settings):
+    """A trainer that goes on in the same folder, as one does with -r."""
+    shutil.copytree(trainer.checkpoint_dir, experiment.folder / 'kept')
+    shutil.rmtree(trainer.checkpoint_dir)
+    resumed = experiment.trainer(
+        experiment.folder / 'kept/checkpoint-last.pth',
+        run_id=trainer.checkpoint_dir.name,
+        **settings,
+    )
+    shutil.copytree(experiment.folder / 'kept', trainer.checkpoint_dir, dirs_exist_ok=True)
+    return resumed
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def check_resume(config: dict) -> None:
             'len_epoch': STEPS_PER_EPOCH,
             'epochs': N_EPOCHS,
             'tensorboard': False,
+            'trackers': None,
             'save_period': 10**6,
             'early_stop': 0,
         }

@@ -33,7 +33,7 @@ def short_config(
 ) -> ConfigParser:
     """A copy of the config that saves into `folder`, with other settings in its trainer section."""
     config = copy.deepcopy(config)
-    config['trainer'] |= {'save_dir': str(folder), 'early_stop': 0, **trainer}
+    config['trainer'] |= {'save_dir': str(folder), 'early_stop': 0, 'trackers': None, **trainer}
     return ConfigParser(config, resume)
 
 

@@ -112,6 +112,11 @@ def _loader_parts() -> dict:
     return _subclasses(data, data.Sampler) | _subclasses(data, data.Dataset)
 
 
+def _trackers() -> dict:
+    module = import_project_module('logger.trackers')
+    return {} if module is None else module.TRACKERS
+
+
 def _subclasses(module: ModuleType, base: type) -> dict:
     return {
         name: value
@@ -162,6 +167,7 @@ KINDS = {
     'lr_scheduler': Kind(
         'a scheduler', '', (_schedulers,), (_SCHEDULER,), 'step', is_scheduler=True
     ),
+    'trackers': Kind('a tracker', '', (_trackers,), method='log'),
     'trainer': Kind('a trainer', 'trainer.trainer', method='_train_epoch'),
     'data_loader': Kind(
         'a data loader',

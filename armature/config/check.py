@@ -70,6 +70,8 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
         yield from judge(
             trainer['type'], KINDS['trainer'], path, builds['trainer'], config, is_complete=False
         )
+    for index, entry in entries(trainer.get('trackers') if 'trainer' in builds else None):
+        yield from judge(entry, KINDS['trackers'], ('trainer', 'trackers', index), None, config)
     try:
         expanded(str(trainer.get('save_dir')))
     except ConfigError as error:

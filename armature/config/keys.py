@@ -108,12 +108,20 @@ TRAINER = {
         NUMBER, 'epochs without a better value until training stops; 0: never', None, minimum=0
     ),
     'tensorboard': _key(BOOLEAN, 'write TensorBoard logs', False),
+    'trackers': _key(
+        {**ARRAY, 'items': ENTRY},
+        'services beside it: wandb, trackio, or a class of your own',
+        None,
+    ),
     'tensorboardX': _key(BOOLEAN, 'older name of tensorboard', None, deprecated=True),
     'len_epoch': _key(COUNT, 'batches an epoch has; null: one pass over the data', None),
     'max_steps': _key(COUNT, 'end the run, saved, after so many optimizer steps', None),
     'log_step': _key(COUNT, 'log every so many steps; null: ten times an epoch', None),
     'log_images': _key(BOOLEAN, 'one grid of validation images an epoch to TensorBoard', False),
     'log_histograms': _key(BOOLEAN, 'histograms of the parameters to TensorBoard', False),
+    'log_graph': _key(
+        BOOLEAN, 'the graph of the model to TensorBoard (one process, with validation)', False
+    ),
     'save_every_steps': _key(COUNT, 'also save checkpoint-last.pth every so many steps', None),
     'save_every_minutes': _key(
         ABOVE_0, 'also save checkpoint-last.pth every so many minutes', None

@@ -1,0 +1,172 @@
+"""Trackers beside TensorBoard (trainer.trackers): the only place that speaks to such services.
+
+A tracker is a class with three methods, which are called in a thread of their own:
+
+    begin(run)         once: what run.json says, 'config', and 'id', which a resume keeps
+    log(values, step)  {'loss/train': 0.5, 'roc/valid': uint8 array (height, width, 3)} of one step
+    end(run)           once: what run.json says in the end, the best epoch too
+
+What they raise is one warning. None of it stops the training, or lets it wait.
+"""
+
+import importlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from armature.config import build
+from armature.config.read import Document
+from armature.processes import dist
+
+MAX_WAITING = 1000  # steps that slow trackers may be behind; more of them are left out
+MAX_END_S = 30.0  # for which the end of a training waits for what is still to be sent
+logger = logging.getLogger('trainer')
+
+
+class Trackio:
+    """Trackio, which keeps runs on this machine. args: those of trackio.init."""
+
+    service = 'trackio'
+
+    def __init__(self, **args: Any):
+        self.args = args
+
+    def begin(self, run: dict) -> None:
+        self.module = importlib.import_module(self.service)
+        record = {key: value for key, value in run.items() if key != 'config'}
+        known = {'project': run['name'], 'name': run['run'], 'resume': 'allow'}
+        known |= {'config': {**run['config'], 'run': record}, **self.more(run)}
+        self.run = self.module.init(**known | self.args)
+
+    def more(self, run: dict) -> dict:
+        """Further arguments of init."""
+        return {}
+
+    def log(self, values: dict, step: int) -> None:
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                values = {**values, name: self.module.Image(value)}
+        self.run.log(values, step=step)
+
+    def end(self, run: dict) -> None:
+        self.run.finish()
+
+
+class Wandb(Trackio):
+    """Weights & Biases. args: those of wandb.init, such as {"project": ..., "mode": "offline"}."""
+
+    service = 'wandb'
+
+    def more(self, run: dict) -> dict:
+        # It would ask for a key on the terminal, where the training prints.
+        asks = 'mode' not in self.args and 'WANDB_MODE' not in os.environ
+        if asks and not self.module.login(prompt=False):
+            raise RuntimeError('type `wandb login` once, or give it "args": {"mode": "offline"}')
+        return {'id': run['id'], 'settings': {'console': 'off', 'quiet': True}}
+
+
+TRACKERS = {'wandb': Wandb, 'trackio': Trackio}
+
+
+class Trackers:
+    """Hands each of `entries` (trainer.trackers) what a run logs; without any it is false.
+
+    folder: the RunFolder, whose run.json keeps the run's id. log_dir: there a file says which step
+    was sent last, so that a resumed run sends none twice.
+    """
+
+    def __init__(self, entries: list | None, folder: Any, log_dir: str | Path):
+        self._entries = entries if entries and dist.is_main() else []
+        self._folder, self._sent = folder, Path(log_dir) / 'trackers.sent'
+        self._sent_before = -1
+        self._queue = queue.Queue(MAX_WAITING)
+        self._thread = None
+        self._step, self._values = None, {}
+        self._warned = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def begin(self, config: dict) -> None:
+        """Start them; config: as it was read."""
+        makers = {}
+        for entry in self._entries:
+            name = entry['type'] if isinstance(entry, dict) else entry
+            makers[name] = build.prepare(entry, 'trackers', None, (), {}, Document({}))
+        sent = self._sent.read_text().strip() if self._sent.is_file() else ''
+        self._sent_before = int(sent) if sent.isdecimal() else -1
+        of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}
+        self._folder.note(trackers=of_run)
+        run = {**self._folder.record, 'config': config, **of_run}
+        self._thread = threading.Thread(target=self._serve, args=(makers, run), daemon=True)
+        self._thread.start()
+
+    def put(self, name: str, value: float | np.ndarray, step: int) -> None:
+        """Note a value of a step; the values of one step are sent together."""
+        if step != self._step:
+            self._flush()
+        self._step = step
+        self._values[name] = value
+
+    def _flush(self) -> None:
+        if self._values and self._step > self._sent_before:
+            try:
+                self._queue.put_nowait((self._step, self._values))
+            except queue.Full:
+                self._warn('they', f'are too slow: values are left out, first of step {self._step}')
+        self._values = {}
+
+    def close(self) -> None:
+        """Let them send the rest and say how the run ended, which may take `MAX_END_S`."""
+        self._flush()
+        until = time.monotonic() + MAX_END_S
+        while self._thread and self._thread.is_alive() and time.monotonic() < until:
+            if not self._queue.full():
+                self._queue.put(None)
+            self._thread.join(0.1)
+        if self._thread and self._thread.is_alive():
+            self._warn('they', f'have not taken all within {MAX_END_S:g} s; the rest is lost')
+
+    def _serve(self, makers: dict[str, Callable], run: dict) -> None:
+        begun = {}
+        for name, make in makers.items():
+            with self._warning(name, 'is off'):
+                tracker = make()
+                tracker.begin(run)
+                begun[name] = tracker
+        with self._warning('they', 'are off'):
+            self._sent.touch()
+            with open(self._sent, 'r+') as sent:
+                while item := self._queue.get():
+                    step, values = item
+                    for name, tracker in begun.items():
+                        with self._warning(name, 'failed, going on'):
+                            tracker.log(values, step)
+                    sent.seek(0)
+                    sent.write(f'{step:<20}')  # in one piece: a kill leaves no half of it
+                    sent.flush()
+        for name, tracker in begun.items():
+            with self._warning(name, 'failed'):
+                tracker.end({**run, **self._folder.record})
+
+    @contextmanager
+    def _warning(self, name: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # some libraries raise SystemExit
+            hint = ' (see requirements-trackers.txt)' if isinstance(error, ImportError) else ''
+            self._warn(name, f'{what}: {type(error).__name__}: {error}{hint}')
+
+    def _warn(self, name: str, what: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning(f'trainer.trackers: {name} {what}')
