@@ -24,7 +24,7 @@ from data_loader.data_loaders import (
     WeightedRandomSampler,
 )
 from tests.conftest import ROOT, run_script
-from tools.show_data import draw, show
+from tools.show_data import draw, drawn_classes, show
 
 ROWS = [
     ('1', 'red', 'yes'),
@@ -866,11 +866,11 @@ def test_pictures_of_a_batch_are_drawn(tmp_path, channels):
     from PIL import Image
 
     images = torch.rand(9, channels, 6, 5)
-    draw(images, list(range(9)), str(tmp_path / 'data.png'))
+    draw(images, list(range(9)), str(tmp_path / 'data.png'), 'nine')
     with Image.open(tmp_path / 'data.png') as picture:
         assert picture.width > 8 * 80 and picture.height > 2 * 80
     with pytest.raises(ConfigError, match='-o .*data.xyz: it cannot be drawn there'):
-        draw(images, list(range(9)), str(tmp_path / 'data.xyz'))
+        draw(images, list(range(9)), str(tmp_path / 'data.xyz'), 'nine')
 
 
 def test_show_data_draws_a_batch_and_finds_samples_in_two_splits(tmp_path):
@@ -899,4 +899,16 @@ def test_show_data_draws_a_batch_and_finds_samples_in_two_splits(tmp_path):
     assert (
         re.search(r'in (train|valid) and in test: 1 samples \(such as \d = \d\)', said)
         and (tmp_path / 'data.png').is_file()
+        and (tmp_path / 'data_classes.png').is_file()
     )
+
+
+def test_picture_of_the_classes_names_axes_and_splits_and_marks_the_rarest():
+    counts = {'train': {'cat': 30, 'dog': 10}, 'test': {'cat': 1, 'dog': 3}}
+    (axes,) = drawn_classes(counts, 'Pets').axes
+    assert axes.get_title() == 'Pets (rarest in train: dog, 10)'
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('class', 'share of the split')
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(legend) == ['if all were alike', 'test: 4 samples', 'train: 40 samples']
+    assert [bar.get_height() for bar in axes.patches] == [0.75, 0.25, 0.25, 0.75]
+    assert [label.get_color() for label in axes.get_xticklabels()] == ['black', 'red']

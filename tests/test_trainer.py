@@ -2,6 +2,7 @@
 
 import csv
 import math
+import time
 
 import pytest
 import torch
@@ -396,6 +397,26 @@ def test_tensorboard_holds_each_tag_once_per_step_and_a_resumed_run_hides_what_i
     }
     assert [event.step for event in events.Scalars('loss/train')] == [2, 4, 6, 8, 10, 12]
     assert events.Tags()['histograms'] and not events.Tags()['images']
+
+
+def test_pace_and_time_of_an_epoch_leave_out_what_was_before_it(experiment, monkeypatch):
+    class SlowToValidate(Trainer):
+        def _valid_epoch(self, epoch):
+            time.sleep(0.5)
+            return super()._valid_epoch(epoch)
+
+    trainer = experiment.trainer(epochs=2, log_step=2, trainer_class=SlowToValidate)
+    paces = []
+    monkeypatch.setattr(
+        trainer.writer,
+        'add_scalar',
+        lambda tag, value: paces.append(value) if tag == 'samples_per_second' else None,
+        raising=False,
+    )
+    time.sleep(0.5)
+    trainer.train()
+    assert len(paces) == 6
+    assert min(paces) > 2 * 7 / 0.5  # two batches of 7, if the waiting counted
 
 
 def test_writer_that_fails_does_not_stop_the_training(experiment):

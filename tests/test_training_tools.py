@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from parse_config import ROOT, ConfigParser
 from tests.conftest import run_script
 from tests.test_resume import everything
 from tools import check_resume
-from tools.find_lr import find_lr, steepest
+from tools.find_lr import drawn, find_lr, steepest
 from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.smoke import smoke
@@ -125,6 +126,18 @@ def test_find_lr_suggests_a_rate_that_trains_and_draws_its_curve(tmp_path):
     assert (tmp_path / 'Digits_LeNet.png').read_bytes()[:4] == b'\x89PNG'
     with pytest.raises(UserError, match='never fell'):
         find_lr(lambda config: deaf(train.build(config)), config_of(), 30, tmp_path)
+
+
+def test_picture_of_the_learning_rates_marks_the_suggestion_and_the_lowest_loss():
+    rates = [10.0 ** (power / 10) for power in range(-40, 5)]
+    losses = [2 - 1 / (1 + 100 ** -(2 + math.log10(rate))) for rate in rates[:-5]]
+    (axes,) = drawn('Digits', rates, losses, rates[20]).axes
+    assert axes.get_title().startswith('Digits: ')
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('learning rate', 'loss')
+    assert axes.get_xscale() == 'log'
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend[:3] == ['loss of each step', 'smoothed', 'falls most steeply: 0.01']
+    assert re.fullmatch(r'lowest, 1\.\d+, at 0\.79', legend[3])
 
 
 def deaf(trainer):

@@ -64,7 +64,9 @@ def find_lr(build: Callable, config: dict, n_steps: int, folder: Path) -> float:
         )
     suggestion = steepest(rates, smooth)
     folder.mkdir(parents=True, exist_ok=True)
-    (file,) = save_pictures({config['name']: drawn(rates, smooth, suggestion)}, folder)
+    (file,) = save_pictures(
+        {config['name']: drawn(config['name'], rates, losses, suggestion)}, folder
+    )
     print(
         f'Suggested learning rate: {suggestion:.2g} (the loss falls most steeply there; it was '
         f'{min(smooth):.4g} at best, '
@@ -121,14 +123,23 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     return rates[1 + falls.index(min(falls))]
 
 
-def drawn(rates: list[float], losses: list[float], suggestion: float) -> Any:
-    """The smoothed loss against the rate, the suggestion marked; what diverges is cut off."""
-    figure, axes = new_figure('learning rate search')
-    axes.semilogx(rates[: len(losses)], losses, label='loss, smoothed')
-    loss = losses[rates.index(suggestion)]
-    axes.plot(suggestion, loss, 'o', color='red', label=f'falls most steeply: {suggestion:.2g}')
-    low, high = min(losses), min(max(losses), 1.5 * abs(losses[0]))
-    margin = 0.05 * (high - low)
+def drawn(name: str, rates: list[float], losses: list[float], suggestion: float) -> Any:
+    """Each step's loss against the rate, smoothed too; the suggestion and the lowest are marked.
+
+    What diverges is cut off.
+    """
+    figure, axes = new_figure(f'{name}: where the loss falls while the learning rate rises')
+    smooth, rates = smoothed(losses), rates[: len(losses)]
+    axes.semilogx(rates, losses, color='tab:blue', alpha=0.3, label='loss of each step')
+    axes.semilogx(rates, smooth, color='tab:blue', label='smoothed')
+    at, lowest = rates.index(suggestion), smooth.index(min(smooth))
+    text = f'falls most steeply: {suggestion:.2g}'
+    axes.axvline(suggestion, color='tab:red', linestyle='--', label=text)
+    axes.plot(suggestion, smooth[at], 'o', color='tab:red')
+    text = f'lowest, {min(smooth):.4g}, at {rates[lowest]:.2g}'
+    axes.plot(rates[lowest], smooth[lowest], 'v', color='black', label=text)
+    low, high = min(smooth), min(max(smooth), 1.5 * abs(smooth[0]))
+    margin = 0.1 * (high - low)
     axes.set(xlabel='learning rate', ylabel='loss', ylim=(low - margin, high + margin))
     axes.grid(alpha=0.3)
     axes.legend()

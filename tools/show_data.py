@@ -2,7 +2,8 @@
 
 Prints for each split how many samples and classes it has, what was skipped, converted or could not
 be read, and its first batch; then which samples stand in two splits. Draws the first training batch
-as the model will see it to data.png, or prints its first samples where it holds no images.
+as the model will see it to data.png, or prints its first samples where it holds no images; and how
+many samples of each class the splits have to data_classes.png.
 """
 
 import argparse
@@ -57,18 +58,21 @@ def held_by(loader: Any) -> torch.Tensor | None:
     return (sampler.indices if isinstance(sampler, Order) else loader.indices(0)).unique()
 
 
-def class_counts(loader: Any, indices: torch.Tensor) -> str:
+def class_counts(loader: Any, indices: torch.Tensor) -> dict[str, int]:
     """How many of these samples are of each class; empty when the targets are no classes."""
     classes = np.asarray(loader.sample_classes())
     names = class_names_of(loader.dataset) or loader.class_names
     kinds = 'iubU' if names is None else 'iubf'
     if not classes.ndim or classes.size > len(classes) or classes.dtype.kind not in kinds:
-        return ''
+        return {}
     counts = Counter(classes.flatten()[indices.numpy()].tolist())
-    shown = [
-        f'{names[int(each)] if names else each}: {count:,}'
-        for each, count in sorted(counts.items())
-    ]
+    return {
+        str(names[int(each)] if names else each): count for each, count in sorted(counts.items())
+    }
+
+
+def listed(counts: dict[str, int]) -> str:
+    shown = [f'{name}: {count:,}' for name, count in counts.items()]
     return ', '.join(shown[:20]) + ' ...' * (len(shown) > 20)
 
 
@@ -114,18 +118,21 @@ def read_all(loader: Any, held: torch.Tensor) -> tuple[dict[str, int], list[str]
     return found, unreadable
 
 
-def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int]]:
-    """Print what a split holds. Returns (its first batch, {digest of an input: its index})."""
+def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int], dict[str, int]]:
+    """Print what a split holds.
+
+    Returns (its first batch, {digest of an input: its index}, {class: how many samples}).
+    """
     held, indexed = held_by(loader), {}
     how_many = 'a stream' if held is None else f'{len(held):,} samples'
     print(f'{name}: {how_many}, batches of {loader.batch_size}')
-    counts = ''
+    counts = {}
     if held is not None:
         counts, drawn = class_counts(loader, held), loader.indices(0)
         if counts:
-            print(f'    classes      {counts}')
+            print(f'    classes      {listed(counts)}')
         if len(drawn) != len(held) or len(drawn.unique()) != len(held):
-            of_classes = f': {class_counts(loader, drawn)}' if counts else ''
+            of_classes = f': {listed(class_counts(loader, drawn))}' if counts else ''
             print(f'    an epoch     draws {len(drawn):,} samples{of_classes}')
         indexed, unreadable = read_all(loader, held)
         if len(indexed) + len(unreadable) < len(held):
@@ -139,11 +146,11 @@ def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int]]:
         batch = next(iter(loader), None)
     except UserError as error:
         print(f'    no batch: {error}')
-        return None, indexed
+        return None, indexed, counts
     batch = batch if batch is None else parts.of(batch)
     print('    the first batch:')
     print('\n'.join(f'        {line}' for line in describe(batch, bool(counts))))
-    return batch, indexed
+    return batch, indexed, counts
 
 
 def main(config: ConfigParser, file: str) -> None:
@@ -151,17 +158,23 @@ def main(config: ConfigParser, file: str) -> None:
     parts = Parts(config.get('batch'), pairs_only=False)
     loaders = splits(config)
     shown = {name: show(name, loader, parts) for name, loader in loaders.items()}
-    for (one, (_, ours)), (other, (_, theirs)) in combinations(shown.items(), 2):
+    for (one, (_, ours, _)), (other, (_, theirs, _)) in combinations(shown.items(), 2):
         if ours and theirs:
             shared = [each for each in ours if each in theirs]
             pairs = ', '.join(f'{ours[each]} = {theirs[each]}' for each in shared[:5])
             such = f' (such as {pairs})' if shared else ''
             print(f'in {one} and in {other}: {len(shared)} samples{such}')
     names = getattr(loaders['train'], 'class_names', None)
-    show_batch(shown['train'][0], names, file)
+    show_batch(shown['train'][0], names, file, f'{config["name"]}: the first training batch')
+    counts = {name: counts for name, (*_, counts) in shown.items() if counts}
+    if counts:
+        path = Path(file)
+        path = path.with_name(f'{path.stem}_classes{path.suffix}')
+        save(drawn_classes(counts, f'{config["name"]}: samples of each class'), str(path))
+        print(f'the classes of the splits are in {path}')
 
 
-def show_batch(batch: Any, names: list[str] | None, file: str) -> None:
+def show_batch(batch: Any, names: list[str] | None, file: str, title: str) -> None:
     """Draw the images of a batch to `file`; where it holds none, print its first samples."""
     data, labels = batch if isinstance(batch, (list, tuple)) and len(batch) == 2 else (batch, None)
     if isinstance(data, torch.Tensor) and data.dim() == 4 and data.shape[1] in (1, 3, 4):
@@ -169,7 +182,7 @@ def show_batch(batch: Any, names: list[str] | None, file: str) -> None:
         labels = labels.tolist() if has_labels else [''] * len(data)
         if has_labels and names and all(isinstance(each, int) for each in labels):
             labels = [names[number] for number in labels]
-        draw(data[:64], labels, file)
+        draw(data[:64], labels, file, title)
         print(f'the first training batch is in {file}')
         return
     print('the first training samples:')
@@ -178,7 +191,7 @@ def show_batch(batch: Any, names: list[str] | None, file: str) -> None:
         print(f'    {str(sample)[:160]}')
 
 
-def draw(images: torch.Tensor, labels: list, file: str) -> None:
+def draw(images: torch.Tensor, labels: list, file: str, title: str) -> None:
     """Images (n, channels, height, width), each from its darkest to its brightest, and labels."""
     from matplotlib.figure import Figure
 
@@ -186,12 +199,44 @@ def draw(images: torch.Tensor, labels: list, file: str) -> None:
     n_rows = -(-len(images) // n_columns)
     figure = Figure(figsize=(1.2 * n_columns, 1.4 * n_rows), layout='constrained')
     axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    figure.suptitle(
+        f'{title}, as the model sees it\n(labels above; each from its darkest to its brightest)'
+    )
     for axis in axes:
         axis.set_axis_off()
     for axis, image, label in zip(axes, images.cpu().float(), labels):
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)
         axis.imshow(image[:3].permute(1, 2, 0).numpy(), cmap='gray')  # the map of one channel
         axis.set_title(str(label)[:12], fontsize=8)
+    save(figure, file)
+
+
+def drawn_classes(counts: dict[str, dict[str, int]], title: str) -> Any:
+    """Which share of each split is of each class; the rarest class of the first is marked."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for of_split in counts.values() for name in of_split))
+    figure = Figure(figsize=(min(16, 5 + 0.3 * len(names)), 4.5), layout='constrained')
+    axes, width = figure.subplots(), 0.8 / len(counts)
+    for index, (split, of_split) in enumerate(counts.items()):
+        n_samples = sum(of_split.values())
+        places = [place + (index - (len(counts) - 1) / 2) * width for place in range(len(names))]
+        shares = [of_split.get(name, 0) / n_samples for name in names]
+        axes.bar(places, shares, width, label=f'{split}: {n_samples:,} samples')
+    axes.axhline(1 / len(names), color='black', linestyle='--', label='if all were alike')
+    split, of_split = next(iter(counts.items()))
+    rarest = min(names, key=lambda name: of_split.get(name, 0))
+    axes.set_title(f'{title} (rarest in {split}: {rarest}, {of_split.get(rarest, 0):,})')
+    axes.set(xlabel='class', ylabel='share of the split')
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
+    axes.get_xticklabels()[names.index(rarest)].set_color('red')
+    axes.margins(y=0.3)  # room for the legend
+    axes.grid(axis='y', alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def save(figure: Any, file: str) -> None:
     try:
         figure.savefig(file)
     except (OSError, ValueError) as error:
