@@ -18,6 +18,7 @@ STATES = {
     'WAITING': 'waiting',
 }
 MOST_DRAWN = 5  # parameters
+FEWEST = 4  # finished trials, of which one can say what matters
 
 
 def print_report(plan: Any, results: Any) -> None:
@@ -33,7 +34,8 @@ def print_report(plan: Any, results: Any) -> None:
     print_table([row_of(plan, trial) for trial in order], 3)
     if not finished:
         raise UserError(f'no trial of {plan.name} was finished: look at the reasons above')
-    if importances := results.importances():
+    importances = results.importances() if len(finished) >= FEWEST else {}
+    if importances:
         shares = (f'{name} {share:.0%}' for name, share in importances.items())
         print(f'What matters: {", ".join(shares)}')
     best, file = order[0], plan.folder / 'best.json'
@@ -73,13 +75,16 @@ def draw(plan: Any, trials: list, names: list[str]) -> None:
         values = [each.value for each in shown]
         first.plot([each.number for each in shown], values, look, label=STATES[state])
         for axes, name in zip(others, names):
+            wanted = plan.settings.params[name]
             tried = [plan.values(each.params)[name] for each in shown]
-            is_range = isinstance(plan.settings.params[name], dict)
-            axes.plot(tried if is_range else [show(each) for each in tried], values, look)
+            places = [wanted.index(each) for each in tried] if isinstance(wanted, list) else tried
+            axes.plot(places, values, look)
     for axes, name in zip(others, names):
         wanted = plan.settings.params[name]
         axes.set_xlabel(plain(name))
-        if isinstance(wanted, dict) and wanted.get('log'):
+        if isinstance(wanted, list):
+            axes.set_xticks(range(len(wanted)), [plain(show(each)[:12]) for each in wanted])
+        elif wanted.get('log'):
             axes.set_xscale('log')
     finished = [each for each in trials if each.state.name == 'COMPLETE']
     choose = min if plan.mode == 'min' else max
