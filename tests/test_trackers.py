@@ -228,7 +228,7 @@ def test_trackio_keeps_a_run(experiment, tmp_path, monkeypatch, capsys):
 
 
 def test_tracker_of_the_docs_works(experiment, tmp_path, monkeypatch, capsys):
-    text = (ROOT / 'docs/training.md').read_text(encoding='utf-8')
+    text = (ROOT / 'docs/watch.md').read_text(encoding='utf-8')
     (block,) = [each for each in text.split('```python\n')[1:] if 'class MyTracker' in each]
     exec(block.partition('```')[0], made := {})
     monkeypatch.setitem(trackers.TRACKERS, 'mine', made['MyTracker'])
