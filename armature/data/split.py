@@ -3,7 +3,9 @@
 The same ones for every seed: a run that is resumed with another seed must not train on what it was
 validated on. A sample's key (its group, its name where the dataset tells names, or its index) is
 hashed, and those with the smallest hashes are validated on. A run that goes on with other data
-keeps the bounds between the hashes, so that a sample that comes or goes moves no other one.
+keeps the bounds between the hashes, so that a sample that comes or goes moves no other one. A share
+of samples that have no names takes the smallest hash of each few samples in turn, which needs no
+memory of before: samples that are appended move nobody.
 """
 
 from collections.abc import Sequence
@@ -59,7 +61,10 @@ def split_indices(
     }
     before = before or {}
     state = {'version': before.get('version', VERSION), 'settings': settings}
-    if state['version'] == VERSION:
+    is_plain = names is classes is groups is n_folds is None
+    if state['version'] == VERSION and is_plain and isinstance(validation_split, float):
+        is_valid = _one_of_each_few(n_samples, validation_split)
+    elif state['version'] == VERSION:
         bounds = before.get('bounds', {}) if before.get('settings') == settings else {}
         hashes, labels, members = _hashed(n_samples, names, classes, groups)
         state['bounds'] = {}
@@ -111,9 +116,7 @@ def _hashed(n_samples: int, names: Any, classes: Any, groups: Any) -> tuple[Any,
         found, of_sample = np.unique(np.asarray(groups).astype(str), return_inverse=True)
         hashes = _of_names(found.tolist())[of_sample]
     else:
-        # Draw number i of a fixed stream is as good as a hash of i, and 10^7 take no time.
-        draws = np.random.PCG64(SPLIT_KEY).random_raw(n_samples) >> np.uint64(1)
-        hashes = draws.view(np.int64) if names is None else _of_names(names)
+        hashes = _of_indices(n_samples) if names is None else _of_names(names)
     if classes is None:
         return hashes, [''], [slice(None)]
     labels, which, counts = numbered(np.asarray(classes))
@@ -131,8 +134,23 @@ def _hashed(n_samples: int, names: Any, classes: Any, groups: Any) -> tuple[Any,
     return hashes, [str(each) for each in labels.tolist()], members
 
 
+def _of_indices(n_samples: int) -> np.ndarray:
+    # Draw number i of a fixed stream is as good as a hash of i, and 10^7 take no time.
+    draws = np.random.PCG64(SPLIT_KEY).random_raw(n_samples) >> np.uint64(1)
+    return draws.view(np.int64)
+
+
 def _of_names(names: Sequence[str]) -> np.ndarray:
     return np.fromiter((key(SPLIT_KEY, name) for name in names), dtype=np.int64, count=len(names))
+
+
+def _one_of_each_few(n_samples: int, share: float) -> np.ndarray:
+    """(n_samples,) whether it is for validation: as many of the first m as int(m * share)."""
+    which = (np.arange(n_samples + 1) * share).astype(np.int64)  # the few that each belongs to
+    which, n_valid = which[:-1], which[-1]
+    hashes = _of_indices(n_samples)
+    smallest = np.minimum.reduceat(hashes, np.searchsorted(which, np.arange(which[-1] + 1)))
+    return (hashes == smallest[which]) & (which < n_valid)
 
 
 def _ends(n_valid: int, n_folds: int | None, fold: int, n_in: list[int]) -> list[tuple[int, int]]:
