@@ -14,9 +14,9 @@ import torch
 
 from armature.config import build
 from armature.config.check import check
-from armature.config.command import read_command
-from armature.config.keys import settings_of
-from armature.config.read import Document, did_you_mean, set_option, show
+from armature.config.command import read_command, set_option
+from armature.config.keys import expanded, settings_of
+from armature.config.read import Document, did_you_mean, show
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
@@ -145,8 +145,8 @@ class ConfigParser:
         if name not in self.config:
             near = did_you_mean(name, self.config)
             raise ConfigError(f'{name}: the config has no such section{near}')
-        section = self.config[name]
-        return build.prepare(section, name, module, args, kwargs, self._document, is_complete)
+        kind, given = build.kind_of(name, module), build.Given(args, kwargs, is_complete)
+        return build.prepare(self.config[name], kind, (name,), module, self._document, given)
 
     initialize = init_obj
     initialize_ftn = init_ftn
@@ -187,8 +187,10 @@ class ConfigParser:
             n_steps = min(n_steps * n_batches, settings.max_steps or math.inf)
         section = build.with_lengths(section, n_steps)
         module = torch.optim.lr_scheduler
-        call = build.prepare(section, 'lr_scheduler', module, (optimizer,), {}, self._document)
-        return build.make(call, ('lr_scheduler',), self._document)
+        kind, path = build.KINDS['lr_scheduler'], ('lr_scheduler',)
+        given = build.Given((optimizer,))
+        call = build.prepare(section, kind, path, module, self._document, given)
+        return build.make(call, path, self._document)
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first."""
@@ -267,7 +269,7 @@ class ConfigParser:
         return save_dir.name, save_dir, log_dir
 
     def _saved(self) -> Path:
-        return ROOT / self.settings.save_dir
+        return ROOT / expanded(self.settings.save_dir)
 
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""

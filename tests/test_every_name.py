@@ -1,6 +1,7 @@
 """Every name of torch, torchvision and torchmetrics works from a config, without a line of code."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from parse_config import ConfigParser
 
 MODEL_ARGS = {'Muon': {'lr': 0.01}}
 NOT_DENSE = {'SparseAdam'}  # takes sparse gradients only
-OPTIMIZERS = sorted(set(config_types._optimizers()) - NOT_DENSE)
+OPTIMIZERS = sorted(set(config_types.names(config_types.KINDS['optimizer'])) - NOT_DENSE)
 
 STEP = {'type': 'StepLR', 'args': {'step_size': 1}}
 SCHEDULERS = {
@@ -73,7 +74,7 @@ def test_every_optimizer_trains_one_step(name):
 
 
 def test_no_scheduler_is_left_out():
-    named = set(config_types._schedulers()) - TAKES_CODE - NOT_FOR_USE
+    named = set(config_types.names(config_types.KINDS['lr_scheduler'])) - TAKES_CODE - NOT_FOR_USE
     assert named == set(SCHEDULERS)
     print(
         f'{len(OPTIMIZERS)}/{len(OPTIMIZERS)} optimizers, {len(SCHEDULERS)}/{len(named)} schedulers'
@@ -149,8 +150,9 @@ def metric_cases():
         'GroupStat',
         'Fairness',
     )
-    for name in sorted(config_types._metrics()):
-        where = config_types._metrics()[name].__module__
+    kind = config_types.KINDS['metrics']
+    for name in sorted(set(config_types.names(replace(kind, module='')))):
+        where = config_types.find(name, kind).__module__
         if (
             any(part in name for part in other)
             or '.classification.' not in where
@@ -203,7 +205,8 @@ def test_every_metric_of_predictions_and_targets_computes():
 
 @pytest.mark.filterwarnings('ignore:.*NLLLoss2d. has been deprecated')
 def test_every_loss_of_torch_is_found_by_name():
-    names = sorted(config_types._losses())
+    kind = replace(config_types.KINDS['loss'], module='')
+    names = sorted(config_types.names(kind))
     for name in names:
         criterion = config_of(loss={'type': name, 'args': LOSS_ARGS.get(name, {})}).init_loss(
             module_loss

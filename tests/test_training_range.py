@@ -195,21 +195,14 @@ def test_auto_lengths_are_those_of_the_run():
             'name': 'x',
             'trainer': {'epochs': 5},
             'lr_scheduler': {
-                'type': 'SequentialLR',
+                'type': 'CosineAnnealingLR',
                 'interval': 'step',
-                'args': {
-                    'milestones': [10],
-                    'schedulers': [
-                        {'type': 'LinearLR', 'args': {'total_iters': 'auto'}},
-                        {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}},
-                    ],
-                },
+                'args': {'T_max': 'auto'},
             },
         }
     )
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    warm_up, cosine = config.init_scheduler(optimizer, range(20))._schedulers
-    assert (warm_up.total_iters, cosine.T_max) == (10, 90)
+    assert config.init_scheduler(optimizer, range(20)).T_max == 100
     section = {'type': 'OneCycleLR', 'args': {'total_steps': 'auto', 'max_lr': 1}}
     assert (
         with_lengths(section, 7)['args'] == {'total_steps': 7, 'max_lr': 1}
@@ -320,7 +313,7 @@ def report_of(**sections):
         (
             {
                 'loss': ['nll_loss', {'type': 'MultiMarginLoss', 'weight': 2, 'name': 'm'}],
-                'metrics': ['Accuracy', 'MulticlassF1Score'],
+                'metrics': [{'type': 'MulticlassF1Score', 'args': {'num_classes': 10}}],
                 'trainer': {
                     'epochs': 1,
                     'type': 'examples.gan.trainer.GanTrainer',
@@ -603,27 +596,25 @@ def focal_loss(output, target, weight):
     return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
 
 
-def test_metrics_learn_the_number_of_classes_from_the_model():
+def test_a_metric_of_each_class_is_reported_class_by_class():
     config = ConfigParser(
         {
             'name': 'x',
-            'arch': {'type': 'MnistModel', 'args': {}},
             'metrics': [
-                'Accuracy',
-                'MulticlassF1Score',
-                {'type': 'Precision', 'args': {'average': None}},
+                {'type': 'Accuracy', 'args': {'task': 'multiclass', 'num_classes': 10}},
+                {'type': 'MulticlassPrecision', 'args': {'num_classes': 10, 'average': None}},
             ],
         }
     )
-    accuracy, f1, precision = config.init_metrics(None)
-    assert f1.num_classes == 10 and accuracy.__name__ == 'Accuracy'
+    accuracy, precision = config.init_metrics(None)
+    assert accuracy.__name__ == 'Accuracy'
     from utils import MetricTracker
 
     tracker = MetricTracker('loss', metrics=[accuracy, precision])
     output, target = torch.eye(10), torch.arange(10)
     for rows in (slice(0, 3), slice(3, 10)):
         tracker.measure(torch.tensor(0.0), output[rows], target[rows])
-    assert tracker.result()['Accuracy'] == 1 and tracker.result()['Precision_9'] == 1
+    assert tracker.result()['Accuracy'] == 1 and tracker.result()['MulticlassPrecision_9'] == 1
 
 
 # Clipping, precision, micro-batches

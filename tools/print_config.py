@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from armature.config.build import find, kind_of
-from armature.config.keys import TOP, parameters
+from armature.config.keys import TOP
 from armature.config.read import Document, entries, lookup
+from armature.config.values import parameters
 from armature.errors import ConfigError
 
 
@@ -41,13 +42,13 @@ def _with_defaults(value, path: tuple, document: Document, builds: dict) -> Iter
     """(key, value, origin) for what a section holds, then for what it leaves to a default."""
     for key, inner in entries(value):
         yield key, inner, document.origin((*path, key))
-    table = (
-        TOP if not path else TOP.get(path[0], {}).get('properties', {}) if len(path) == 1 else {}
-    )
-    for key, schema in table.items():
-        is_current = 'default' in schema and 'deprecated' not in schema
-        if is_current and isinstance(value, dict) and key not in value:
-            yield key, schema['default'], 'default'
+    table = TOP
+    for name in path:
+        key = table.get(name) if isinstance(table, dict) else None
+        table = key.hint if key else None
+    for name, key in table.items() if isinstance(table, dict) else ():
+        if key.default is not ... and isinstance(value, dict) and name not in value:
+            yield name, key.default, 'default'
     if path[-1:] != ('args',) or path[0] not in builds:
         return
     module = builds[path[0]]

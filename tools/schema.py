@@ -3,24 +3,21 @@
 With "$schema": "config.schema.json" in a config an editor completes and checks `type` and `args`.
 """
 
-import copy
 import json
 import re
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from armature.config import build as config_types
-from armature.config.keys import (
-    FILE_ONLY,
-    METRIC,
-    OBJECT,
-    SECTION,
-    TERM,
-    TOP,
-    argument_schema,
-    near_miss,
-    parameters,
-)
+import torch
+
+from armature.config.build import AUTO_LENGTHS, Kind, find, kind_of, names
+from armature.config.keys import FILE_ONLY, METRIC, SECTION, TERM, TOP, Key
+from armature.config.values import LISTS, PLAIN, hint_of, options, parameters
+from armature.errors import ConfigError
 from tools.print_config import json_default
 
+TYPES = ('boolean', 'integer', 'number', 'string', 'null', 'object', 'array')  # as in PLAIN
 # What the template's train.py passes itself; a config that gives it too is refused.
 FROM_CODE = {
     'optimizer': ('params',),
@@ -32,97 +29,122 @@ FROM_CODE = {
 
 def schema() -> dict:
     """The schema as plain data."""
-    properties = copy.deepcopy({**TOP, **FILE_ONLY})
-    for section in (
-        'arch',
-        'data_loader',
-        'valid_data_loader',
-        'test_data_loader',
-        'optimizer',
-        'lr_scheduler',
-    ):
-        properties[section] |= entry_schema(section, properties[section]['properties'])
-    terms = {'type': 'array', 'items': _entry_or_name('loss', TERM)}
-    properties['loss'] = {
-        'anyOf': [*_entry_or_name('loss')['anyOf'], terms],
-        'description': TOP['loss']['description'],
-    }
-    properties['metrics']['items'] = _entry_or_name('metrics', METRIC)
-    properties['trainer'] |= closed(_or_null(properties['trainer']['properties']))
-    properties = _or_null(properties)
+    whole = section_of(TOP | FILE_ONLY)
+    for name, key in TOP.items():
+        if isinstance(key.hint, dict) and 'type' in key.hint and name != 'trainer':
+            found = entry_of(name, key.hint) | {'description': key.description}
+            whole['properties'][name] = found if key.default is ... else or_null(found)
+    terms = {'type': 'array', 'items': name_or_entry('loss', TERM)}
+    whole['properties']['loss'] = {'anyOf': [*name_or_entry('loss')['anyOf'], terms]}
+    metrics = {'type': 'array', 'items': name_or_entry('metrics', METRIC)}
+    whole['properties']['metrics'] = or_null(metrics)
     return {
         '$schema': 'https://json-schema.org/draft/2020-12/schema',
         'title': 'A config of this project',
-        'type': 'object',
-        **closed(properties),
+        **whole,
         'if': {'required': ['base']},
         'else': {'required': ['name', 'trainer']},
     }
 
 
-def _or_null(properties: dict) -> dict:
-    """What has a default may be null, which stands for it."""
+def section_of(table: dict[str, Key]) -> dict:
+    """A section with these keys, and any other that is not one letter away from one of them."""
+    properties = {}
+    for name, key in table.items():
+        found = section_of(key.hint) if isinstance(key.hint, dict) else of_hint(key.hint)
+        found = {**found, 'description': key.description}
+        properties[name] = found if key.default is ... else or_null(found, default=key.default)
+    known, misses = '|'.join(map(re.escape, table)), '|'.join(map(near_miss, table))
+    pattern = f'^(?!(?:{known})$)(?:{misses})$'
     return {
-        key: {'anyOf': [value, {'type': 'null'}]} if 'default' in value else value
-        for key, value in properties.items()
-    }
-
-
-def closed(properties: dict) -> dict:
-    """These properties, and any other key that is not one letter away from one of them."""
-    misses = '|'.join(near_miss(key)[1:-1] for key in properties)
-    known = '|'.join(re.escape(key) for key in properties)
-    return {
+        'type': 'object',
         'properties': properties,
-        'propertyNames': {'not': {'pattern': f'^(?!(?:{known})$)(?:{misses})$'}},
+        'propertyNames': {'not': {'pattern': pattern}},
     }
 
 
-def entry_schema(section: str, properties: dict) -> dict:
+def near_miss(key: str) -> str:
+    """A regular expression for `key` with a letter left out, added or changed; `_` may be absent.
+
+    A digit or a `_word` after a key is no miss but a second one of its kind: arch2, optimizer_d.
+    """
+    letters = ['[_-]?' if letter == '_' else re.escape(letter) for letter in key]
+    misses = [''.join(letters), ''.join(letters) + '[^0-9_-]']
+    for index, letter in enumerate(letters):
+        before, after = ''.join(letters[:index]), ''.join(letters[index + 1 :])
+        misses += [f'{before}.?{after}', f'{before}.{letter}{after}']
+    return '|'.join(misses)
+
+
+def or_null(schema: dict, **more: Any) -> dict:
+    """What has a default may be null, which stands for it."""
+    return {'anyOf': [schema, {'type': 'null'}], **more}
+
+
+def of_hint(hint: Any) -> dict:
+    """What an annotation says; {} where it says nothing that we know."""
+    choices = options(hint)
+    if choices[0] is not hint:
+        found = [of_hint(each) for each in choices]
+        return {} if {} in found else {'anyOf': found}
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Annotated:
+        return of_hint(parts[0]) | dict(parts[1:])
+    if kind is typing.Literal:
+        return {'enum': list(parts)}
+    if kind is torch.Tensor:
+        return of_hint(list[float])
+    for name, (kinds, *_) in zip(TYPES, PLAIN):
+        if kind in kinds:
+            items = of_hint(parts[0]) if kind in LISTS and len({*parts} - {...}) == 1 else {}
+            return {'type': name} | ({'items': items} if items else {})
+    return {}
+
+
+def entry_of(section: str, table: dict[str, Key] = SECTION) -> dict:
     """{"type", "args"}: which types there are, and for each what its args may be."""
-    kind = config_types.kind_of(section)
-    module = config_types.import_project_module(kind.module) if kind.module else None
-    known = config_types.names(kind, module)
+    kind = kind_of(section)
     cases = [
         {
             'if': {'properties': {'type': {'const': name}}, 'required': ['type']},
-            'then': {
-                'properties': {'args': _arguments(config_types.find(name, kind, module), section)}
-            },
+            'then': {'properties': {'args': arguments_of(found, section)}},
         }
-        for name in known
-        if _is_concrete(name, kind, module)
+        for name in names(kind)
+        if (found := found_or_none(name, kind))
     ]
-    name_schema = {
-        'anyOf': [{'enum': known}, {'type': 'string', 'pattern': r'^[A-Za-z]\w*(\.\w+)+$'}]
-    }
-    return {**OBJECT, **closed({**properties, 'type': name_schema}), 'allOf': cases}
+    found = section_of(table)
+    dotted = {'type': 'string', 'pattern': r'^[A-Za-z]\w*(\.\w+)+$'}
+    found['properties']['type'] = {'anyOf': [{'enum': names(kind)}, dotted]}
+    return {**found, 'allOf': cases}
 
 
-def _is_concrete(name: str, kind: config_types.Kind, module) -> bool:
+def found_or_none(name: str, kind: Kind) -> Callable | None:
     try:
-        return config_types.find(name, kind, module) is not None
-    except config_types.ConfigError:
-        return False
+        return find(name, kind)
+    except ConfigError:  # it is abstract
+        return None
 
 
-def _entry_or_name(section: str, keys: dict = SECTION) -> dict:
-    entry = entry_schema(section, copy.deepcopy(keys))
+def name_or_entry(section: str, table: dict[str, Key] = SECTION) -> dict:
+    entry = entry_of(section, table)
     return {'anyOf': [entry['properties']['type'], {**entry, 'required': ['type']}]}
 
 
-def _arguments(found, section: str) -> dict:
+def arguments_of(found: Callable, section: str) -> dict:
     named, is_open = parameters(found)
     properties = {}
-    for key, parameter in named.items():
-        if key in FROM_CODE.get(section, ()):
+    for name, parameter in named.items():
+        if name in FROM_CODE.get(section, ()):
             continue
-        properties[key] = copy.deepcopy(argument_schema(parameter))
-        if section == 'lr_scheduler' and key in config_types.AUTO_LENGTHS and properties[key]:
-            properties[key] = {'anyOf': [properties[key], {'enum': ['auto']}]}
+        described = of_hint(hint_of(parameter))
+        if described and parameter.default is None:
+            described = or_null(described)
+        if described and section == 'lr_scheduler' and name in AUTO_LENGTHS:
+            described = {'anyOf': [described, {'const': 'auto'}]}
         if (default := json_default(parameter)) is not NotImplemented:
-            properties[key]['default'] = default
-    return {**OBJECT, 'properties': properties, 'additionalProperties': is_open}
+            described['default'] = default
+        properties[name] = described
+    return {'type': 'object', 'properties': properties, 'additionalProperties': is_open}
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
 """The only place that reads the command line: its flags, the config it names, what lies over it."""
 
 import argparse
+import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stderr
@@ -10,7 +12,17 @@ from pathlib import Path
 from armature.checkpoint import files as checkpoint
 from armature.config.build import ROOT
 from armature.config.keys import TOP, paths_of, without_nulls
-from armature.config.read import Document, read_config, set_option, set_value
+from armature.config.read import (
+    DELETE,
+    Document,
+    all_paths,
+    entries,
+    lookup,
+    nearest,
+    parse_value,
+    read_config,
+    show_path,
+)
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.processes.devices import select_devices
@@ -30,8 +42,8 @@ def read_command(
             action = parser.add_argument(*option.flags, default=None, type=option.type)
             flags[action.dest] = option
         given = _parsed(parser)
+    _select_devices(getattr(given, 'device', None))
     resume, config = getattr(given, 'resume', None), getattr(given, 'config', None)
-    _select_devices(parser, getattr(given, 'device', None))
     if resume is not None:
         resume = checkpoint.find(resume, ROOT, getattr(given, 'best_first', False)).resolve()
     if config is not None:
@@ -61,15 +73,17 @@ def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     with redirect_stderr(sys.stderr if dist.is_first_here() else None):
         given = parser.parse_args()
     # argparse would silently take the last of two configs.
-    twice = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    twice.add_argument('-c', '--config', action='append', default=[])
-    configs = twice.parse_known_args()[0].config
-    if len(configs) > 1:
+    if (n_configs := len(_typed('-c|--config(=.*)?'))) > 1:
         raise ConfigError(
-            f'-c is given {len(configs)} times ({", ".join(configs)}): name one config. It can '
-            'start from another one: "base": "FILE"'
+            f'-c is given {n_configs} times: name one config. It can start from another one: '
+            '"base": "FILE"'
         )
     return given
+
+
+def _typed(flag: str) -> list[str]:
+    """What was typed that fits a regular expression."""
+    return [each for each in sys.argv[1:] if re.fullmatch(flag, each)]
 
 
 def _add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> None:
@@ -79,17 +93,13 @@ def _add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> No
         pass  # the project's own train.py has it
 
 
-def _select_devices(parser: argparse.ArgumentParser, device: str | None) -> None:
+def _select_devices(device: str | None) -> None:
     try:
         if device is not None:
             select_devices(device)  # before anything asks torch for CUDA
     except ConfigError as error:
         # Many a script of the old template has "0" as its default: nobody asked for a GPU then.
-        if not isinstance(parser, argparse.ArgumentParser):
-            raise
-        is_default = parser.get_default('device') == device
-        parser.set_defaults(device=None)
-        if not is_default or parser.parse_args().device is not None:
+        if _typed('-d.*|--device(=.*)?'):
             raise
         sys.stderr.write(
             f'note: {error}; that is only the default of -d in this script, going on without\n'
@@ -103,3 +113,57 @@ def _config_of(path: Path) -> Document:
     document = Document(config)
     document.mark((), config, f'checkpoint {path}')
     return document
+
+
+# What lies over the config
+
+
+def set_value(document: Document, assignment: str, known: Iterable[tuple] = ()) -> None:
+    """Carry out one --set: 'a.b=value' changes a key, 'a.b+=value' adds one or appends to a list.
+
+    known: paths of the keys that may be given although the config does not hold them yet.
+    """
+    left, equals, text = assignment.partition('=')
+    adds, left = left.endswith('+'), left.rstrip('+').strip()
+    if not equals or not all(left.split('.')):
+        raise ConfigError(f"--set {show_path((assignment,))}: expected 'section.key=value'")
+    value = parse_value(text, f'--set {left}')
+    path, parent, node = (), None, document.values
+    for key in left.split('.'):
+        if isinstance(node, list):
+            if key not in map(str, range(len(node))):
+                here = show_path((*path, key))
+                raise ConfigError(f'--set: {here}: {show_path(path)} is a list of {len(node)}')
+            key = int(key)
+        path, parent, node = (*path, key), node, lookup(node, (key,))
+    exists = path[-1] in dict(entries(parent))
+    # An argument that the config leaves out may be given; the signature of its class decides.
+    is_argument = 'args' in path[1:-1] and (path[0] in document.values or path[:1] in known)
+    if adds and isinstance(node, list):
+        node.append(value)
+        document.mark((*path, len(node) - 1), value, '--set')
+    elif exists and adds:
+        raise ConfigError(f"--set: {show_path(path)}: is there already: write '=' to change it")
+    elif exists and value == DELETE:
+        del parent[path[-1]]
+    elif exists or adds or is_argument or path in known:
+        document.put(path, value, '--set')
+    else:
+        there = [show_path(each) for each in (*all_paths(document.values), *known)]
+        near = [each for each in there if each.endswith(f'.{left}')] or [nearest(left, there)]
+        hint = f'did you mean {near[0]!r}?' if near[0] else f"to add it, write '{left}+=...'"
+        raise ConfigError(f'--set: {show_path(path)}: the config has no such key ({hint})')
+
+
+def set_option(document: Document, target: str | Iterable[str], value, origin: str) -> None:
+    """Lay a value from the command line over the config.
+
+    target: 'optimizer;args;lr', or a sequence of keys.
+    """
+    path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
+    place = f'{origin}: {".".join(path)}'
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f'{place}: {value} is not a number that a config may hold')
+    if len(path) > 1 and path[0] not in document.values:
+        raise ConfigError(f'{place}: the config has no section {path[0]!r}')
+    document.put(path, value, origin)

@@ -30,8 +30,9 @@ from armature.checkpoint.files import (
     replace,
 )
 from armature.compare import first_difference
-from armature.config.keys import FOLDER_NAME, violation
+from armature.config.keys import FOLDER_NAME
 from armature.config.read import show
+from armature.config.values import violation
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job

@@ -1,0 +1,139 @@
+"""What a value has to be: by an annotation, in the key table as in any signature."""
+
+import inspect
+import operator
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+
+from armature.config.read import show
+
+
+class Limit(NamedTuple):
+    """What an annotation says beyond the type, by its name in JSON Schema."""
+
+    name: str
+    bound: Any
+
+
+LIMITS = {  # what is expected, and whether (value, bound) is it
+    'minimum': ('{noun} of at least {bound}', operator.ge),
+    'maximum': ('{noun} of at most {bound}', operator.le),
+    'exclusiveMinimum': ('{noun} above {bound}', operator.gt),
+    'pattern': (
+        'a folder name that is plain on every system: without / \\ : * ? " < > |, without a dot '
+        'at either end, and none that Windows keeps for itself, such as CON',
+        lambda value, pattern: re.fullmatch(pattern, value),
+    ),
+}
+LISTS = (list, tuple, set, Sequence, Iterable)
+OBJECTS = (dict, Mapping)
+# What may be annotated, what a config then gives, and what that is called.
+PLAIN = (
+    ((bool,), bool, 'true or false'),
+    ((int,), int, 'a whole number'),
+    ((float,), (int, float), 'a number'),
+    ((str, Path), str, 'a string'),
+    ((None, types.NoneType), types.NoneType, 'null'),
+    (OBJECTS, dict, 'an object {...}'),
+    (LISTS, (list, tuple), 'a list [...]'),
+)
+
+
+def violation(value: Any, hint: Any, *limits: Any) -> str | None:
+    """What `value` should have been, when an annotation forbids it; None when it is fine."""
+    if not isinstance(value, (bool, int, float, str, dict, list, tuple, types.NoneType)):
+        return None  # an object that the script has put in
+    kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
+    choices = options(hint)
+    if choices[0] is not hint:
+        expected = [violation(value, each) for each in choices]
+        return None if None in expected else ' or '.join(dict.fromkeys(expected))
+    if kind is Annotated:
+        return violation(value, *parts)
+    if kind is typing.Literal:  # 1 is not true, 2.0 is not 2
+        is_one = any(value == each and type(value) is type(each) for each in parts)
+        return None if is_one else ' or '.join(show(each) for each in parts)
+    if kind is torch.Tensor:
+        return violation(value, list[float])
+    for kinds, accepted, noun in PLAIN:
+        if kind not in kinds:
+            continue
+        is_odd = isinstance(value, bool) and kind is not bool  # True is an int, in Python
+        if is_odd or not isinstance(value, accepted):
+            return noun
+        for name, bound in (each for each in limits if isinstance(each, Limit)):
+            text, holds = LIMITS[name]
+            if not holds(value, bound):
+                return text.format(noun=noun, bound=bound)
+    if kind in LISTS and len({*parts} - {...}) == 1:
+        for index, item in enumerate(value):
+            if (expected := violation(item, parts[0])) is not None:
+                return f'{expected} as item {index}'
+    return None
+
+
+def options(hint: Any) -> list:
+    """The members of a union, or the one hint."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = typing.get_args(hint) if is_union else (hint,)
+    # Where a number will do, a tensor means the number in one.
+    return [each for each in parts if each is not torch.Tensor or float not in parts]
+
+
+def hint_of(parameter: inspect.Parameter) -> Any:
+    """What a config may give for a parameter: by its annotation, or as its default tells."""
+    if parameter.annotation is not parameter.empty:
+        return parameter.annotation
+    # "yes" would count as true, and so would "no"
+    return bool | int | None | dict if isinstance(parameter.default, bool) else Any
+
+
+def takes(parameter: inspect.Parameter | None, *kinds: type) -> bool:
+    """Whether a parameter is annotated so that it may be given one of these."""
+    if parameter is None or parameter.annotation is parameter.empty:
+        return False
+    return any((typing.get_origin(each) or each) in kinds for each in options(parameter.annotation))
+
+
+def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters that can be given by name, in order, and whether any others are taken too.
+
+    A class that only passes `**options` on to its base's constructor has the base's optional
+    parameters as well.
+    """
+    found = _signature(target)
+    others = next((each.name for each in found if each.kind == each.VAR_KEYWORD), None)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {each.name: each for each in found if each.kind in by_name}
+    if others is None or not inspect.isclass(target) or not _passes_on(target, others):
+        return named, others is not None
+    bases = [each for each in target.__mro__ if '__init__' in vars(each)][1:]
+    inherited, is_open = parameters(bases[0])
+    optional = {name: each for name, each in inherited.items() if each.default is not each.empty}
+    return named | optional | named, is_open
+
+
+def _signature(target: Callable) -> list[inspect.Parameter]:
+    """Its parameters, annotations that are text evaluated; any at all for what is written in C."""
+    for evaluates in (True, False):
+        try:
+            return list(inspect.signature(target, eval_str=evaluates).parameters.values())
+        except Exception:  # names in annotations may stand there only for type checkers
+            pass
+    return [inspect.Parameter('others', inspect.Parameter.VAR_KEYWORD)]
+
+
+def _passes_on(target: type, name: str) -> bool:
+    """Whether its constructor names **name once more, at the end of super().__init__(...)."""
+    try:
+        source = inspect.getsource(target.__init__)
+    except (OSError, TypeError):
+        return False
+    calls = re.findall(rf'super\(\)\.__init__\([^;]*?\*\*{name},?\s*\)', source)
+    return len(calls) == 1 and len(re.findall(rf'\b{name}\b', source)) == 2
