@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from armature.config.keys import FILE_ONLY, TOP, TRAINER
 from armature.config.read import parse
 from parse_config import ROOT
 from tools.schema import schema
@@ -94,17 +93,3 @@ def test_planted_errors_are_rejected(validator, path, value):
     node[path[-1]] = value
     errors = list(validator.iter_errors(config))
     assert errors and len(errors) < 3
-
-
-def test_the_docs_name_every_key():
-    text = (ROOT / 'docs' / 'config.md').read_text()
-    keys = [*TOP, *FILE_ONLY, *(f'trainer.{key}' for key in TRAINER)]
-    described = {
-        **TOP,
-        **FILE_ONLY,
-        **{f'trainer.{key}': schema for key, schema in TRAINER.items()},
-    }
-    missing = [
-        key for key in keys if f'| `{key}` |' not in text or described[key].description not in text
-    ]
-    assert missing == []
