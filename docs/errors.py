@@ -9,6 +9,7 @@ from docs.ways import WAYS
 
 ROOT = Path(__file__).resolve().parent.parent
 RAISED = ('ConfigError', 'DataError', 'CheckpointError', 'NonFiniteError', 'UserError', 'Problem')
+RAISED += ('self.problem',)
 # Heading, and where the messages below it come from; the first that fits.
 SECTIONS = (
     ('The config', r'armature/config/|parse_config'),
