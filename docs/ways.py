@@ -15,7 +15,7 @@ WAYS = {
     'runs in a single process': 'leave out torchrun and name one device',
     "expected 'min <metric>'": 'write one of these',
     'expected an object {...}': 'write the key\'s value in braces: `{"type": ..., "args": {...}}`',
-    'expected the name of a …': 'name a class or function, as in the table of [config.md](config.md)',
+    'expected the name of a …': 'name a class or function: [config.md](config.md)',
     'expected …, got …': 'write such a value; [keys.md](keys.md) has all keys',
     'is given by the code': 'leave it out of the config: `train.py` passes it',
     'is missing (…)': 'write it; [keys.md](keys.md) has all keys',
