@@ -16,17 +16,16 @@ from armature.config import build
 from armature.config.check import check
 from armature.config.command import read_command, set_option
 from armature.config.keys import expanded, settings_of
-from armature.config.read import Document, did_you_mean, show
+from armature.config.read import Document, did_you_mean
+from armature.data.identity import resuming
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
-from armature.processes.devices import n_processes_wanted
 from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
 from armature.step.loss_share import WeightedLosses
 from armature.step.prepare import prepared
 
 ROOT = build.ROOT
-REHEARSALS = ('smoke', 'overfit', 'profile', 'check_resume')
 CustomArgs = namedtuple('CustomArgs', 'flags type target')
 
 
@@ -92,12 +91,6 @@ class ConfigParser:
         parsed.arguments, parsed.started_in = given, os.getcwd()
         # Paths in a config are relative to the project, wherever the command was typed.
         os.chdir(ROOT)
-        rehearsal = next((name for name in REHEARSALS if getattr(given, name, None)), None)
-        if rehearsal and (dist.is_started() or n_processes_wanted(parsed.get('n_gpu', 1)) > 1):
-            raise ConfigError(
-                f'--{rehearsal.replace("_", "-")} runs in a single process: without torchrun, on '
-                'one device'
-            )
         if getattr(given, 'resume_or_start', False):
             runs = parsed._saved() / 'models' / parsed.name
             resume = parsed.resume = unfinished(runs, parsed.config)
@@ -127,25 +120,20 @@ class ConfigParser:
 
         The type is looked up in `module` first.
         """
-        call = self._prepare(name, module, args, kwargs)
-        if name != 'data_loader' or self.resume is None:
-            return build.make(call, (name,), self._document)
-        from armature.checkpoint import files as checkpoint
-        from armature.data.identity import data_of, resuming
-
+        call = self._prepare(name, module, build.Given(args, kwargs))
         # A run that goes on keeps its split, also one that was made in another way.
-        with resuming(data_of(checkpoint.load_head(Path(self.resume)), Path(self.resume))):
+        with resuming(self.resume if name == 'data_loader' else None):
             return build.make(call, (name,), self._document)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""
-        return self._prepare(name, module, args, kwargs, is_complete=False)
+        return self._prepare(name, module, build.Given(args, kwargs, is_all=False))
 
-    def _prepare(self, name: str, module, args: tuple, kwargs: dict, is_complete: bool = True):
+    def _prepare(self, name: str, module, given: build.Given):
         if name not in self.config:
             near = did_you_mean(name, self.config)
             raise ConfigError(f'{name}: the config has no such section{near}')
-        kind, given = build.kind_of(name, module), build.Given(args, kwargs, is_complete)
+        kind = build.kind_of(name, module)
         return build.prepare(self.config[name], kind, (name,), module, self._document, given)
 
     initialize = init_obj
@@ -236,19 +224,19 @@ class ConfigParser:
     @property
     def save_dir(self) -> Path:
         """Where checkpoints go: <trainer.save_dir>/models/<name>/<run>/. It exists."""
-        if self._save_dir is None:
-            self._claim_folders()
+        self._claim_folders()
         return self._save_dir
 
     @property
     def log_dir(self) -> Path:
         """Where logs go: <trainer.save_dir>/log/<name>/<run>/. It exists."""
-        if self._log_dir is None:
-            self._claim_folders()
+        self._claim_folders()
         return self._log_dir
 
     def _claim_folders(self) -> None:
-        """The main process makes the folders, and is the only one that writes there."""
+        """Once; the main process makes the folders, and is the only one that writes there."""
+        if self._save_dir is not None:
+            return
         dist.refuse_differences(self.as_read, 'the config')
         self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
 
@@ -274,8 +262,6 @@ class ConfigParser:
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""
         levels = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
-        if verbosity not in levels:
-            raise ConfigError(f'trainer.verbosity is {show(verbosity)}: expected 0, 1 or 2')
         if not logging.root.handlers:
             who = '' if dist.is_main() else f'[process {dist.rank()}] '
             logging.basicConfig(format=f'{who}%(message)s', stream=sys.stdout)

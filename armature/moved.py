@@ -4,7 +4,6 @@ import importlib
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 MOVED = {
     'base.average': 'armature.step.average',
@@ -25,13 +24,13 @@ MOVED = {
 class _Moved(MetaPathFinder, Loader):
     """Finds a module under its former name, with the names of today's."""
 
-    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, fullname, path, target=None):
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
+    def create_module(self, spec):
+        return None  # a new one
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module):
         today = vars(importlib.import_module(MOVED[module.__name__]))
         vars(module).update({name: each for name, each in today.items() if name[:2] != '__'})
 

@@ -263,6 +263,17 @@ def test_a_section_is_judged_with_what_the_code_gives_when_it_is_built():
     assert 'logger' not in config.as_read['loss']['args']
 
 
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [({'lr': -1}, 'Invalid learning rate: -1'), ({'betas': [0.9]}, 'not enough values to unpack')],
+)
+def test_what_a_library_refuses_is_one_line(args, expected):
+    config = ConfigParser({'name': 'x', 'optimizer': {'type': 'Adam', 'args': args}})
+    with pytest.raises(ConfigError, match=f'^optimizer.args: Adam refuses: {expected}') as caught:
+        config.init_obj('optimizer', torch.optim, [torch.nn.Parameter(torch.zeros(1))])
+    assert '\n' not in str(caught.value)
+
+
 def loss_of(name, **args):
     return ConfigParser({'name': 'x', 'loss': {'type': name, 'args': args}}).init_loss(None)
 
@@ -278,7 +289,7 @@ def test_a_list_for_a_tensor_becomes_one_of_floats():
     assert loss_of('multi_margin_loss', weight=weight)(output, target) > 0
     binary = loss_of('binary_cross_entropy_with_logits', pos_weight=weight)
     assert binary(output, torch.eye(3)[target]) > 0
-    assert as_function.to('meta').weight.device.type == 'meta'  # it moves as a module does
+    assert as_function(output.to('meta'), target.to('meta')).device.type == 'meta'  # they follow
 
 
 def test_a_schedule_over_an_endless_stream_needs_a_length():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from armature.checkpoint.files import save
 from armature.data.identity import changes, class_map, data_of, fingerprint, resuming
 from armature.data.split import SPLIT_KEY, split_indices
 from armature.errors import ConfigError, DataError
@@ -86,9 +87,10 @@ def test_runs_that_began_before_keep_their_split():
     assert data_of({'parts': {}})['split']['version'] == 1
 
 
-def test_loader_of_a_run_that_goes_on_keeps_its_kind_of_split():
+def test_loader_of_a_run_that_goes_on_keeps_its_kind_of_split(tmp_path):
     data = TensorDataset(torch.arange(40))
-    with resuming({'split': {'version': 1}}):
+    save({'parts': {}, 'data': {'split': {'version': 1}}}, tmp_path / 'checkpoint.pth')
+    with resuming(tmp_path / 'checkpoint.pth'):
         old = BaseDataLoader(data, 4, True, 0.2, 0)
     assert old.split['version'] == 1
     assert old.valid_sampler == split_indices(40, 0.2, before=old.split).valid.tolist()

@@ -17,6 +17,7 @@ from armature.compare import first_difference
 from armature.errors import UserError, exit_on_user_error
 from armature.run.folder import write_json
 from parse_config import ConfigParser
+from tools.rehearse import refuse_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
 # train.py, whose run ends after so many steps: no setting says so, for with one (max_steps, epochs)
@@ -56,6 +57,7 @@ def main() -> None:
 
 def check_resume(config: dict) -> None:
     """Print what was compared; raise UserError when an interrupted run differs from a whole one."""
+    refuse_processes()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'config.json'
         short = {

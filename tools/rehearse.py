@@ -9,12 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from armature.errors import ConfigError
+from armature.processes import dist
 from parse_config import ConfigParser
+
+
+def refuse_processes() -> None:
+    if dist.is_started():
+        raise ConfigError('a rehearsal runs in a single process: without torchrun, on one device')
 
 
 @contextmanager
 def rehearsal() -> Iterator[Path]:
     """A folder for the runs of a rehearsal; afterwards it is gone, with the log files in it."""
+    refuse_processes()
     with tempfile.TemporaryDirectory(prefix='rehearsal') as folder:
         try:
             yield Path(folder)

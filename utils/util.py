@@ -28,21 +28,16 @@ class inf_loop:  # a class with a function's name: old code calls it as a functi
         return self
 
     def __next__(self):
-        if self._iterator is None:
-            self._start()
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            self.n_passes, self.n_batches = self.n_passes + 1, 0
-            self._start()
-            batch = next(self._iterator)
-        self.n_batches += 1
-        return batch
-
-    def _start(self) -> None:
-        if hasattr(self.data_loader, 'seek'):
-            self.data_loader.seek(self.n_passes, self.n_batches)
-        self._iterator = iter(self.data_loader)
+        for _ in range(2):  # the rest of this pass, or the next pass
+            if self._iterator is None:
+                if hasattr(self.data_loader, 'seek'):
+                    self.data_loader.seek(self.n_passes, self.n_batches)
+                self._iterator = iter(self.data_loader)
+            for batch in self._iterator:
+                self.n_batches += 1
+                return batch
+            self._iterator, self.n_passes, self.n_batches = None, self.n_passes + 1, 0
+        raise StopIteration  # there is nothing in it
 
     def state_dict(self) -> dict:
         return {'n_passes': self.n_passes, 'n_batches': self.n_batches}

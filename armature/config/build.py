@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from armature.config.keys import expanded, is_slip
+from armature.config.keys import expanded
 from armature.config.read import Document, Problem, did_you_mean, entries, nearest, show, show_path
 from armature.config.values import OBJECTS, hint_of, parameters, takes, violation
 from armature.errors import ConfigError, UserError
@@ -283,9 +283,6 @@ class Reader:
             elif not is_open:
                 self.problem(here, f'{label} has no {key!r}{did_you_mean(key, open_names)}')
                 misspelt.add(nearest(key, open_names))
-            elif any(is_slip(key, other) for other in named):
-                text = f'{label} takes any key, but has none of that name{did_you_mean(key, named)}'
-                self.problem(here, text, is_note=True)
             if not isinstance(value, dict) or not takes(parameter, *OBJECTS):
                 value = self.value(value, kind, here, not is_projects_own(target), given.args)
             if isinstance(value, list) and takes(parameter, torch.Tensor) and self.is_building:
@@ -372,14 +369,9 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
     except Exception as error:
         if is_projects_own(call.func) or isinstance(error, UserError):
             raise
-        raise ConfigError(document.line(refusal(call, path, error))) from error
-
-
-def refusal(call: functools.partial, path: tuple, error: Exception) -> Problem:
-    """That a library's class or function does not take its arguments."""
-    reason = ' '.join(str(error).split()) or type(error).__name__
-    only = list(call.keywords) if len(call.keywords) == 1 else []
-    return Problem((*path, 'args', *only), f'{call.func.__name__} refuses: {reason}')
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        problem = Problem((*path, 'args'), f'{call.func.__name__} refuses: {reason}')
+        raise ConfigError(document.line(problem)) from error
 
 
 def build_callable(
@@ -392,7 +384,7 @@ def build_callable(
     if inspect.isclass(found):
         found = make(call, path, document)
     elif any(isinstance(each, torch.Tensor) for each in call.keywords.values()):
-        found = FunctionWithTensors(found, call.keywords)
+        found = with_tensors(found, call.keywords)
     elif call.keywords or name:
         found = call
     if name or not hasattr(found, '__name__'):
@@ -400,22 +392,22 @@ def build_callable(
     return found
 
 
-class FunctionWithTensors(nn.Module):
-    """A function of (output, target) whose further arguments move to the device with it."""
+def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
+    """A loss function (output, target) with further arguments, whose tensors follow the output."""
 
-    def __init__(self, function: Callable, given: dict[str, Any]):
-        super().__init__()
-        self.func, self.given = function, given
-        for key, value in given.items():
-            if isinstance(value, torch.Tensor):
-                self.register_buffer(key, value, persistent=False)
+    @functools.cache
+    def on(device: torch.device) -> dict[str, Any]:
+        return {
+            key: value.to(device) if isinstance(value, torch.Tensor) else value
+            for key, value in given.items()
+        }
 
-    @property
-    def keywords(self) -> dict[str, Any]:
-        return self.given | dict(self.named_buffers())
+    @functools.wraps(function)
+    def call(output, target):
+        return function(output, target, **on(output.device))
 
-    def forward(self, output: Any, target: Any) -> Any:
-        return self.func(output, target, **self.keywords)
+    call.func, call.keywords = function, given  # as a partial has them
+    return call
 
 
 def with_lengths(section: dict, n_steps: float) -> dict:

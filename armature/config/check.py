@@ -1,12 +1,8 @@
 """The only place that judges a whole config, against the key table and what it names."""
 
-import inspect
-import warnings
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
-
-import torch
 
 from armature.config.build import (
     AUTO_LENGTHS,
@@ -17,7 +13,6 @@ from armature.config.build import (
     find,
     is_projects_own,
     kind_of,
-    refusal,
     with_lengths,
 )
 from armature.config.keys import METRIC, SECTION, TERM, TOP, Key, expanded, is_slip, judge_keys
@@ -62,8 +57,6 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
         elif name != 'metrics':
             keys = SECTION if name == 'loss' else None
             yield from _entry(document, (name,), section, module, keys)
-    if 'optimizer' in builds:
-        yield from _groups(document, builds['optimizer'])
     yield from _monitor(config, trainer, builds)
     if 'lr_scheduler' in builds:
         yield from _schedule(_dict(config, 'lr_scheduler'), trainer)
@@ -88,70 +81,29 @@ def _entry(
     document: Document, path: tuple, entry: Any, module: ModuleType, keys: dict | None = None
 ) -> Iterator[Problem]:
     """One thing to build: a name, or {"type", "args"} whose keys the table `keys` judges here."""
-    section = path[0]
-    if isinstance(entry, dict):
-        if keys is not None:
-            yield from judge_keys(entry, keys, path)
-        if not isinstance(entry.get('args') or {}, dict):
-            return  # the key table has said so
-    name = entry.get('type') if isinstance(entry, dict) else entry
-    if not isinstance(name, str):
-        return
-    if section == 'lr_scheduler':
+    is_section = isinstance(entry, dict)
+    if is_section and keys is not None:
+        yield from judge_keys(entry, keys, path)
+    name, args = (entry.get('type'), entry.get('args')) if is_section else (entry, None)
+    if not isinstance(name, str) or not isinstance(args or {}, dict):
+        return  # the key table has said so
+    if path[0] == 'lr_scheduler':
         entry = with_lengths(entry, ANY_LENGTH)
-    reader, kind = Reader(module, document), kind_of(section, module)
-    given = Given(_given(section, document), is_all=section != 'trainer')
+    reader, kind = Reader(module, document), kind_of(path[0], module)
+    given = Given((None,) if kind.given else (), is_all=path[0] != 'trainer')
     call = reader.call(entry, kind, path, given)
-    is_torchs = call and inspect.isclass(call.func) and not is_projects_own(call.func)
-    if is_torchs and section == 'metrics' and has_no_value(name):
+    is_library = call and not is_projects_own(call.func)
+    if is_library and path[0] == 'metrics' and has_no_value(name):
         yield Problem(path, f'{name} is no single value: see trainer.pictures')
         return
-    yield from reader.problems
-    is_fine = all(problem.is_note for problem in reader.problems)
-    if is_torchs and is_fine and section in ('loss', 'metrics', 'optimizer', 'lr_scheduler'):
-        # Torch's own are built for a model of one number, so that their own checks are made.
-        try:
-            reader.is_building = True
-            with warnings.catch_warnings(action='ignore'):
-                made = reader.call(entry, kind, path, given)()
-                if section == 'lr_scheduler' and name != 'ReduceLROnPlateau':
-                    made.step()  # a period of zero shows only here
-        except Exception as error:  # whatever it raises, it says that these values will not do
-            yield refusal(call, path, error)
-
-
-def _given(section: str, document: Document) -> tuple:
-    """What our scripts give by position, for a model of one number."""
-    parameters = [torch.nn.Parameter(torch.zeros(1, 1))]
-    if section == 'optimizer':
-        return (parameters,)
-    if section != 'lr_scheduler':
-        return ()
-    try:
-        reader = Reader(torch.optim, document)
-        entry = document.values['optimizer']
-        return (reader.call(entry, KINDS['optimizer'], (), Given((parameters,)))(),)
-    except Exception:  # has its own line in the report
-        return (torch.optim.SGD(parameters, momentum=0.9),)
-
-
-def _groups(document: Document, module: ModuleType) -> Iterator[Problem]:
-    """What a group of parameters says beside its pattern has to be an argument of the optimizer."""
-    section = _dict(document.values, 'optimizer')
-    try:
-        optimizer = find(section.get('type'), KINDS['optimizer'], module)
-    except ConfigError:
-        return  # has its own line in the report
-    reader = Reader(module, document)
-    for index, group in entries(section.get('groups')):
-        path = ('optimizer', 'groups', index)
+    for index, group in entries(entry.get('groups')) if call and path == ('optimizer',) else ():
+        here = (*path, 'groups', index)
         if isinstance(group, dict):
-            args = {key: value for key, value in group.items() if key != 'match'}
-            given = Given((None,), is_all=False)
-            reader.arguments(args, optimizer, KINDS['optimizer'], path, given)
+            own = {key: value for key, value in group.items() if key != 'match'}
+            reader.arguments(own, call.func, kind, here, Given((None,), is_all=False))
             if not isinstance(group.get('match'), str):
                 text = 'expected a pattern of parameter names, such as "*.bias|*norm*"'
-                reader.problem((*path, 'match'), text)
+                reader.problem((*here, 'match'), text)
     yield from reader.problems
 
 

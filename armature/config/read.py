@@ -159,7 +159,52 @@ def parse(text: str, name: str) -> Document:
 
     What is no JSON raises at once; all values that a config may not hold are reported together.
     """
-    return _Reader(LAST_COMMA.sub(_blank, COMMENT.sub(_blank, text)), name).read()
+    text = LAST_COMMA.sub(_blank, COMMENT.sub(_blank, text))
+    line_starts = [match.end() for match in re.finditer('\n', text)]
+
+    def place(at: int) -> str:
+        # What came from the command line has no lines.
+        return name if name[:2] == '--' else f'{name}:{bisect_right(line_starts, at) + 1}'
+
+    try:
+        value, starts = _decoded(text)
+    except json.JSONDecodeError as error:
+        found = TOKEN.match(text, error.pos)[0]
+        shown = found[:40] if found.isprintable() else show(found)
+        reason = f'{error.msg}, found {shown or "the end of the file"}{HINTS.get(found, "")}'
+        raise ConfigError(f'{place(error.pos)}: {reason}') from None
+    except RecursionError:
+        raise ConfigError(f'{name}: nested deeper than {MAX_DEPTH} levels') from None
+    document, problems, starts = Document({}), [], iter(starts)
+
+    def settled(value, path: tuple):
+        """The value as plain data, once its place is noted and what is wrong with it."""
+        at = next(starts)
+        document.origins[path] = place(at)
+        if len(path) > MAX_DEPTH:
+            raise ConfigError(f'{place(at)}: nested deeper than {MAX_DEPTH} levels')
+        if isinstance(value, _Members):
+            members = {}
+            for key, inner in value:
+                here = (*path, key)
+                if key in members:
+                    wrong = f'given twice, first at {document.origins[here]}'
+                    problems.append(Problem(here, wrong))
+                members[key] = settled(inner, here)
+            return members
+        if isinstance(value, list):
+            return [settled(inner, (*path, index)) for index, inner in enumerate(value)]
+        if isinstance(value, str) and NO_TEXT.search(value):
+            problems.append(Problem(path, 'a string may not hold NUL or half of a surrogate pair'))
+        largest = 2**64 if isinstance(value, int) else math.inf
+        if isinstance(value, (int, float)) and not abs(value) < largest:
+            wrong = f'{TOKEN.match(text, at)[0][:20]} is too large, or no number'
+            problems.append(Problem(path, wrong))
+        return value
+
+    document.values = settled(value, ())
+    document.refuse(problems)
+    return document
 
 
 def _blank(match: re.Match) -> str:
@@ -171,76 +216,25 @@ class _Members(list):
     """The (key, value) pairs of an object as it is written, a key perhaps twice."""
 
 
+def _decoded(text: str) -> tuple:
+    """What a JSON text says, objects as _Members; and where each value begins, in their order."""
+    decoder, starts = json.JSONDecoder(object_pairs_hook=_Members, parse_int=_whole_number), []
+
+    def scan(text: str, at: int):
+        starts.append(at)
+        return scan_any(text, at)
+
+    # The standard library's own functions, which come to the values inside through `scan`.
+    decoder.parse_object = lambda start, strict, _, *hooks: json.decoder.JSONObject(
+        start, strict, scan, *hooks
+    )
+    decoder.parse_array = lambda start, _: json.decoder.JSONArray(start, scan)
+    decoder.scan_once, scan_any = scan, json.scanner.py_make_scanner(decoder)
+    return decoder.decode(text), starts
+
+
 def _whole_number(digits: str) -> float:
     return int(digits) if len(digits) < 400 else math.inf  # Python refuses thousands of digits
-
-
-class _Reader(json.JSONDecoder):
-    """The standard library's decoder, which also notes where each value begins."""
-
-    def __init__(self, text: str, name: str):
-        super().__init__(object_pairs_hook=_Members, parse_int=_whole_number)
-        self.text, self.name = text, name
-        self.line_starts = [match.end() for match in re.finditer('\n', text)]
-        self.starts = []  # of every value, in the order of the text
-        self.document, self.problems = Document({}), []
-        # The library's own functions, which come to the values inside through `scan`.
-        self.parse_object = lambda start, strict, _, *hooks: json.decoder.JSONObject(
-            start, strict, self.scan, *hooks
-        )
-        self.parse_array = lambda start, _: json.decoder.JSONArray(start, self.scan)
-        self.scan_any, self.scan_once = json.scanner.py_make_scanner(self), self.scan
-
-    def scan(self, text: str, at: int):
-        self.starts.append(at)
-        return self.scan_any(text, at)
-
-    def read(self) -> Document:
-        try:
-            value = self.decode(self.text)
-        except json.JSONDecodeError as error:
-            found = TOKEN.match(self.text, error.pos)[0]
-            shown = found[:40] if found.isprintable() else show(found)
-            text = f'{error.msg}, found {shown or "the end of the file"}{HINTS.get(found, "")}'
-            raise ConfigError(f'{self.place(error.pos)}: {text}') from None
-        except RecursionError:
-            raise ConfigError(f'{self.name}: nested deeper than {MAX_DEPTH} levels') from None
-        self.starts.reverse()
-        self.document.values = self.settled(value, ())
-        self.document.refuse(self.problems)
-        return self.document
-
-    def settled(self, value, path: tuple):
-        """The value as plain data, once its place is noted and what is wrong with it."""
-        at = self.starts.pop()
-        self.document.origins[path] = self.place(at)
-        if len(path) > MAX_DEPTH:
-            raise ConfigError(f'{self.place(at)}: nested deeper than {MAX_DEPTH} levels')
-        if isinstance(value, _Members):
-            members = {}
-            for key, inner in value:
-                here = (*path, key)
-                if key in members:
-                    text = f'given twice, first at {self.document.origins[here]}'
-                    self.problems.append(Problem(here, text))
-                members[key] = self.settled(inner, here)
-            return members
-        if isinstance(value, list):
-            return [self.settled(inner, (*path, index)) for index, inner in enumerate(value)]
-        if isinstance(value, str) and NO_TEXT.search(value):
-            text = 'a string may not hold NUL or half of a surrogate pair'
-            self.problems.append(Problem(path, text))
-        if isinstance(value, (int, float)) and not abs(value) < (
-            2**64 if isinstance(value, int) else math.inf
-        ):
-            text = f'{TOKEN.match(self.text, at)[0][:20]} is too large, or no number'
-            self.problems.append(Problem(path, text))
-        return value
-
-    def place(self, at: int) -> str:
-        # What came from the command line has no lines.
-        line = bisect_right(self.line_starts, at) + 1
-        return self.name if self.name.startswith('--') else f'{self.name}:{line}'
 
 
 def parse_value(text: str, name: str = '--set'):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from armature.checkpoint.files import RECORD
+from armature.checkpoint.files import RECORD, load_head
 from armature.errors import ConfigError, DataError
 from armature.seed import own_randomness
 
@@ -31,9 +31,9 @@ _resumed = ContextVar('the data of the run that goes on', default=None)
 
 
 @contextlib.contextmanager
-def resuming(data: dict) -> Iterator[None]:
-    """Inside, loaders are built for a run that goes on; data: of its checkpoint."""
-    token = _resumed.set(data)
+def resuming(checkpoint: Path | None) -> Iterator[None]:
+    """Inside, loaders are built for the run that goes on from `checkpoint`, if there is one."""
+    token = _resumed.set(checkpoint and data_of(load_head(checkpoint), checkpoint))
     try:
         yield
     finally:
