@@ -12,6 +12,7 @@ WAYS = {
     'is a list of …': 'count from 0; `--set metrics+=NAME` appends',
     'not UTF-8 text': 'save the file as UTF-8',
     'the config has no such key': 'write `+=` to add a key of your own',
+    'a string may not hold NUL': 'write the text without it',
     'runs in a single process': 'leave out torchrun and name one device',
     "expected 'min <metric>'": 'write one of these',
     'expected an object {...}': 'write the key\'s value in braces: `{"type": ..., "args": {...}}`',
