@@ -89,7 +89,10 @@ def test_runs_that_began_before_keep_their_split():
 
 def test_loader_of_a_run_that_goes_on_keeps_its_kind_of_split(tmp_path):
     data = TensorDataset(torch.arange(40))
-    save({'state_dict': {}, 'parts': {}, 'data': {'split': {'version': 1}}}, tmp_path / 'checkpoint.pth')
+    save(
+        {'state_dict': {}, 'parts': {}, 'data': {'split': {'version': 1}}},
+        tmp_path / 'checkpoint.pth',
+    )
     with resuming(tmp_path / 'checkpoint.pth'):
         old = BaseDataLoader(data, 4, True, 0.2, 0)
     assert old.split['version'] == 1
