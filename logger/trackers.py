@@ -101,7 +101,9 @@ class Trackers:
         makers = {}
         for entry in self._entries:
             name = entry['type'] if isinstance(entry, dict) else entry
-            makers[name] = build.prepare(entry, 'trackers', None, (), {}, Document({}))
+            makers[name] = build.prepare(
+                entry, build.KINDS['trackers'], ('trackers',), None, Document({})
+            )
         sent = self._sent.read_text().strip() if self._sent.is_file() else ''
         self._sent_before = int(sent) if sent.isdecimal() else -1
         of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}

@@ -13,8 +13,9 @@ from typing import Any
 
 from armature.config.build import ROOT
 from armature.config.check import check
+from armature.config.command import set_value
 from armature.config.keys import SWEEP, TOP, paths_of, settings_of
-from armature.config.read import DELETE, Document, lookup, parse_value, set_value
+from armature.config.read import DELETE, Document, lookup, parse_value
 from armature.errors import ConfigError
 from armature.run.folder import plain_name
 from armature.run.monitor import Monitor

@@ -50,6 +50,10 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
         section = config.get(name)
         if name == 'trainer':
             yield from _entry(document, ('trainer', 'type'), trainer.get('type'), module)
+            reader = Reader(None, document)
+            for index, entry in entries(trainer.get('trackers')):
+                reader.call(entry, KINDS['trackers'], ('trainer', 'trackers', index))
+            yield from reader.problems
         elif name in ('loss', 'metrics') and isinstance(section, list):
             keys = TERM if name == 'loss' else METRIC
             for index, entry in enumerate(section):

@@ -78,12 +78,18 @@ TRAINER = {
     'monitor': Key(str, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", 'off'),
     'early_stop': Key(FROM_0, 'epochs without a better value until training stops; 0: never', None),
     'tensorboard': Key(bool, 'write TensorBoard logs', False),
+    'trackers': Key(
+        list[ENTRY], 'services beside it: wandb, trackio, or a class of your own', None
+    ),
     'tensorboardX': Key(bool, 'older name of tensorboard', None),
     'len_epoch': Key(COUNT, 'batches an epoch has; null: one pass over the data', None),
     'max_steps': Key(COUNT, 'end the run, saved, after so many optimizer steps', None),
     'log_step': Key(COUNT, 'log every so many steps; null: ten times an epoch', None),
     'log_images': Key(bool, 'one grid of validation images an epoch to TensorBoard', False),
     'log_histograms': Key(bool, 'histograms of the parameters to TensorBoard', False),
+    'log_graph': Key(
+        bool, 'the graph of the model to TensorBoard (one process, with validation)', False
+    ),
     'save_every_steps': Key(COUNT, 'also save checkpoint-last.pth every so many steps', None),
     'save_every_minutes': Key(ABOVE_0, 'also save checkpoint-last.pth every so many minutes', None),
     'keep_last': Key(COUNT, 'keep only the newest so many checkpoint-epoch files', None),
@@ -158,6 +164,30 @@ BATCH = {
     'data': Key(str | list[str], 'name of the input, or a list of names'),
     'target': Key(str | list[str], 'name of the target, or a list of names'),
 }
+SWEEP = {
+    'params': Key(
+        dict,
+        '{"optimizer.args.lr": {"low": 1e-5, "high": 0.1, "log": true}}: ranges, or lists of '
+        'values',
+        {},
+    ),
+    'name': Key(FOLDER_NAME, 'name of the runs; <name>_sweep when not given', None),
+    'grid': Key(bool, 'try all combinations of the lists', False),
+    'n_trials': Key(COUNT, 'how many settings are tried; with a grid: all', None),
+    'sampler': Key(ENTRY, 'optuna.samplers', 'TPESampler'),
+    'pruner': Key(ENTRY, 'optuna.pruners: ends trials that do badly', 'NopPruner'),
+    'seeds': Key(
+        list[COUNT_FROM_0], 'each trial runs once with each, and counts by the mean', None
+    ),
+    'folds': Key(
+        Annotated[int, Limit('minimum', 2)],
+        'cross-validation: each trial runs once on each of so many folds',
+        None,
+    ),
+    'parallel': Key(
+        COUNT, 'trials that may run at a time; the search for one knows none of these', 4
+    ),
+}
 
 TOP = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder'),
@@ -186,6 +216,7 @@ TOP = {
     'lr_scheduler': Key(SCHEDULER, 'torch.optim.lr_scheduler', None),
     'trainer': Key(TRAINER, 'the run'),
     'distributed': Key(DISTRIBUTED, 'when several processes train', {}),
+    'sweep': Key(SWEEP, 'a search: python -m tools.sweep', None),
     'init_from': Key(
         ENTRY,
         'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}',
