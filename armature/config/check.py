@@ -15,7 +15,17 @@ from armature.config.build import (
     kind_of,
     with_lengths,
 )
-from armature.config.keys import METRIC, SECTION, TERM, TOP, Key, expanded, is_slip, judge_keys
+from armature.config.keys import (
+    ENTRY,
+    METRIC,
+    SECTION,
+    TERM,
+    TOP,
+    Key,
+    expanded,
+    is_slip,
+    judge_keys,
+)
 from armature.config.read import Document, Problem, did_you_mean, entries, show
 from armature.errors import ConfigError
 
@@ -52,7 +62,8 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
             yield from _entry(document, ('trainer', 'type'), trainer.get('type'), module)
             reader = Reader(None, document)
             for index, entry in entries(trainer.get('trackers')):
-                reader.call(entry, KINDS['trackers'], ('trainer', 'trackers', index))
+                if isinstance(entry, ENTRY):  # else the key table has said so
+                    reader.call(entry, KINDS['trackers'], ('trainer', 'trackers', index))
             yield from reader.problems
         elif name in ('loss', 'metrics') and isinstance(section, list):
             keys = TERM if name == 'loss' else METRIC
