@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +13,9 @@ import numpy as np
 
 from logger.trackers import Trackers
 
-# What changes no result.
-NO_HYPERPARAMETERS = (
-    'name',
-    'n_gpu',
-    'trainer.save',
-    'trainer.keep',
-    'trainer.log',
-    'trainer.verb',
+NO_HYPERPARAMETER = re.compile(  # what changes no result
+    r'name$|n_gpu$|trainer\.(save_|keep_|log_|verbosity|tensorboard|trackers|pictures)'
 )
-NO_HYPERPARAMETERS += ('trainer.tensorboard', 'trainer.trackers', 'trainer.pictures')
 
 
 class TensorboardWriter:
@@ -70,11 +64,14 @@ class TensorboardWriter:
         if self._trackers:
             self._trackers.begin(config)
         if self.writer is not None:
-            from torch.utils.tensorboard.summary import hparams
+            self._safely('begin', self._add_hyperparameters, hyperparameters(config))
 
-            # add_hparams would make a run of its own, beside the one with the scalars.
-            _, begun, _ = hparams(hyperparameters(config), {})
-            self._safely('begin', self.writer.file_writer.add_summary, summary=begun)
+    def _add_hyperparameters(self, values: dict[str, Any]) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        # add_hparams would make a run of its own, beside the one with the scalars.
+        _, begun, _ = hparams(values, {})
+        self.writer.file_writer.add_summary(begun)
 
     def best(self, values: dict[str, float]) -> None:
         """What the best epoch so far reported."""
@@ -143,7 +140,7 @@ def hyperparameters(config: dict, where: str = '') -> dict[str, Any]:
         name = f'{where}{key}'
         if isinstance(value, dict):
             found |= hyperparameters(value, f'{name}.')
-        elif value is not None and not name.startswith(NO_HYPERPARAMETERS):
+        elif value is not None and not NO_HYPERPARAMETER.match(name):
             is_list = isinstance(value, (list, tuple))
             found[name.replace('.args.', '.')] = json.dumps(value) if is_list else value
     return found

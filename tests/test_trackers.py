@@ -215,6 +215,20 @@ def test_wandb_offline_keeps_a_run(experiment, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings('default')
+def test_wandb_without_a_key_asks_for_none_on_the_terminal(
+    experiment, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip('wandb', reason='needs wandb (requirements-trackers.txt)')
+    monkeypatch.setenv('HOME', str(tmp_path))  # where a key would be kept
+    monkeypatch.delenv('WANDB_API_KEY', raising=False)
+    trainer = experiment.trainer(epochs=1, trackers=['wandb'])
+    trainer.train()
+    (warning,) = warnings_in(capsys)
+    assert warning.startswith('trainer.trackers: wandb is off: RuntimeError: type `wandb login`')
+    assert not trainer.writer._trackers._thread.is_alive()
+
+
+@pytest.mark.filterwarnings('default')
 def test_trackio_keeps_a_run(experiment, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TRACKIO_DIR', str(tmp_path / 'trackio'))  # read when it is imported
     pytest.importorskip('trackio', reason='needs trackio (requirements-trackers.txt)')

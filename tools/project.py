@@ -45,6 +45,7 @@ OWNED = (
     'requirements-export.txt',
     'requirements-serve.txt',
     'requirements-sweep.txt',
+    'requirements-trackers.txt',
     '.gitignore',
 )  # by the user
 NOTHING: Mapping[str, str] = MappingProxyType({})
