@@ -39,10 +39,10 @@ from logger import TensorboardWriter
 from logger.trackers import Trackers
 
 
-def _of(owner: str, name: str) -> property:
+def _of(owner, name):
     """An attribute of the trainer that is one of its `owner`, or another name of one of its own."""
 
-    def place(self: Any) -> Any:
+    def place(self):
         return getattr(self, owner) if owner else self
 
     return property(
@@ -132,12 +132,12 @@ class BaseTrainer(ABC):
                 f'{self.step} steps.'
                 + ('' if is_saved else ' This moment is not saved, only what was before it.')
             )
-            if self._stop.exit_code:
-                job.exit_together(self._stop.exit_code)
         finally:
             self.writer.close()
+        if self._stop.exit_code:
+            job.exit_together(self._stop.exit_code)
 
-    def _begin_record(self) -> None:
+    def _begin_record(self):
         """Say in the run's folder what is about to be trained there."""
         resumed = self.config.resume
         self._folder.begin(
@@ -149,7 +149,7 @@ class BaseTrainer(ABC):
         )
         self.writer.begin(self._config_as_read())
 
-    def _config_as_read(self) -> dict:
+    def _config_as_read(self):
         """The config without what the script has filled in since, which may be any object."""
         if hasattr(self.config, 'as_read'):
             return self.config.as_read
@@ -157,7 +157,7 @@ class BaseTrainer(ABC):
         written = self.config.save_dir / 'config.json'
         return read_json(written) if written.is_file() else self.config.config
 
-    def _train_epochs(self) -> None:
+    def _train_epochs(self):
         self.console.begin()
         unfrozen_in = (self.settings.unfreeze_at or {}).get('epoch')
         frozen = Frozen(self.model, self.settings.freeze, unfrozen_in)
@@ -195,7 +195,7 @@ class BaseTrainer(ABC):
             raise
 
     @property
-    def _finished(self) -> str:
+    def _finished(self):
         """Why there is nothing left to train; empty while there is."""
         if self.epochs_done >= self.epochs:
             return f'all {self.epochs} epochs are done'
@@ -232,23 +232,24 @@ class BaseTrainer(ABC):
             self.data_loader,
             None if count is length else functools.partial(count_in, count=count),
         )
-        step_key = key(self.seed, 'step', dist.rank())
+        due, step_key = [*steppers, *trackers], key(self.seed, 'step', dist.rank())
         with self.console.bar(epoch, self.position) as bar:
             self._epoch = Epoch(self.optimizer, self.step, bar, steppers)
-            for batch in batches:
-                self._epoch.begin_step(batch, is_last=self.position + 1 == self.len_epoch)
-                self.step += 1
-                for each in (*steppers, *trackers):
-                    each.batch = batch
-                seed_torch(step_key + self.step, self.device)
-                self.writer.set_step(self.step)
-                yield to_device(batch.content, self.device)
-                if self._epoch.step_is_open:  # a loop of the old template or the first version
-                    self.end_step()
-                self._epoch.wait()
-            self._epoch.agreement.end()
-            for each in (*steppers, *trackers):
-                each.batch = NO_BATCH
+            try:
+                for batch in batches:
+                    self._epoch.begin_step(batch, is_last=self.position + 1 == self.len_epoch)
+                    self.step += 1
+                    for each in due:
+                        each.batch = batch
+                    seed_torch(step_key + self.step, self.device)
+                    self.writer.set_step(self.step)
+                    yield to_device(batch.content, self.device)
+                    if self._epoch.step_is_open:  # a loop of the old template, the first version
+                        self.end_step()
+                    self._epoch.wait()
+            finally:
+                for each in due:
+                    each.batch = NO_BATCH
         if epoch == self.start_epoch:
             self._epoch.warn_of_waiting(self.data_loader, self.logger)
         for stepper in steppers:
@@ -276,7 +277,7 @@ class BaseTrainer(ABC):
             self._stop.reason = f'trainer.max_steps ({settings.max_steps})'
         self._agree(self._epoch.agreement, self._saver.is_due())
 
-    def _is_due(self, every: int | None) -> bool:
+    def _is_due(self, every):
         return every is not None and self.step % every == 0
 
     def watched(self, loader: Iterable, *trackers: Any) -> Iterator[Any]:
@@ -292,18 +293,17 @@ class BaseTrainer(ABC):
         for content in contents_of(batches, *trackers):
             yield to_device(content, self.device)
             self._agree(agreement)
-        agreement.end()
 
     @property
-    def _parts(self) -> Parts:
+    def _parts(self):
         return Parts(self.config.get('batch'), self.takes_pairs)
 
-    def _agree(self, agreement: dist.Agreement, save: bool = False) -> None:
+    def _agree(self, agreement, save=False):
         wishes = agreement.after_step(self._stop.wish, save)
         if wishes is not None or self._stop.reason:
             self._obey(*(wishes or (0,)))
 
-    def _obey(self, stop: int, save: int = 0) -> None:
+    def _obey(self, stop, save=0):
         """What any of the processes has wished for is done in all of them."""
         if save:
             self._save_last()
@@ -314,10 +314,10 @@ class BaseTrainer(ABC):
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027
         """Called every `log_step` batches and at the end of an epoch."""
 
-    def _validate_between(self, epoch: int) -> None:  # noqa: B027
+    def _validate_between(self, epoch):  # noqa: B027
         """Called every `trainer.validate_every_steps` steps inside an epoch."""
 
-    def _finish_epoch(self, epoch: int, result: dict) -> None:
+    def _finish_epoch(self, epoch, result):
         """Report, judge and save an epoch that is trained and validated."""
         self._check_losses()
         averages, others = reported(result, self.metric_ftns)
@@ -361,7 +361,7 @@ class BaseTrainer(ABC):
         numbered = [f'checkpoint-epoch{epoch}.pth'] * (epoch % self.save_period == 0)
         self._write([LAST, *numbered, *[BEST] * save_best])
 
-    def _save_last(self) -> None:
+    def _save_last(self):
         """Bring checkpoint-last.pth up to this moment.
 
         A trainer that reads files of its own kind writes all of them itself.
@@ -370,7 +370,7 @@ class BaseTrainer(ABC):
         if self._saver.saved != (self.epochs_done, self.step) and not reads_its_own:
             self._write([LAST])
 
-    def _write(self, names: list[str]) -> None:
+    def _write(self, names):
         """Write the present state under `names`; what is not finite is not written."""
         self._check_losses()
         self._check_weights()
@@ -383,7 +383,7 @@ class BaseTrainer(ABC):
                 f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps'
             )
 
-    def _check_losses(self) -> None:
+    def _check_losses(self):
         """Raise NonFiniteError on the first loss since the last time that is not finite."""
         broken = self._epoch and self._epoch.first_broken_loss()
         if dist.sums([broken is not None])[0]:
@@ -398,7 +398,7 @@ class BaseTrainer(ABC):
                 f'{self._samples(position - 1)}.'
             )
 
-    def _check_weights(self) -> None:
+    def _check_weights(self):
         broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
         if broken:
             raise NonFiniteError(
@@ -406,7 +406,7 @@ class BaseTrainer(ABC):
                 f'finite ({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
             )
 
-    def _way_back(self) -> str:
+    def _way_back(self):
         newest = self.checkpoint_dir / LAST
         there = f'The last good state is {newest}. ' if newest.is_file() else ''
         skip = ', trainer.on_nan "skip" leaves such out' * (self.settings.on_nan == 'stop')
@@ -415,11 +415,11 @@ class BaseTrainer(ABC):
             f'step{skip}.'
         )
 
-    def _samples(self, position: int) -> list[int]:
+    def _samples(self, position):
         """Those of a batch of the epoch in progress."""
         return samples_of(position, self.epochs_done + 1, self.len_epoch, self.data_loader)
 
-    def _state(self) -> dict:
+    def _state(self):
         """Everything a run needs to go on from here, as plain data."""
         rng, *rng_of_others = dist.gather(rng_state())
         tested = tested_weights_of(self)
@@ -455,11 +455,11 @@ class BaseTrainer(ABC):
         """Take over model, optimizer, epoch and best."""
         self._resume.take_over(Path(resume_path))
 
-    def _restore_parts(self) -> None:
+    def _restore_parts(self):
         """Take over the rest, when training starts and all parts exist."""
         self._resume.restore_parts()
 
-    def _batch_size(self) -> int:
+    def _batch_size(self):
         return getattr(getattr(self, 'data_loader', None), 'batch_size', None) or 1
 
     # Names of the old template

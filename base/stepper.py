@@ -116,7 +116,7 @@ class Stepper:
         monitored = settings.monitor.partition(' ')[2].strip()
         in_parts = settings.microbatch_size or dist.n_processes() > 1
 
-        def loss_of(data: Any, target: Any) -> torch.Tensor:
+        def loss_of(data, target):
             with stepper.autocast():
                 return criterion(model(data), target)
 
@@ -160,7 +160,7 @@ class Stepper:
         # What the loss over this process's samples counts for in the mean over processes
         weight = share.weight
         if self.loss_is_sum:
-            weight = dist.n_processes() * (not share.is_borrowed)
+            weight = float(dist.n_processes() * (not share.is_borrowed))
         n_parts = n_passes = max(1, -(-n_samples // size))
         if self.microbatch_size and self._keeps_step:
             n_passes = max(n_parts, -(-share.largest // size))
@@ -184,7 +184,7 @@ class Stepper:
             dist.share_gradients(self.model, wanted=number + 1 == n_passes)
             self.scaler.scale(self.loss_of(*part) * 0).backward()
 
-    def _part(self, content: Any, batch: Batch, rows: slice) -> Any:
+    def _part(self, content, batch, rows):
         """The samples `rows` of a batch: cut, or else collated anew."""
         try:
             return cut(content, batch.n_samples, rows, batch.lists_are_parts)
@@ -204,7 +204,7 @@ class Stepper:
                 )
         return to_device(batch.collate(rows), self.device)
 
-    def _remembered(self, micro_batch: Any, weight: Any) -> Any:
+    def _remembered(self, micro_batch, weight):
         self._weight = weight
         if self.needs_closure:
             self._micro_batches.append((micro_batch, weight))
@@ -255,7 +255,7 @@ class Stepper:
         """To be called with the epoch's averages: the schedule may step by them."""
         self.schedule.end_epoch(log)
 
-    def _clip(self) -> None:
+    def _clip(self):
         parameters = self._parameters()
         self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
@@ -265,10 +265,10 @@ class Stepper:
         if self.max_grad_value is not None:
             clip_values(parameters, self.max_grad_value)
 
-    def _parameters(self) -> list[torch.nn.Parameter]:
+    def _parameters(self):
         return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
 
-    def _is_finite(self) -> bool:
+    def _is_finite(self):
         """Whether this step is, in all processes."""
         is_finite = self.loss.isfinite()
         if not self.scaler.is_enabled():  # which judges gradients itself
@@ -278,7 +278,7 @@ class Stepper:
         self.n_skipped_in_a_row = 0 if finite else self.n_skipped_in_a_row
         return finite
 
-    def _skip(self) -> None:
+    def _skip(self):
         self.n_skipped += 1
         self.n_skipped_in_a_row += 1
         with torch.no_grad():
@@ -295,7 +295,7 @@ class Stepper:
                 self.scaler.unscale_(self.optimizer)
             self.scaler.update()
 
-    def _closure(self) -> Callable[[], torch.Tensor]:
+    def _closure(self):
         """What torch.optim.LBFGS calls.
 
         The first time the gradients are there already, then they are computed again.
@@ -346,7 +346,7 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
         gradient.clamp_(-bound, bound)
 
 
-def _weighted(loss: Any, weight: float | torch.Tensor) -> torch.Tensor:
+def _weighted(loss, weight):
     """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
     because it is over nothing.
     """
@@ -357,7 +357,7 @@ def _weighted(loss: Any, weight: float | torch.Tensor) -> torch.Tensor:
             'mean is (in a loss of torch: "reduction": "mean")'
         )
     loss = loss.reshape(()) if loss.dim() else loss
-    if isinstance(weight, (int, float)) and weight == 1:
+    if type(weight) is float and weight == 1:  # a tensor is not looked at: it may be on a GPU
         return loss
     weight = loss.new_ones(()) * weight
     return (loss * weight).where(weight != 0, 0)

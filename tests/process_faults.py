@@ -268,7 +268,7 @@ def ends(n: int, folder: Path) -> Result:
     for trial, launcher in zip(range(n), itertools.cycle(('torchrun', 'by hand'))):
         codes, said = finish(launch(project, launcher, *in_own_folder(project, trial)))
         is_quiet = all(
-            line.startswith(('Measure it', 'warning: BatchNorm'))
+            line.startswith(('Measure it', 'To train longer', 'warning: BatchNorm'))
             for line in said.strip().splitlines()[-1:]
         )
         outcomes[f'{trial}: {launcher}'] = (

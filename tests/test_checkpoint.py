@@ -438,14 +438,15 @@ def test_when_all_are_damaged_or_none_is_there_it_is_one_error(run):
 
 
 def test_the_newest_run_is_the_one_begun_last(tmp_path):
-    names = ['20251231_235959_9', '20260101_000000', '20260101_000000_2', '20260101_000000_10']
-    for name in names:
+    for age, name in enumerate(('20260101_000000', '20251231_235959_9', 'my_run')):
         (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').touch()
+        os.utime(tmp_path / name / 'config.json', (1e9 - age, 1e9 - age))
     (tmp_path / 'notes.txt').touch()
-    assert checkpoint.newest_run(tmp_path).name == names[-1]
+    assert checkpoint.newest_run(tmp_path).name == '20260101_000000'
     assert checkpoint.newest_run(tmp_path / 'absent') is None
-    (tmp_path / 'my_run').mkdir()
-    os.utime(tmp_path / 'my_run', (2e9, 2e9))
+    record = '{"begun": "2002-01-01T00:00:00+00:00"}'  # later than those files
+    (tmp_path / 'my_run' / 'run.json').write_text(record)
     assert checkpoint.newest_run(tmp_path).name == 'my_run'
 
 

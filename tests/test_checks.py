@@ -1,5 +1,6 @@
 """What does not suit data, model and loss is said in the first step, in one line."""
 
+import functools
 import math
 
 import pytest
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from armature.errors import ConfigError, DataError, NonFiniteError
-from armature.run.checks import LossCheck
+from armature.run.checks import LossCheck, check_first_step
 from armature.run.monitor import Monitor
+from armature.step.loss_share import count_of
 from base import BaseDataLoader
 from base.stepper import Stepper, clip_values
 from tests.conftest import NoisyPoints
@@ -111,6 +113,15 @@ def test_first_loss_of_a_run_is_looked_at_and_then_no_more(experiment):
     criterion = trainer.criterion
     trainer.train()
     assert trainer.criterion is criterion is trainer.loss
+
+
+def test_loss_that_is_looked_at_counts_as_it_does_by_itself(experiment):
+    trainer = experiment.trainer()
+    for criterion in (F.cross_entropy, functools.partial(F.nll_loss, ignore_index=1), F.mse_loss):
+        trainer.criterion = criterion
+        check_first_step(trainer)
+        before, now = count_of(criterion), count_of(trainer.criterion)
+        assert type(before) is type(now) and vars(before).get('ignored') == vars(now).get('ignored')
 
 
 @pytest.mark.parametrize(

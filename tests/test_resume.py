@@ -269,6 +269,34 @@ def test_resumed_with_a_new_setting_steps_like_the_run_that_had_it_from_the_star
     assert first_difference(resumed.options, fresh.options[n_steps:]) == ''
 
 
+class OldLoop(Trainer):
+    """Steps optimizer and scheduler itself."""
+
+    def _train_epoch(self, epoch):
+        for data, target in self.data_loader:
+            self.optimizer.zero_grad()
+            self.criterion(self.model(data), target).backward()
+            self.optimizer.step()
+        self.lr_scheduler.step()
+        return {'val_loss': 1.0 / epoch}
+
+
+@pytest.mark.parametrize('changed', [{'lr': 0.1}, {'gamma': 0.5}])
+def test_schedule_that_a_loop_of_ones_own_steps_is_replayed_too(experiment, changed):
+    def trainer(lr=0.01, gamma=0.7, **options):
+        exponential = torch.optim.lr_scheduler.ExponentialLR
+        return experiment.trainer(
+            trainer_class=OldLoop, lr=lr, scheduler=lambda each: exponential(each, gamma), **options
+        )
+
+    resumed = trainer(resume=last_of(trainer(epochs=2)), **changed)
+    fresh = trainer(**changed)
+    resumed.train()
+    fresh.train()
+    rates = [each.optimizer.param_groups[0]['lr'] for each in (resumed, fresh)]
+    assert resumed.epochs_done == 3 and rates[0] == rates[1]
+
+
 def test_changed_learning_rate_is_one_line_and_keeps_the_schedule(experiment, caplog):
     first = experiment.trainer(epochs=1)
     first.train()

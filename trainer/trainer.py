@@ -112,7 +112,7 @@ class Trainer(BaseTrainer):
                 self.writer.add_histogram(name, dist.whole(parameter.detach()))
         return log
 
-    def _validate_between(self, epoch: int) -> None:
+    def _validate_between(self, epoch):
         """Validation inside an epoch (trainer.validate_every_steps): reported, without a trace."""
         if not self.do_validation:
             return
@@ -139,7 +139,7 @@ class Trainer(BaseTrainer):
         for name, value in values.items():
             self.writer.add_scalar(name, value)
 
-    def _log_images(self) -> None:
+    def _log_images(self):
         """One grid with the first validation batch."""
         from torchvision.utils import make_grid
 

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import pickle
-import re
 import shutil
 import struct
 import time
@@ -21,7 +20,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -116,7 +115,7 @@ def add_digest(buffer: io.BytesIO) -> None:
     buffer.write(DIGEST_PREFIX + digest.encode())
 
 
-def _write_all(paths: list[Path], content: memoryview) -> None:
+def _write_all(paths, content):
     """Everything that takes space goes into temporary files first; then names are exchanged."""
     # Names that nobody reads until the bytes are safe, in the same folder because a rename is
     # atomic only within one file system.
@@ -138,7 +137,7 @@ def _write_all(paths: list[Path], content: memoryview) -> None:
                 each.unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def _write(path, content):
     # Never into a file that is there: it may be a second name of a good one.
     with path.open('xb') as file:
         file.write(content)
@@ -146,7 +145,7 @@ def _write(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _second_name(path: Path, name: Path) -> None:
+def _second_name(path, name):
     try:
         os.link(path, name)
     except OSError:  # no hard links here
@@ -183,7 +182,7 @@ def free_bytes(folder: Path) -> str:
         return 'none'
 
 
-def _sidecar(path: Path) -> Path:
+def _sidecar(path):
     return path.with_name(f'{path.name}.sha256')
 
 
@@ -202,7 +201,7 @@ def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
             f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself'
         )
 
-    def inner(each: Any, name: Any) -> Any:
+    def inner(each, name):
         return to_plain(each, f'{where}.{name}'.lstrip('.'), depth + 1)
 
     if kind in (torch.Tensor, torch.nn.Parameter):
@@ -266,7 +265,7 @@ def load_head(path: Path) -> dict:
 
 
 @contextmanager
-def _saying_what_is_wrong(path: Path):
+def _saying_what_is_wrong(path):
     try:
         yield
     except ConfigError:  # safetensors is not installed
@@ -308,12 +307,12 @@ def is_whole(file: BinaryIO, path: Path) -> bool | None:
     return None if ends_plainly or not _is_zip(file) else False
 
 
-def _is_zip(file: BinaryIO) -> bool:
+def _is_zip(file):
     file.seek(0)
     return file.read(4) == b'PK\3\4'
 
 
-def _read(file: BinaryIO, verified: bool | None) -> dict:
+def _read(file, verified):
     if _is_zip(file):
         names = old.names_in(_pickle_in(file, check_sums=not verified))
     else:  # torch's format until 1.5: five pickles, then the tensors
@@ -332,7 +331,7 @@ def _read(file: BinaryIO, verified: bool | None) -> dict:
     return old.as_checkpoint(content, n_bytes)
 
 
-def _pickle_in(file: BinaryIO, check_sums: bool = False) -> BinaryIO:
+def _pickle_in(file, check_sums=False):
     """The structure of a file of torch: its records are stored as they are, side by side, each
     name once, so that none takes more memory than the file has bytes.
 
@@ -369,7 +368,7 @@ def _pickle_in(file: BinaryIO, check_sums: bool = False) -> BinaryIO:
     return io.BytesIO(archive.read(structure))
 
 
-def _checked(state: dict) -> dict:
+def _checked(state):
     """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
     if not isinstance(state.get('state_dict'), dict):
         raise ValueError("it has no 'state_dict'")
@@ -510,7 +509,7 @@ class Saver:
             dist.on_main(self._prune, paths)
         return True
 
-    def _prune(self, written: list[Path]) -> None:
+    def _prune(self, written):
         """Looks into the folder only once: it may hold thousands of files."""
         if self._numbered is None:
             self._numbered = numbered(self.folder)
@@ -528,7 +527,7 @@ class Saver:
         save(state, *paths)
 
 
-def _place(path: Path) -> tuple[list[int] | None, str | None]:
+def _place(path):
     """([epochs done, steps done], the folder of its parts) of a checkpoint, where it has them.
 
     A damaged one has neither.
@@ -540,7 +539,7 @@ def _place(path: Path) -> tuple[list[int] | None, str | None]:
     return [head.get('epoch', 0), head.get('step', 0)], (head.get('shards') or {}).get('folder')
 
 
-def _save_head(head: dict, *paths: Path) -> None:
+def _save_head(head, *paths):
     sync_folder(paths[0].parent / head['shards']['folder'])
     save(head, *paths)
     _remove_unused_parts(paths[0].parent)
@@ -621,7 +620,7 @@ def prune(found: list[Path], keep: int, has_parts: bool = True) -> list[Path]:
     return found[:keep]
 
 
-def _remove_unused_parts(folder: Path) -> None:
+def _remove_unused_parts(folder):
     """Remove the folders of parts that no head names any more.
 
     One that is newer than all that are named may still be waiting for its head.
@@ -651,7 +650,7 @@ def by_number(paths: Iterable[Path]) -> list[Path]:
     return [found[epoch] for epoch in sorted(found, reverse=True)]
 
 
-def _problem(path: Path, has_parts: bool) -> str | None:
+def _problem(path, has_parts):
     """What is wrong with a file; its bytes are compared where its digest is known, else it is
     loaded."""
     try:
@@ -674,16 +673,9 @@ def newest_run(folder: Path) -> Path | None:
 
 
 def begun(run: Path) -> datetime:
-    """When a run was begun, by its record.
-
-    A run of the first version has none: then as its id says, in local time, or as its files do.
-    """
+    """When a run was begun, by its record; without one (the first version) by its files."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         return datetime.fromisoformat(json.loads((run / RECORD).read_bytes())['begun'])
-    match = re.fullmatch(r'(\d{8}_\d{6})(?:_(\d+))?', run.name)
-    with suppress(TypeError, ValueError, OverflowError):
-        count = timedelta(microseconds=int(match[2] or 0))
-        return datetime.strptime(match[1], '%Y%m%d_%H%M%S').astimezone(UTC) + count
     config = run / 'config.json'
     seconds = (config if config.is_file() else run).stat().st_mtime
     return datetime.fromtimestamp(seconds, UTC)

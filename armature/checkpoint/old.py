@@ -88,7 +88,7 @@ def names_in(stream: BinaryIO) -> set[str]:
     return names
 
 
-def _asks_to_run(name: str) -> str:
+def _asks_to_run(name):
     return f'it asks to run {name}, which no checkpoint needs. Nothing was run; do not trust it'
 
 
@@ -100,7 +100,7 @@ def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
     return [(KNOWN.get(name) or _stand_in(name), name) for name in names]
 
 
-def _stand_in(name: str) -> type:
+def _stand_in(name):
     """A class whose instances keep the entries and attributes that an object is given.
 
     They are ordered dicts because torch adds entries to nothing else.
@@ -108,7 +108,7 @@ def _stand_in(name: str) -> type:
     is_refused = name.partition('.')[0] in LIBRARIES and not name.startswith(INERT)
 
     class StandIn:
-        def __new__(cls, *_: Any) -> OrderedDict:
+        def __new__(cls, *_):
             if is_refused:
                 raise CheckpointError(_asks_to_run(name))
             instance = OrderedDict()
@@ -143,15 +143,15 @@ class NumpyArray:
         self.tensor = torch.from_numpy(array.copy())
 
 
-def _numpy_number(kind: NumpyType, content: bytes) -> Any:
+def _numpy_number(kind, content):
     return np.frombuffer(content, kind.dtype, count=1)[0].item()
 
 
-def _reconstructed(*_: Any) -> NumpyArray:
+def _reconstructed(*_):
     return NumpyArray()
 
 
-def _path(*parts: str) -> str:
+def _path(*parts):
     return str(PurePosixPath(*parts))
 
 
@@ -224,7 +224,7 @@ def check_extent(content: Any, n_bytes: int) -> None:
         left += [(child, depth + 1) for child in children]
 
 
-def _config_of(value: Any) -> Any:
+def _config_of(value):
     """The dict inside a pickled ConfigParser, whatever its version called it."""
     attributes = getattr(value, '__dict__', {})
     if STANDS_FOR in attributes:
@@ -234,7 +234,7 @@ def _config_of(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value):
     """`value` without stand-ins and ordered dicts; a TypeError names what cannot be replaced."""
     if isinstance(value, OrderedDict) and not value and STANDS_FOR in vars(value):
         raise TypeError(vars(value)[STANDS_FOR])
@@ -251,7 +251,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _bare_names(state_dict: dict) -> dict:
+def _bare_names(state_dict):
     """Without the prefixes that DataParallel, DistributedDataParallel and torch.compile add."""
     for prefix in ('module.', '_orig_mod.', 'module.'):
         if state_dict and all(type(name) is str and name.startswith(prefix) for name in state_dict):

@@ -11,7 +11,6 @@ import secrets
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -38,13 +37,7 @@ KNOWN = {
     'torch': {'Size'},
     'pathlib': {'PosixPath', 'WindowsPath'},
 }
-# Where a state is large; the third is where the first version kept averaged weights.
-PLACES = (
-    ('state_dict',),
-    ('tested',),
-    ('optimizer', 'state'),
-    ('parts', 'weight_average', 'model'),
-)
+PLACES = (('state_dict',), ('tested',), ('optimizer', 'state'))  # where a state is large
 
 
 def write(state: dict, run: Path) -> dict:
@@ -54,7 +47,7 @@ def write(state: dict, run: Path) -> dict:
     """
     tensors, places = {}, {}
 
-    def without_tensors(value: Any, path: list) -> Any:
+    def without_tensors(value, path):
         if isinstance(value, torch.Tensor) and any(
             path[: len(place)] == [*place] for place in PLACES
         ):
@@ -88,7 +81,7 @@ def write(state: dict, run: Path) -> dict:
     return {**head, 'shards': {'folder': folder.name, 'files': files, 'tensors': places}}
 
 
-def _make_fresh(folder: Path) -> Path:
+def _make_fresh(folder):
     """`folder` with an ending that no other has: torch mixes what it writes into an old one."""
     fresh = folder.with_name(f'{folder.name}-{secrets.token_hex(4)}')
     try:
@@ -149,7 +142,7 @@ def read(
     groups = optimizer.param_groups if optimizer is not None else []
     parameters = dict(enumerate(parameter for group in groups for parameter in group['params']))
 
-    def like(path: list) -> torch.Tensor | None:
+    def like(path):
         """What the model or its optimizer holds in that place."""
         return parameters.get(path[2]) if path[0] == 'optimizer' else weights.get(path[-1])
 
@@ -175,11 +168,11 @@ def read(
 class _Reader(dcp.FileSystemReader):
     """torch's reader, which trusts the list of parts, with one that does not."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+    def read_metadata(self, *args, **kwargs):
         return _metadata(Path(self.path))
 
 
-def _metadata(folder: Path) -> Any:
+def _metadata(folder):
     """torch's list of parts."""
     with (folder / METADATA).open('rb') as file:
         try:
@@ -196,13 +189,13 @@ def _metadata(folder: Path) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module, name):
         is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in KNOWN.get(module, ()):
             return super().find_class(module, name)
         raise ValueError(f'its list of parts names {module}.{name}')
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path):
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from armature.errors import ConfigError, DataError, UserError
 
 NORMS = nn.modules.batchnorm._NormBase  # the layers that keep running statistics
 ASK_EVERY_S = 0.5
+MOST_STEPS = 30  # until the next time, for steps may become slower
 
 # Who am I?
 
@@ -183,11 +184,11 @@ def in_step(
     return batches if knows else _told(batches, count)
 
 
-def _told(batches: Iterator[Batch], count: Callable[[Any], Any] | None) -> Iterator[Batch]:
+def _told(batches, count):
     """The batches. While they compute with one, the processes tell each other of the next."""
     batch = None
 
-    def following() -> tuple[Batch | None, Callable]:
+    def following():
         upcoming, counted, n_samples = next(batches, None), 0, 0
         if upcoming is not None and not upcoming.share.is_borrowed:
             n_samples = upcoming.n_samples
@@ -228,7 +229,7 @@ def tell(*numbers: float) -> Callable[[], list[list[float]]]:
     told[rank()] = torch.tensor(numbers, dtype=torch.float64)
     work = dist.all_reduce(told, async_op=True)
 
-    def result() -> list[list[float]]:
+    def result():
         work.wait()
         return told.tolist()
 
@@ -238,36 +239,30 @@ def tell(*numbers: float) -> Callable[[], list[list[float]]]:
 class Agreement:
     """What any process wishes for, all of them do after the same step, at most a second later.
 
-    About twice a second they tell each other, in a step that they have agreed on by the time that
-    steps take, and look at the answer one step later: no step waits for another process.
+    They ask each other about twice a second, at least in every 30th step, in one that they have
+    agreed on by the time that steps take: in all others, none waits for another.
     """
 
     def __init__(self):
         self._is_alone = n_processes() == 1
-        self._n_left = 1  # steps until they tell each other again
-        self._told = None  # what is on its way
-        self._since, self._n_steps = time.monotonic(), 0
+        self._n_left = self._n_steps = 1  # until they ask each other again; since they did
+        self._since = time.monotonic()
 
-    def after_step(self, *wishes: int) -> tuple[int, ...] | None:
-        """The largest of each wish (a whole number) that any process had; None: not asked now."""
+    def after_step(self, *wishes: int) -> Sequence[int] | None:
+        """The largest of each wish that any process had; None when nobody asked after this step."""
         if self._is_alone:
             return wishes
         self._n_left -= 1
-        self._n_steps += 1
-        if self._told is not None:
-            *granted, s_per_step = map(max, zip(*self._told()))
-            self._told, self._n_left = None, max(1, int(ASK_EVERY_S / max(s_per_step, 1e-6)))
-            return tuple(map(int, granted))
-        if self._n_left <= 0:
-            now = time.monotonic()
-            self._told = tell(*wishes, (now - self._since) / self._n_steps)
-            self._since, self._n_steps = now, 0
-        return None
-
-    def end(self) -> None:
-        """No more steps: what is on its way arrives, for the processes could not part before."""
-        if self._told is not None:
-            self._told()
+        if self._n_left > 0:
+            return None
+        now = time.monotonic()
+        largest = torch.tensor([*wishes, (now - self._since) / self._n_steps], dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        *granted, s_per_step = largest.tolist()
+        n_steps = int(ASK_EVERY_S / s_per_step) if s_per_step > 0 else MOST_STEPS
+        self._n_left = self._n_steps = min(max(1, n_steps), MOST_STEPS)
+        self._since = now
+        return list(map(int, granted))
 
 
 # Sharing the model
@@ -316,7 +311,7 @@ def wrap(
     )
 
 
-def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None) -> nn.Module:
+def _sharded(model, device, mixed_precision):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = dist.init_device_mesh(device.type, (n_processes(),))
@@ -341,7 +336,7 @@ def _sharded(model: nn.Module, device: torch.device, mixed_precision: str | None
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that make sense to keep in memory one at a time."""
 
-    def opened(block: nn.Module) -> list[nn.Module]:  # a list of layers has no forward pass
+    def opened(block):  # a list of layers has no forward pass
         if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
             return [each for child in block.children() for each in opened(child)]
         return [block]
@@ -387,7 +382,7 @@ def needs_equal_passes(model: nn.Module | None) -> bool:
     return is_sharded(model) or any(isinstance(each, nn.SyncBatchNorm) for each in model.modules())
 
 
-def _shared_part(model: nn.Module) -> nn.Module | None:
+def _shared_part(model):
     """The wrapper of DDP, or FSDP's root module, also under torch.compile; None without one."""
     model = getattr(model, '_orig_mod', model)
     is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(

@@ -5,6 +5,7 @@ torchrun does most of it: it starts them, ends all when one has failed, and star
 """
 
 import ctypes
+import gc
 import logging
 import multiprocessing
 import os
@@ -108,14 +109,10 @@ def joined(timeout_s: float = TIMEOUT_S, on_cpu: bool = False):
         # Leave at once and alone: a barrier, or the end of a process group, would wait for others.
         if isinstance(error, Exception) and not isinstance(error, UserError):
             sys.stderr.write(f'error: process {rank()} of {n_processes()} failed\n')
-        exit_code = report(_explained(error))
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
+        _exit_now(report(_explained(error)))
 
 
-def _join(timeout_s: float, on_cpu: bool) -> None:
+def _join(timeout_s, on_cpu):
     missing = [name for name in VARIABLES if not os.environ.get(name)]
     if missing:
         raise ConfigError(
@@ -155,20 +152,31 @@ def _join(timeout_s: float, on_cpu: bool) -> None:
     _worker_options['timeout'] = timeout_s
 
 
-def _leave() -> None:
+def _leave():
     """Together: one that is gone while others still talk would abort them."""
+    # A trainer is full of circles, and what it holds keeps the group's threads alive: one that
+    # still runs when Python is gone ends the process by SIGABRT.
+    gc.collect()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _exit_now(exit_code):
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def exit_together(exit_code: int) -> None:
     """Leave with an exit code that all processes have agreed on."""
     if is_joined():
         _leave()
+        _exit_now(exit_code)  # the caller holds the trainer, see `_leave`
     sys.exit(exit_code)
 
 
-def _explained(error: BaseException) -> BaseException:
+def _explained(error):
     if not isinstance(error, RuntimeError) or 'find_unused_parameters' not in str(error):
         return error
     return ConfigError(

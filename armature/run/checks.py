@@ -57,7 +57,7 @@ class LossCheck(TorchFunctionMode):
                 check(about, output, target, given.arguments)
         return function(*args, **kwargs)
 
-    def _of_classes(self, about: str, output: Any, target: Any, given: dict) -> None:
+    def _of_classes(self, about, output, target, given):
         dim = min(1, output.dim() - 1)  # the classes'
         n_classes, weight = output.shape[dim], given.get('weight')
         if n_classes == 1:
@@ -98,7 +98,7 @@ class LossCheck(TorchFunctionMode):
                 '(arch.args), or the labels'
             )
 
-    def _elementwise(self, about: str, output: Any, target: Any, given: dict) -> None:
+    def _elementwise(self, about, output, target, given):
         if output.shape != target.shape:
             mend = 'bring one to the shape of the other'
             if output.shape == (*target.shape, 1):
@@ -114,7 +114,7 @@ class LossCheck(TorchFunctionMode):
             raise ConfigError(f'{about}: expected targets of {output.dtype}, as target.float()')
 
 
-def _kind(tensor: Any) -> str:
+def _kind(tensor):
     shape = ', '.join(map(str, tensor.shape))
     return f'({shape}) of {str(tensor.dtype).removeprefix("torch.")}'
 
@@ -129,32 +129,31 @@ def check_first_step(trainer: Any) -> None:
             _refuse_lone_samples(trainer.model, cause)
 
 
-def _check_first_loss(trainer: Any, known_labels: Callable[[torch.Tensor], set[int]]) -> None:
+def _check_first_loss(trainer, known_labels):
     criterion = trainer.criterion
-    name = getattr(criterion, '__name__', type(criterion).__name__)
-    check = LossCheck(name, known_labels)
+    is_module = isinstance(criterion, nn.Module)
+    compute = criterion.forward if is_module else criterion
+    check = LossCheck(getattr(criterion, '__name__', type(criterion).__name__), known_labels)
 
-    if isinstance(criterion, nn.Module):
-
-        def leave(*_: Any) -> None:
-            check.__exit__(None, None, None)
-            before.remove()
-            after.remove()
-
-        before = criterion.register_forward_pre_hook(lambda *_: check.__enter__() and None)
-        after = criterion.register_forward_hook(leave, always_call=True)
-    elif callable(criterion) and not hasattr(criterion, 'state_dict'):
-
-        @functools.wraps(criterion)
-        def checked(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(compute)
+    def checked(*args, **kwargs):
+        if is_module:
+            vars(criterion).pop('forward', None)
+        else:
             trainer.criterion = criterion
-            with check:
-                return criterion(*args, **kwargs)
+        with check:
+            return compute(*args, **kwargs)
 
+    # What else looks at the loss meanwhile sees the same function and arguments.
+    checked.func = getattr(criterion, 'func', criterion)
+    checked.keywords = getattr(criterion, 'keywords', {})
+    if is_module:
+        criterion.forward = checked
+    elif callable(criterion) and not hasattr(criterion, 'state_dict'):
         trainer.criterion = checked
 
 
-def _labels_of_loader(trainer: Any, loader: Any, target: torch.Tensor) -> set[int]:
+def _labels_of_loader(trainer, loader, target):
     """All labels of the loader's data, for the very target of its first batch."""
     content = trainer._epoch and trainer._epoch.batch.content
     labels = content[1] if isinstance(content, (tuple, list)) and len(content) == 2 else None
@@ -169,14 +168,14 @@ def _labels_of_loader(trainer: Any, loader: Any, target: torch.Tensor) -> set[in
 # A batch of one sample
 
 
-def _refuse_lone_samples(model: nn.Module, cause: str) -> None:
+def _refuse_lone_samples(model, cause):
     """Let the first forward pass end in a ConfigError if a later one has one value a channel.
 
     BatchNorm cannot train on that, as torch would say in the middle of the epoch. Only where a
     channel has one value for each sample: a picture has many.
     """
 
-    def look(norm: nn.Module, inputs: tuple) -> None:
+    def look(norm, inputs):
         for handle in handles:
             handle.remove()
         if norm.training and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:

@@ -64,7 +64,7 @@ def parts_of(trainer: Any) -> dict[str, Any]:
     found = {}
     seen = {id(trainer.model), id(getattr(trainer.model, 'module', None)), id(trainer.optimizer)}
 
-    def visit(name: str, value: Any) -> None:
+    def visit(name, value):
         if id(value) in seen:
             return
         if hasattr(value, 'state_dict') and hasattr(value, 'load_state_dict'):
@@ -96,7 +96,7 @@ def tested_weights_of(trainer: Any) -> dict | None:
     return next((each.tested() for each in averages if each.is_of(trainer.model)), None)
 
 
-def _steers(part: Any, optimizer: Any) -> bool:
+def _steers(part, optimizer):
     return isinstance(part, LRScheduler) and part.optimizer is optimizer
 
 
@@ -163,7 +163,7 @@ def changes(then: Any, now: Any, name: str = '') -> list[str]:
     ]
 
 
-def _short(value: Any) -> str:
+def _short(value):
     text = repr(value.tolist() if isinstance(value, torch.Tensor) else value)
     return text if len(text) < 60 else f'{text[:57]}...'
 
@@ -213,24 +213,20 @@ def load_optimizer(name: str, optimizer: Any, saved: dict, then: dict, now: dict
     return notes
 
 
-def _renewed(name: str, optimizer: Any, saved: dict, before: dict, now: dict) -> tuple[dict, int]:
+def _renewed(name, optimizer, saved, before, now):
     """The saved state with the groups and options as built now.
 
     Returns it with the number of parameters that have no state in it.
     """
-    mine, n_old_groups = optimizer.state_dict(), len(saved['param_groups'])
-    numbers, old_numbers = _numbers(mine, 'param_names'), _numbers(saved, 'param_names')
-    if numbers is None or old_numbers is None:  # one was made without names: then by place
-        sizes, old_sizes = (
-            [len(group['params']) for group in each['param_groups']] for each in (mine, saved)
+    groups, old_groups = optimizer.state_dict()['param_groups'], saved['param_groups']
+    is_named = all('param_names' in group for group in (*groups, *old_groups))
+    sizes, old_sizes = ([len(each['params']) for each in both] for both in (groups, old_groups))
+    if not is_named and sizes != old_sizes:
+        raise CheckpointError(
+            f'{name}: its groups have {sizes} parameters, and {old_sizes} in the checkpoint, and '
+            f'not both name them. Keep the groups as they were, {OR_NEW_RUN}'
         )
-        if sizes != old_sizes:
-            raise CheckpointError(
-                f'{name}: its groups have {sizes} parameters, and {old_sizes} in the checkpoint, '
-                f'which does not name them. Keep the groups as they were, {OR_NEW_RUN}'
-            )
-        numbers = dict(enumerate(_numbers(mine, 'params').values()))
-        old_numbers = dict(enumerate(_numbers(saved, 'params').values()))
+    numbers, old_numbers = (_numbers(each, is_named) for each in (groups, old_groups))
     if isinstance(optimizer, torch.optim.LBFGS) and list(numbers) != list(old_numbers):
         raise CheckpointError(
             f'{name}: LBFGS keeps one history of all its parameters together, and these are others '
@@ -241,26 +237,26 @@ def _renewed(name: str, optimizer: Any, saved: dict, before: dict, now: dict) ->
         for each, number in old_numbers.items()
         if each in numbers and number in saved['state']
     }
-    groups = []
-    for index, group in enumerate(mine['param_groups']):
+    renewed = []
+    for index, group in enumerate(groups):
         # What the optimizer counts in its groups is progress, as in each of them.
-        old_group = saved['param_groups'][min(index, n_old_groups - 1)]
+        old_group = old_groups[min(index, len(old_groups) - 1)]
         counted = {
             key: value
             for key, value in old_group.items()
             if key not in ('params', 'param_names') and is_counted(key, optimizer, before)
         }
-        groups.append({**group, **copy.deepcopy(now['groups'][index]), **counted})
+        renewed.append({**group, **copy.deepcopy(now['groups'][index]), **counted})
     n_fresh = len(numbers) - len(state) if saved['state'] else 0
-    return {'state': state, 'param_groups': groups}, n_fresh
+    return {'state': state, 'param_groups': renewed}, n_fresh
 
 
-def _numbers(state: dict, by: str) -> dict[Any, int] | None:
-    """{entry of the groups' list `by`: number of its parameter}; None without such lists."""
-    groups = state['param_groups']
-    if not all(by in group for group in groups):
-        return None
-    return {each: number for group in groups for each, number in zip(group[by], group['params'])}
+def _numbers(groups, is_named=False):
+    """{name of a parameter, or its place: its number} in an optimizer's state."""
+    numbers = [number for group in groups for number in group['params']]
+    if not is_named:
+        return dict(enumerate(numbers))
+    return dict(zip((name for group in groups for name in group['param_names']), numbers))
 
 
 def is_counted(key: str, optimizer: Any, built: dict) -> bool:
@@ -276,10 +272,10 @@ def is_counted(key: str, optimizer: Any, built: dict) -> bool:
     return is_new or key in getattr(optimizer, 'defaults', {})
 
 
-def _sharded(saved: dict, optimizer: torch.optim.Optimizer) -> dict:
+def _sharded(saved, optimizer):
     """An optimizer's state, whole in a checkpoint, in parts where the parameters are."""
     mine = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    like = dict(zip(_numbers(saved, 'params'), mine))
+    like = dict(zip(_numbers(saved['param_groups']).values(), mine))
     state = {
         number: {name: dist.sharded_like(each, like.get(number)) for name, each in values.items()}
         for number, values in saved['state'].items()
@@ -359,7 +355,7 @@ class Resume:
             + (f', after step {trainer.step}' if samples else '')
         )
 
-    def _tell(self, notes: list[str]) -> None:
+    def _tell(self, notes):
         """Say what is new; what follows from other options is left out."""
         for note in notes:
             if not set(note.split(': ')[0].split('.')) & set(DERIVED):
@@ -390,7 +386,7 @@ class Resume:
             )
         self.restore_rng()
 
-    def _saved(self) -> Saved:
+    def _saved(self):
         parts = {NAMES.get(name, name): part for name, part in self.state['parts'].items()}
         then = built_then(self.state, self.as_built, self.trainer.config)
         return Saved(self.state, parts, then, self.as_built)
@@ -420,7 +416,7 @@ class Resume:
                 trainer.logger.warning(note)
         return self.data or {}
 
-    def _refuse_another_order(self, saved: Saved) -> None:
+    def _refuse_another_order(self, saved):
         """Inside an epoch, another seed or order would give some samples twice, others never."""
         trainer = self.trainer
         before = {'seed': saved.state.get('seed', trainer.seed), **saved.then.get('order', {})}
@@ -432,7 +428,7 @@ class Resume:
                 'a whole epoch'
             )
 
-    def _restored(self, saved: Saved) -> list[str]:
+    def _restored(self, saved):
         """Put back all parts but the first optimizer, once; what the user should know.
 
         Inside an epoch, what the epoch's beginning resets is left to `restore_sums`.
@@ -472,7 +468,7 @@ class Resume:
             for name in saved.parts.keys() - parts.keys() - {'lr_scheduler'}
         ]
 
-    def _restore_rates(self, name: str, optimizer: Any, saved: Saved) -> list[str]:
+    def _restore_rates(self, name, optimizer, saved):
         """Put the schedulers of one optimizer, and the rates that they set, to where the run is.
 
         The live ones, when all of these are built as they were; else what is built now, stepped as
@@ -485,11 +481,8 @@ class Resume:
             for each, part in parts.items()
             if isinstance(part, Schedule) and _steers(part.scheduler, optimizer)
         }
-        progress = {each: saved.progress_of(each, part) for each, part in schedules.items()}
-        # A loop of one's own may step the scheduler itself, past its schedule.
-        steps_it = any(at['n_steps'] or at['n_epochs'] for at in progress.values())
         for each, schedule in schedules.items():
-            self._refuse_another_pace(schedule, progress[each], saved)
+            self._refuse_another_pace(each, schedule, saved)
         notes = [
             f'{each}: not there any more'
             for each, built in then.items()
@@ -503,7 +496,7 @@ class Resume:
                 # It has stepped, in another process: torch would warn of a schedule begun early.
                 optimizer._opt_called = True
             for each, schedule in schedules.items():
-                schedule.load_state_dict(progress[each])
+                schedule.load_state_dict(saved.progress_of(each, schedule))
             return []
 
         why = f'it cannot be replayed with {"; ".join(notes or ["other options"])}'
@@ -519,31 +512,14 @@ class Resume:
                 f'is not known: {why}. Keep the settings of the checkpoint, {OR_NEW_RUN}'
             )
         for each, scheduler in schedulers.items():
-            for other, schedule in schedules.items():
-                at = progress[other]
-                is_told = then.get(other, {}).get('metric') == schedule.metric
-                is_told = is_told and len(at['values']) == at['n_epochs']
-                if schedule.on_plateau and not is_told:
-                    raise ConfigError(
-                        f'{each}: ReduceLROnPlateau follows {schedule.metric}, whose values in the '
-                        'epochs so far are not in the checkpoint. Keep trainer.monitor and the '
-                        f'scheduler as they were, {OR_NEW_RUN}'
-                    )
-                schedule.replay(at['n_steps'], at['n_epochs'], at['values'])
-            if not steps_it:
-                n_calls = _n_calls(saved.parts.get(each, {})) - _n_calls(now[each]['state'])
-                if math.isnan(n_calls) or isinstance(scheduler, ReduceLROnPlateau):
-                    raise ConfigError(
-                        f'{each}: {why}, because the trainer steps it by values of its own. Keep '
-                        f'the settings of the checkpoint, {OR_NEW_RUN}'
-                    )
-                replay(scheduler, [None] * int(n_calls))
+            _replay(each, scheduler, schedules, saved, why)
             notes.append(f'{each}: replayed to step {saved.state.get("step", 0)}')
         return notes
 
-    def _refuse_another_pace(self, schedule: Schedule, progress: dict, saved: Saved) -> None:
+    def _refuse_another_pace(self, name, schedule, saved):
         """Steps of another size, or more of them an epoch, are no place in a schedule of steps."""
-        n_steps, pace = progress['n_steps'], saved.now['pace']
+        progress, pace = saved.progress_of(name, schedule), saved.now['pace']
+        n_steps = progress['n_steps']
         n_steps_of_epochs = progress['n_epochs'] * (pace['len_epoch'] or 1)
         is_warm = min(n_steps, n_steps_of_epochs) >= schedule.warmup_steps
         changed = changes(saved.then.get('pace', {}), pace)
@@ -557,7 +533,33 @@ class Resume:
             )
 
 
-def _load(name: str, part: Any, saved: Any, is_inside: bool = False) -> list[str]:
+def _replay(name, scheduler, schedules, saved, why):
+    """Step a scheduler that is as built now as often as the run has."""
+    stands = False
+    for each, schedule in schedules.items():
+        at = saved.progress_of(each, schedule)
+        is_told = saved.then.get(each, {}).get('metric') == schedule.metric
+        if schedule.on_plateau and not (is_told and len(at['values']) == at['n_epochs']):
+            raise ConfigError(
+                f'{name}: ReduceLROnPlateau follows {schedule.metric}, whose values in the epochs '
+                'so far are not in the checkpoint. Keep trainer.monitor and the scheduler as they '
+                f'were, {OR_NEW_RUN}'
+            )
+        schedule.replay(at['n_steps'], at['n_epochs'], at['values'])
+        stands = stands or at['n_steps'] or at['n_epochs']
+    if stands:
+        return
+    # A loop of one's own steps it, past its schedule.
+    n_calls = _n_calls(saved.parts.get(name, {})) - _n_calls(saved.now[name]['state'])
+    if math.isnan(n_calls) or isinstance(scheduler, ReduceLROnPlateau):
+        raise ConfigError(
+            f'{name}: {why}, because the trainer steps it by values of its own. Keep the settings '
+            f'of the checkpoint, {OR_NEW_RUN}'
+        )
+    replay(scheduler, [None] * int(n_calls))
+
+
+def _load(name, part, saved, is_inside=False):
     try:
         part.load_state_dict(saved)
     except ConfigError as error:
@@ -571,7 +573,7 @@ def _load(name: str, part: Any, saved: Any, is_inside: bool = False) -> list[str
     return []
 
 
-def _refuse_another_average(average: Average, saved: dict, changed: list[str]) -> None:
+def _refuse_another_average(average, saved, changed):
     if changed and saved['n_averaged'] and (average.is_swa or average.ema_decay is None):
         raise ConfigError(
             f'{"; ".join(changed)}. The weights of steps that are behind us cannot be averaged '
@@ -579,7 +581,7 @@ def _refuse_another_average(average: Average, saved: dict, changed: list[str]) -
         )
 
 
-def _restore_loss(criterion: nn.Module, saved: dict, before: dict, now: dict) -> list[str]:
+def _restore_loss(criterion, saved, before, now):
     """What the loss has learned from the checkpoint; buffers that are built otherwise stay."""
     if before['type'] != now['type']:
         return ['criterion: it starts fresh']
@@ -589,7 +591,7 @@ def _restore_loss(criterion: nn.Module, saved: dict, before: dict, now: dict) ->
     return _load('criterion', criterion, saved | kept)
 
 
-def _n_calls(state: dict) -> float:
+def _n_calls(state):
     """How often a scheduler has been stepped, by its state; nan when it does not say."""
     if 'last_epoch' not in state and state.get('_schedulers'):  # chained ones step together
         return _n_calls(state['_schedulers'][0])

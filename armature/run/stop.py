@@ -64,10 +64,10 @@ class StopRequest:
             self.reason = over if wish == TIME else self._signal or signals
             self.exit_code = 0 if wish == TIME else wish
 
-    def _time_is_over(self) -> None:
+    def _time_is_over(self):
         self.wish = self.wish or TIME
 
-    def _note(self, number: int, frame: object) -> None:
+    def _note(self, number, frame):
         now = time.monotonic()
         if not self._signal:
             self._signal, self._received_at = signal.Signals(number).name, now

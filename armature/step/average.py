@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from armature.checkpoint.weights import bare, load_weights
 from armature.errors import ConfigError
@@ -104,7 +104,7 @@ class Average:
             self._exchange()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _exchange(self):
         dist.reshard(self._model)
         for mine, live in zip(self._mine, self._live):
             kept = live.clone()
@@ -115,30 +115,20 @@ class Average:
         """Measure BatchNorm's statistics for averaged weights (SWA; those of an EMA are averaged).
 
         inputs: what the model is called with, batch by batch: a tensor, or several in any
-        structure (torch's own update_bn takes the first of a list).
+        structure.
         """
         if not self.is_swa or not self.has_norm or not self.n_averaged:
             return
-        norms = [module for module in self._model.modules() if isinstance(module, dist.NORMS)]
-        momenta = [norm.momentum for norm in norms]
-        was_training = self._model.training
-        of_norms = {id(buffer) for norm in norms for buffer in norm.buffers()}
+        of_norms = set(map(id, dist.statistics_of(self._model)))
         others = [buffer for buffer in self._model.buffers() if id(buffer) not in of_norms]
         with self.in_model(), torch.no_grad():
             kept = [buffer.clone() for buffer in others]
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # the mean over all batches, each alike
-            self._model.train()
             try:
-                for data in inputs:
-                    self._model(data)
+                # Each in a tuple, of which torch takes the first part.
+                update_bn(((data,) for data in inputs), self._model)
             finally:
-                for norm, momentum in zip(norms, momenta):
-                    norm.momentum = momentum
                 for buffer, value in zip(others, kept):  # what each training batch changes
                     buffer.copy_(value)
-                self._model.train(was_training)
 
     def tested(self) -> dict | None:
         """The state dict of the averaged weights; None while there are none."""
@@ -177,7 +167,7 @@ class Average:
             self._exchange()
 
 
-def _columns(pairs: list[tuple]) -> tuple[list, list]:
+def _columns(pairs):
     return [mine for mine, _ in pairs], [live for _, live in pairs]
 
 

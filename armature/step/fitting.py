@@ -47,7 +47,7 @@ def fitting_size(
     return size
 
 
-def _fits(micro_batch: Any, loss_of: Callable[..., torch.Tensor]) -> bool:
+def _fits(micro_batch, loss_of):
     try:
         loss, _ = total_and_parts(loss_of(*micro_batch))
         loss.backward()

@@ -118,7 +118,7 @@ class ClassCount:
             return length(target)
         return self._weights_of(target).sum()
 
-    def _weights_of(self, target: torch.Tensor) -> torch.Tensor:
+    def _weights_of(self, target):
         is_counted = target != self.ignored
         if self.weights is None:
             return is_counted
@@ -138,29 +138,29 @@ def count_in(batch: Any, count: Callable[[Any], Any]) -> Any:
     )
 
 
-def _parts(criterion: Any) -> list:
+def _parts(criterion):
     return criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
 
 
-def _setting(loss: Any, name: str, otherwise: Any = None) -> Any:
+def _setting(loss, name, otherwise=None):
     """An argument of a loss: a module of torch, or a function with its arguments."""
     return getattr(loss, name, getattr(loss, 'keywords', {}).get(name, otherwise))
 
 
-def _reduction(loss: Any) -> str:
+def _reduction(loss):
     return _setting(loss, 'reduction', 'mean')
 
 
-def _class_weights(loss: Any) -> Any:
+def _class_weights(loss):
     is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or hasattr(loss, 'keywords')
     return _setting(loss, 'weight') if is_of_classes else None
 
 
-def _ignored(loss: Any) -> int:
+def _ignored(loss):
     return _setting(loss, 'ignore_index', IGNORED)
 
 
-def _is_torchs(loss: Any) -> bool:
+def _is_torchs(loss):
     return getattr(type(loss), 'forward', None) in (
         nn.CrossEntropyLoss.forward,
         nn.NLLLoss.forward,

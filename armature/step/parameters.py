@@ -93,7 +93,7 @@ class Frozen:
                 module.train = functools.partial(_stay, module)
 
 
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+def _stay(module, mode=True):
     return module
 
 

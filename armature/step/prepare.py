@@ -34,16 +34,13 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     """The model as it trains on `device`, as the sections `trainer` and `distributed` say."""
     settings, sharing = settings_of(config['trainer']), dict(config.get('distributed') or {})
     if settings.microbatch_size:
-        if dist.has_batch_norm(model):
-            logger.warning(
-                'trainer.microbatch_size: the BatchNorm of this model normalises each micro-batch '
-                'by itself, so its size does change the result'
-            )
-        if any(isinstance(each, DROPOUT) and each.p > 0 for each in model.modules()):
-            logger.warning(
-                'trainer.microbatch_size: the dropout of this model draws for each micro-batch, so '
-                'its size does change the result a little'
-            )
+        drops = any(isinstance(each, DROPOUT) and each.p > 0 for each in model.modules())
+        for layer, is_there in (('BatchNorm', dist.has_batch_norm(model)), ('dropout', drops)):
+            if is_there:
+                logger.warning(
+                    f'trainer.microbatch_size: the {layer} of this model works on each micro-batch '
+                    'by itself, so its size does change the result'
+                )
     if settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if settings.channels_last:

@@ -82,7 +82,7 @@ class Schedule:
         self._planned = self._rates()
         self._warm()
 
-    def _advance(self, *value: float) -> None:
+    def _advance(self, *value):
         """A step of the scheduler, which finds the learning rates as it left them."""
         if not self._is_scaled:
             self.scheduler.step(*value)
@@ -93,22 +93,22 @@ class Schedule:
         self._warm()
 
     @property
-    def _is_scaled(self) -> bool:
+    def _is_scaled(self):
         """Whether the rates are below what the scheduler says."""
         return self.n_steps + 1 < self.warmup_steps
 
-    def _warm(self) -> None:
+    def _warm(self):
         if self.n_steps < self.warmup_steps:
             share = (self.n_steps + 1) / self.warmup_steps
             self._put(self._planned if share == 1 else [rate * share for rate in self._planned])
 
-    def _rates(self) -> list[float]:
+    def _rates(self):
         if self.scheduler is None:
             return []
         # A learning rate may be a tensor, which schedulers fill in place.
         return [copy.deepcopy(group['lr']) for group in self.scheduler.optimizer.param_groups]
 
-    def _put(self, rates: list[float]) -> None:
+    def _put(self, rates):
         for group, rate in zip(self.scheduler.optimizer.param_groups, rates):
             group['lr'] = rate
 
