@@ -237,6 +237,12 @@ def test_bare_words_and_sections_are_values_too(project, tmp_path):
     assert best == configs[0] | {'name': 'x'}
 
 
+def test_a_train_script_of_the_old_template_is_swept_too(project, tmp_path, monkeypatch):
+    monkeypatch.delattr(sweep.train, 'BUILDS')
+    project('a', None, '--param', 'seed=1,2')
+    assert [state for _, state, *_ in trials(tmp_path / 'a')] == ['COMPLETE'] * 2
+
+
 def test_seeds_and_folds_count_by_their_mean(project, tmp_path):
     params = {'optimizer.args.lr': [0.03]}
     project('a', {'params': params, 'grid': True, 'seeds': [10, 20], 'folds': 3})

@@ -75,6 +75,15 @@ class Run:
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
     @property
+    def last_epoch(self) -> int | None:
+        """The last finished epoch; of runs of the old template the last that was saved."""
+        if epoch := (self.record['last'] or {}).get('epoch'):
+            return epoch
+        names = [path.stem for path in self.folder.glob('checkpoint-epoch*.pth')]
+        saved = [int(found[1]) for name in names if (found := re.search(r'epoch(\d+)$', name))]
+        return max(saved, default=None)
+
+    @property
     def mode(self) -> str:
         return self.record['monitor'].partition(' ')[0]
 

@@ -128,7 +128,7 @@ def list_runs(given: argparse.Namespace) -> None:
             row['best'] += f' {run.metric}' * (run.value() is not None)
     print_table(cells, len(FACTS))
     if unclear := [run for run in runs if run.record['note']]:
-        print(f'{len(unclear)} of these have no whole record: tools.runs show RUN says why')
+        print(f'Without a whole record: {len(unclear)}; tools.runs show RUN says why')
 
 
 def facts_of(run: Run) -> dict:
@@ -137,7 +137,7 @@ def facts_of(run: Run) -> dict:
         'name': record['name'],
         'run': record['run'],
         'state': record['state'],
-        'epoch': (record['last'] or {}).get('epoch'),
+        'epoch': run.last_epoch,
         'best': run.value(),
         'test': number(run.test.get(run.metric.removeprefix('val_'))),
         'time': number(record['seconds']),
@@ -202,8 +202,8 @@ def parts_of(run: Run) -> dict[str, dict]:
         **changed_files(changes),
         'left out': record['git'].get('left_out') or None,
     }
-    best, last = record['best'] or {}, record['last'] or {}
-    results = {'state': record['state'], 'last epoch': last.get('epoch')}
+    best = record['best'] or {}
+    results = {'state': record['state'], 'last epoch': run.last_epoch}
     results |= {'best epoch': best.get('epoch'), **(best.get('values') or {})}
     results |= {f'test {name}': value for name, value in run.test.items()}
     return {

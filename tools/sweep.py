@@ -86,8 +86,9 @@ def main() -> None:
     )
     with exit_on_user_error():
         given, document, _ = read_command(parser, ())
+        builds = getattr(train, 'BUILDS', None)  # one of the old template does not say
         if given.print_config:
-            print(describe(document, train.BUILDS), end='')
+            print(describe(document, builds), end='')
             return
         try:
             from tools.sweep_plan import make_plan
@@ -99,7 +100,7 @@ def main() -> None:
                 'a sweep needs Optuna: run python -m pip install -r requirements-sweep.txt'
             ) from None
         devices = devices_of(given.devices)
-        plan = make_plan(document, given.param, train.BUILDS)
+        plan = make_plan(document, given.param, builds)
         n_jobs = given.jobs or len(devices)
         if plan.learns and n_jobs > plan.settings.parallel:
             raise ConfigError(

@@ -120,7 +120,7 @@ class Plan:
         }
 
 
-def make_plan(document: Document, quick: list[str], builds: dict[str, ModuleType]) -> Plan:
+def make_plan(document: Document, quick: list[str], builds: dict[str, ModuleType] | None) -> Plan:
     """The plan of a config's "sweep" and the `--param KEY=VALUE,VALUE` of a command line.
 
     Raises a ConfigError with all that is wrong, a line each.
@@ -215,7 +215,7 @@ def runs_of(settings: SimpleNamespace) -> Iterator[tuple[str, dict]]:
             yield name, changes
 
 
-def judge(plan: Plan, builds: dict[str, ModuleType]) -> None:
+def judge(plan: Plan, builds: dict[str, ModuleType] | None) -> None:
     """Check the config of every trial; of very many, or of ranges, each value and both ends."""
     each = {
         name: wanted if isinstance(wanted, list) else [wanted['low'], wanted['high']]
