@@ -15,7 +15,7 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
 from armature.data.identity import identity_of
 from armature.data.order import batches_of
-from armature.errors import exit_on_user_error
+from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
 from armature.processes.launch import processes
 from armature.run.console import results, shown_path
@@ -42,6 +42,11 @@ def main(config, n_batches=None):
 
     if 'test_data_loader' not in config:  # the training's loader, on its test data
         settings = config['data_loader']
+        if settings['type'] in ('BaseDataLoader', 'StreamDataLoader'):
+            raise ConfigError(
+                'the config does not say what to test on: write a "test_data_loader", which is '
+                'like "data_loader"'
+            )
         config['test_data_loader'] = settings | {
             'args': settings['args']
             | {'shuffle': False, 'validation_split': 0.0, 'training': False}

@@ -26,7 +26,7 @@ SECTIONS = (
     ('Predict, export, serve', r'armature/use/|predict|tools/(export|serve|card|run_pt2)'),
     ('Comparing, searching', r'tools/(run|sweep)'),
     ('Projects', r'tools/project|new_project'),
-    ('Other tools', r'tools/'),
+    ('Scripts and other tools', r''),
 )
 # Where in a message the part begins that says what to do.
 VERBS = """

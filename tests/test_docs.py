@@ -67,9 +67,7 @@ def test_every_page_is_in_the_table_of_contents():
     assert {page.removeprefix('docs/') for page in DOCS} - {'README.md'} <= listed
 
 
-@pytest.mark.parametrize(
-    'page', sorted({*DOCS, 'README.md', 'CONTRIBUTING.md'} - REFERENCE)
-)
+@pytest.mark.parametrize('page', sorted({*DOCS, 'README.md', 'CONTRIBUTING.md'} - REFERENCE))
 def test_page_has_at_most_two_screens(page):
     lines = text_of(page).splitlines()
     assert len(lines) <= TWO_SCREENS or page == 'README.md'

@@ -8,6 +8,7 @@ import train
 from armature.checkpoint import files as checkpoint
 from armature.config.check import check
 from armature.config.read import read_config
+from armature.errors import ConfigError
 from parse_config import ConfigParser
 from tests.conftest import ROOT
 from tools.smoke import load_script
@@ -37,6 +38,15 @@ def test_example_trains_and_can_be_tested(name, tmp_path, capsys):
     if name != 'gan':  # nothing to measure it by
         load_script(ROOT / 'test.py').main(ConfigParser(config, resume=last), n_batches=1)
         assert 'loss' in capsys.readouterr().out
+
+
+def test_a_config_without_test_data_says_what_to_write(tmp_path):
+    config = few_steps('own_dataset', tmp_path, epochs=1, max_steps=1)
+    del config['test_data_loader']
+    train.build(ConfigParser(config)).train()
+    (last,) = tmp_path.rglob('checkpoint-last.pth')
+    with pytest.raises(ConfigError, match='write a "test_data_loader"'):
+        load_script(ROOT / 'test.py').main(ConfigParser(config, resume=last))
 
 
 def test_regression_recovers_the_line(tmp_path):
