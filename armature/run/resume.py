@@ -13,7 +13,7 @@
 
 Where as built then and now are equal, the live state is loaded, whoever moved it. Where they
 differ, what is built now stands, and the schedule is replayed to where the run is, which goes on as
-one that had the new settings from the start. What cannot be replayed is refused. docs/resume.md
+one that had the new settings from the start. What cannot be replayed is refused. docs/changes.md
 has the table of what may change between stop and resume.
 """
 
