@@ -14,6 +14,7 @@ import pytest
 
 from armature.run import console
 from armature.run.console import results, shown, shown_time, table
+from armature.run.record import read_table
 from base import BaseTrainer
 from tests.conftest import ROOT
 
@@ -127,6 +128,19 @@ def test_log_of_an_old_trainer_may_hold_anything(experiment, capsys):
     lines = run(experiment, capsys, [odd])
     assert 'confusion: [[1. 0.]' in lines and 'none: None' in lines
     assert 'nan' in next(line for line in lines if ROW.match(line))
+
+
+def test_forty_values_of_long_names_are_shown_in_part_and_kept_in_whole(experiment, capsys):
+    names = [f'{number:02}_{"x" * 80}' for number in range(40)]
+    odd = [math.nan, math.inf, -math.inf, 1e-300, -123456.789, 7]
+    values = {name: odd[number % len(odd)] for number, name in enumerate(names)}
+    lines = run(experiment, capsys, [values] * 2)
+    rows = [line for line in lines if ROW.match(line)]
+    (header,) = [line for line in lines if line.startswith('epoch')]
+    assert {len(row) for row in rows} == {len(header)} and header.count('~') == console.MOST_COLUMNS
+    (table_file,) = experiment.folder.rglob('metrics.csv')
+    kept = read_table(table_file)[1]
+    assert [str(kept[name]) for name in names] == [str(values[name]) for name in names]
 
 
 def test_screen_without_unicode_shows_what_it_can(experiment, capsys, monkeypatch):
