@@ -79,9 +79,7 @@ class ConfigParser:
     @classmethod
     def _from_args(cls, parser, options, builds):
         given, document, resume = read_command(parser, options)
-        for note in check(document, builds):
-            if dist.is_main():
-                sys.stderr.write(f'note: {note}\n')
+        say_notes(check(document, builds))
         if getattr(given, 'print_config', False):
             from tools.print_config import describe
 
@@ -98,6 +96,14 @@ class ConfigParser:
         if resume is not None and (not names_config or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
         return parsed
+
+    def check(self, builds: dict | None = None) -> 'ConfigParser':
+        """Judge the whole config now, as from_args does; for a config that is a dict in a notebook.
+
+        Raises a ConfigError with a line for each mistake.
+        """
+        say_notes(check(self._document, builds))
+        return self
 
     def go_on_after_restart(self, agents: list) -> None:
         """Go on with the run that the torchruns `agents` have trained in before, when they have."""
@@ -276,3 +282,8 @@ def length_of(data_loader) -> float:
         return len(data_loader)
     except TypeError:
         return math.inf
+
+
+def say_notes(notes: list[str]) -> None:
+    for note in notes if dist.is_main() else []:
+        sys.stderr.write(f'note: {note}\n')
