@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import logging
 import math
 import os
@@ -59,6 +60,8 @@ class ConfigParser:
         self.started_in = os.curdir  # the folder in which the command was typed
         self._continues = None  # the run folder that a resumed run goes on in
         self._save_dir = self._log_dir = None
+        # Scripts of old projects do with what they build as they like: it may be of any class.
+        self._takes_any_class = False
 
     @classmethod
     def from_args(cls, args: argparse.ArgumentParser, options='', *_, builds: dict | None = None):
@@ -87,6 +90,7 @@ class ConfigParser:
             sys.exit(0)
         parsed = cls(document, resume, run_id=getattr(given, 'run_id', None))
         parsed.arguments, parsed.started_in = given, os.getcwd()
+        parsed._takes_any_class = builds is None
         # Paths in a config are relative to the project, wherever the command was typed.
         os.chdir(ROOT)
         if getattr(given, 'resume_or_start', False):
@@ -140,6 +144,8 @@ class ConfigParser:
             near = did_you_mean(name, self.config)
             raise ConfigError(f'{name}: the config has no such section{near}')
         kind = build.kind_of(name, module)
+        if self._takes_any_class:
+            kind = dataclasses.replace(kind, method='__init__')
         return build.prepare(self.config[name], kind, (name,), module, self._document, given)
 
     initialize = init_obj

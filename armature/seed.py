@@ -14,6 +14,9 @@ import numpy as np
 import torch
 
 
+AT_START = torch.initial_seed()  # torch's own choice, another in each process
+
+
 def key(*parts: int | str) -> int:
     """A number in [0, 2**63) that depends on all parts, the same in every process and version
     (unlike `hash`).

@@ -152,6 +152,10 @@ class BaseDataLoader(DataLoader):
         self._fetcher = Fetcher(self._reader, options)
         self._memory = self._in_memory(in_memory, options)
 
+    def reseed(self, seed: int) -> None:
+        """Let the order and the samples' randomness follow from `seed` from here on."""
+        self.seed = self._plan.seed = self._reader.seed = seed
+
     # Batches
 
     def seek(self, number: int, batch: int = 0) -> None:

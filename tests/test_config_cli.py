@@ -117,6 +117,23 @@ def parsed(arguments, options=()):
         sys.argv = before
 
 
+class Holder:
+    """What an old project calls its data loader: its script asks it for loaders."""
+
+    def __init__(self, size):
+        self.size = size
+
+
+def test_script_that_says_not_what_it_builds_may_build_what_it_likes(tmp_path):
+    text = '{"name": "old", "data_loader": {"type": "Holder", "args": {"size": 3}}}'
+    (tmp_path / 'old.json').write_text(text)
+    module = sys.modules[__name__]
+    config = parsed(['-c', str(tmp_path / 'old.json')])
+    assert config.init_obj('data_loader', module).size == 3
+    with pytest.raises(ConfigError, match='no data loader is called'):
+        ConfigParser(config.config).init_obj('data_loader', module)
+
+
 def test_run_id_names_the_folder_of_a_run_and_is_refused_where_it_is_there(tmp_path):
     arguments = ['-c', str(ROOT / 'config.json'), '--set', f'trainer.save_dir={tmp_path}']
     config = parsed([*arguments, '--run-id', '007'])  # of a parser that does not know the flag

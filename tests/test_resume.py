@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
+from armature.run import resume
 from armature.run.resume import load_optimizer, optimizer_as_built
 from base import BaseDataLoader
 from tests import faults
@@ -86,6 +87,14 @@ def test_run_resumed_at_an_epochs_start_equals_uninterrupted_run(
         )
         == ''
     )
+
+
+def test_script_that_chooses_no_seed_goes_on_with_that_of_its_run(
+    experiment, uninterrupted, monkeypatch
+):
+    stopped = stopped_after(experiment, 9)
+    monkeypatch.setattr(resume, 'AT_START', 4)  # what torch has chosen in this process
+    assert first_difference(run(experiment.trainer(stopped, seed=4)), uninterrupted) == ''
 
 
 def test_schedule_per_step_and_epochs_over_several_passes_resume_exactly(experiment):

@@ -36,7 +36,7 @@ from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 from armature.run.folder import differences as changes_of_machine
 from armature.run.record import read_table, values_of
-from armature.seed import set_rng_state
+from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
 from armature.step.schedule import Schedule, replay
 
@@ -367,6 +367,7 @@ class Resume:
         self.as_built |= as_built(trainer)
         if not state:
             return
+        self._keep_seed()
         if 'parts' in state:
             saved = self._saved()
             self._refuse_another_order(saved)
@@ -385,6 +386,17 @@ class Resume:
                 'batch size it was begun with, or resume from the checkpoint of a whole epoch.'
             )
         self.restore_rng()
+
+    def _keep_seed(self) -> None:
+        """Where no script has chosen a seed, go on with the one that torch chose for the run."""
+        trainer, seed = self.trainer, self.state.get('seed')
+        if seed is None or trainer.seed != AT_START:
+            return
+        trainer.seed = seed
+        for name in ('data_loader', 'valid_data_loader'):
+            loader = getattr(trainer, name, None)
+            if hasattr(loader, 'reseed') and loader.seed == AT_START:
+                loader.reseed(seed)
 
     def _saved(self):
         parts = {NAMES.get(name, name): part for name, part in self.state['parts'].items()}
