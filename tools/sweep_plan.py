@@ -108,7 +108,7 @@ class Plan:
         for path, value in (changes or {}).items():
             if value == DELETE:
                 (lookup(document.values, path[:-1]) or {}).pop(path[-1], None)
-            elif document.can_hold(path):
+            else:
                 document.put(path, value, self.document.origin(('sweep',)))
         return document
 

@@ -7,16 +7,17 @@ the same as one that ran undisturbed.
 """
 
 import inspect
+import json
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from armature.config.read import did_you_mean, show
@@ -183,9 +184,7 @@ class Results:
     def __init__(self, file: Path, plan: Any, facts: dict):
         self.file = file
         with self._reading(), locked(file.with_name('.lock')):
-            # Optuna's own locks outlive a killed process by half a minute.
-            lock = JournalLock(file) if fcntl else JournalFileOpenLock(str(file))
-            self.storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), lock))
+            self.storage = optuna.storages.JournalStorage(Journal(file))
             self.study = optuna.create_study(
                 study_name=plan.name,
                 direction=plan.direction,
@@ -263,34 +262,40 @@ class Results:
             return {}
 
 
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Inside, no other process holds this lock. It goes with the process that holds it."""
-    with file.open('a') as handle:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+class Journal(JournalFileBackend):
+    """Optuna's journal, appended to under a lock that goes with the process that holds it.
 
-
-class JournalLock:
-    """The lock with which Optuna appends to its journal.
-
-    Whoever gets it first cuts off a line that a full disk or a power cut has left unfinished:
-    another line behind it would make the journal unreadable.
+    Optuna's own locks outlive a killed process by half a minute. Nothing waits for the disk: what a
+    power cut takes is in the run folders.
     """
 
     def __init__(self, file: Path):
+        super().__init__(str(file))
         self._file = file
 
-    def acquire(self) -> bool:
-        self._handle = self._file.open('r+b')
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        size = self._handle.seek(0, os.SEEK_END)
-        self._handle.seek(max(0, size - 1))
-        if self._handle.read() not in (b'', b'\n'):
-            self._handle.seek(0)
-            self._handle.truncate(self._handle.read().rfind(b'\n') + 1)
-        return True
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = ''.join(json.dumps(log, separators=(',', ':')) + '\n' for log in logs)
+        with self._file.open('r+b') as file:
+            lock(file)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if file.read() not in (b'', b'\n'):
+                # A full disk has left an unfinished line: behind it, another could not be read.
+                file.seek(0)
+                file.truncate(file.read().rfind(b'\n') + 1)
+                file.seek(0, os.SEEK_END)
+            file.write(lines.encode())
 
-    def release(self) -> None:
-        self._handle.close()
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Inside, no other process is inside."""
+    with file.open('a') as handle:
+        lock(handle)
+        yield
+
+
+def lock(file: IO) -> None:
+    """Wait for the lock of an open file, which is held until it is closed. Windows: nothing."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX)
