@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-
 AT_START = torch.initial_seed()  # torch's own choice, another in each process
 
 

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import sys
+import types
 
 import pytest
 
@@ -125,9 +126,14 @@ class Holder:
 
 
 def test_script_that_says_not_what_it_builds_may_build_what_it_likes(tmp_path):
-    text = '{"name": "old", "data_loader": {"type": "Holder", "args": {"size": 3}}}'
-    (tmp_path / 'old.json').write_text(text)
-    module = sys.modules[__name__]
+    old = {
+        'name': 'old',
+        'data_loader': {'type': 'Holder', 'args': {'size': 3}},
+        'trainer': {'epochs': 1},
+    }
+    (tmp_path / 'old.json').write_text(json.dumps(old))
+    module = types.ModuleType('holders')
+    module.Holder, Holder.__module__ = Holder, 'holders'
     config = parsed(['-c', str(tmp_path / 'old.json')])
     assert config.init_obj('data_loader', module).size == 3
     with pytest.raises(ConfigError, match='no data loader is called'):
