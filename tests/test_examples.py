@@ -1,6 +1,8 @@
 """Every example is checked, trains and can be tested; the table in examples/README.md has all."""
 
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -38,6 +40,15 @@ def test_example_trains_and_can_be_tested(name, tmp_path, capsys):
     if name != 'gan':  # nothing to measure it by
         load_script(ROOT / 'test.py').main(ConfigParser(config, resume=last), n_batches=1)
         assert 'loss' in capsys.readouterr().out
+
+
+def test_a_trained_language_model_writes(tmp_path, monkeypatch, capsys):
+    train.build(ConfigParser(few_steps('char_model', tmp_path, epochs=1, max_steps=8))).train()
+    capsys.readouterr()
+    (last,) = tmp_path.rglob('checkpoint-last.pth')
+    monkeypatch.setattr(sys, 'argv', ['write', str(last.parent)])
+    runpy.run_module('examples.char_model.write', run_name='__main__')
+    assert len(capsys.readouterr().out) == len('The data ') + 300 + 1
 
 
 def test_a_config_without_test_data_says_what_to_write(tmp_path):
