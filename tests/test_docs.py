@@ -14,7 +14,9 @@ import textwrap
 import pytest
 
 import docs.make
+import model.model
 import train
+import trainer.trainer
 from armature.config.keys import TOP, paths_of
 from armature.config.read import read_config
 from parse_config import ConfigParser
@@ -197,6 +199,23 @@ def test_python_blocks_import_what_is_there(page):
         for node in imports:
             if not any(alias.name in names for alias in node.names):
                 exec(compile(ast.Module([node], []), page, 'exec'), {})
+
+
+def test_model_and_trainer_of_the_page_train(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    made = {}
+    for block in blocks('docs/model.md', 'python'):
+        exec(block, made)
+    places = {'TinyNet': model.model, 'NoisyTrainer': trainer.trainer}
+    for name, module in places.items():
+        made[name].__module__ = module.__name__
+        monkeypatch.setattr(module, name, made[name], raising=False)
+    config = json.loads(text_of('config.json')) | {'n_gpu': 0, 'loss': 'CrossEntropyLoss'}
+    config['arch'] = {'type': 'TinyNet', 'args': {'hidden': 8}}
+    settings = {'type': 'NoisyTrainer', 'epochs': 1, 'len_epoch': 2, 'save_dir': str(tmp_path)}
+    config['trainer'] |= settings
+    train.build(ConfigParser(config).check(train.BUILDS)).train()
+    assert list(tmp_path.rglob('model_best.pth'))
 
 
 # Names
