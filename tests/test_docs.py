@@ -167,6 +167,35 @@ def objects(block: str) -> list[dict]:
     return [value]
 
 
+BAD_CONFIG = """{
+    "name": "bad",
+    "arch": {"type": "MnistModl"},
+    "data_loader": {
+        "type": "DigitsDataLoader",
+        "args": {"batch_size": 32, "validation_split": 0.1}
+    },
+    "optimizer": {
+        "type": "Adam",
+        "args": {"learning_rate": 0.001}
+    },
+    "loss": "nll_loss",
+    "metrics": ["accuracy"],
+    "trainer": {
+        "epochs": 3,
+        "monitor": "min val_los",
+        "earlystopp": 3
+    }
+}"""
+
+
+def test_report_in_the_page_on_configs_is_what_a_bad_config_gives(monkeypatch, tmp_path):
+    (tmp_path / 'bad.json').write_text(BAD_CONFIG)
+    monkeypatch.chdir(tmp_path)
+    code, said = run_here(monkeypatch, 'train.py', '-c', 'bad.json')
+    (shown,) = [block for block in blocks('docs/config.md', '') if 'bad.json' in block]
+    assert (code, f'$ python train.py -c bad.json\n{said}') == (2, shown)
+
+
 def own_names(page: str) -> set[str]:
     """The classes and functions that a page shows as its reader's."""
     trees = [ast.parse(textwrap.dedent(block)) for block in blocks(page, 'python')]
