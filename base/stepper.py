@@ -16,8 +16,8 @@ from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
-from armature.step.fitting import fitting_size
 from armature.step.loss_share import count_in, count_of, is_sum, total_and_parts
+from armature.step.microbatch_size import fitting_size
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from logger.trackers import Trackers
-
 NO_HYPERPARAMETER = re.compile(  # what changes no result
     r'name$|n_gpu$|trainer\.(save_|keep_|log_|verbosity|tensorboard|trackers|pictures)'
 )
@@ -24,7 +22,8 @@ class TensorboardWriter:
     `set_step(step, mode)` says which step the next calls belong to; the tag becomes 'tag/mode',
     except for histograms and embeddings. Where TensorBoard is off, all of it does nothing.
     purge_step: the first step of a resumed run; what was written from there on before is hidden.
-    trackers: are sent scalars and figures too, whether TensorBoard is on or off.
+    trackers: of armature/run/trackers.py, which are sent scalars and figures too, whether
+    TensorBoard is on or off.
     """
 
     UNTAGGED = ('add_histogram', 'add_embedding')
@@ -35,7 +34,7 @@ class TensorboardWriter:
         logger: logging.Logger,
         enabled: bool,
         purge_step: int | None = None,
-        trackers: Trackers | None = None,
+        trackers: Any = None,
     ):
         self.logger = logger
         self.step, self.mode = 0, ''

@@ -197,6 +197,7 @@ def on_terminal(folder, columns, term='xterm'):
     main, ours = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     environment = {**os.environ, 'TERM': term, 'OMP_NUM_THREADS': '1'}
+    environment.pop('COLUMNS', None)  # it would count instead of the terminal's size
     settings = [f'trainer.save_dir={folder}', 'trainer.epochs=2', 'trainer.log_step=2']
     process = subprocess.Popen(
         [sys.executable, 'train.py', '-c', 'config.json', '-d', 'cpu', '--set', *settings],

@@ -13,9 +13,9 @@ from armature.config.check import check
 from armature.config.read import Document
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.run import trackers
 from armature.run.folder import read_json
 from armature.run.record import read_record
-from logger import trackers
 from tests.conftest import ROOT, going_on
 from trainer import Trainer
 

@@ -25,8 +25,8 @@ from armature.errors import CheckpointError, ConfigError, NonFiniteError
 from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
-from armature.step.fitting import fitting_size
 from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
+from armature.step.microbatch_size import fitting_size
 from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule

@@ -79,7 +79,7 @@ KINDS = {
     'lr_scheduler': Kind(
         'scheduler', '', ('torch.optim.lr_scheduler',), (LRScheduler,), 'step', 'optimizer'
     ),
-    'trackers': Kind('tracker', '', ('logger.trackers',), method='log'),
+    'trackers': Kind('tracker', '', ('armature.run.trackers',), method='log'),
     'trainer': Kind('trainer', 'trainer.trainer', method='_train_epoch'),
     'data_loader': Kind(
         'data loader',
@@ -161,10 +161,9 @@ def project_module(name: str) -> ModuleType | None:
 
 @functools.cache
 def _library(name: str, bases: tuple[type, ...]) -> dict[str, Callable]:
-    if name == 'logger.trackers':
-        is_there = (ROOT / 'logger' / 'trackers.py').is_file()
-        return importlib.import_module(name).TRACKERS if is_there else {}
     module = importlib.import_module(name)
+    if name == 'armature.run.trackers':
+        return module.TRACKERS
     if name == 'torchvision.models':
         return {each: module.get_model_builder(each) for each in module.list_models()}
     members = {each: value for each, value in vars(module).items() if not each.startswith('_')}
