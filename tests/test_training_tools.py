@@ -88,14 +88,15 @@ def test_test_script_that_does_not_fit_an_own_trainer_is_said(capsys):
 
 
 def test_run_is_stopped_for_check_resume_without_another_length(tmp_path):
-    """A schedule with T_max "auto" would be another one if the config said max_steps or epochs."""
-    config = config_of(save_dir=str(tmp_path), len_epoch=4, epochs=3, early_stop=0)
-    config['lr_scheduler'] = {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}}
+    """A schedule would be another one, or refused, if the config said other lengths."""
+    config = config_of(save_dir=str(tmp_path), len_epoch=10, epochs=5)
+    one_cycle = {'type': 'OneCycleLR', 'args': {'total_steps': 50, 'max_lr': 0.1}}
+    config['lr_scheduler'] = one_cycle | {'interval': 'step'}
     write_json(config, tmp_path / 'config.json')
-    run = check_resume.train(tmp_path, 2, '-c', tmp_path / 'config.json', '-d', 'cpu')
+    run = check_resume.train(tmp_path, 6, '-c', tmp_path / 'config.json', '-d', 'cpu')
     state = checkpoint.load(run / checkpoint.LAST)
-    assert state['step'] == 2 and state['config']['trainer']['epochs'] == 3
-    assert state['parts']['lr_scheduler']['T_max'] == 3
+    assert (state['epoch'], state['step']) == (1, 6) and state['config'] == config
+    assert state['parts']['lr_scheduler']['total_steps'] == 50
 
 
 def test_overfit_tells_a_model_that_learns_from_one_that_cannot(capsys):

@@ -20,14 +20,15 @@ from parse_config import ConfigParser
 from tools.rehearse import refuse_processes
 
 PROJECT = Path(__file__).resolve().parent.parent
-# train.py, whose run ends after so many steps: no setting says so, for with one (max_steps, epochs)
-# the config would describe another run, such as one with a shorter schedule.
+# train.py, whose run is short and ends after so many steps. No setting says so: with one (epochs,
+# len_epoch, max_steps) the config would describe another run, whose schedule may not fit.
 STOPPING = """
 import runpy, sys
 from base import BaseTrainer
-n_steps, train = int(sys.argv.pop(1)), BaseTrainer.train
+train = BaseTrainer.train
+n_epochs, len_epoch, n_steps = (int(sys.argv.pop(1)) for _ in range(3))
 def train_so_far(self):
-    self.settings.max_steps = n_steps
+    self.settings.epochs, self.len_epoch, self.settings.max_steps = n_epochs, len_epoch, n_steps
     train(self)
 BaseTrainer.train = train_so_far
 runpy.run_path('train.py', run_name='__main__')
@@ -62,8 +63,6 @@ def check_resume(config: dict) -> None:
         path = Path(folder) / 'config.json'
         short = {
             'save_dir': folder,
-            'len_epoch': STEPS_PER_EPOCH,
-            'epochs': N_EPOCHS,
             'tensorboard': False,
             'trackers': None,
             'save_period': 10**6,
@@ -97,7 +96,8 @@ def train(folder: str, n_steps: int, *arguments: object) -> Path:
     """Run train.py in a fresh process, to step `n_steps` at most; returns its run folder."""
     known = set(Path(folder).glob('models/*/*'))
     arguments = [*map(str, arguments)]
-    command = [sys.executable, '-c', STOPPING, str(n_steps), *arguments]
+    lengths = map(str, (N_EPOCHS, STEPS_PER_EPOCH, n_steps))
+    command = [sys.executable, '-c', STOPPING, *lengths, *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     if done.returncode:
         said = done.stdout[-2000:] + done.stderr[-4000:]
