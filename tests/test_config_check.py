@@ -134,6 +134,10 @@ def report(config: dict) -> str:
         ({'metrics': ['MulticlassConfusionMatrix']}, 'metrics.0: MulticlassConfusionMatrix is no'),
         ({'batch': {'data': 'image'}}, 'batch.target: is missing'),
         (
+            {'init_from': {'file': 'x.pth', 'ignor': []}},
+            "init_from.ignor: unknown key (did you mean 'ignore'?)",
+        ),
+        (
             {
                 'data_loader__args__data_dir': '$NOT_SET_ANYWHERE/x',
                 'data_loader__type': 'MnistDataLoader',
@@ -259,6 +263,14 @@ def test_what_is_legal_but_odd_is_noted():
         (
             {'distributed': {'write_in_background': True}},
             'distributed: no key of ours, so it is for your own code to read: write_in_background',
+        ),
+        (
+            {'init_from': {'file': 'x.pth', 'zebra': 1}},
+            'init_from: no key of ours, so it is for your own code to read: zebra',
+        ),
+        (
+            {'trainer__trackers': [{'type': 'wandb', 'zebra': 1}]},
+            'trainer.trackers.0: no key of ours, so it is for your own code to read: zebra',
         ),
     ],
 )

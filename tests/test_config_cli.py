@@ -97,6 +97,7 @@ def test_print_config_shows_where_each_value_comes_from(tmp_path):
         ([], 'which config?'),
         (['-r', 'nope.pth'], 'nope.pth'),
         (['-c', 'config.json', '--set', 'trainer.epoch=3'], "did you mean 'trainer.epochs'?"),
+        (['-c', 'config.json', '--set', 'epochs=3'], "did you mean 'trainer.epochs'?"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_one_line(arguments, expected, monkeypatch, capsys):

@@ -175,7 +175,7 @@ def test_only_the_main_process_tells_trackers(experiment, memos, monkeypatch):
     [
         ('wandbb', 'trainer.trackers.0: no tracker is called "wandbb" (did you mean \'wandb\'?)'),
         ({'type': 'os.system'}, 'is not in this project'),
-        ({'typ': 'wandb'}, 'expected the name of a tracker, got null'),
+        ({'typ': 'wandb'}, "trainer.trackers.0.typ: unknown key (did you mean 'type'?)"),
     ],
 )
 def test_config_names_trackers_only(entry, message):

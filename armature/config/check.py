@@ -9,6 +9,7 @@ from armature.config.build import (
     KINDS,
     OWN,
     Given,
+    Kind,
     Reader,
     find,
     is_projects_own,
@@ -16,7 +17,7 @@ from armature.config.build import (
     with_lengths,
 )
 from armature.config.keys import (
-    ENTRY,
+    INIT_FROM,
     METRIC,
     SECTION,
     TERM,
@@ -52,6 +53,8 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
     config, is_strict, builds = document.values, builds is not None, builds or {}
     yield from judge_keys(config, table_of(builds), (), is_strict)
     trainer = _dict(config, 'trainer')
+    if isinstance(config.get('init_from'), dict):
+        yield from judge_keys(config['init_from'], INIT_FROM, ('init_from',), is_strict)
     try:
         expanded(str(trainer.get('save_dir')))
     except ConfigError as error:
@@ -60,11 +63,9 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
         section = config.get(name)
         if name == 'trainer':
             yield from _entry(document, ('trainer', 'type'), trainer.get('type'), module)
-            reader = Reader(None, document)
             for index, entry in entries(trainer.get('trackers')):
-                if isinstance(entry, ENTRY):  # else the key table has said so
-                    reader.call(entry, KINDS['trackers'], ('trainer', 'trackers', index))
-            yield from reader.problems
+                path, kind = ('trainer', 'trackers', index), KINDS['trackers']
+                yield from _entry(document, path, entry, None, SECTION, kind)
         elif name in ('loss', 'metrics') and isinstance(section, list):
             keys = TERM if name == 'loss' else METRIC
             for index, entry in enumerate(section):
@@ -93,7 +94,12 @@ def _dict(config: dict, name: str) -> dict:
 
 
 def _entry(
-    document: Document, path: tuple, entry: Any, module: ModuleType, keys: dict | None = None
+    document: Document,
+    path: tuple,
+    entry: Any,
+    module: ModuleType | None,
+    keys: dict | None = None,
+    kind: Kind | None = None,
 ) -> Iterator[Problem]:
     """One thing to build: a name, or {"type", "args"} whose keys the table `keys` judges here."""
     is_section = isinstance(entry, dict)
@@ -104,8 +110,8 @@ def _entry(
         return  # the key table has said so
     if path[0] == 'lr_scheduler':
         entry = with_lengths(entry, ANY_LENGTH)
-    reader, kind = Reader(module, document), kind_of(path[0], module)
-    given = Given((None,) if kind.given else (), is_all=path[0] != 'trainer')
+    reader, kind = Reader(module, document), kind or kind_of(path[0], module)
+    given = Given((None,) if kind.given else (), is_all=kind is not KINDS['trainer'])
     call = reader.call(entry, kind, path, given)
     is_library = call and not is_projects_own(call.func)
     if is_library and path[0] == 'metrics' and has_no_value(name):

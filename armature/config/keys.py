@@ -68,6 +68,10 @@ TERM = {
     **METRIC,
     'weight': Key(float, 'what the term is multiplied by, in a list of losses', 1.0),
 }
+INIT_FROM = {
+    'file': Key(str, 'checkpoint to take only the weights from'),
+    'ignore': Key(list[str], 'patterns of parameters that keep their fresh values', []),
+}
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
 
 TRAINER = {
