@@ -67,6 +67,16 @@ def rng_state() -> dict:
     return state
 
 
+def draws_so_far(device: torch.device) -> torch.Tensor:
+    """Where torch's generators stand, the CPU's and that of `device`, as bytes to compare."""
+    states = [torch.get_rng_state()]
+    if device.type == 'cuda':
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == 'mps':
+        states.append(torch.mps.get_rng_state())
+    return torch.cat([state.flatten() for state in states])
+
+
 def set_rng_state(state: dict) -> None:
     """Put back what `rng_state` returned.
 

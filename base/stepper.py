@@ -15,6 +15,7 @@ from armature.batch import NO_BATCH, Batch, CannotCut, cut, length, to_device
 from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
+from armature.seed import draws_so_far
 from armature.step.average import Average, average_of
 from armature.step.loss_share import count_in, count_of, is_sum, total_and_parts
 from armature.step.microbatch_size import fitting_size
@@ -97,6 +98,7 @@ class Stepper:
         self._statistics = []  # BatchNorm's, before it: a step that is left out leaves no trace
         self.n_skipped = self.n_skipped_in_a_row = 0
         self._has_warned = False  # of batches that are collated anew
+        self._looks_at_draws = True  # in the first micro-batch
 
     @classmethod
     def from_config(
@@ -178,7 +180,11 @@ class Stepper:
                 fraction = batch.n_now if by_samples else count_in(part, self._count)
                 fraction = fraction / n_counted
             dist.share_gradients(self.model, wanted=number + 1 == n_passes)
+            before = draws_so_far(self.device) if self._looks_at_draws else None
             yield self._remembered(part, weight * fraction)
+            if before is not None:
+                self._looks_at_draws = False
+                _warn_of_draws(before, draws_so_far(self.device))
         batch.n_now = 0
         for number in range(n_parts, n_passes):  # another process has one more
             dist.share_gradients(self.model, wanted=number + 1 == n_passes)
@@ -344,6 +350,14 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
         if gradient.is_complex():
             gradient = torch.view_as_real(gradient)
         gradient.clamp_(-bound, bound)
+
+
+def _warn_of_draws(before, after):
+    if not torch.equal(before, after):
+        logging.getLogger('trainer').warning(
+            'trainer.microbatch_size: this model draws random numbers (dropout) for each '
+            'micro-batch by itself, so its size does change the result'
+        )
 
 
 def _weighted(loss, weight):

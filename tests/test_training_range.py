@@ -21,12 +21,12 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint import weights
 from armature.compare import first_difference
 from armature.config.build import with_lengths
-from armature.errors import CheckpointError, ConfigError, NonFiniteError
+from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
 from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
 from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
-from armature.step.microbatch_size import fitting_size
+from armature.step.microbatch_size import OUT_OF_MEMORY, fitting_size
 from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule
@@ -696,6 +696,32 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
     assert automatic.stepper.microbatch_size == 2  # 7 -> 4 -> 2
     whole = run(experiment.trainer(microbatch_size='auto'))
     assert first_difference(whole['state_dict'], run(experiment.trainer())['state_dict']) == ''
+
+
+def test_device_without_an_error_for_memory_halves_too_and_says_what_it_said(monkeypatch):
+    monkeypatch.setitem(OUT_OF_MEMORY, 'cpu', RuntimeError)  # as on MPS
+    model, batch, fits = norm_model(), a_batch(), 2
+
+    def loss_of(data, target):
+        if len(data) > fits:
+            raise RuntimeError('backend out of memory')
+        return F.cross_entropy(model(data), target)
+
+    sizes = 8, lambda size: [each[:size] for each in batch]
+    assert fitting_size(*sizes, model, loss_of) == 2
+    fits = 0
+    with pytest.raises(UserError, match='not even one sample .*backend out of memory'):
+        fitting_size(*sizes, model, loss_of)
+
+
+def test_micro_batches_of_a_model_that_draws_are_said_once(experiment, capsys, caplog):
+    experiment.trainer(microbatch_size=5, epochs=1).train()  # F.dropout in its forward()
+    assert capsys.readouterr().out.count('draws random numbers (dropout)') == 1
+    assert caplog.text.count('BatchNorm of this model works on each micro-batch') == 1
+    model = norm_model().eval()
+    stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), microbatch_size=2)
+    take_steps(stepper, model, a_batch(), 1)
+    assert 'random' not in capsys.readouterr().out
 
 
 def test_trying_out_a_size_leaves_model_and_randomness_as_they_were(caplog):

@@ -12,6 +12,7 @@ from armature.processes import dist
 from armature.step.loss_share import total_and_parts
 
 logger = logging.getLogger('trainer')
+OUT_OF_MEMORY = {'mps': RuntimeError}  # other devices have an error of its own for it
 
 
 def fitting_size(
@@ -26,14 +27,15 @@ def fitting_size(
     """
     size, buffers = n_samples, [buffer.clone() for buffer in model.buffers()]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
+    errors = OUT_OF_MEMORY.get(next(model.parameters()).device.type, torch.OutOfMemoryError)
     with torch.random.fork_rng():
-        while not all(dist.gather(_fits(first(size), loss_of))):
+        while any(dist.gather(failure := _failure(first(size), loss_of, errors))):
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if size == 1:
                 raise UserError(
-                    'not even one sample fits into the memory of the device: take a smaller model '
-                    'or smaller samples'
+                    f'not even one sample fits into the memory of the device ({failure}): take a '
+                    'smaller model or smaller samples'
                 )
             size = (size + 1) // 2
             logger.warning(
@@ -47,10 +49,11 @@ def fitting_size(
     return size
 
 
-def _fits(micro_batch, loss_of):
+def _failure(micro_batch, loss_of, errors):
+    """What torch says when memory was not enough; empty when it was."""
     try:
         loss, _ = total_and_parts(loss_of(*micro_batch))
         loss.backward()
-    except torch.OutOfMemoryError:
-        return False
-    return True
+    except errors as error:
+        return str(error) or type(error).__name__
+    return ''

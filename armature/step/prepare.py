@@ -16,7 +16,6 @@ from armature.processes import dist
 from armature.step.parameters import Frozen
 
 ONLY_HERE = ('freeze', 'channels_last', 'activation_checkpointing', 'compile', 'matmul_precision')
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 logger = logging.getLogger('trainer')
 
 
@@ -33,14 +32,11 @@ def refuse_without_wrap(config: Any, settings: SimpleNamespace) -> None:
 def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     """The model as it trains on `device`, as the sections `trainer` and `distributed` say."""
     settings, sharing = settings_of(config['trainer']), dict(config.get('distributed') or {})
-    if settings.microbatch_size:
-        drops = any(isinstance(each, DROPOUT) and each.p > 0 for each in model.modules())
-        for layer, is_there in (('BatchNorm', dist.has_batch_norm(model)), ('dropout', drops)):
-            if is_there:
-                logger.warning(
-                    f'trainer.microbatch_size: the {layer} of this model works on each micro-batch '
-                    'by itself, so its size does change the result'
-                )
+    if settings.microbatch_size and dist.has_batch_norm(model):
+        logger.warning(
+            'trainer.microbatch_size: the BatchNorm of this model works on each micro-batch by '
+            'itself, so its size does change the result'
+        )
     if settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if settings.channels_last:
