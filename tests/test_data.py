@@ -26,6 +26,7 @@ from armature.data.order import (
 )
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
+from armature.data.workers import WorkerStart
 from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
 from base.stepper import Stepper
@@ -626,9 +627,23 @@ class Rare(Pictures):
         return image, target
 
 
-def test_in_memory_notices_one_random_sample():
-    with pytest.raises(ConfigError, match='freeze the random transforms of Rare'):
-        loader(Rare(), in_memory=True)
+class OfItsOwn(Pictures):
+    """As albumentations draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image.roll(int(torch.randint(8, (), generator=self.generator)), -1), target
+
+
+@pytest.mark.parametrize('dataset', [Rare, OfItsOwn])
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_in_memory_notices_random_samples(dataset, num_workers):
+    with pytest.raises(ConfigError, match=f'freeze the random transforms of {dataset.__name__}'):
+        loader(dataset(), num_workers, in_memory=True)
 
 
 class Growing(Pictures):
@@ -763,6 +778,17 @@ def test_workers_that_wait_leave_at_once():
     del waiting
     gc.collect()
     assert time.monotonic() - started < 3  # torch gives up on a worker after 5 seconds
+
+
+def test_worker_leaves_ctrl_c_to_the_trainer_where_signals_have_no_masks(monkeypatch):
+    """As on Windows, where it reaches the workers too."""
+    monkeypatch.delattr(signal, 'pthread_sigmask')
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        WorkerStart(None)(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_options_for_workers_do_not_hurt_without_workers():

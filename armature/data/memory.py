@@ -9,11 +9,13 @@ import torch
 from torch.utils.data import Dataset
 
 from armature.batch import WHOLE, length, map_leaves, map_tensors
+from armature.data.identity import digest
 from armature.data.workers import Fetcher, Reader
 from armature.errors import ConfigError
 from armature.seed import own_randomness
 
 CHUNK = 256  # samples read at a time
+N_TWICE = 64  # of the first ones are read twice: a dataset may draw from generators of its own
 
 
 class InMemory(Dataset):
@@ -65,7 +67,11 @@ class FixedReader(Reader):
         with own_randomness(0):
             before = self._draws_so_far()
             samples = self._read(number, indices)
-            if self._draws_so_far() != before:
+            is_random = self._draws_so_far() != before
+            if indices[0] == 0:
+                again = self._read(number, indices[:N_TWICE])
+                is_random |= digest(again) != digest(samples[:N_TWICE])
+            if is_random:
                 raise ConfigError(
                     'in_memory would freeze the random transforms of '
                     f'{type(self.dataset).__name__}: give them as "augment", or leave in_memory out'

@@ -309,8 +309,8 @@ class WorkerStart:
         self.worker_init_fn = worker_init_fn
 
     def __call__(self, worker_id: int) -> None:
-        if hasattr(signal, 'pthread_sigmask'):
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, 'pthread_sigmask'):  # not on Windows
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(
                 signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
