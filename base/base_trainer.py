@@ -401,8 +401,9 @@ class BaseTrainer(ABC):
     def _check_weights(self):
         broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
         if broken:
+            epoch = self.epochs_done + (self.position > 0)  # between two epochs, that before it
             raise NonFiniteError(
-                f'epoch {self.epochs_done + 1}, step {self.step}: {len(broken)} weights are not '
+                f'epoch {epoch}, step {self.step}: {len(broken)} weights are not '
                 f'finite ({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
             )
 

@@ -281,7 +281,7 @@ def test_weights_that_are_not_finite_are_not_saved(experiment):
     with torch.no_grad():
         trainer.model.out.bias[0] = torch.inf
     trainer.step += 1
-    with pytest.raises(NonFiniteError, match='out.bias'):
+    with pytest.raises(NonFiniteError, match='epoch 1, step 7: .*out.bias'):
         trainer._save_last()
     assert torch.equal(
         checkpoint.load(trainer.checkpoint_dir / 'checkpoint-last.pth')['state_dict']['out.bias'],

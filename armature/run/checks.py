@@ -194,7 +194,7 @@ def lone_sample(loader: Any, microbatch_size: int | None) -> str:
     batch_size, sampler = getattr(loader, 'batch_size', None), getattr(loader, 'sampler', None)
     if not batch_size or not hasattr(sampler, '__len__'):
         return ''
-    last = 0 if loader.drop_last else len(sampler) % batch_size
+    last = 0 if getattr(loader, 'drop_last', False) else len(sampler) % batch_size
     for size, what in ((min(batch_size, len(sampler)), 'a batch'), (last, 'the last batch')):
         share = size // dist.n_processes()
         if size == 1 or share == 1:
