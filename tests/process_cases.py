@@ -133,7 +133,11 @@ def trainer_of(
 
 def outcome(trainer):
     """The history and the weights after training, as plain data."""
-    weights = dist.whole(dict(trainer.model.state_dict()))
+    state = dict(trainer.model.state_dict())
+    weights = dist.whole(state)
+    for name, value in dist.whole(state, only_in_main=True).items():
+        is_left_out = hasattr(state[name], 'full_tensor') and not dist.is_main()
+        assert is_left_out if value is None else torch.equal(value, weights[name])
     return {
         'history': trainer.history,
         'step': trainer.step,

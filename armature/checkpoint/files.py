@@ -498,7 +498,7 @@ class Saver:
                 head = sharded.write(state, self.folder)
                 dist.on_main(_save_head, head, *paths)
             else:
-                dist.on_main(self._save, dist.whole(state), paths)
+                dist.on_main(self._save, dist.whole(state, only_in_main=True), paths)
         except CheckpointError as error:
             if self.stops:
                 raise

@@ -431,13 +431,23 @@ def share_buffers(model: nn.Module) -> None:
         buffer.copy_(values)
 
 
-def whole(state: Any) -> Any:
-    """A state with the parts of each sharded tensor put together; to be called in all processes."""
+def whole(state: Any, only_in_main: bool = False) -> Any:
+    """A state with the parts of each sharded tensor put together; to be called in all processes.
+
+    only_in_main: on the CPU there, and None in the others, so that they hold one at a time.
+    """
     if isinstance(state, torch.Tensor):
-        return state.full_tensor() if hasattr(state, 'full_tensor') else state
+        if not hasattr(state, 'full_tensor'):
+            return state
+        tensor = state.full_tensor()
+        if not only_in_main:
+            return tensor
+        return tensor.cpu() if is_main() else None
     if isinstance(state, dict) and is_joined():
-        return {name: whole(value) for name, value in state.items()}
-    return type(state)(map(whole, state)) if type(state) in (list, tuple) and is_joined() else state
+        return {name: whole(value, only_in_main) for name, value in state.items()}
+    if type(state) in (list, tuple) and is_joined():
+        return type(state)([whole(value, only_in_main) for value in state])
+    return state
 
 
 def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:
