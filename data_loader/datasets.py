@@ -46,10 +46,14 @@ class Standardize:
 
     def __init__(self, mean: list[float], std: list[float]):
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        self._scales = {}  # both, by device
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        scaled = images.div(255)  # in float32, in one pass
-        return scaled.sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
+        device = images.device
+        if device not in self._scales:  # once: a copy to a GPU waits for it
+            self._scales[device] = self.mean.to(device), self.std.to(device)
+        mean, std = self._scales[device]
+        return images.div(255).sub_(mean).div_(std)  # in float32, in one pass
 
 
 def read_idx(path: Path) -> torch.Tensor:

@@ -23,6 +23,7 @@ from data_loader.data_loaders import (
     RandomSampler,
     WeightedRandomSampler,
 )
+from data_loader.datasets import Standardize
 from tests.conftest import ROOT, run_script
 from tools.show_data import draw, drawn_classes, show
 
@@ -683,6 +684,18 @@ def write_idx(folder, n=20, part='train', rows=28):
         )
         (folder / name).write_bytes(head + values.tobytes())
     return images
+
+
+def test_constants_of_standardising_are_moved_to_a_device_once():
+    """A copy to a GPU in each step would wait for it."""
+    standardize = Standardize([0.5], [0.5])
+    scales = []
+    for _ in range(2):
+        images = torch.zeros(2, 1, 3, 3, dtype=torch.uint8, device='meta')
+        assert standardize(images).device.type == 'meta'
+        scales.append(standardize._scales[images.device][0])
+    assert scales[0] is scales[1]
+    assert torch.equal(standardize(torch.zeros(1, 2, 2)), torch.full((1, 2, 2), -1.0))
 
 
 def test_mnist_is_read_and_standardised_as_torchvision_does(tmp_path):

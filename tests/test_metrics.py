@@ -162,6 +162,9 @@ def test_binary_metrics_take_the_float_targets_of_the_loss_and_refuse_soft_ones(
     ] == pytest.approx(2 / 3)
     with pytest.raises(ConfigError, match='numbers between'):
         measured(MetricTracker('loss', metrics=[metric]), [(output[:, 0], target[:, 0] * 0.9)])
+    later = [(output[:, 0], target[:, 0]), (output[:, 0], target[:, 0] * 0.9)]
+    with pytest.raises(ConfigError, match='numbers between'):
+        measured(MetricTracker('loss', metrics=[metric]), later)
 
 
 class OfKind(classification.MulticlassF1Score):

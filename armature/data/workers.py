@@ -116,7 +116,8 @@ class Reader(Dataset):
                 f'{type(self.dataset).__name__} has other classes than the training data, and its '
                 'targets are no numbers of classes: give it all classes, in the same order'
             )
-        return [*content[:-1], self.class_map.to(target.device)[target]]
+        self.class_map = self.class_map.to(target.device)  # once: a copy to a GPU waits for it
+        return [*content[:-1], self.class_map[target]]
 
 
 def on_input(transform: Callable, content: Any) -> Any:

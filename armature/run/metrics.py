@@ -243,7 +243,7 @@ class _Stateful:
                 'its state inside an epoch. Make it one, or a function (output, target) -> mean'
             )
         self.name, self.metric = name, copy.deepcopy(metric)
-        self._device = None
+        self._device, self._n_soft = None, 0
         self._wants_classes = any(
             type(part).__module__.startswith('torchmetrics.classification')
             for part in self._parts().values()
@@ -260,6 +260,7 @@ class _Stateful:
 
     def reset(self) -> None:
         self.metric.reset()
+        self._n_soft = 0  # targets so far that are no classes; a 0-dim tensor where some were asked
 
     def update(self, output: Any, target: Any, device: torch.device) -> None:
         is_first = device != self._device
@@ -268,6 +269,8 @@ class _Stateful:
             self._device = device
         if self._wants_classes and isinstance(target, torch.Tensor) and target.is_floating_point():
             target = self._as_classes(target)
+            if is_first:
+                self._refuse_soft_targets()
         self.metric.update(output, target)
         if is_first and device.type != 'cpu':
             for part in self._parts().values():  # looking at the arguments waits for the device
@@ -276,14 +279,19 @@ class _Stateful:
     def _as_classes(self, target: torch.Tensor) -> torch.Tensor:
         """Binary targets are floats for the loss; torchmetrics wants whole numbers."""
         classes = target.long()
-        if not torch.equal(classes.to(target.dtype), target):
+        self._n_soft += (classes != target).sum()
+        return classes
+
+    def _refuse_soft_targets(self) -> None:
+        """In the first batch and at the end: in each one it would wait for the device."""
+        if self._n_soft:
             raise ConfigError(
                 f'metrics: {self.name} wants classes, and the targets hold numbers between them: '
                 'leave it out, or write a function (output, target) in model/metric.py'
             )
-        return classes
 
     def compute(self) -> Any:
+        self._refuse_soft_targets()
         return self.metric.compute()
 
     def state_dict(self) -> dict:
