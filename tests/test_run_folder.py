@@ -260,10 +260,11 @@ def test_a_stop_that_saved_nothing_does_not_say_that_it_did(experiment, capsys):
             """Reads files of its own kind, so that checkpoint-last.pth is not written for it."""
 
     experiment.trainer(trainer_class=Own, max_steps=3).train()
-    assert 'This moment is not saved' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'This moment is not saved' in said and ' -r ' not in said
     experiment.trainer(max_steps=3).train()
     said = capsys.readouterr().out
-    assert 'Stopped by' in said and 'not saved' not in said
+    assert 'Stopped by' in said and 'not saved' not in said and ' -r ' in said
 
 
 def test_a_table_that_cannot_be_written_stops_neither_training_nor_checkpoints(experiment, capsys):

@@ -126,7 +126,9 @@ class Console:
                 break
         if (trainer.checkpoint_dir / BEST).is_file():
             self._say(f'It is in {run}/{BEST}')
-        commands = {'Measure it': f'python test.py -r {run}'} | self._to_go_on(run)
+        commands = {}
+        if any(trainer.checkpoint_dir.glob('*.pth')):  # else -r finds nothing there
+            commands = {'Measure it': f'python test.py -r {run}'} | self._to_go_on(run)
         if trainer.settings.tensorboard:
             folder = shlex.quote(shown_path(trainer.config.log_dir))
             commands['Look at it'] = f'tensorboard --logdir {folder}'
