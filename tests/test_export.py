@@ -42,6 +42,11 @@ def test_an_exported_model_is_as_right_without_torch_as_test_says(
     kind, run_of, tmp_path, monkeypatch
 ):
     run, (inputs, right) = run_of(kind), inputs_of(kind, tmp_path)
+    if kind == 'sequence' and torch.__version__ < '2.11':
+        with pytest.raises(ExportError, match='has fixed a size'):
+            exported(run, 'onnx', tmp_path / 'out', monkeypatch)
+        assert not (tmp_path / 'out').exists()
+        return
     report = exported(run, 'onnx', tmp_path / 'out', monkeypatch)
     assert report['largest_difference'] < 1e-5
     assert report['batch_sizes'][:2] == [1, 2]
@@ -61,6 +66,7 @@ def test_an_exported_model_is_as_right_without_torch_as_test_says(
     assert accuracy == pytest.approx(measured(run), abs=1e-6)
 
 
+@pytest.mark.filterwarnings('ignore:The given buffer is not writable')  # torch 2.10, of its own
 def test_pt2_runs_in_a_fresh_process(run_of, tmp_path, monkeypatch):
     report = exported(run_of('own_dataset'), 'pt2', tmp_path / 'out', monkeypatch)
     assert report['largest_difference'] < 1e-5 and report['n_equal_predictions'] > 20

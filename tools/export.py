@@ -83,7 +83,16 @@ class Exported(nn.Module):
         self.call, self.output = call, output
 
     def forward(self, data: Any) -> Any:
-        found = iter(self.call([each.numpy() for each in tensors_in(data)]))
+        given = [each.numpy() for each in tensors_in(data)]
+        try:
+            found = iter(self.call(given))
+        except Exception as error:
+            shapes = ', '.join(str(each.shape) for each in given)
+            raise ExportError(
+                f'what was exported cannot take {shapes}, which the model can '
+                f'({type(error).__name__}): torch {torch.__version__} has fixed a size that '
+                'changes from batch to batch. A newer torch may not'
+            ) from error
         return map_leaves(lambda _: torch.from_numpy(next(found)), self.output)
 
 

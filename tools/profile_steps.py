@@ -43,7 +43,7 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
             trainer.device.type == 'cuda'
         )
         clock = Clock(trainer)
-        with torch.profiler.profile(activities=activities) as recorded:
+        with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
             trainer._train_epoch(1)
         recorded.export_chrome_trace(str(trace))
         trainer.writer.close()

@@ -6,12 +6,15 @@ the project is imported.
 
 import pickle
 import sys
+import warnings
 
 import torch
 
 if __name__ == '__main__':
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
-    model = torch.export.load(sys.argv[1]).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of torch's own code: torch 2.10 reads into a buffer
+        model = torch.export.load(sys.argv[1]).module()
     while True:
         try:
             arrays = pickle.load(sys.stdin.buffer)
