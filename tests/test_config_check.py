@@ -269,6 +269,22 @@ def test_what_is_legal_but_odd_is_noted():
             'init_from: no key of ours, so it is for your own code to read: zebra',
         ),
         (
+            {
+                'data_loader__type': 'ImageFolderDataLoader',
+                'data_loader__args': {
+                    'data_dir': 'x',
+                    'batch_size': 4,
+                    'augment': [{'type': 'RandomHorizontalFlip', 'args': {}, 'zebra': 1}],
+                },
+                'trainer__monitor': 'off',
+            },
+            'augment.0: is not built, since it has more than "type" and "args": zebra',
+        ),
+        (
+            {'sweep': {'pruner': {'type': 'NopPruner', 'zebra': 1}}},
+            'sweep.pruner: no key of ours, so it is for your own code to read: zebra',
+        ),
+        (
             {'trainer__trackers': [{'type': 'wandb', 'zebra': 1}]},
             'trainer.trackers.0: no key of ours, so it is for your own code to read: zebra',
         ),
@@ -319,6 +335,7 @@ OLD_HABITS = [
     {'loss': 'scaled'},
     {'metrics': ['of_another_module']},
     {'crop': {'type': 'centre', 'args': 24}},
+    {'init_from': {'path': 'x.pth'}},
     {'data_loader': {'batch_size': 3}},
     {'optimizer__args': {}, 'data_loader__args': {}},
     {'trainer__log_steps': 3, 'metric': 1},

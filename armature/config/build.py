@@ -313,6 +313,11 @@ class Reader:
                 return dtype if isinstance(dtype, torch.dtype) else expanded(value)
             except ConfigError as error:
                 self.problem(path, str(error))
+        if isinstance(value, dict) and {'type', 'args'} < value.keys():
+            others = ', '.join(sorted(value.keys() - {'type', 'args'}))
+            if value['type'] in names(kind.inside(), self.module):
+                text = f'is not built, since it has more than "type" and "args": {others}'
+                self.problem(path, text, is_note=True)
         if isinstance(value, (list, dict)):
             built = {
                 key: self.value(each, kind, (*path, key), in_library, args)

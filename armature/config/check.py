@@ -27,7 +27,7 @@ from armature.config.keys import (
     is_slip,
     judge_keys,
 )
-from armature.config.read import Document, Problem, did_you_mean, entries, show
+from armature.config.read import Document, Problem, did_you_mean, entries, lookup, show
 from armature.errors import ConfigError
 
 ANY_LENGTH = 10**6  # stands for "auto" until the data has told
@@ -53,8 +53,14 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
     config, is_strict, builds = document.values, builds is not None, builds or {}
     yield from judge_keys(config, table_of(builds), (), is_strict)
     trainer = _dict(config, 'trainer')
-    if isinstance(config.get('init_from'), dict):
-        yield from judge_keys(config['init_from'], INIT_FROM, ('init_from',), is_strict)
+    tables = {
+        ('init_from',): INIT_FROM,
+        ('sweep', 'sampler'): SECTION,
+        ('sweep', 'pruner'): SECTION,
+    }
+    for path, table in tables.items() if is_strict else ():  # where a name alone may stand, too
+        if isinstance(section := lookup(config, path), dict):
+            yield from judge_keys(section, table, path)
     try:
         expanded(str(trainer.get('save_dir')))
     except ConfigError as error:
