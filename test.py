@@ -48,7 +48,7 @@ def main(config, n_batches=None):
                 'like "data_loader"'
             )
         config['test_data_loader'] = settings | {
-            'args': settings['args']
+            'args': settings.get('args', {})
             | {'shuffle': False, 'validation_split': 0.0, 'training': False}
         }
     data_loader = config.init_obj('test_data_loader', module_data)

@@ -40,15 +40,21 @@ from logger import TensorboardWriter
 
 
 def _of(owner, name):
-    """An attribute of the trainer that is one of its `owner`, or another name of one of its own."""
-
-    def place(self):
-        return getattr(self, owner) if owner else self
-
+    """An attribute of the trainer that is one of its `owner`."""
     return property(
-        lambda self: getattr(place(self), name),
-        lambda self, value: setattr(place(self), name, value),
+        lambda self: getattr(getattr(self, owner), name),
+        lambda self, value: setattr(getattr(self, owner), name, value),
     )
+
+
+class _AlsoCalled:
+    """Another name of an attribute, until a trainer gives that name to something of its own."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __get__(self, trainer, _):
+        return getattr(trainer, self.name)
 
 
 class BaseTrainer(ABC):
@@ -474,4 +480,4 @@ class BaseTrainer(ABC):
     mnt_mode, mnt_metric, mnt_best, early_stop = (
         _of('_monitor', name) for name in ('mode', 'metric', 'best', 'early_stop')
     )
-    loss, metrics = _of('', 'criterion'), _of('', 'metric_ftns')
+    loss, metrics = _AlsoCalled('criterion'), _AlsoCalled('metric_ftns')

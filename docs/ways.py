@@ -38,7 +38,7 @@ WAYS = {
     'test rows are encoded': 'measure with `test.py -r RUN`, which does so',
     'no class has two samples': 'leave `stratify` out',
     'CSV table': 'look at the file: comma, semicolon, tab or bar, and a head',
-    'gives no sample': 'give the sampler some indices',
+    'too few for a batch': 'give the sampler more indices, or leave `drop_last` out',
     'gives no batches': 'look whether there is data, and a `batch_size` that it fills',
     'has no rows': 'look whether this is the right file',
     'x … pixels: at most': 'make the image smaller',

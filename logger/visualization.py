@@ -86,10 +86,10 @@ class TensorboardWriter:
             self._safely('flush', self.writer.flush)
 
     def close(self) -> None:
-        if self._trackers:
-            self._trackers.close()
         if vars(self).get('writer') is not None:
             self._safely('close', self.writer.close)
+        if self._trackers:  # last: they may take a while, and a cluster does not wait for ever
+            self._trackers.close()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('add_'):

@@ -115,6 +115,18 @@ def test_first_loss_of_a_run_is_looked_at_and_then_no_more(experiment):
     assert trainer.criterion is criterion is trainer.loss
 
 
+def test_loss_keeps_the_forward_that_it_has_chosen(experiment):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.forward = F.nll_loss
+
+    trainer = experiment.trainer(epochs=1)
+    trainer.criterion = Chosen()
+    trainer.train()
+    assert trainer.criterion.forward is F.nll_loss and trainer.step > 1
+
+
 def test_loss_that_is_looked_at_counts_as_it_does_by_itself(experiment):
     trainer = experiment.trainer()
     for criterion in (F.cross_entropy, functools.partial(F.nll_loss, ignore_index=1), F.mse_loss):

@@ -11,6 +11,7 @@ import sys
 import termios
 
 import pytest
+import torch
 
 from armature.run import console
 from armature.run.console import results, shown, shown_time, table
@@ -128,6 +129,15 @@ def test_log_of_an_old_trainer_may_hold_anything(experiment, capsys):
     lines = run(experiment, capsys, [odd])
     assert 'confusion: [[1. 0.]' in lines and 'none: None' in lines
     assert 'nan' in next(line for line in lines if ROW.match(line))
+
+
+def test_end_shows_a_switch_that_was_reported_before_the_resume(experiment, capsys):
+    values = [{'loss': 1.0, 'is_warm': torch.tensor(True)}, {'loss': 2.0}]
+    settings = {'monitor': 'min loss', 'trainer_class': reporting(values)}
+    first = experiment.trainer(epochs=1, **settings)
+    first.train()
+    experiment.trainer(first.checkpoint_dir / 'model_best.pth', epochs=2, **settings).train()
+    assert lines_of(capsys).count('Best: epoch 1, loss 1.000, is_warm True') == 2
 
 
 def test_forty_values_of_long_names_are_shown_in_part_and_kept_in_whole(experiment, capsys):

@@ -682,6 +682,14 @@ def test_no_sample_and_no_whole_batch_are_said():
     with pytest.raises(ConfigError, match='drop_last'):
         loader([torch.zeros(1)] * 5, drop_last=True, validation_split=0)
 
+    class Lazy(torch.utils.data.Sampler):  # of no length, so that it is seen only here
+        def __iter__(self):
+            return iter([1, 2])
+
+    few = loader([torch.zeros(1)] * 50, drop_last=True, validation_split=0, sampler=Lazy())
+    with pytest.raises(DataError, match='Lazy gives 2 samples, too few'):
+        next(few.batches(0, 0, 1))
+
 
 class Local(Pictures):
     def __init__(self):

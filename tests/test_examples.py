@@ -60,6 +60,13 @@ def test_a_config_without_test_data_says_what_to_write(tmp_path):
         load_script(ROOT / 'test.py').main(ConfigParser(config, resume=last))
 
 
+def test_a_loader_without_arguments_is_told_what_it_needs_for_a_test(tmp_path):
+    config = few_steps('regression', tmp_path) | {'data_loader': {'type': 'DigitsDataLoader'}}
+    config.pop('test_data_loader', None)
+    with pytest.raises(ConfigError, match='batch_size: is missing'):
+        load_script(ROOT / 'test.py').main(ConfigParser(config, resume='any'))
+
+
 def test_regression_recovers_the_line(tmp_path):
     train.build(ConfigParser(few_steps('regression', tmp_path))).train()
     (best,) = tmp_path.rglob('model_best.pth')

@@ -305,6 +305,24 @@ def test_attributes_of_all_generations_can_be_read_and_set(make):
     assert trainer.checkpoint_dir.is_dir() and trainer.config.log_dir.is_dir()
 
 
+def test_trainer_may_call_its_running_loss_and_its_values_as_the_old_aliases(make):
+    class Sums(LateTrainer):
+        def _train_epoch(self, epoch):
+            self.loss, self.metrics = 0.0, {}
+            for data, target in self.data_loader:
+                loss = self.criterion(self.model(data), target)
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                self.loss += loss.item()
+            return {'loss': self.loss, 'val_loss': self._valid_epoch(epoch)}
+
+    trainer = make(Sums)
+    trainer.train()
+    assert trainer.criterion is F.mse_loss and trainer.metric_ftns == [gap]
+    assert trainer.loss > 0 and trainer.metrics == {}
+
+
 def test_loader_says_what_trainers_ask_it():
     loader = Loader()
     assert (

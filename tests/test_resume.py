@@ -9,6 +9,7 @@ from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
+from armature.run.record import read_record
 from armature.run.resume import load_optimizer, optimizer_as_built
 from base import BaseDataLoader
 from tests import faults
@@ -94,7 +95,9 @@ def test_script_that_chooses_no_seed_goes_on_with_that_of_its_run(
 ):
     stopped = stopped_after(experiment, 9)
     monkeypatch.setattr(resume, 'AT_START', 4)  # what torch has chosen in this process
-    assert first_difference(run(experiment.trainer(stopped, seed=4)), uninterrupted) == ''
+    resumed = experiment.trainer(stopped, seed=4)
+    assert first_difference(run(resumed), uninterrupted) == ''
+    assert read_record(resumed.checkpoint_dir)['seed'] == 3
 
 
 def test_schedule_per_step_and_epochs_over_several_passes_resume_exactly(experiment):

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from armature.run import record as record_module
 from armature.run.folder import RunFolder, claim, rates_of
@@ -20,6 +21,7 @@ from armature.run.record import (
     read_test,
 )
 from tests.conftest import ROOT
+from trainer import Trainer
 
 ROWS = [
     {'epoch': 1, 'step': 5, 'seconds': 0.5, 'lr/a': 0.1, 'loss': 2.0, 'val_loss': 1.0},
@@ -137,6 +139,28 @@ def test_rates_have_the_names_of_their_groups():
     assert rates_of(None) == {}
 
 
+def test_optimizer_that_chooses_its_rate_itself_trains(experiment):
+    class Own(torch.optim.SGD):  # as Adafactor, whose lr is None
+        def __init__(self, parameters, lr):
+            super().__init__(parameters, lr)
+            del self.param_groups[0]['lr']
+
+        def step(self, closure=None):
+            self.param_groups[0]['lr'] = 0.01
+            super().step(closure)
+            del self.param_groups[0]['lr']
+
+    class Plain(Trainer):
+        def _log_step(self, bar):
+            pass
+
+    trainer = experiment.trainer(
+        epochs=1, optimizer=Own, scheduler=None, interval='epoch', trainer_class=Plain
+    )
+    trainer.train()
+    assert rates_of(trainer.optimizer) == {} and trainer.step == 6
+
+
 # Which code
 
 
@@ -185,6 +209,17 @@ def test_patch_makes_the_code_of_a_run_from_its_commit(project, tmp_path):
     assert not (project / 'gone.py').exists() and (project / 'new/__init__.py').exists()
     assert (project / 'new/ö :x.py').read_text() == 'no newline'
     assert (project / 'table.csv').read_text() == '1,2\n'
+
+
+@pytest.mark.parametrize('around', ['.', '..'])
+def test_runs_kept_around_the_code_do_not_hide_it(project, around):
+    saved = (project / around).resolve()
+    for name in ('log/x/info.txt', 'models/x/config.json', 'new.py'):
+        (saved / name).parent.mkdir(parents=True, exist_ok=True)
+        (saved / name).write_text('{}')
+    (project / 'a.py').write_bytes(b'another\n')
+    code, patch = code_of(project, saved)
+    assert code['changes'] and b'another' in patch and b'x/' not in patch
 
 
 def test_patch_is_bounded(project):

@@ -1,6 +1,7 @@
 """Trackers are told what a run logs, each value once, and never stop or slow a training."""
 
 import json
+import logging
 import sqlite3
 import sys
 import time
@@ -16,6 +17,7 @@ from armature.processes import dist
 from armature.run import trackers
 from armature.run.folder import read_json
 from armature.run.record import read_record
+from logger import TensorboardWriter
 from tests.conftest import ROOT, going_on
 from trainer import Trainer
 
@@ -49,6 +51,16 @@ def values_of(memo, tag):
 
 def warnings_in(capsys):
     return [line for line in capsys.readouterr().out.splitlines() if 'trackers' in line]
+
+
+def test_tensorboard_is_whole_before_trackers_are_waited_for(tmp_path, monkeypatch):
+    waiting = trackers.Trackers(['memo'], None, tmp_path)
+    writer = TensorboardWriter(tmp_path, logging.getLogger(), True, trackers=waiting)
+    closed, summary = [], writer.writer
+    monkeypatch.setattr(summary, 'close', lambda: closed.append('TensorBoard'))
+    monkeypatch.setattr(waiting, 'close', lambda: closed.append('trackers'))
+    writer.close()
+    assert closed == ['TensorBoard', 'trackers']
 
 
 def test_tracker_is_told_of_scalars_figures_config_and_record(experiment, memos):

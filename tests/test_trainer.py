@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from armature.checkpoint import files as checkpoint
-from armature.errors import ConfigError, NonFiniteError, UserError
+from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from armature.run.record import read_record
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from model.metric import accuracy
 from tests.conftest import NoisyPoints
@@ -320,8 +321,6 @@ sys.stdin.read()""",
 
 
 def test_saving_fails_as_the_config_says(experiment, monkeypatch):
-    from armature.errors import CheckpointError
-
     def full(*_):
         raise CheckpointError('disk full')
 
@@ -331,6 +330,22 @@ def test_saving_fails_as_the_config_says(experiment, monkeypatch):
     trainer = experiment.trainer(epochs=1, on_save_error='warn')
     trainer.train()
     assert trainer.epochs_done == 1
+
+
+def test_best_that_could_not_be_written_is_not_said_to_be_there(experiment, monkeypatch):
+    trainer = experiment.trainer(on_save_error='warn')
+    save = checkpoint.save
+
+    def full_in_epoch_2(state, *paths):
+        if state['epoch'] == 2:
+            raise CheckpointError('disk full')
+        save(state, *paths)
+
+    monkeypatch.setattr(checkpoint, 'save', full_in_epoch_2)
+    trainer._valid_epoch = lambda epoch: {'loss': [0, 2.0, 1.0, 3.0][epoch]}
+    trainer.train()
+    assert read_record(trainer.checkpoint_dir)['best']['epoch'] == 1
+    assert checkpoint.load(trainer.checkpoint_dir / 'model_best.pth')['epoch'] == 1
 
 
 def test_saves_inside_an_epoch_when_asked(experiment):

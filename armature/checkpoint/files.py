@@ -487,9 +487,10 @@ class Saver:
     def write(self, state: dict, names: list[str]) -> bool:
         """Write `state` under `names`; False when it could not be written and that is not to stop
         the training."""
+        line = self.line
         if BEST in names:
-            self.line = {**self.line, 'best': [state['epoch'], state['step']]}
-        state = {**state, 'run': self.line}
+            line = {**line, 'best': [state['epoch'], state['step']]}
+        state = {**state, 'run': line}
         paths = [self.folder / name for name in names]
         try:
             if self.is_sharded:
@@ -504,7 +505,8 @@ class Saver:
                 raise
             self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
             return False
-        self.saved, self._due = (state['epoch'], state['step']), time.monotonic() + self.every_s
+        self.saved, self.line = (state['epoch'], state['step']), line
+        self._due = time.monotonic() + self.every_s
         if self.keep_last is not None:
             dist.on_main(self._prune, paths)
         return True

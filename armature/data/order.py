@@ -146,9 +146,10 @@ class Plan:
         size, is_alone = self.batch_size, dist.n_processes() == 1
         while n_batches > 0:
             order = self.indices(number)
-            if not len(order):
-                raise DataError(f'{type(self.sampler).__name__} gives no sample')
             n_in_pass = len(order) - len(order) % size if self.drop_last else len(order)
+            if not n_in_pass:
+                name = type(self.sampler).__name__
+                raise DataError(f'{name} gives {len(order)} samples, too few for a batch')
             order = order[first * size : min(n_in_pass, (first + n_batches) * size)]
             if pin_memory:
                 order = order.pin_memory()

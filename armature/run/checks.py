@@ -133,11 +133,15 @@ def _check_first_loss(trainer, known_labels):
     criterion = trainer.criterion
     is_module = isinstance(criterion, nn.Module)
     compute = criterion.forward if is_module else criterion
+    # A loss may have chosen its forward() when it was made, as one compiled by torch has.
+    has_own = is_module and 'forward' in vars(criterion)
     check = LossCheck(getattr(criterion, '__name__', type(criterion).__name__), known_labels)
 
     @functools.wraps(compute)
     def checked(*args, **kwargs):
-        if is_module:
+        if has_own:
+            criterion.forward = compute
+        elif is_module:
             vars(criterion).pop('forward', None)
         else:
             trainer.criterion = criterion

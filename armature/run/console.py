@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from armature.checkpoint.files import BEST
 from armature.checkpoint.weights import bare
 from armature.processes import dist
+from armature.run.folder import rates_of
 from armature.run.record import values_of
 
 CELL = 9  # characters of a column at least: those of 1.234e-05
@@ -54,8 +55,8 @@ class Console:
         trainer.logger.debug(model)
         self._say(f'{type(model).__name__}: {parameters_of(model)}')
         steps = f' of {trainer.len_epoch} steps' if hasattr(trainer, 'len_epoch') else ''
-        groups = getattr(trainer.optimizer, 'param_groups', [])
-        rates = ', '.join(dict.fromkeys(f'{float(group["lr"]):.4g}' for group in groups))
+        rates = rates_of(trainer.optimizer).values()
+        rates = ', '.join(dict.fromkeys(f'{rate:.4g}' for rate in rates))
         self._say(f'{trainer.epochs} epochs{steps}, lr {rates or "unknown"}')
         self._say(self._aim())
         if (average := getattr(trainer, 'weight_average', None)) is not None:
@@ -216,8 +217,8 @@ def column(name: str, text: str, width: int) -> tuple[str, str]:
 
 
 def shown(value: Any) -> str:
-    """Four significant digits."""
-    if isinstance(value, int):
+    """Four significant digits; what is no number, such as a switch read from a table, as it is."""
+    if not isinstance(value, float):
         return str(value)
     text = f'{value:#.4g}'
     return f'{value:.3e}' if 'e' in text else text.rstrip('.')

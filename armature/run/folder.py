@@ -282,7 +282,8 @@ def rates_of(optimizer: Any) -> dict[str, float]:
     groups = getattr(optimizer, 'param_groups', [])
     names = [f'lr/{group.get("name", index)}' for index, group in enumerate(groups)]
     names = ['lr'] if len(names) == 1 else names
-    return {name: float(group['lr']) for name, group in zip(names, groups)}
+    rates = zip(names, (group.get('lr') for group in groups))
+    return {name: float(rate) for name, rate in rates if rate is not None}  # Adafactor's own: None
 
 
 def _as_csv(rows: list[dict], columns: list[str], header: bool = False) -> str:

@@ -191,17 +191,20 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
     too, of at most a megabyte together; "left_out" names other files that are changed. saved: where
     runs are, which are no part of the code. Empty without git or outside a repository.
     """
-    said = _git(project, 'rev-parse', 'HEAD', '--git-path', 'index').decode().splitlines()
+    said = os.fsdecode(_git(project, 'rev-parse', 'HEAD', '--git-path', 'index')).splitlines()
     if len(said) != 2:
         return {}, b''
     plain = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
     changed = _git(project, *plain, '--name-only', '-z')
     new = _git(project, 'ls-files', '--others', '--exclude-standard', '-z')
     names = {os.fsdecode(name): name in new.split(b'\0') for name in (changed + new).split(b'\0')}
+    # Runs may be kept in the project's own folder, or in one around it.
+    around = [saved / 'models', saved / 'log'] if project.is_relative_to(saved) else [saved]
+    around.append(project / 'data')
     room, taken, left_out = MAX_BYTES, [], []
     for name in sorted(filter(None, names), key=lambda name: _size(project / name)):
         path = project / name
-        if path.is_relative_to(project / 'data') or path.is_relative_to(saved):
+        if any(map(path.is_relative_to, around)):
             continue
         if SOURCES.fullmatch(path.suffix) and _size(path) <= room:
             room -= _size(path)
@@ -226,7 +229,10 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _size(path: Path) -> int:
-    return path.lstat().st_size if path.exists() else 0  # one that was removed
+    try:
+        return path.lstat().st_size
+    except OSError:  # one that was removed, perhaps just now
+        return 0
 
 
 def _git(project: Path, *arguments: str, index: str | None = None) -> bytes:

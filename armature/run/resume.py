@@ -392,7 +392,7 @@ class Resume:
         trainer, seed = self.trainer, self.state.get('seed')
         if seed is None or trainer.seed != AT_START:
             return
-        trainer.seed = seed
+        trainer.seed = self.made_by['seed'] = seed
         for name in ('data_loader', 'valid_data_loader'):
             loader = getattr(trainer, name, None)
             if hasattr(loader, 'reseed') and loader.seed == AT_START:
