@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
@@ -23,6 +24,7 @@ from armature.data.order import (
     SequentialSampler,
     WeightedRandomSampler,
     batches_of,
+    numbered,
 )
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
@@ -674,6 +676,14 @@ def test_sample_that_is_none_or_of_another_size_is_named():
     sizes = [torch.zeros(2 + index // 5) for index in range(10)]
     with pytest.raises(DataError, match=r'\(2,\) and \(3,\), .* "collate_fn"'):
         list(loader(sizes, validation_split=0, shuffle=False))
+
+
+def test_classes_may_be_anything_and_nan_is_one_of_them():
+    for classes in ([3, 1, 3], [0.5, np.nan, 0.5], ['b', 'a', 'b'], [True, False, True]):
+        found, which, counts = numbered(np.array(classes))
+        expected = np.unique(classes, return_inverse=True, return_counts=True)
+        for one, other in zip((found.astype(str), which, counts), expected):
+            np.testing.assert_array_equal(one, other.astype(one.dtype))
 
 
 def test_no_sample_and_no_whole_batch_are_said():

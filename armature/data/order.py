@@ -105,7 +105,8 @@ def numbered(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(the classes there are, sorted; (n,) which of them each sample has; how many have it)."""
     import pandas as pd
 
-    which, found = pd.factorize(classes.ravel(), sort=True)  # in linear time, unlike np.unique
+    # In linear time, unlike np.unique; nan is a class, as it is there.
+    which, found = pd.factorize(classes.ravel(), sort=True, use_na_sentinel=False)
     return found, which, np.bincount(which)
 
 
