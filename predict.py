@@ -177,6 +177,7 @@ def main(config: ConfigParser) -> int:
     device, _ = prepare_device(config.get('n_gpu', 1))
     run = Run(config, device)
     os.chdir(config.started_in)  # what the command names is named from there
+    check_output(given.output)
     names, sources = zip(*sources_of(given.inputs, run.input_format))
     settings = config['data_loader'].get('args') or {}
     loader = BaseDataLoader(
@@ -232,6 +233,17 @@ def readable_batches(loader: BaseDataLoader, device: torch.device, rows: dict) -
             yield to_device(content, device), [i for i, each in reasons.items() if each is None]
         bar.update(len(reasons) * dist.n_processes())
     bar.close()
+
+
+def check_output(output: str | None) -> None:
+    """Refuse a file that cannot be written, before a long pass and not after it."""
+    if output is None:
+        return
+    folder = Path(output).parent
+    if Path(output).is_dir() or not folder.is_dir():
+        raise DataError(f'-o {output}: expected a file to write, in a folder that is there')
+    if not os.access(folder, os.W_OK):
+        raise DataError(f'-o {output} cannot be written: make {folder} writable')
 
 
 def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:

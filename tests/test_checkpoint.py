@@ -434,6 +434,8 @@ def test_when_all_are_damaged_or_none_is_there_it_is_one_error(run):
         checkpoint.find(str(run.parent))
     with pytest.raises(CheckpointError, match='is not there'):
         checkpoint.find(str(run / 'absent.pth'))
+    with pytest.raises(CheckpointError, match='cannot be read: File name too long'):
+        checkpoint.find('x' * 5000)
     assert checkpoint.newest_valid(run.parent) is None
 
 

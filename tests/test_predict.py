@@ -13,14 +13,14 @@ from PIL import Image
 from torch import nn
 
 from armature.checkpoint import files as checkpoint
-from armature.errors import CheckpointError, ConfigError
+from armature.errors import CheckpointError, ConfigError, DataError
 from armature.step.loss_share import WeightedLosses
 from armature.use.inputs import ImageInput, TableInput, TextInput, describe, described
 from armature.use.meaning import meanings_of
 from armature.use.outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, answers
 from data_loader.data_loaders import CifarDataLoader, MnistDataLoader
 from data_loader.datasets import Standardize
-from predict import input_format_of, load_run
+from predict import check_output, input_format_of, load_run
 from tests import warm
 from tests.conftest import ROOT
 from tests.first_version.resume import unpack_run
@@ -114,7 +114,7 @@ def test_rows_of_a_table_are_taken_as_training_took_them(run_of, tmp_path, monke
     'kind, content, expected',
     [
         ('tabular', 'price,upkeep\nlow,low\n', "new.csv has no column 'thousand_km'"),
-        ('tabular', '', "new.csv has no column 'thousand_km'"),
+        ('tabular', '', 'new.csv is empty: expected a first line'),
         ('sequence', '\n\n', 'new.txt holds no text'),
         ('images', None, 'new holds no images'),
         ('sequence', None, 'new holds no files that end in .txt'),
@@ -134,6 +134,14 @@ def test_what_the_user_can_mend_is_one_line(
     error = capsys.readouterr().err
     assert (code, error.count('\n')) == (2, 1), error
     assert expected in error
+
+
+@pytest.mark.parametrize('output', ['.', 'gone/out.csv'])
+def test_a_place_that_cannot_be_written_is_refused_before_the_pass(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match='expected a file to write, in a folder that is there'):
+        check_output(output)
+    check_output('out.csv')
 
 
 def changed(run: Path, folder: Path, change) -> Path:

@@ -157,6 +157,35 @@ def test_odd_records_are_listed_all_the_same(tmp_path, runs):
     assert 'run.json is damaged' in runs('show', 'damaged')
 
 
+def test_values_of_another_kind_are_passed_over(tmp_path, runs, refused):
+    odd = {'epoch': 1, 'values': [1]}
+    folder = write_run(tmp_path, 'odd', best=odd, last=odd, seconds=math.inf)
+    (folder / 'test.json').write_text('{"values": [1]}')
+    write_run(tmp_path, 'other')
+    row = next(line for line in runs().splitlines() if ' odd ' in line)
+    assert re.split('  +', row) == ['points', 'odd', 'finished', '2', '0.4']
+    assert 'val_loss' in runs('show', 'odd') and 'nothing differs' in runs('diff', 'odd', 'other')
+    write_run(tmp_path, 'git', git={'commit': 5, 'changes': [], 'left_out': 3})
+    assert 'names no commit' in refused('reproduce', 'git')
+
+
+def test_a_folder_that_was_renamed_is_found_under_its_new_name(tmp_path, runs):
+    write_run(tmp_path, 'old').rename(tmp_path / 'models' / 'points' / 'the best')
+    (tmp_path / 'models' / 'points').rename(tmp_path / 'models' / 'first try')
+    assert 'first try  the best' in runs() == runs('--name', 'first*')
+    assert 'val_loss' in runs('show', 'first try/the best')
+
+
+def test_runs_that_monitor_different_values_are_not_ranked_together(tmp_path, runs, refused):
+    write_run(tmp_path, 'loss')
+    best = {'epoch': 1, 'values': {'val_accuracy': 0.1}}
+    write_run(tmp_path, 'accuracy', name='others', monitor='max val_accuracy', best=best)
+    assert 'monitor max val_accuracy, min val_loss, which do not comp' in refused('--best', 1)
+    assert '0.4' in runs('--best', 1, '--name', 'points')
+    write_run(tmp_path, 'again', monitor='max val_accuracy', best=best)
+    assert 'Nothing to remove' in runs('clean', '--keep', 1)
+
+
 def test_no_runs_is_one_line(refused):
     assert 'train.py -c config.json' in refused()
 
@@ -224,6 +253,21 @@ def test_clean_keeps_the_best_and_whoever_trains(tmp_path, runs):
     assert not failed.exists()
 
 
+def test_what_cannot_be_removed_is_said_and_not_counted(tmp_path, runs, monkeypatch, capsys):
+    for index in range(2):
+        write_run(tmp_path, f'r{index}', values=(index,))
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(Path, 'unlink', refuse)
+    with pytest.raises(SystemExit) as left:
+        runs('clean', '--keep', 1, '--yes')
+    said = capsys.readouterr()
+    assert left.value.code == 2 and 'checkpoint-last.pth cannot be removed: Perm' in said.err
+    assert said.out == '' and said.err.count('\n') == 1
+
+
 # Several runs
 
 
@@ -271,7 +315,18 @@ def test_plot_draws_a_line_a_run_and_a_band_for_seeds(tmp_path, runs, refused):
     drawn = (tmp_path / 'two.svg').read_text()
     assert 'best: 0.3 in epoch 2' in drawn or '<path' in drawn
     assert 'epoch, lr, seconds, step, val_loss' in refused('plot', '--metric', 'f1', '-o', file)
+    assert "(did you mean 'val_loss'?)" in refused('plot', '--metric', 'val_los', '-o', file)
     assert 'cannot be written' in refused('plot', '-o', tmp_path / 'x.nonsense')
+    assert 'names no picture' in refused('plot', '-o', tmp_path)
+    assert not list(tmp_path.rglob('.unfinished*'))
+
+
+def test_a_wrong_name_of_a_value_says_which_there_are(tmp_path, runs, refused):
+    (write_run(tmp_path, 'a') / 'test.json').write_text('{"values": {"accuracy": 0.5}}')
+    for metric, near in (('val_los', 'val_loss'), ('test.acuracy', 'test.accuracy')):
+        said = refused('table', '--by', 'lr', '--metric', metric)
+        assert f"(did you mean '{near}'?)" in said and 'there are test.accuracy, val_loss' in said
+    assert "(did you mean 'best'?)" in refused('--sort', 'bset')
 
 
 # Once more

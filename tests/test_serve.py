@@ -1,5 +1,6 @@
 """tools.serve: answers as the model does, refuses with a word, and lives through all of it."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from armature.errors import positive_number
 from predict import load_run
 from tests.browser import Page, browser
 from tests.conftest import ROOT
@@ -235,3 +237,10 @@ def test_the_page_has_a_field_for_each_column(run_of, tmp_path):
             document.querySelector('form button').click()
         })()""")
         assert page.wait('document.querySelectorAll(".bar").length') == 4
+
+
+@pytest.mark.parametrize('text', ['nan', '-3', '0', 'inf', 'x'])
+def test_a_limit_is_a_number_above_0(text):
+    with pytest.raises(argparse.ArgumentTypeError, match='is not a number above 0'):
+        positive_number(text)
+    assert positive_number('0.5') == 0.5

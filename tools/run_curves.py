@@ -1,10 +1,13 @@
 """Curves of runs: one line a run, or the mean of the seeds of one config with the band of all."""
 
+import os
 import statistics
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from armature.config.read import did_you_mean
 from armature.errors import UserError
 from tools.run_records import (
     SEED,
@@ -29,7 +32,8 @@ def draw(runs: list[Run], metric: str | None, file: Path) -> None:
     metric = metric or next((run.metric for run in runs if run.metric), '')
     if not any(curve_of(run, metric) for run in runs):
         known = sorted({name for run in runs for row in run.rows for name in row})
-        said = f': there are {", ".join(known)}' if known else ', nor has any finished an epoch'
+        near = did_you_mean(metric, known)
+        said = f'{near}: there are {", ".join(known)}' if known else ', nor has any ended an epoch'
         raise UserError(f'none of these runs reports {metric!r}{said}')
     choose = max if any(run.mode == 'max' and run.metric == metric for run in runs) else min
     figure = Figure(figsize=(8, 5), layout='constrained')
@@ -88,16 +92,23 @@ def plain(text: str) -> str:
 
 
 def save(figure, file: Path) -> None:
-    """Write an image file; UserError where that is not possible."""
+    """Write an image file, whole or not at all; UserError where that is not possible."""
     from matplotlib import font_manager, rc_context
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
     family = ['sans-serif', *(font for font in FONTS if font in installed)]
+    if not file.suffix or file.is_dir():
+        raise UserError(f'{file} names no picture: expected a file such as {file / "curves.png"}')
+    unfinished = file.with_name(f'.unfinished-{file.name}')
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with rc_context({'font.family': family}), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # a letter that no font has is drawn as a box
-            figure.savefig(file, dpi=150)
+            figure.savefig(unfinished, dpi=150)
+        os.replace(unfinished, file)
     except (OSError, ValueError) as error:  # an ending that matplotlib does not know
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'{file}: the picture cannot be written: {reason}') from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink()

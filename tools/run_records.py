@@ -3,8 +3,10 @@ differ only in their seed belong together. Needs the standard library only, to b
 """
 
 import argparse
+import csv
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -44,7 +46,12 @@ class Run:
 
     @cached_property
     def record(self) -> dict:
-        return read_record(self.folder)
+        record = read_record(self.folder)
+        # A folder that was copied or renamed is found under the names that it has now.
+        record['run'], above = self.folder.name, self.folder.parent
+        if above.parent.name == 'models':
+            record['name'] = above.name
+        return record
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -59,7 +66,11 @@ class Run:
     @property
     def rows(self) -> list[dict]:
         """What each finished epoch reported."""
-        return read_table(self.folder / TABLE)
+        try:
+            return read_table(self.folder / TABLE)
+        except (OSError, csv.Error) as error:
+            reason = getattr(error, 'strerror', None) or error
+            raise UserError(f'{self.folder / TABLE} cannot be read: {reason}') from error
 
     @property
     def name(self) -> str:
@@ -166,16 +177,19 @@ def is_end_of(end: str, key: str) -> bool:
     return f'.{key}'.endswith(f'.{end}')
 
 
-def full_name(end: str, runs: list[Run]) -> str:
-    """The setting that `end` means, such as optimizer.args.lr for lr; else a UserError."""
+def full_name(end: str, runs: list[Run], others: Iterable[str] = ()) -> str:
+    """The setting that `end` means, such as optimizer.args.lr for lr; else a UserError.
+
+    others: names that could have been meant as well.
+    """
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
     found = [end] if end in keys else [key for key in keys if is_end_of(end, key)]
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f'{end!r} may mean {", ".join(found)}: write one of these')
-    near = did_you_mean(end, keys + [key.rpartition('.')[2] for key in keys])
-    raise UserError(f'no run has a setting {end!r}{near}')
+    near = did_you_mean(end, [*others, *keys, *(key.rpartition('.')[2] for key in keys)])
+    raise UserError(f'no run has a setting {end!r}{near}: tools.runs show RUN says which it has')
 
 
 # Which runs
@@ -247,6 +261,12 @@ def selected(given: argparse.Namespace) -> list[Run]:
     if not runs:
         raise UserError(f'no run was begun since {given.since:%Y-%m-%d %H:%M} UTC')
     runs = runs[: given.last]
+    rules = sorted({run.record['monitor'] for run in runs if run.value() is not None})
+    if given.best and len(rules) > 1:
+        raise UserError(
+            f'--best {given.best}: these runs monitor {", ".join(rules)}, which do not compare: '
+            'choose some of them with --name or --where'
+        )
     return sorted(runs, key=Run.rank)[: given.best] if given.best else runs
 
 
@@ -256,7 +276,7 @@ def find_run(text: str, folder: Path) -> Run:
     folder: trainer.save_dir.
     """
     for path in (Path(text), folder / 'models' / text):
-        if any((path / name).is_file() for name in (RECORD, CONFIG)):
+        if any(os.path.isfile(path / name) for name in (RECORD, CONFIG)):
             return Run(path.resolve())
     runs = find_runs(folder)
     found = [path for path in runs if path.name == text]
@@ -267,7 +287,10 @@ def find_run(text: str, folder: Path) -> Run:
         raise UserError(f'{text} may be {names}: write one of these')
     near = did_you_mean(text, [f'{path.parent.name}/{path.name}' for path in runs])
     near = near or did_you_mean(text, [path.name for path in runs])
-    raise UserError(f'{text}: no such run in {folder / "models"}{near}')
+    raise UserError(
+        f'{text}: no such run in {folder / "models"}{near}; tools.runs lists them, and --save-dir '
+        'says where they are'
+    )
 
 
 # Showing
@@ -284,7 +307,8 @@ def readable(value: Any) -> str:
 
 def duration(seconds: Any) -> str:
     seconds = number(seconds)
-    return '' if seconds is None else str(timedelta(seconds=round(seconds)))
+    is_known = seconds is not None and 0 <= seconds < 1e9
+    return str(timedelta(seconds=round(seconds))) if is_known else ''
 
 
 def width(text: str) -> int:

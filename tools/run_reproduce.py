@@ -33,7 +33,7 @@ def reproduce(run: Run) -> bool:
             'outside of a git repository, or by an older version'
         )
     if not config or not rows:
-        raise UserError(f'{run.name}: {"no finished epoch" if config else "no config.json"}')
+        raise UserError(f'{run.name}: {"no finished epoch" if config else "no whole config.json"}')
     for name in git.get('left_out') or []:
         print(f'note: {name} was changed and not recorded: the code may differ there')
     if run.record['resumed_from']:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from armature.config.read import did_you_mean
 from armature.errors import UserError
 from tools.run_records import (
     SEED,
@@ -64,9 +65,13 @@ def judge(runs: list[Run], metric: str | None) -> tuple[str, bool]:
     """(the name of what is compared, whether a higher one is better); UserError when unclear."""
     known = [run for run in runs if run.value(metric) is not None]
     if not known:
+        names = {name for run in runs for name in ((run.record['best'] or {}).get('values') or {})}
+        names = sorted(names | {f'test.{name}' for run in runs for name in run.test})
+        near, there = did_you_mean(metric or '', names), ', '.join(names) or 'none'
+        wanted = metric or 'what trainer.monitor names'
         raise UserError(
-            f'none of these runs has a value of {metric or "what trainer.monitor names"}: say '
-            'another with --metric'
+            f'none of these runs has a value of {wanted}{near}: say '
+            f'another with --metric; there are {there}'
         )
     rules = sorted({run.record['monitor'] for run in known})
     if len(rules) > 1 and metric is None:

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from armature.errors import exit_on_user_error, positive
+from armature.errors import UserError, exit_on_user_error, positive
 from armature.run.record import CHANGES, is_trained, read_config
 from tools.run_records import (
     SEED,
@@ -111,7 +111,7 @@ def list_runs(given: argparse.Namespace) -> None:
     keys = differing(runs)
     rows = {id(run): facts_of(run) | {key: run.settings.get(key) for key in keys} for run in runs}
     if given.sort:
-        column = given.sort if given.sort in FACTS else full_name(given.sort, runs)
+        column = given.sort if given.sort in FACTS else full_name(given.sort, runs, FACTS)
         runs.sort(key=lambda run: sortable(run, column))
     if given.csv:
         writer = csv.DictWriter(sys.stdout, [*FACTS, *keys], lineterminator='\n')
@@ -268,10 +268,20 @@ def clean(given: argparse.Namespace) -> None:
             continue  # it was resumed meanwhile
         size = sum(map(bytes_of, paths))
         total += size
-        print(f'{run.name}: {megabytes(size)} {verb}: {", ".join(path.name for path in paths)}')
         for path in paths if given.yes else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
+        print(f'{run.name}: {megabytes(size)} {verb}: {", ".join(path.name for path in paths)}')
     print(f'{megabytes(total)} {verb}' + '' * given.yes + '; --yes does it' * (not given.yes))
+
+
+def remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'{path} cannot be removed: {error.strerror or error}. What was removed before it is '
+            'gone: mend this and give the same command again'
+        ) from error
 
 
 def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, list[Path]]]:
@@ -279,7 +289,7 @@ def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, 
 
     Nothing goes of a run that trains, nor of one that has trained and has no value to be judged by.
     """
-    for _, same in groupby(sorted(runs, key=name_of), key=name_of):
+    for _, same in groupby(sorted(runs, key=comparable), key=comparable):
         judged = []
         for run in sorted(same, key=Run.rank):
             if is_trained(run.folder):
@@ -295,8 +305,9 @@ def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, 
                 yield run, paths
 
 
-def name_of(run: Run) -> str:
-    return run.record['name']
+def comparable(run: Run) -> tuple[str, str]:
+    """The same for runs of which one can be better: of one name that monitor the same."""
+    return run.record['name'], run.record['monitor']
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armature.errors import ConfigError, exit_on_user_error, positive
+from armature.errors import ConfigError, exit_on_user_error, positive, positive_number
 from armature.use.inputs import ImageInput
 from armature.use.outputs import finite
 from tools.exported_model import ExportedModel
@@ -263,7 +263,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise ConfigError(f'{host}:{port} cannot be had ({reason}): take another --port') from error
+        raise ConfigError(
+            f'{host}:{port} cannot be had ({reason}): take another --port or --host'
+        ) from error
 
 
 def main() -> None:
@@ -277,9 +279,11 @@ def main() -> None:
     )
     parser.add_argument('--host', default='127.0.0.1', help='0.0.0.0 is for everybody')
     parser.add_argument('--port', type=int, default=8000)
-    parser.add_argument('--max-mb', type=float, default=Limits.max_bytes / 2**20)
+    parser.add_argument('--max-mb', type=positive_number, default=Limits.max_bytes / 2**20)
     parser.add_argument('--max-pixels', type=positive, default=Limits.max_pixels)
-    parser.add_argument('--timeout', type=float, default=Limits.timeout_s, help='in seconds')
+    parser.add_argument(
+        '--timeout', type=positive_number, default=Limits.timeout_s, help='in seconds'
+    )
     parser.add_argument('--max-queue', type=positive, default=Limits.max_queue)
     with exit_on_user_error():
         given = parser.parse_args()

@@ -558,6 +558,13 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
     over with a warning. RUN/best means its model_best.pth, and so does RUN with `best_first`, where
     there is a good one. A folder that tools.card has packed means its weights.
     """
+    try:
+        return _find(text, root, best_first)
+    except OSError as error:  # no right to look there, a name that is too long
+        raise CheckpointError(f'{text} cannot be read: {error.strerror or error}') from error
+
+
+def _find(text: str, root: Path, best_first: bool) -> Path:
     for path in (Path(text), root / text):
         if path.is_file():
             return path
@@ -574,6 +581,7 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
             return folder / packed.FILE
         run = newest_run(folder)
         hint = f'; do you mean its newest run, {run}?' if run else ''
+        hint = hint or ': -r takes a checkpoint, or the folder of a run'
         raise CheckpointError(f'{folder} holds no checkpoint{hint}')
     raise CheckpointError(
         f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best'

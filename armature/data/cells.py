@@ -94,6 +94,8 @@ def read_rows(
         # The one that gives most of the columns; which they are is known.
         separator = max(heads, key=lambda each: len(set(needed).intersection(heads[each])))
         names = heads[separator]
+        if not any(names):
+            raise DataError(f'{path} is empty: expected a first line with the names of the columns')
         missing = [name for name in needed if name not in names]
         if missing:
             raise DataError(

@@ -66,6 +66,12 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(found.get(key), kind):
             found[key] = {} if key in OBJECTS else None
+    for key in ('best', 'last'):
+        if found[key] is not None and not isinstance(found[key].get('values'), dict):
+            found[key] = None
+    for key, kind in (('commit', str), ('changes', str), ('left_out', list)):
+        if not isinstance(found['git'].get(key), kind):
+            found['git'].pop(key, None)
     record = {'version': VERSION, 'run': folder.resolve().name, 'seed': None} | found
     config, rows = read_config(folder), []
     record['name'] = str(record.get('name') or folder.resolve().parent.name)
@@ -93,7 +99,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def read_test(folder: str | Path) -> dict[str, Any] | None:
     """What test.py found of a run; None where it is missing or damaged."""
-    return _read(Path(folder) / TEST)[0] or None
+    found = _read(Path(folder) / TEST)[0]
+    return found if isinstance(found.get('values'), dict) else None
 
 
 def _read(path: Path) -> tuple[dict, str]:

@@ -110,7 +110,8 @@ class ImageInput(InputFormat):
 
     def files_in(self, path: Path) -> list[str | Path]:
         if path.is_dir() and not (found := images_below(path)):
-            raise DataError(f'{path} holds no images: expected files that end in {self.endings}')
+            endings = ', '.join(self.endings)
+            raise DataError(f'{path} holds no images: expected files that end in {endings}')
         return found if path.is_dir() else [path]
 
 
