@@ -817,3 +817,19 @@ def test_options_for_workers_do_not_hurt_without_workers():
 def test_numbers_that_make_no_loader_are_an_error(batch_size, num_workers):
     with pytest.raises(ConfigError, match='at least 1'):
         BaseDataLoader(TensorDataset(torch.zeros(5)), batch_size, True, 0.0, num_workers)
+
+
+class Sleeper(Dataset):
+    """Its worker is silent for longer than the loader waits."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        time.sleep(3)
+
+
+def test_worker_that_does_not_answer_is_one_line():
+    loader = BaseDataLoader(Sleeper(), 2, False, 0.0, 1, timeout=1)
+    with pytest.raises(DataError, match='fell silent'):
+        next(iter(loader))
