@@ -94,6 +94,10 @@ class ConfigParser:
         # Paths in a config are relative to the project, wherever the command was typed.
         os.chdir(ROOT)
         if getattr(given, 'resume_or_start', False):
+            if resume is not None:
+                raise ConfigError(
+                    '-r and --resume-or-start both say what to go on with: give one of them'
+                )
             runs = parsed._saved() / 'models' / parsed.name
             resume = parsed.resume = unfinished(runs, parsed.config)
         names_config = getattr(given, 'config', None) is not None
