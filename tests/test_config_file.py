@@ -131,6 +131,11 @@ def test_a_loop_of_bases_is_shown(tmp_path):
     assert text == 'c.json:1: base: a.json -> b.json -> c.json -> a.json is a loop'
 
 
+def test_a_base_whose_name_is_too_long_is_one_line(tmp_path):
+    text = message(lambda: read(tmp_path, a={'base': 'x' * 300}))
+    assert 'no such config file' in text and text.count('\n') == 0
+
+
 def test_many_bases_over_the_same_files_are_read_once(tmp_path):
     for i in range(25):
         (tmp_path / f'{i}.json').write_text(

@@ -271,7 +271,7 @@ def read_config(path: Path, name: str, above: tuple = (), known: dict | None = N
             base_path = path.parent / base if is_file else Path(base)
             if base_name in chain or len(chain) > MAX_BASES:
                 wrong = f'{" -> ".join((*chain, base_name))} is a loop'
-            elif not base_path.is_file():
+            elif not os.path.isfile(base_path):  # is_file() raises for a name that is too long
                 wrong = f'{show(base)}: no such config file (looked for {base_name})'
         else:
             wrong = f'expected the path of a config file or a list of such, got {show(base)}'
