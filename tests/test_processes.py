@@ -3,6 +3,7 @@
 The same samples in each step, the same numbers up to the order of additions.
 """
 
+import io
 import json
 import math
 import os
@@ -262,6 +263,13 @@ def test_missing_or_damaged_part_is_named_and_passed_over(sharded_run, damage, c
     )
 
 
+@pytest.mark.parametrize('module', ['pathlib', 'pathlib._local'])
+@pytest.mark.parametrize('name', ['PosixPath', 'WindowsPath'])
+def test_parts_of_any_python_and_system_are_read(module, name):
+    pickled = f'c{module}\n{name}\n(Vsaved\ntR.'.encode()  # name('saved')
+    assert str(sharded._Unpickler(io.BytesIO(pickled)).load()) == 'saved'
+
+
 def test_parts_run_no_code(sharded_run, tmp_path):
     class Evil:
         def __reduce__(self):
@@ -276,7 +284,7 @@ def test_parts_run_no_code(sharded_run, tmp_path):
         folder / '.metadata'
     )  # whoever writes it can say so
     checkpoint.save(head, sharded_run / 'checkpoint-last.pth')
-    with pytest.raises(CheckpointError, match=r'names pathlib\.Path\.touch'):
+    with pytest.raises(CheckpointError, match=rf'names {Path.__module__}\.Path\.touch'):
         checkpoint.load(sharded_run / 'checkpoint-last.pth')
     assert not (tmp_path / 'it ran').exists()
 

@@ -10,7 +10,7 @@ import pickle
 import secrets
 import shutil
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -35,7 +35,12 @@ KNOWN = {
     'torch.distributed.checkpoint.filesystem': {'_StorageInfo'},
     'torch.serialization': {'_get_layout'},
     'torch': {'Size'},
-    'pathlib': {'PosixPath', 'WindowsPath'},
+}
+# Where the parts were written, by whatever Python and system (3.13 calls the module _local).
+PATHS = {
+    f'{module}.{system}Path': path
+    for module in ('pathlib', 'pathlib._local')
+    for system, path in (('Posix', PurePosixPath), ('Windows', PureWindowsPath))
 }
 PLACES = (('state_dict',), ('tested',), ('optimizer', 'state'))  # where a state is large
 
@@ -193,6 +198,8 @@ class _Unpickler(pickle.Unpickler):
         is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in KNOWN.get(module, ()):
             return super().find_class(module, name)
+        if f'{module}.{name}' in PATHS:
+            return PATHS[f'{module}.{name}']
         raise ValueError(f'its list of parts names {module}.{name}')
 
 
