@@ -4,6 +4,7 @@ import argparse
 import csv
 import functools
 import glob
+import io
 import json
 import os
 import sys
@@ -11,6 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import armature.packages  # noqa: F401 (says what to type where a package is missing)
+
+# isort: split
 import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -26,6 +30,7 @@ from armature.config.values import parameters
 from armature.errors import ConfigError, DataError, exit_on_user_error, positive
 from armature.processes import dist
 from armature.processes.launch import processes
+from armature.run.folder import write_text
 from armature.use.inputs import InputFormat, readable, rows_for
 from armature.use.meaning import meanings_of
 from armature.use.outputs import CLASSES, answers, by_task, finite
@@ -250,16 +255,13 @@ def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
     """The rows as CSV, or as JSON, a line each: into a file, whole or not at all, or to stdout."""
     if given.output is None:
         return write_to(sys.stdout, rows, given.json)
-    path = Path(given.output)
-    unfinished = path.with_name(f'.{path.name}.tmp')
+    text = io.StringIO()
+    write_to(text, rows, given.json)
     try:
-        with unfinished.open('w', encoding='utf-8', newline='') as file:
-            write_to(file, rows, given.json)
-        os.replace(unfinished, path)
+        write_text(Path(given.output), text.getvalue())
     except OSError as error:
-        raise DataError(f'-o {path} cannot be written: {error.strerror or error}') from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+        reason = error.strerror or error
+        raise DataError(f'-o {given.output} cannot be written: {reason}') from error
 
 
 def write_to(file: Any, rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -28,6 +28,7 @@ def run(python, *arguments, **environment):
     [
         ['train.py', '-c', 'config.json'],
         ['test.py', '-r', 'RUN'],
+        ['predict.py', '-r', 'RUN', 'image.png'],
         ['-m', 'tools.find_lr', '-c', 'config.json'],
     ],
 )

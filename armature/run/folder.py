@@ -218,7 +218,7 @@ class RunFolder:
             else:
                 (self.folder / CHANGES).unlink(missing_ok=True)
             if rows or (self.folder / TABLE).exists():
-                _exchange(self.folder / TABLE, _as_csv(rows, self._columns, header=True))
+                write_text(self.folder / TABLE, _as_csv(rows, self._columns, header=True))
         except OSError as error:
             raise self._no_room(error) from error
         self.record = record
@@ -262,7 +262,7 @@ class RunFolder:
                     file.write(_as_csv([row], self._columns))
                 return
             self._columns = [*self._columns, *(name for name in row if name not in self._columns)]
-            _exchange(table, _as_csv(self.rows, self._columns, header=True))
+            write_text(table, _as_csv(self.rows, self._columns, header=True))
 
     @contextmanager
     def _warning(self) -> Iterator[None]:
@@ -383,10 +383,10 @@ def read_json(fname: str | Path) -> OrderedDict:
 
 
 def write_json(content: Any, fname: str | Path) -> None:
-    _exchange(Path(fname), json.dumps(content, indent=4) + '\n')
+    write_text(Path(fname), json.dumps(content, indent=4) + '\n')
 
 
-def _exchange(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Make `text` the content of a file: readers, and a full disk, find the old one or the new."""
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
