@@ -7,8 +7,6 @@ and a model card (README.md) to publish. load_run and predict.py -r take that fo
 import argparse
 import json
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from armature.checkpoint.weights import tested_weights
 from armature.config.build import ROOT
 from armature.errors import ConfigError, exit_on_user_error
 from armature.run.record import read_record, read_test
+from tools.new_folder import new_folder, refuse_existing
 
 SHARES = ('accuracy', 'binary_accuracy', 'top_k_acc')  # of the samples, as model/metric.py has them
 Z = 1.96  # of a 95 % interval
@@ -27,15 +26,11 @@ def pack(run: str | Path, folder: Path | None = None) -> Path:
     """The folder that was written; without one, RUN/card."""
     path = checkpoint.find(str(run), ROOT, best_first=True).resolve()
     folder = folder or path.parent / 'card'
-    if folder.exists():
-        raise ConfigError(f'{folder} exists: name a folder that is not there yet with -o')
+    refuse_existing(folder)
     state = checkpoint.load(path)
     if not isinstance(state.get('config'), dict):
         raise ConfigError(f'{path} holds no config, which says what its model is')
-    unfinished = folder.with_name(f'.{folder.name}.tmp')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
+    with new_folder(folder) as unfinished:
         packed.write(state, unfinished / packed.FILE)
         classes = (state.get('data') or {}).get('class_names')
         for name, content in (('config.json', state['config']), ('classes.json', classes)):
@@ -43,11 +38,6 @@ def pack(run: str | Path, folder: Path | None = None) -> Path:
             (unfinished / name).write_text(text + '\n', encoding='utf-8')
         text = card(state, read_record(path.parent), read_test(path.parent))
         (unfinished / 'README.md').write_text(text, encoding='utf-8')
-        os.replace(unfinished, folder)
-    except OSError as error:
-        raise ConfigError(f'{folder} cannot be written: {error.strerror or error}') from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 

@@ -12,9 +12,7 @@ import contextlib
 import json
 import logging
 import math
-import os
 import pickle
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,6 +38,7 @@ from armature.use.outputs import by_task
 from parse_config import ConfigParser
 from predict import Run, load_run
 from tools.exported_model import KEY, ExportedModel
+from tools.new_folder import new_folder, refuse_existing
 from train import BUILDS, build_data
 from trainer.trainer import evaluate
 from utils import MetricTracker
@@ -106,29 +105,20 @@ def tensors_in(content: Any) -> list[torch.Tensor]:
 
 def export(config: ConfigParser, kind: str, folder: Path, tolerance: float = TOLERANCE) -> str:
     """Export and prove; what to say of it. Without a UserError, `folder` is there, else not."""
-    if folder.exists():
-        raise ConfigError(f'{folder} exists: name a folder that is not there yet with -o')
+    refuse_existing(folder)
     run = Run(config, CPU)
-    batches = validation_batches(config, run)
+    batches = validation_batches(config)
     data = batches[0][0]
     with torch.no_grad():
         output = run.model(data)
     about = described(run, data, output)
-    unfinished = folder.with_name(f'.{folder.name}.tmp')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
+    with new_folder(folder) as unfinished:
         file = unfinished / FORMATS[kind]
         WRITERS[kind](run, data, about, file)
         with CALLS[kind](file, data) as call:
             report = prove(run, Exported(call, output), batches, tolerance)
         report = {**about, 'format': kind, 'file': file.name, **report}
         (unfinished / 'export.json').write_text(json.dumps(report, indent=2), encoding='utf-8')
-        os.replace(unfinished, folder)
-    except OSError as error:
-        raise ConfigError(f'{folder} cannot be written: {error.strerror or error}') from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     metrics = ', '.join(f'{name} {value:.6g}' for name, value in report['metrics'].items())
     return (
         f'{folder / file.name}: at most {report["largest_difference"]:.2g} from the model; on '
@@ -136,7 +126,7 @@ def export(config: ConfigParser, kind: str, folder: Path, tolerance: float = TOL
     )
 
 
-def validation_batches(config: ConfigParser, run: Run) -> list[tuple[Any, Any]]:
+def validation_batches(config: ConfigParser) -> list[tuple[Any, Any]]:
     """(data, target) of the first validation samples; of training data, where there are none."""
     training, validation = build_data(config)
     loader = validation or training

@@ -35,7 +35,7 @@ from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 from armature.run.folder import differences as changes_of_machine
-from armature.run.record import read_table, values_of
+from armature.run.record import TABLE, read_table, values_of
 from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
 from armature.step.schedule import Schedule, replay
@@ -336,7 +336,7 @@ class Resume:
             self._tell(load_optimizer('optimizer', trainer.optimizer, saved, then, now))
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
         trainer.start_epoch = trainer.epochs_done + 1
-        table = path.parent / 'metrics.csv'  # the first version kept it in the state
+        table = path.parent / TABLE  # the first version kept it in the state
         self.rows = state.get('history') or read_table(table, trainer.epochs_done)
         trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self.rows]
         if trainer.mnt_mode != 'off' and then.get('monitor') == now['monitor']:
