@@ -67,14 +67,19 @@ def rng_state() -> dict:
     return state
 
 
-def draws_so_far(device: torch.device) -> torch.Tensor:
-    """Where torch's generators stand, the CPU's and that of `device`, as bytes to compare."""
+def draws_so_far(device: torch.device) -> tuple:
+    """Where the generators stand that a dataset or a model may draw from, those of `device` too.
+
+    Something that has run is random when these differ from before.
+    """
     states = [torch.get_rng_state()]
     if device.type == 'cuda':
         states.append(torch.cuda.get_rng_state(device))
     elif device.type == 'mps':
         states.append(torch.mps.get_rng_state())
-    return torch.cat([state.flatten() for state in states])
+    _, numbers, *place = np.random.get_state()
+    of_torch = [state.cpu().numpy().tobytes() for state in states]
+    return of_torch, random.getstate(), numbers.tobytes(), place
 
 
 def set_rng_state(state: dict) -> None:

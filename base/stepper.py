@@ -353,7 +353,7 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
 
 
 def _warn_of_draws(before, after):
-    if not torch.equal(before, after):
+    if before != after:
         logging.getLogger('trainer').warning(
             'trainer.microbatch_size: this model draws random numbers (dropout) for each '
             'micro-batch by itself, so its size does change the result'

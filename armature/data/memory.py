@@ -1,10 +1,8 @@
 """InMemory: a dataset read once into tensors, so that a batch is one indexed copy."""
 
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -12,8 +10,9 @@ from armature.batch import WHOLE, length, map_leaves, map_tensors
 from armature.data.identity import digest
 from armature.data.workers import Fetcher, Reader
 from armature.errors import ConfigError
-from armature.seed import own_randomness
+from armature.seed import draws_so_far, own_randomness
 
+CPU = torch.device('cpu')
 CHUNK = 256  # samples read at a time
 N_TWICE = 64  # of the first ones are read twice: a dataset may draw from generators of its own
 
@@ -65,9 +64,9 @@ class FixedReader(Reader):
 
     def read(self, number: int, indices: list[int]) -> list:
         with own_randomness(0):
-            before = self._draws_so_far()
+            before = draws_so_far(CPU)
             samples = self._read(number, indices)
-            is_random = self._draws_so_far() != before
+            is_random = draws_so_far(CPU) != before
             if indices[0] == 0:
                 again = self._read(number, indices[:N_TWICE])
                 is_random |= digest(again) != digest(samples[:N_TWICE])
@@ -80,10 +79,6 @@ class FixedReader(Reader):
 
     def begin(self, *parts: int | str) -> None:
         """Nothing: else the generators would move."""
-
-    def _draws_so_far(self) -> tuple:
-        """Where the generators stand that a dataset may draw from."""
-        return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
 
 def read_into_memory(dataset: Dataset, options: dict) -> InMemory:
