@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from armature.use.inputs import Padded as Padded
+from tools.use_inputs import Padded as Padded
 
 
 class PadCollate:

@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import TensorDataset
 
 from armature.batch import Batch
-from armature.data.cells import Decimal
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
@@ -22,12 +21,13 @@ from armature.data.order import (
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
-from armature.use.inputs import ImageInput, InputFormat, TableInput
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
 from data_loader.datasets import MEAN, STD, Standardize, digits, read_idx
 from data_loader.image_folder import ImageFolder, find_parts
 from data_loader.tables import Table, TargetKind
+from tools.use_cells import Decimal
+from tools.use_inputs import ImageInput, InputFormat, TableInput
 
 __all__ = [
     'BaseDataLoader',

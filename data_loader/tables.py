@@ -6,7 +6,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from armature.data.cells import (
+from armature.data.memory import InMemory
+from armature.errors import DataError
+from tools.use_cells import (
     LARGEST,
     MISSING,
     UNKNOWN,
@@ -18,8 +20,6 @@ from armature.data.cells import (
     read_rows,
     standardized,
 )
-from armature.data.memory import InMemory
-from armature.errors import DataError
 
 FAR = 1e4  # times as much as half of the rows: one row makes the others look alike
 

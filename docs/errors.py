@@ -23,7 +23,7 @@ SECTIONS = (
         'Checkpoints, runs, resuming',
         r'armature/(checkpoint|run|epoch|resume)|base/|trainer/|logger/',
     ),
-    ('Predict, export, serve', r'armature/use/|predict|tools/(export|serve|card|run_pt2)'),
+    ('Predict, export, serve', r'predict|tools/(use_|export|serve|card|run_pt2)'),
     ('Comparing, searching', r'tools/(run|sweep)'),
     ('Projects', r'tools/project|new_project'),
     ('Scripts and other tools', r''),

@@ -16,7 +16,6 @@ BELOW = {
     'data': ('processes', 'checkpoint', 'config'),
     'step': ('processes', 'checkpoint', 'config'),
     'run': ('processes', 'checkpoint', 'config', 'data', 'step'),
-    'use': ('processes', 'checkpoint', 'config', 'data', 'step', 'run'),
 }
 PROJECT = {'base', 'trainer', 'model', 'data_loader', 'logger', 'utils', 'tools', 'parse_config'}
 HEAVY = {'torchvision', 'torchmetrics', 'tensorboard', 'pandas', 'sklearn', 'matplotlib'}

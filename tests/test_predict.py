@@ -15,16 +15,18 @@ from torch import nn
 from armature.checkpoint import files as checkpoint
 from armature.errors import CheckpointError, ConfigError, DataError
 from armature.step.loss_share import WeightedLosses
-from armature.use.inputs import ImageInput, TableInput, TextInput, describe, described
-from armature.use.meaning import meanings_of
-from armature.use.outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, answers
 from data_loader.data_loaders import CifarDataLoader, MnistDataLoader
 from data_loader.datasets import Standardize
-from predict import check_output, input_format_of, load_run
+from predict import load_run
 from tests import warm
 from tests.conftest import ROOT
 from tests.first_version.resume import unpack_run
 from tests.trained import copy_of, inputs_of, measured, run_here, train_run
+from tools.use_files import check_output
+from tools.use_inputs import ImageInput, TableInput, TextInput, describe, described
+from tools.use_meaning import meanings_of
+from tools.use_outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, answers
+from tools.use_run import input_format_of
 
 KINDS = ('images', 'tabular', 'sequence', 'own_dataset')
 

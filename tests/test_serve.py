@@ -115,7 +115,7 @@ def test_what_is_too_much_or_wrong_is_refused_with_a_word(run_of):
 
 def test_requests_beyond_the_queue_or_the_time_are_refused():
     """With a model that takes as long as it is told to."""
-    from armature.use.inputs import ArrayInput
+    from tools.use_inputs import ArrayInput
 
     class Slow:
         input_format, class_names = ArrayInput([1]), None

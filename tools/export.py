@@ -33,12 +33,12 @@ from armature.checkpoint import packed
 from armature.config.build import ROOT
 from armature.data.order import batches_of
 from armature.errors import ConfigError, DataError, UserError, exit_on_user_error
-from armature.use.inputs import describe
-from armature.use.outputs import by_task
 from parse_config import ConfigParser
-from predict import Run, load_run
 from tools.exported_model import KEY, ExportedModel
 from tools.new_folder import new_folder, refuse_existing
+from tools.use_inputs import describe
+from tools.use_outputs import by_task
+from tools.use_run import Run, load_run
 from train import BUILDS, build_data
 from trainer.trainer import evaluate
 from utils import MetricTracker

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from armature.errors import ConfigError
-from armature.use.inputs import ArrayInput, described, leaves, rows_for
-from armature.use.outputs import answers
+from tools.use_inputs import ArrayInput, described, leaves, rows_for
+from tools.use_outputs import answers
 
 KEY = 'armature'  # of our part of the file's metadata
 DTYPES = {'tensor(float)': 'float32', 'tensor(double)': 'float64', 'tensor(int64)': 'int64'}

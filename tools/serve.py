@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from armature.errors import ConfigError, exit_on_user_error, positive, positive_number
-from armature.use.inputs import ImageInput
-from armature.use.outputs import finite
 from tools.exported_model import ExportedModel
+from tools.use_inputs import ImageInput
+from tools.use_outputs import finite
 
 PAGE = Path(__file__).with_name('serve.html')
 N_LATENCIES = 1000  # of which /metrics gives the quantiles

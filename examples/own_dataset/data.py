@@ -5,7 +5,7 @@ import math
 import torch
 from torch.utils.data import Dataset
 
-from armature.use.inputs import ArrayInput
+from tools.use_inputs import ArrayInput
 
 
 class Waves(Dataset):

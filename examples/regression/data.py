@@ -3,8 +3,8 @@
 import torch
 from torch.utils.data import TensorDataset
 
-from armature.use.inputs import ArrayInput
 from base import BaseDataLoader
+from tools.use_inputs import ArrayInput
 
 
 class LineDataLoader(BaseDataLoader):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.use.inputs import TextInput
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
+from tools.use_inputs import TextInput
 
 WORDS = [
     '<padding>',

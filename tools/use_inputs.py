@@ -13,7 +13,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from armature.data.cells import (
+from armature.data.pixels import ENDINGS, images_below, read_image
+from armature.errors import DataError
+from tools.use_cells import (
     LARGEST,
     MISSING,
     UNKNOWN,
@@ -25,8 +27,6 @@ from armature.data.cells import (
     read_rows,
     standardized,
 )
-from armature.data.pixels import ENDINGS, images_below, read_image
-from armature.errors import DataError
 
 
 class Padded(NamedTuple):

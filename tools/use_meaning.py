@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from armature.run.checks import ELEMENTWISE, OF_CLASSES
-from armature.use.outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, by_task
+from tools.use_outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, by_task
 
 MEANINGS = dict.fromkeys(OF_CLASSES, CLASSES) | dict.fromkeys(ELEMENTWISE, NUMBERS)
 MEANINGS |= {

@@ -8,7 +8,7 @@ import numpy as np
 
 from armature.errors import DataError
 
-# What an output (batch, ...) means, as the loss knows it: see armature/use/meaning.py.
+# What an output (batch, ...) means, as the loss knows it: see tools/use_meaning.py.
 CLASSES = 'classes'  # scores (batch, classes), of which one is right
 LOGITS = 'logits'  # each number says yes above 0
 PROBABILITIES = 'probabilities'  # each number is the probability of a yes
