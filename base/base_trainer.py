@@ -273,7 +273,7 @@ class BaseTrainer(ABC):
         is_last = self.position == self.len_epoch
         self._epoch.end_step(self.step)
         if is_last or self.position % self.log_step == 0:
-            self._check_losses()
+            self._epoch.look_at_losses()
             self._log_step(self._epoch.bar)
         if not is_last and is_due(settings.validate_every_steps):
             self._validate_between(self.epochs_done + 1)
@@ -281,7 +281,7 @@ class BaseTrainer(ABC):
             self._save_last()
         if self.step == settings.max_steps and not is_last:
             self._stop.reason = f'trainer.max_steps ({settings.max_steps})'
-        self._agree(self._epoch.agreement, self._saver.is_due())
+        self._agree(self._epoch.agreement, self._saver.is_due(), self._epoch.broken is not None)
 
     def _is_due(self, every):
         return every is not None and self.step % every == 0
@@ -304,13 +304,15 @@ class BaseTrainer(ABC):
     def _parts(self):
         return Parts(self.config.get('batch'), self.takes_pairs)
 
-    def _agree(self, agreement, save=False):
-        wishes = agreement.after_step(self._stop.wish, save)
+    def _agree(self, agreement, *others):
+        wishes = agreement.after_step(self._stop.wish, *others)
         if wishes is not None or self._stop.reason:
             self._obey(*(wishes or (0,)))
 
-    def _obey(self, stop, save=0):
+    def _obey(self, stop, save=0, is_broken=0):
         """What any of the processes has wished for is done in all of them."""
+        if is_broken:
+            self._check_losses()
         if save:
             self._save_last()
         self._stop.grant(stop)
@@ -391,11 +393,9 @@ class BaseTrainer(ABC):
 
     def _check_losses(self):
         """Raise NonFiniteError on the first loss since the last time that is not finite."""
-        broken = self._epoch and self._epoch.first_broken_loss()
-        if dist.sums([broken is not None])[0]:
-            broken = min(filter(None, dist.gather(broken)))
-        if broken is not None and self.settings.on_nan == 'stop':
-            step, loss = broken
+        broken = dist.gather(self._epoch and self._epoch.look_at_losses())
+        if any(broken) and self.settings.on_nan == 'stop':
+            step, loss = min(filter(None, broken))
             position = self.position - 1 - (self.step - step)
             raise NonFiniteError(
                 f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. '

@@ -28,6 +28,7 @@ class Epoch:
         self.step_is_open = False  # a batch was given out, and end_step not called since
         self._optimizer, self._rates = optimizer, rates_of(optimizer)
         self._losses = []  # (step, loss), not looked at yet: no step waits for the device
+        self.broken = None  # the first of them that was not finite, with its step
         self._begun = self._asked = time.perf_counter()
         self._waited_s = 0.0
         self._logged = self._begun, step
@@ -53,15 +54,15 @@ class Epoch:
         """From now on the training waits for its next batch."""
         self._asked = time.perf_counter()
 
-    def first_broken_loss(self) -> tuple[int, float] | None:
-        """(step, loss) of the first since the last call that is not finite; None when all are."""
+    def look_at_losses(self) -> tuple[int, float] | None:
+        """(step, loss) of the first that is not finite, in this process; None when all are."""
         losses, self._losses = self._losses, []
-        if losses:
+        if losses and self.broken is None:
             finite = torch.stack([loss for _, loss in losses]).isfinite().tolist()
             if False in finite:
                 step, loss = losses[finite.index(False)]
-                return step, loss.item()
-        return None
+                self.broken = step, loss.item()
+        return self.broken
 
     def steps_per_second(self, step: int) -> float:
         """Since the last call."""

@@ -164,11 +164,12 @@ class MetricTracker:
     def _sums(self) -> dict[str, list[float]]:
         """[total, count, recent total, recent count] of each key, over all processes."""
         self._fold()
+        found = {}
         # A process that had no sample yet has not seen which parts a vector or a dict has.
-        keys = dict.fromkeys(key for keys in dist.gather(list(self._averages)) for key in keys)
-        averages = [self._averages.setdefault(key, _Average()) for key in keys]
-        flat = iter(dist.sums([number for average in averages for number in average.sums]))
-        return {key: [next(flat) for _ in range(4)] for key in keys}
+        for sums in dist.gather({key: each.sums for key, each in self._averages.items()}):
+            for key, numbers_of in sums.items():
+                found[key] = [sum(pair) for pair in zip(found.get(key, [0.0] * 4), numbers_of)]
+        return found
 
     def state_dict(self) -> dict:
         return {
