@@ -13,7 +13,7 @@ RAISED += ('self.problem',)
 # Heading, and where the messages below it come from; the first that fits.
 SECTIONS = (
     ('The config', r'armature/config/|parse_config'),
-    ('Data', r'armature/data/|armature/batch|base/base_data|data_loader/'),
+    ('Data', r'armature/data/|armature/batch|base/base_data|data_loader/|examples/'),
     (
         'Model, loss, metrics, step',
         r'armature/step/|armature/run/(checks|metrics)|base/step|model/',
@@ -40,7 +40,16 @@ ADVICE = re.compile(rf'(?:[:;.,] (?:or )?|\()(?=(?:{"|".join(VERBS.split())})\b)
 def messages() -> Iterator[tuple[str, str]]:
     """(file, message) of each error that the code raises; what is filled in is …"""
     files = list(ROOT.glob('*.py'))
-    for folder in ('armature', 'base', 'data_loader', 'model', 'trainer', 'logger', 'tools'):
+    for folder in (
+        'armature',
+        'base',
+        'data_loader',
+        'model',
+        'trainer',
+        'logger',
+        'tools',
+        'examples',
+    ):
         files += (ROOT / folder).rglob('*.py')
     for path in sorted(files):
         file = path.relative_to(ROOT).as_posix()

@@ -17,13 +17,13 @@ from armature.checkpoint import files as checkpoint
 from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
 from data_loader.data_loaders import (
-    CsvDataLoader,
     ImageFolderDataLoader,
     MnistDataLoader,
     RandomSampler,
     WeightedRandomSampler,
 )
 from data_loader.datasets import Standardize
+from examples.tabular.data import CsvDataLoader
 from tests.conftest import ROOT, run_script
 from tools.show_data import draw, drawn_classes, show
 
@@ -737,7 +737,7 @@ def unreadable(folder):
 
 def ragged(folder):
     return {
-        'type': 'CsvDataLoader',
+        'type': 'examples.tabular.data.CsvDataLoader',
         'args': {'path': write(folder / 'a.csv', [*ROWS, ('1',)]), 'batch_size': 4, **COLUMNS},
     }
 

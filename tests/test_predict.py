@@ -240,7 +240,9 @@ def test_each_shipped_loader_says_how_raw_input_becomes_a_batch():
     assert folder == ImageInput(64, 'L', [0.5], [0.25])
     assert described(describe(folder)) == folder
     learned = {'mean': [1.0], 'std': [2.0], 'categories': {'b': ['x']}, 'classes': []}
-    table = format_of('CsvDataLoader', learned, numeric=['a'], categorical=['b'])
+    table = format_of(
+        'examples.tabular.data.CsvDataLoader', learned, numeric=['a'], categorical=['b']
+    )
     assert table.sample({'a': '3', 'b': 'x'}) == ([3.0], [1])
     assert described(describe(table)) == table
     flip = {'type': 'RandomHorizontalFlip', 'args': {'p': 1.0}}

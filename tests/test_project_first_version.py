@@ -38,6 +38,7 @@ def test_edited_project_of_the_first_version_is_brought_over_and_goes_on_with_it
     assert 'def share_done' in (folder / 'base/base_trainer.py').read_text()
     assert 'in_percent' in (folder / 'base/mine.py').read_text()
     assert 'class Small(' in (folder / 'model/model.py').read_text()
+    assert 'class CsvDataLoader(' in (folder / 'examples/tabular/data.py').read_text()
     assert (folder / 'model/tail.py').read_text() == (
         'from armature.checkpoint import files as checkpoint\n'
         'from armature.processes import dist\nfrom armature import seed\n'

@@ -37,6 +37,7 @@ RENAMED = {
     'base/stream.py': 'armature/data/stream.py',
     'base/transfer.py': 'armature/step/parameters.py',
     'base/weights.py': 'armature/checkpoint/weights.py',
+    'data_loader/tables.py': 'examples/tabular/table.py',
     'logger/pictures.py': 'armature/run/plots.py',
     'utils/batch.py': 'armature/batch.py',
     'utils/compare.py': 'armature/compare.py',
@@ -109,8 +110,10 @@ def originals(manifest: dict) -> dict[str, bytes]:
 
 def owned_today(pristine: dict[str, bytes]) -> dict[str, bytes]:
     """Today's version of what stands beside those files."""
-    places = tuple({path.partition('/')[0] for path in pristine} & set(OWNED))
-    files = files_below(TEMPLATE, places)
+    places = {path.partition('/')[0] for path in pristine} & set(OWNED)
+    if 'data_loader' in places:  # where CsvDataLoader is now
+        places |= {'examples/__init__.py', 'examples/tabular'}
+    files = files_below(TEMPLATE, tuple(places))
     return {path: content for path, content in files.items() if path.endswith('.py')}
 
 

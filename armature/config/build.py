@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # These handle files and processes; a config has no business there. (utils also holds users' code.)
 CORE = ('armature', 'base', 'logger', 'tools', 'tests', 'benchmarks', 'utils.util')
 CORE += ('parse_config', 'new_project', 'train', 'test', 'predict')
+MOVED = {  # a name of the first version's configs
+    'CsvDataLoader': 'examples.tabular.data.CsvDataLoader',
+}
 AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')
 
 
@@ -125,6 +128,8 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
                 missing = ', '.join(sorted(found.__abstractmethods__))
                 raise ConfigError(f'{show(name)} is abstract: name one that implements {missing}')
             return found
+    if name in MOVED:
+        return find(MOVED[name], kind)
     near = did_you_mean(last, names(kind, module))
     raise ConfigError(f'no {kind.noun} is called {show(name)}{near}')
 
