@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from armature.checkpoint.files import save
+from armature.checkpoint.files import load, save
 from armature.data.identity import changes, class_map, data_of, fingerprint, resuming
 from armature.data.split import SPLIT_KEY, split_indices
 from armature.errors import ConfigError, DataError
@@ -224,6 +224,40 @@ def test_run_goes_on_with_other_data_only_when_told_to(experiment, capsys):
         resumed.epochs_done == 2
         and 'number of samples: 52 before, 60 now' in capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    'piece, n, split, names',
+    [
+        ('fingerprint', 60, 0.25, ['ant', 'bee']),
+        ('class_names', 52, 0.25, ['ant', 'cat']),
+        ('split', 52, 0.5, ['ant', 'bee']),
+    ],
+)
+def test_each_piece_of_what_a_checkpoint_knows_of_its_data_matters(
+    experiment, piece, n, split, names
+):
+    """Mutation control: without it, data that has changed is taken for the same, or the reverse."""
+
+    def outcome(n, split, names, **settings):
+        data = Longer(n)
+        data.class_names = names
+        trainer = experiment.trainer(
+            loader=BaseDataLoader(data, 7, True, split, 0, seed=1), **settings
+        )
+        try:
+            trainer.train()
+        except ConfigError as error:
+            return str(error)
+        return trainer.checkpoint_dir / 'checkpoint-last.pth'
+
+    file = outcome(52, 0.25, ['ant', 'bee'], epochs=1)
+    noticed = outcome(n, split, names, epochs=2, resume=file)
+    assert 'before' in noticed
+    state = load(file)
+    del state['data'][piece]
+    save(state, file.parent / 'without.pth')
+    assert outcome(n, split, names, epochs=2, resume=file.parent / 'without.pth') != noticed
 
 
 # Which class is which
