@@ -13,9 +13,9 @@ import termios
 import pytest
 import torch
 
+from armature.record import read_table
 from armature.run import console
 from armature.run.console import results, shown, shown_time, table
-from armature.run.record import read_table
 from base import BaseTrainer
 from tests.conftest import ROOT
 

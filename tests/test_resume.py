@@ -9,11 +9,11 @@ from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
-from armature.run.record import read_record
 from armature.run.resume import load_optimizer, optimizer_as_built
 from base import BaseDataLoader
 from tests import faults
 from tests.conftest import ROOT, NoisyPoints, run_script
+from tools.run_files import read_record
 from trainer import Trainer
 
 N_STEPS, STEPS_PER_EPOCH = 18, 6

@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
+from armature import record as record_module
 from armature.checkpoint.files import load, newest_run
 from armature.errors import ConfigError, UserError
+from armature.record import read_table, values_of
 from armature.run import folder as folder_module
-from armature.run import record as record_module
 from armature.run.folder import RunFolder, claim, run_folder
-from armature.run.record import read_table, values_of
 from armature.run.stop import Stopped
 from trainer import Trainer
 

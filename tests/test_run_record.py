@@ -10,17 +10,11 @@ import time
 import pytest
 import torch
 
-from armature.run import record as record_module
+from armature import record as record_module
+from armature.record import code_of, read_table
 from armature.run.folder import RunFolder, claim, rates_of
-from armature.run.record import (
-    code_of,
-    find_runs,
-    read_config,
-    read_record,
-    read_table,
-    read_test,
-)
 from tests.conftest import ROOT
+from tools.run_files import find_runs, read_config, read_record, read_test
 from trainer import Trainer
 
 ROWS = [
@@ -58,7 +52,7 @@ def test_run_whose_process_is_gone_is_killed(run):
         assert read_record(run)['state'] == 'running'
         # Another process asks the kernel, and needs no torch for it.
         script = (
-            'import sys; from armature.run.record import read_record; '
+            'import sys; from tools.run_files import read_record; '
             f'print(read_record({str(run)!r})["state"], "torch" in sys.modules)'
         )
         command = [sys.executable, '-c', script]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from armature.config.read import read_config
-from armature.run.record import read_record
 from tests.conftest import ROOT, run_script
 from tests.faults_runs import in_fork
+from tools.run_files import read_record
 
 pytest.importorskip('optuna', reason='needs Optuna: pip install -r requirements-sweep.txt')
 

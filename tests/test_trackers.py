@@ -16,9 +16,9 @@ from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run import trackers
 from armature.run.folder import read_json
-from armature.run.record import read_record
 from logger import TensorboardWriter
 from tests.conftest import ROOT, going_on
+from tools.run_files import read_record
 from trainer import Trainer
 
 

@@ -10,10 +10,10 @@ from torch.utils.data import TensorDataset
 
 from armature.checkpoint import files as checkpoint
 from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
-from armature.run.record import read_record
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from model.metric import accuracy
 from tests.conftest import NoisyPoints
+from tools.run_files import read_record
 from trainer import Trainer
 from trainer.trainer import evaluate
 from utils import MetricTracker

@@ -16,7 +16,6 @@ from armature.compare import first_difference
 from armature.config.read import read_config
 from armature.errors import ConfigError, UserError
 from armature.run.plots import Pictures, save_pictures
-from armature.run.record import read_test
 from examples.gan.trainer import GanTrainer
 from parse_config import ROOT, ConfigParser
 from tests.conftest import run_script
@@ -25,6 +24,7 @@ from tools import check_resume
 from tools.find_lr import drawn, find_lr, steepest
 from tools.overfit import overfit
 from tools.profile_steps import profile
+from tools.run_files import read_test
 from tools.smoke import smoke
 from trainer import Trainer
 from utils import write_json

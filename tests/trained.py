@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 import test
-from armature.run.record import read_test
 from examples.images.data import write_digits
 from examples.own_dataset.data import Waves
 from examples.sequence.data import WORDS, Opinions
 from parse_config import ConfigParser
+from tools.run_files import read_test
 from train import build
 
 ROOT = Path(__file__).resolve().parent.parent

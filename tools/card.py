@@ -15,8 +15,8 @@ from armature.checkpoint import packed
 from armature.checkpoint.weights import tested_weights
 from armature.config.build import ROOT
 from armature.errors import ConfigError, exit_on_user_error
-from armature.run.record import read_record, read_test
 from tools.new_folder import new_folder, refuse_existing
+from tools.run_files import read_record, read_test
 
 SHARES = ('accuracy', 'binary_accuracy', 'top_k_acc')  # of the samples, as model/metric.py has them
 Z = 1.96  # of a 95 % interval

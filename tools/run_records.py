@@ -21,16 +21,8 @@ from typing import Any
 
 from armature.config.read import did_you_mean, parse_value, show
 from armature.errors import UserError, positive
-from armature.run.record import (
-    CONFIG,
-    RECORD,
-    TABLE,
-    find_runs,
-    read_config,
-    read_record,
-    read_table,
-    read_test,
-)
+from armature.record import CONFIG, RECORD, TABLE, read_table
+from tools.run_files import find_runs, read_config, read_record, read_test
 
 PROJECT = Path(__file__).resolve().parent.parent
 UNITS = {'h': 'hours', 'd': 'days', 'w': 'weeks'}

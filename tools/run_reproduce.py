@@ -12,7 +12,8 @@ from pathlib import Path
 
 from armature.config.read import all_paths, lookup
 from armature.errors import UserError
-from armature.run.record import CHANGES, find_runs, read_config
+from armature.record import CHANGES
+from tools.run_files import find_runs, read_config
 from tools.run_records import PROJECT, Run
 
 NOT_COMPARED = {'seconds'}

@@ -22,7 +22,8 @@ from itertools import groupby
 from pathlib import Path
 
 from armature.errors import UserError, exit_on_user_error, positive
-from armature.run.record import CHANGES, is_trained, read_config
+from armature.record import CHANGES, is_trained
+from tools.run_files import read_config
 from tools.run_records import (
     SEED,
     Run,

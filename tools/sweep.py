@@ -35,9 +35,10 @@ from armature.errors import (
     positive,
 )
 from armature.processes.devices import available_devices
+from armature.record import TABLE, read_table
 from armature.run.folder import write_json
-from armature.run.record import TABLE, read_config, read_record, read_table
 from tools.print_config import describe
+from tools.run_files import read_config, read_record
 from tools.run_records import number as number_or_none
 from tools.sweep_report import STATES, print_report, show_values
 

@@ -7,7 +7,6 @@ lost in a copy. The first version kept it beside it, in NAME.pth.sha256, which i
 
 import hashlib
 import io
-import json
 import logging
 import math
 import os
@@ -31,12 +30,12 @@ from armature.checkpoint import old, packed
 from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
+from armature.record import CONFIG, RECORD, read_object
 
 FORMAT = 2
 FORMATS = (1, 2)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 WEIGHTS = 'weights.pth'  # the tested weights alone
-RECORD = 'run.json'  # beside them; armature/run/folder.py writes it
 CONTENT = {
     int: ('format', 'epoch', 'step', 'samples', 'seed'),
     (int, float): ('monitor_best',),
@@ -684,8 +683,8 @@ def newest_run(folder: Path) -> Path | None:
 
 def begun(run: Path) -> datetime:
     """When a run was begun, by its record; without one (the first version) by its files."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return datetime.fromisoformat(json.loads((run / RECORD).read_bytes())['begun'])
-    config = run / 'config.json'
+    with suppress(ValueError, TypeError):
+        return datetime.fromisoformat(read_object(run / RECORD)[0].get('begun'))
+    config = run / CONFIG
     seconds = (config if config.is_file() else run).stat().st_mtime
     return datetime.fromtimestamp(seconds, UTC)

@@ -7,7 +7,6 @@ names of its classes and its split. Loaders that are built while a run goes on a
 import contextlib
 import copy
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from armature.checkpoint.files import RECORD, load_head
+from armature.checkpoint.files import load_head
 from armature.errors import ConfigError, DataError
+from armature.record import RECORD, read_object
 from armature.seed import own_randomness
 
 N_READ = 64  # samples whose content stands for that of all
@@ -54,10 +54,9 @@ def data_of(checkpoint: dict, path: Path | None = None) -> dict:
     if 'data' in checkpoint:
         return checkpoint['data']
     if path is not None and 'parts' not in checkpoint:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # no record, or damaged
-            data = json.loads((path.parent / RECORD).read_text(encoding='utf-8')).get('data')
-            if isinstance(data, dict):
-                return data
+        data = read_object(path.parent / RECORD)[0].get('data')
+        if isinstance(data, dict):
+            return data
     return {'split': {'version': 1 if 'parts' in checkpoint else 0}}
 
 

@@ -1,5 +1,5 @@
 """The folder of a run, beside its checkpoints: who may train in it, what the run is (run.json), and
-what its epochs reported (metrics.csv). armature/run/record.py reads them."""
+what its epochs reported (metrics.csv). armature/record.py reads them."""
 
 import csv
 import errno
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from armature import record as records
 from armature.checkpoint.files import (
     BEST,
     begun,
@@ -36,8 +37,7 @@ from armature.config.values import violation
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
-from armature.run import record as records
-from armature.run.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_record
+from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object
 from armature.run.stop import Stopped
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -159,7 +159,7 @@ class RunFolder:
             raise
         finally:
             # A run that goes on and is refused is left as it was.
-            if self.record or (dist.is_main() and read_record(self.folder)['state'] == 'prepared'):
+            if self.record or (dist.is_main() and self._before().get('state') == 'prepared'):
                 self.note(**end, ended=datetime.now(UTC).isoformat())
             if self._lock_file is not None:
                 self._lock_file.close()
@@ -194,8 +194,8 @@ class RunFolder:
 
         rows: of those epochs, for metrics.csv.
         """
-        before = read_record(self.folder)
-        self._seconds_before, self._began = before['seconds'] or 0, time.monotonic()
+        before = self._before()
+        self._seconds_before, self._began = before.get('seconds') or 0, time.monotonic()
         trainer, data = config.get('trainer') or {}, facts.get('data') or {}
         record = {
             'version': records.VERSION,
@@ -205,7 +205,7 @@ class RunFolder:
             'begun': begun(self.folder).isoformat(),
             'monitor': trainer.get('monitor', 'off'),
             'classes': data.get('class_names'),
-            'trackers': before['trackers'],
+            'trackers': before.get('trackers'),
             **facts,
         }
         self.rows = rows
@@ -222,6 +222,9 @@ class RunFolder:
         except OSError as error:
             raise self._no_room(error) from error
         self.record = record
+
+    def _before(self) -> dict[str, Any]:
+        return read_object(self.folder / RECORD)[0]
 
     def _no_room(self, error: OSError) -> UserError:
         return UserError(

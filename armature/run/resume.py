@@ -34,8 +34,8 @@ from armature.compare import ABSENT, differences
 from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
+from armature.record import TABLE, read_table, values_of
 from armature.run.folder import differences as changes_of_machine
-from armature.run.record import TABLE, read_table, values_of
 from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
 from armature.step.schedule import Schedule, replay
