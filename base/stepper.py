@@ -4,21 +4,19 @@ Precision, micro-batches and clipping live here, not in the loop.
 """
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from armature.batch import NO_BATCH, Batch, CannotCut, cut, length, to_device
+from armature.batch import NO_BATCH, Batch, length
 from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
-from armature.seed import draws_so_far
 from armature.step.average import Average, average_of
-from armature.step.loss_share import count_in, count_of, is_sum, total_and_parts
-from armature.step.microbatch_size import fitting_size
+from armature.step.loss_share import count_of, is_sum, total_and_parts
+from armature.step.micro_batches import MicroBatches
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -27,10 +25,9 @@ DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
-    microbatch_size: samples that go through the model at once (None: the whole batch; 'auto': as
-    many as fit, tried at the first batch). The loss is a mean, and that over each part is weighted
-    by the part's share of the batch, as `count` of the target says (see
-    armature/step/loss_share.py); or a sum, with loss_is_sum.
+    microbatch_size: samples that go through the model at once, see armature/step/micro_batches.py.
+    The loss is a mean, and that over each part is weighted by the part's share of the batch, as
+    `count` of the target says (see armature/step/loss_share.py); or a sum, with loss_is_sum.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value:
     bound of each gradient.
     average: is updated after each step.
@@ -65,13 +62,13 @@ class Stepper:
             )
         self.optimizer, self.model, self.loss_of = optimizer, model, loss_of
         self.schedule = schedule or Schedule(None)
-        can_try = microbatch_size != 'auto' or loss_of is not None
-        self.microbatch_size = microbatch_size if can_try else None
         self.max_grad_norm, self.max_grad_value = max_grad_norm, max_grad_value
         self.clips = max_grad_norm is not None or max_grad_value is not None
         self.max_skips, self.average = max_skips, average
-        self.loss_is_sum, self._count = loss_is_sum, count
         self.device, self.dtype = torch.device(device), DTYPES[precision]
+        self.parts = MicroBatches(
+            microbatch_size, optimizer, self.device, count, loss_is_sum, model, loss_of
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         closure = inspect.signature(optimizer.step).parameters.get('closure')
         self.needs_closure = closure is not None and closure.default is closure.empty
@@ -81,7 +78,6 @@ class Stepper:
                 'combined with trainer.max_grad_norm, trainer.max_grad_value, trainer.precision '
                 '"fp16" or several processes'
             )
-        self._keeps_step = dist.needs_equal_passes(model)
         self._unshared = dist.unshared(self._parameters(), model)
         if dist.is_sharded(model) and self._unshared and self.clips:
             raise ConfigError(
@@ -94,11 +90,9 @@ class Stepper:
         self.loss = None  # so far, a 0-dim tensor
         self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
         self._weight = 1.0  # of the loss of the micro-batch, a number or a 0-dim tensor
-        self._micro_batches = []  # with their weights, for a closure only
+        self._passed = []  # micro-batches with their weights, for a closure only
         self._statistics = []  # BatchNorm's, before it: a step that is left out leaves no trace
         self.n_skipped = self.n_skipped_in_a_row = 0
-        self._has_warned = False  # of batches that are collated anew
-        self._looks_at_draws = True  # in the first micro-batch
 
     @classmethod
     def from_config(
@@ -145,76 +139,14 @@ class Stepper:
         content: as `batches()` gave it. The contract is in armature/batch.py.
         """
         batch = self.batch if self.batch.n_samples else Batch(content, length(content))
-        n_samples, share = batch.n_samples, batch.share
-        self.loss, self._micro_batches = None, []
+        self.loss, self._passed = None, []
         if self.max_skips is not None and self.model is not None:
             self._statistics = [(each, each.clone()) for each in dist.statistics_of(self.model)]
-        if self.microbatch_size == 'auto':
-            self.microbatch_size = fitting_size(
-                n_samples,
-                lambda size: self._part(content, batch, slice(0, size)),
-                self.model,
-                self.loss_of,
-            )
-            # What trying it left in the loss's own parameters
-            self.optimizer.zero_grad(set_to_none=True)
-        size = self.microbatch_size or n_samples or 1
-        # What the loss over this process's samples counts for in the mean over processes
-        weight = share.weight
-        if self.loss_is_sum:
-            weight = float(dist.n_processes() * (not share.is_borrowed))
-        n_parts = n_passes = max(1, -(-n_samples // size))
-        if self.microbatch_size and self._keeps_step:
-            n_passes = max(n_parts, -(-share.largest // size))
-        if n_passes == 1:
-            yield self._remembered(content, weight)
-            return
-        # The loss over a part counts as its target does, or as its number of samples.
-        by_samples = self._count is length or self.loss_is_sum
-        n_counted = n_samples if by_samples or not weight else count_in(content, self._count)
-        for number in range(n_parts):
-            rows = slice(number * size, min(n_samples, (number + 1) * size))
-            part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
-            fraction = 1
-            if weight and not self.loss_is_sum:
-                fraction = batch.n_now if by_samples else count_in(part, self._count)
-                fraction = fraction / n_counted
-            dist.share_gradients(self.model, wanted=number + 1 == n_passes)
-            before = draws_so_far(self.device) if self._looks_at_draws else None
-            yield self._remembered(part, weight * fraction)
-            if before is not None:
-                self._looks_at_draws = False
-                _warn_of_draws(before, draws_so_far(self.device))
-        batch.n_now = 0
-        for number in range(n_parts, n_passes):  # another process has one more
-            dist.share_gradients(self.model, wanted=number + 1 == n_passes)
-            self.scaler.scale(self.loss_of(*part) * 0).backward()
-
-    def _part(self, content, batch, rows):
-        """The samples `rows` of a batch: cut, or else collated anew."""
-        try:
-            return cut(content, batch.n_samples, rows, batch.lists_are_parts)
-        except CannotCut as error:
-            if batch.collate is None:
-                raise ConfigError(
-                    f'trainer.microbatch_size: the batch holds {error}, which cannot be cut into '
-                    f'parts of its {batch.n_samples} samples. Give each entry of a batch a row for '
-                    'each sample, or leave microbatch_size out'
-                ) from error
-            if not self._has_warned:
-                self._has_warned = True
-                logging.getLogger('data').warning(
-                    f'A batch holds {error}, which cannot be cut: each micro-batch is read and '
-                    'collated anew. Padding, and what collate_fn draws, may differ from that of '
-                    'the whole batch'
-                )
-        return to_device(batch.collate(rows), self.device)
-
-    def _remembered(self, micro_batch, weight):
-        self._weight = weight
-        if self.needs_closure:
-            self._micro_batches.append((micro_batch, weight))
-        return micro_batch
+        for part, weight in self.parts.of(content, batch):
+            self._weight = weight
+            if self.needs_closure:
+                self._passed.append((part, weight))
+            yield part
 
     def autocast(self):
         """The context of the forward pass: lower precision where it is safe, when asked for."""
@@ -314,7 +246,7 @@ class Stepper:
                 return first.pop()
             self.optimizer.zero_grad()
             total = 0.0
-            for micro_batch, weight in self._micro_batches:
+            for micro_batch, weight in self._passed:
                 loss = _weighted(self.loss_of(*micro_batch), weight)
                 loss.backward()
                 total = total + loss.detach()
@@ -327,15 +259,15 @@ class Stepper:
             'scaler': self.scaler.state_dict(),
             'n_skipped': self.n_skipped,
             'n_skipped_in_a_row': self.n_skipped_in_a_row,
-            'microbatch_size': self.microbatch_size,
+            'microbatch_size': self.parts.size,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler'] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state['scaler'])
-        if self.microbatch_size == 'auto' and state.get('microbatch_size'):
-            self.microbatch_size = state['microbatch_size']
+        if self.parts.is_auto:
+            self.parts.size = state.get('microbatch_size')
 
 
 def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
@@ -350,14 +282,6 @@ def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
         if gradient.is_complex():
             gradient = torch.view_as_real(gradient)
         gradient.clamp_(-bound, bound)
-
-
-def _warn_of_draws(before, after):
-    if before != after:
-        logging.getLogger('trainer').warning(
-            'trainer.microbatch_size: this model draws random numbers (dropout) for each '
-            'micro-batch by itself, so its size does change the result'
-        )
 
 
 def _weighted(loss, weight):

@@ -26,7 +26,7 @@ from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
 from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
-from armature.step.microbatch_size import OUT_OF_MEMORY, fitting_size
+from armature.step.micro_batches import OUT_OF_MEMORY, fitting_size
 from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule
@@ -693,7 +693,7 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
         )
         == ''
     )
-    assert automatic.stepper.microbatch_size == 2  # 7 -> 4 -> 2
+    assert automatic.stepper.parts.size == 2  # 7 -> 4 -> 2
     whole = run(experiment.trainer(microbatch_size='auto'))
     assert first_difference(whole['state_dict'], run(experiment.trainer())['state_dict']) == ''
 
@@ -712,6 +712,35 @@ def test_device_without_an_error_for_memory_halves_too_and_says_what_it_said(mon
     fits = 0
     with pytest.raises(UserError, match='not even one sample .*backend out of memory'):
         fitting_size(*sizes, model, loss_of)
+
+
+def test_size_that_fits_is_tried_again_with_batches_of_larger_samples():
+    weight = nn.Parameter(torch.ones(()))
+
+    def loss_of(data, target):
+        if data.numel() > 64:
+            raise torch.OutOfMemoryError('it holds 64 numbers')
+        return loss_of_whole(data, target)
+
+    def loss_of_whole(data, target):
+        return (weight * data.mean(1) - target).square().mean()
+
+    model = nn.Module()
+    model.weight = weight
+    stepper = Stepper(
+        torch.optim.SGD([weight], lr=0.1), microbatch_size='auto', model=model, loss_of=loss_of
+    )
+    sizes = []
+    for shape in [(8, 4), (8, 2), (8, 16), (3, 16), (8, 16), (2, 48)]:
+        batch = torch.randn(shape), torch.randn(shape[0])
+        (gradient,) = torch.autograd.grad(loss_of_whole(*batch), weight)
+        expected = weight.detach() - 0.1 * gradient
+        for part in stepper.micro_batches(batch):
+            stepper.backward(loss_of(*part))
+        stepper.step()
+        torch.testing.assert_close(weight.detach(), expected)
+        sizes.append(stepper.parts.size)
+    assert sizes == [8, 8, 4, 4, 4, 1]
 
 
 def test_micro_batches_of_a_model_that_draws_are_said_once(experiment, capsys, caplog):

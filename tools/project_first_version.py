@@ -21,7 +21,7 @@ RENAMED = {
     'base/checkpoint.py': 'armature/checkpoint/files.py',
     'base/fetching.py': 'armature/data/workers.py',
     'base/finite.py': 'armature/run/checks.py',
-    'base/fitting.py': 'armature/step/microbatch_size.py',
+    'base/fitting.py': 'armature/step/micro_batches.py',
     'base/in_memory.py': 'armature/data/memory.py',
     'base/losses.py': 'armature/step/loss_share.py',
     'base/monitor.py': 'armature/run/monitor.py',
