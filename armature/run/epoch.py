@@ -1,7 +1,6 @@
 """Epoch: what belongs to the epoch in progress, and is gone with it."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -74,10 +73,8 @@ class Epoch:
         share = self._waited_s / (time.perf_counter() - self._begun)
         is_in_memory = getattr(loader, '_memory', None) is not None
         if share > WAITING_SHARE and not is_in_memory and dist.is_main():
-            has_affinity = hasattr(os, 'sched_getaffinity')
-            n_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
             logger.warning(
                 f"{share:.0%} of the epoch's time was spent waiting for data. Most likely to help: "
-                f'data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; this '
-                f'machine has {n_cores} cores), or data_loader.args.in_memory: true'
+                f'data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; python -m '
+                'tools.find_workers finds the best number), or data_loader.args.in_memory: true'
             )
