@@ -25,7 +25,7 @@ from armature.data.memory import free_bytes
 from armature.data.order import batches_from
 from armature.errors import UserError, exit_on_user_error, positive, positive_number
 from armature.processes.devices import prepared_device
-from armature.step.microbatch_size import OUT_OF_MEMORY
+from armature.step.micro_batches import OUT_OF_MEMORY
 from parse_config import ConfigParser
 from tools.rehearse import (
     MANY_STEPS,
