@@ -28,7 +28,7 @@ PAGES = [
 ]
 DOCS = [page for page in PAGES if page.startswith('docs/')]
 # Lists to look something up in may be longer than two screens.
-REFERENCE = {'docs/keys.md', 'docs/errors.md', 'docs/evidence.md'}
+REFERENCE = {'docs/keys.md', 'docs/errors.md', 'docs/evidence.md', 'docs/gpu.md'}
 TWO_SCREENS = 110  # lines
 MADE_LATER = ('data/', 'saved/', 'armature/template/')
 
