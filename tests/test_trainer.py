@@ -1,5 +1,6 @@
 """Laws of a run: lengths, best, patience, averages, what is written, what stops it."""
 
+import cProfile
 import csv
 import math
 import time
@@ -125,6 +126,20 @@ def test_history_is_a_table_with_a_row_an_epoch(experiment):
         rows = list(csv.DictReader(handle))
     assert [row['epoch'] for row in rows] == ['1', '2']
     assert float(rows[1]['val_loss']) == trainer.history[1]['val_loss']
+
+
+def test_epoch_after_many_does_as_much_as_one_after_few(experiment):
+    def n_calls(n_epochs):
+        trainer = experiment.trainer(epochs=1)
+        trainer.train()
+        trainer.history += trainer.history * n_epochs
+        trainer._folder.rows += trainer._folder.rows * n_epochs
+        calls = cProfile.Profile()
+        calls.runcall(trainer._finish_epoch, 2, {'loss': 0.0, 'val_loss': 0.0})
+        return sum(each.callcount for each in calls.getstats())
+
+    few, many = n_calls(10), n_calls(1000)
+    assert abs(many - few) < 100  # opening files is not always the same
 
 
 def test_averages_are_those_over_all_samples():

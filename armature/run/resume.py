@@ -62,7 +62,10 @@ def parts_of(trainer: Any) -> dict[str, Any]:
     checkpoints have keys of their own for them.
     """
     found = {}
-    seen = {id(trainer.model), id(getattr(trainer.model, 'module', None)), id(trainer.optimizer)}
+    wrapped = getattr(trainer.model, 'module', None)
+    # history: a row of numbers for each epoch, which looking through would take longer each time
+    known = trainer.model, wrapped, trainer.optimizer, getattr(trainer, 'history', None)
+    seen = set(map(id, known))
 
     def visit(name, value):
         if id(value) in seen:
