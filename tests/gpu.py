@@ -198,10 +198,13 @@ def try_all(parts: dict, names: list[str], out: Path, ends_at: float, limits: fl
             over = [part for part in running if part.is_over()]
             for part in over:
                 running.remove(part)
-                if part.name == 'machine' and not is_fresh and part.rows()[-1]['holds'] is False:
-                    is_fresh = True
-                    waiting.insert(0, begun.pop().name)
-                    part.rows_file.unlink()
+                if part.name == 'machine' and part.rows()[-1]['holds'] is False:
+                    if is_fresh:  # there is no GPU, or torch cannot use it
+                        waiting.clear()
+                    else:
+                        is_fresh = True
+                        waiting.insert(0, begun.pop().name)
+                        part.rows_file.unlink()
                 took = time.monotonic() - part.begun
                 print(f'{part.name}: {took:.0f} s {part.end}', flush=True)
             if over:

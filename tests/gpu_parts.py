@@ -5,11 +5,11 @@ import csv
 import ctypes
 import gc
 import glob
-import importlib.util
 import json
 import multiprocessing
 import os
 import platform
+import shutil
 import signal
 import statistics
 import subprocess
@@ -32,13 +32,12 @@ from torch.utils.data import Dataset, TensorDataset
 
 import train
 from armature.checkpoint import files
-from armature.config.keys import COMPILE_MODES, OPTIMIZER, TOP, TRAINER
+from armature.config.keys import OPTIMIZER, TOP, TRAINER
 from armature.config.read import read_config
 from armature.processes.devices import prepare_device
 from armature.processes.launch import PR_SET_PDEATHSIG
 from armature.run.metrics import MetricTracker
 from base import BaseDataLoader, BaseModel
-from data_loader.collate import PadCollate
 from model.metric import accuracy, top_k_acc
 from model.model import MnistModel
 from parse_config import ConfigParser
@@ -49,6 +48,7 @@ HERE = sys.modules[__name__]
 ON_GPU = True  # False in a dry run
 BUILDS = train.BUILDS | {'arch': HERE, 'data_loader': HERE}
 CAN_REPEAT = {'deterministic': True} if 'deterministic' in TRAINER else {}
+HAS_BLOCKS = 'blocks' in str(TRAINER['compile'].hint)
 
 
 class NotHere(Exception):
@@ -141,7 +141,7 @@ class Lengths(BaseDataLoader):
     def __init__(self, batch_size: int, width: int, short: int, long: int, **options):
         samples = [(torch.randn(short, width), 0)] * batch_size
         samples += [(torch.randn(long, width), 1)] * batch_size
-        super().__init__(samples, batch_size, shuffle=False, collate_fn=PadCollate(), **options)
+        super().__init__(samples, batch_size, shuffle=False, **options)
 
 
 def experiment(folder: Path, arch='MnistModel', data=None, trainer=None, **sections) -> dict:
@@ -213,8 +213,10 @@ def machine(folder):
         if not torch.cuda.is_available():
             raise RuntimeError('there is no GPU: --dry-run tries what it can without one')
         torch.ones(1, device='cuda').item()
-        query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
-        driver = subprocess.run(query, capture_output=True, text=True).stdout.split('\n')[0]
+        driver = 'unknown'
+        if shutil.which('nvidia-smi'):
+            query = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+            driver = subprocess.run(query, capture_output=True, text=True).stdout.strip()
         facts += [f'CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}']
         return ', '.join([torch.cuda.get_device_name(), *facts, f'driver {driver}']), True
 
@@ -749,10 +751,20 @@ def features(folder):
             'optimizer': {'type': 'LBFGS', 'args': {'lr': 0.1, 'max_iter': 4}},
         },
         'on_nan "skip"': {'trainer': {'on_nan': 'skip'}},
-        **({'Muon beside AdamW': MUON} if 'type' in group_keys() else {}),
-        **({'LoRA': {'lora': {'match': 'fc*', 'rank': 4}}} if 'lora' in TOP else {}),
+        **({'Muon beside AdamW': MUON} if '"type"' in OPTIMIZER['groups'].description else {}),
     }.items():
         yield f'learns as fp32, to 0.02: {name}', partial(learns, name, **settings)
+
+    def lora():
+        if 'lora' not in TOP:
+            raise NotHere('there is no "lora" yet')
+        values = experiment(folder, data=ON_DEVICE, trainer={'epochs': 3})
+        trainer = trained(values | {'lora': {'match': 'fc*', 'rank': 4}})
+        first, *_, last = (row['loss'] for row in trainer.history)
+        n_training = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
+        return f'{n_training} numbers train, loss {first:.3f} to {last:.3f}', last < first
+
+    yield 'LoRA on the fully connected layers: the loss falls', lora
 
     def tf32():
         needs_gpu()
@@ -778,16 +790,6 @@ MUON = {
 }
 
 
-def group_keys() -> set[str]:
-    """The keys that a group of the optimizer may have, beside its options."""
-    said = OPTIMIZER['groups'].hint
-    return (
-        set(said.args[0])
-        if isinstance(said, list)
-        else {'type'} & set(OPTIMIZER['groups'].description.replace('"', ' ').split())
-    )
-
-
 def compiling(folder):
     """Compile modes give the numbers of the eager model."""
     plain = {'arch': 'Blocks', 'data': {'shape': [16, 64], 'n_samples': 640, **ON_DEVICE}}
@@ -807,7 +809,7 @@ def compiling(folder):
         gap = max(abs(a - b) for a, b in zip(found, eager))
         return f'{gap:.1e}, {time.perf_counter() - begun:.0f} s', gap < 1e-2
 
-    for mode in (True, 'reduce-overhead', *({'blocks'} & set(COMPILE_MODES))):
+    for mode in (True, 'reduce-overhead', *['blocks'] * HAS_BLOCKS):
         yield f'loss as eager to 1e-2: compile {mode}', partial(as_eager, compile=mode)
         yield (
             f'loss as eager to 1e-2: compile {mode}, micro-batches, EMA, clipping',
@@ -824,8 +826,8 @@ def cold_start(folder):
 
     def first(mode):
         needs_gpu('a GPU: compiling takes minutes here')
-        if mode not in (True, *COMPILE_MODES):
-            raise NotHere(f'there is no compile {mode!r} yet')
+        if mode == 'blocks' and not HAS_BLOCKS:
+            raise NotHere('there is no compile "blocks" yet')
         values = experiment(folder, arch, data, {'compile': mode, 'precision': 'bf16'})
         with ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as fork:
             took[mode] = fork.submit(cold_seconds_of, values, folder / str(mode)).result()
@@ -897,7 +899,7 @@ def memory(folder):
 
         with room_for(pictures(64), 1.45):
             trainer = trained(pictures(256, microbatch_size='auto'))
-        size = trainer.stepper.microbatch_size
+        size = trainer.stepper.parts.size
         return f'{size} of 256, after {trainer.step} steps', size == 64 and trainer.step == 2
 
     yield 'microbatch_size "auto", with memory for 64 of 256: finds 64 and trains', auto
@@ -915,7 +917,8 @@ def memory(folder):
 
         with room_for(sequences(8, short=1024, long=1024), 2.6):
             trainer = trained(sequences(64, short=64, long=1024))
-        return f'microbatch_size {trainer.stepper.microbatch_size} at the end', True
+        size = trainer.stepper.parts.size
+        return f'micro-batches of {size} at the end, {trainer.step} steps', size == 16
 
     yield '"auto" survives out of memory in a later batch of longer sequences', later
 
@@ -1246,7 +1249,7 @@ def existing_tests(folder):
 
     def passed():
         code, text = script(
-            '-m', 'pytest', '-q', '-rs', '-p', 'no:cacheprovider',
+            '-m', 'pytest', '-rs', '-o', 'addopts=', '-p', 'no:cacheprovider',
             'tests/test_training_range.py', '-k', 'waits_for_the_gpu',
         )  # fmt: skip
         skipped = [line for line in text.splitlines() if line.startswith('SKIPPED')]
@@ -1256,16 +1259,17 @@ def existing_tests(folder):
 
 
 def finders(folder):
-    """tools.find_workers and tools.find_batch, where they are."""
+    """tools.find_workers and tools.find_batch: what they print is in the log."""
 
-    def found(tool: str):
-        if importlib.util.find_spec(f'tools.{tool}') is None:
-            raise NotHere(f'there is no tools.{tool} yet')
-        must('-m', f'tools.{tool}', *command(folder, tool)[1:3], '--set', f'n_gpu={int(ON_GPU)}')
-        return 'ends; its table is in the log', True
+    def found(*words):
+        text = must('-m', *words, '--set', f'n_gpu={int(ON_GPU)}', limit_s=60)
+        return text.strip().splitlines()[-1].strip(), True
 
-    for tool in ('find_workers', 'find_batch'):
-        yield f'tools.{tool} ends', partial(found, tool)
+    waves = ('-c', 'examples/own_dataset/config.json', '--set', 'data_loader.args.in_memory=false')
+    most = ('--max', sized(8, 1), '--seconds', sized(1, 0.2))
+    yield 'tools.find_workers ends', partial(found, 'tools.find_workers', *waves, *most)
+    most = ('--seconds', sized(1, 0.1))
+    yield 'tools.find_batch ends', partial(found, 'tools.find_batch', '-c', 'config.json', *most)
 
 
 PARTS = {  # function, limit in seconds, whether by itself; most valuable first

@@ -861,6 +861,7 @@ def test_features_combine_and_resume_exactly(experiment, case):
     assert first_difference(resumed, whole) == ''
 
 
+@pytest.mark.filterwarnings('ignore:Synchronization debug mode is a prototype')
 def test_no_step_waits_for_the_gpu(experiment):
     if not torch.cuda.is_available():
         pytest.skip('needs a CUDA device: counts synchronisations')
