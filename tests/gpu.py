@@ -27,7 +27,7 @@ from tests import warm
 ASK_DRIVER = 'PYTORCH_NVML_BASED_CUDA_CHECK'
 os.environ[ASK_DRIVER] = '1'
 ROOT = Path(__file__).resolve().parent.parent
-SIDE_BY_SIDE = 5 if len(os.sched_getaffinity(0)) >= 8 else 2  # parts that measure no time
+SIDE_BY_SIDE = 6 if len(os.sched_getaffinity(0)) >= 12 else 2  # parts that measure no time
 LOG_CHARACTERS = 60_000  # of each part, from its end
 
 

@@ -826,7 +826,7 @@ def cold_start(folder):
 
     def first(mode):
         needs_gpu('a GPU: compiling takes minutes here')
-        if mode == 'blocks' and not HAS_BLOCKS:
+        if not HAS_BLOCKS:
             raise NotHere('there is no compile "blocks" yet')
         values = experiment(folder, arch, data, {'compile': mode, 'precision': 'bf16'})
         with ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as fork:
@@ -1278,11 +1278,11 @@ PARTS = {  # function, limit in seconds, whether by itself; most valuable first
     'resume': (resume, 150, False),
     'processes': (processes, 150, False),
     'features': (features, 90, False),
+    'compiling': (compiling, 150, False),
     'memory': (memory, 90, False),
     'speed_digits': (speed_digits, 45, True),
     'speed_mnist': (speed_mnist, 45, True),
     'speed_resnet': (speed_resnet, 200, True),
-    'compiling': (compiling, 120, False),
     'workers': (workers, 60, False),
     'findings': (findings, 45, False),
     'existing_tests': (existing_tests, 60, False),
