@@ -15,6 +15,7 @@ from armature.checkpoint import packed
 from armature.checkpoint.weights import tested_weights
 from armature.config.build import ROOT
 from armature.errors import ConfigError, exit_on_user_error
+from tools import packing
 from tools.new_folder import new_folder, refuse_existing
 from tools.run_files import read_record, read_test
 
@@ -31,7 +32,7 @@ def pack(run: str | Path, folder: Path | None = None) -> Path:
     if not isinstance(state.get('config'), dict):
         raise ConfigError(f'{path} holds no config, which says what its model is')
     with new_folder(folder) as unfinished:
-        packed.write(state, unfinished / packed.FILE)
+        packing.write(state, unfinished / packed.FILE)
         classes = (state.get('data') or {}).get('class_names')
         for name, content in (('config.json', state['config']), ('classes.json', classes)):
             text = json.dumps(content, indent=2, ensure_ascii=False)

@@ -34,6 +34,7 @@ from armature.config.build import ROOT
 from armature.data.order import batches_of
 from armature.errors import ConfigError, DataError, UserError, exit_on_user_error
 from parse_config import ConfigParser
+from tools import packing
 from tools.exported_model import KEY, ExportedModel
 from tools.new_folder import new_folder, refuse_existing
 from tools.use_inputs import describe
@@ -208,7 +209,7 @@ def write_onnx(run: Run, data: Any, about: dict, file: Path) -> None:
 
 def write_safetensors(run: Run, data: Any, about: dict, file: Path) -> None:
     needs('safetensors')
-    packed.write(checkpoint.load(run.config.resume), file)
+    packing.write(checkpoint.load(run.config.resume), file)
 
 
 WRITERS = {'onnx': write_onnx, 'pt2': write_pt2, 'safetensors': write_safetensors}

@@ -10,43 +10,15 @@ from typing import Any
 
 import torch
 
-from armature.checkpoint.weights import tested_weights
-from armature.errors import CheckpointError, ConfigError
+from armature.errors import ConfigError
 
 FILE = 'weights.safetensors'
 KEY = 'armature'
 
 
-def write(state: dict, path: Path) -> None:
-    """state: a checkpoint, of which the tested weights go into `path`."""
-    weights = {
-        # Tensors that share memory, or show a part of it, would be refused.
-        name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in tested_weights(state).items()
-        if isinstance(value, torch.Tensor)
-    }
-    loader = (state.get('parts') or {}).get('data_loader')
-    rest = {
-        'arch': state.get('arch'),
-        'epoch': state.get('epoch', 0),
-        'config': state['config'],
-        'data': {'class_names': (state.get('data') or {}).get('class_names')},
-        'parts': {} if loader is None else {'data_loader': loader},
-        'digest': digest(weights),
-    }
-    try:
-        text = json.dumps(rest)
-    except TypeError as error:
-        raise CheckpointError(
-            f'what this run keeps beside its weights is no JSON ({error}): it cannot be packed'
-        ) from error
-    # Its own save_file gives the file to its owner alone.
-    path.write_bytes(_safetensors().save(weights, {KEY: text}))
-
-
 def read(path: Path) -> dict:
     """The same as a checkpoint. Raises ValueError, or an error of safetensors, for any other."""
-    with _safetensors().safe_open(path, 'pt') as file:
+    with safetensors().safe_open(path, 'pt') as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         rest = json.loads((file.metadata() or {}).get(KEY, 'null'))
     if not isinstance(rest, dict):
@@ -64,7 +36,7 @@ def digest(weights: dict[str, torch.Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def _safetensors() -> Any:
+def safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError as error:

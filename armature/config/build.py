@@ -82,7 +82,7 @@ KINDS = {
     'lr_scheduler': Kind(
         'scheduler', '', ('torch.optim.lr_scheduler',), (LRScheduler,), 'step', 'optimizer'
     ),
-    'trackers': Kind('tracker', '', ('armature.run.trackers',), method='log'),
+    'trackers': Kind('tracker', '', ('tools.trackers',), method='log'),
     'trainer': Kind('trainer', 'trainer.trainer', method='_train_epoch'),
     'data_loader': Kind(
         'data loader',
@@ -167,7 +167,7 @@ def project_module(name: str) -> ModuleType | None:
 @functools.cache
 def _library(name: str, bases: tuple[type, ...]) -> dict[str, Callable]:
     module = importlib.import_module(name)
-    if name == 'armature.run.trackers':
+    if name == 'tools.trackers':
         return module.TRACKERS
     if name == 'torchvision.models':
         return {each: module.get_model_builder(each) for each in module.list_models()}
