@@ -103,6 +103,11 @@ class ConfigParser:
         names_config = getattr(given, 'config', None) is not None
         if resume is not None and (not names_config or getattr(given, 'resume_or_start', False)):
             parsed._continues = resume.parent
+            if parsed.run_id not in (None, resume.parent.name):
+                raise ConfigError(
+                    f'--run-id is {parsed.run_id}, and the run goes on in its own folder, '
+                    f'{resume.parent}: leave --run-id out, or give -c too for a folder of that name'
+                )
         return parsed
 
     def check(self, builds: dict | None = None) -> 'ConfigParser':
@@ -278,6 +283,8 @@ class ConfigParser:
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""
         levels = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+        if verbosity not in levels:
+            raise ConfigError(f'get_logger: verbosity is {verbosity!r}: expected 0, 1 or 2')
         if not logging.root.handlers:
             who = '' if dist.is_main() else f'[process {dist.rank()}] '
             logging.basicConfig(format=f'{who}%(message)s', stream=sys.stdout)

@@ -13,6 +13,7 @@ from armature.errors import ConfigError
 from armature.run.folder import claim
 from parse_config import ROOT, ConfigParser, CustomArgs
 from tests.conftest import run_script
+from tests.first_version.resume import unpack_run
 
 
 def start(*arguments, cwd=ROOT):
@@ -147,6 +148,20 @@ def test_run_id_names_the_folder_of_a_run_and_is_refused_where_it_is_there(tmp_p
     assert config.save_dir == tmp_path / 'models' / 'Digits_LeNet' / '007'
     with pytest.raises(ConfigError, match='is there'):
         assert parsed([*arguments, '--run-id', '007']).save_dir
+
+
+def test_run_id_of_another_run_than_the_one_that_goes_on_is_refused(tmp_path, capsys):
+    run = unpack_run('plain', tmp_path)
+    arguments = ['-r', str(run), '--set', f'trainer.save_dir={tmp_path}']
+    with pytest.raises(SystemExit):
+        parsed([*arguments, '--run-id', 'other'])
+    assert '--run-id is other, and the run goes on in its own folder' in capsys.readouterr().err
+    assert parsed([*arguments, '--run-id', run.name]).save_dir == run
+
+
+def test_verbosity_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError, match='expected 0, 1 or 2'):
+        ConfigParser({'name': 'x'}).get_logger('train', 3)
 
 
 def test_a_config_may_come_through_a_pipe(tmp_path, monkeypatch):
