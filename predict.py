@@ -70,7 +70,7 @@ if __name__ == '__main__':
     parser.add_argument('-b', '--batch_size', type=positive, metavar='N')
     parser.add_argument('-w', '--workers', type=int, metavar='N', help='processes that read files')
     parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
     )
     parser.set_defaults(best_first=True)
     with exit_on_user_error():

@@ -109,7 +109,7 @@ if __name__ == '__main__':
         '-c', '--config', metavar='FILE', help='another config than the one in the checkpoint'
     )
     parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
     )
     parser.set_defaults(best_first=True)
     with exit_on_user_error():

@@ -95,7 +95,7 @@ if __name__ == '__main__':
         '-r', '--resume', metavar='CHECKPOINT', help='go on from a checkpoint or a run folder'
     )
     parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
     )
     parser.add_argument(
         '--resume-or-start',

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 from armature.errors import ConfigError, DataError
 
@@ -35,6 +36,7 @@ class Share(NamedTuple):
 
 
 WHOLE = Share()
+CPU = torch.device('cpu')
 
 
 @dataclasses.dataclass(slots=True)
@@ -155,18 +157,30 @@ def map_tensors(function: Callable[[torch.Tensor], Any], content: Any) -> Any:
     )
 
 
+def takes_pinned(device: torch.device) -> bool:
+    """Whether nobody has to wait for a copy to `device` from pinned memory.
+
+    Not so on MPS, which would read such memory when it may belong to another.
+    """
+    return device.type not in ('cpu', 'mps')
+
+
 def to_device(content: Any, device: torch.device) -> Any:
     """The content, which a loader made on the CPU, on `device`."""
     if device.type == 'cpu':
         return content
 
     def moved(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            # Copies from pinned memory need not be waited for; on MPS they may read freed memory.
-            return leaf.to(device, non_blocking=device.type == 'cuda')
+        if isinstance(leaf, (torch.Tensor, PackedSequence)):
+            return leaf.to(device, non_blocking=takes_pinned(device))
         return leaf.to(device) if callable(getattr(leaf, 'to', None)) else leaf
 
     return map_leaves(moved, content)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`; nobody waits for the copy where that can be."""
+    return to_device(tensor.pin_memory() if takes_pinned(device) else tensor, device)
 
 
 def length(content: Any) -> int:

@@ -30,12 +30,9 @@ def seed_torch(number: int, device: torch.device | None = None) -> None:
     Torch.manual_seed takes 100.
     """
     torch.default_generator.manual_seed(number)
-    if device is not None and device.type == 'cuda':
-        torch.cuda.default_generators[
-            torch.cuda.current_device() if device.index is None else device.index
-        ].manual_seed(number)
-    elif device is not None and device.type == 'mps':
-        torch.mps.manual_seed(number)
+    if device is not None and device.type != 'cpu':
+        with torch.accelerator.device_index(device.index):
+            torch.get_device_module(device).manual_seed(number)
 
 
 def seed_everything(number: int) -> None:
@@ -46,24 +43,23 @@ def seed_everything(number: int) -> None:
     seed_sample(number)
 
 
-def seed_sample(number: int) -> None:
-    """Start the CPU generators that a dataset may draw from; 10 microseconds."""
-    torch.default_generator.manual_seed(number)
+def seed_sample(number: int, device: torch.device | None = None) -> None:
+    """Start the generators that a dataset (on `device`) may draw from; 10 microseconds."""
+    seed_torch(number, device)
     random.seed(number)
     np.random.seed(number % 2**32)
 
 
-def rng_state() -> dict:
-    """The state of every global generator, as plain data that a checkpoint can hold."""
+def rng_state(device: torch.device) -> dict:
+    """The states of the global generators, those of the kind of `device` too, as plain data."""
     state = {
         'torch': torch.get_rng_state(),
         'python': random.getstate(),
         'numpy': np.random.get_state(legacy=False),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state['cuda'] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        state['mps'] = torch.mps.get_rng_state()
+    if device.type != 'cpu':
+        module = torch.get_device_module(device)
+        state[device.type] = [module.get_rng_state(i) for i in range(module.device_count())]
     return state
 
 
@@ -73,31 +69,27 @@ def draws_so_far(device: torch.device) -> tuple:
     Something that has run is random when these differ from before.
     """
     states = [torch.get_rng_state()]
-    if device.type == 'cuda':
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type == 'mps':
-        states.append(torch.mps.get_rng_state())
+    if device.type != 'cpu':
+        states.append(torch.get_device_module(device).get_rng_state(device))
     _, numbers, *place = np.random.get_state()
     of_torch = [state.cpu().numpy().tobytes() for state in states]
     return of_torch, random.getstate(), numbers.tobytes(), place
 
 
-def set_rng_state(state: dict) -> None:
-    """Put back what `rng_state` returned.
-
-    The part of an accelerator that is not there now is left out.
-    """
+def set_rng_state(state: dict, device: torch.device) -> None:
+    """Put back what `rng_state` returned; of GPUs, what it holds of the kind of `device`."""
     torch.set_rng_state(state['torch'])
     version, internal, gauss_next = state['python']
     random.setstate((version, tuple(internal), gauss_next))
     inner = state['numpy']['state']
     inner = {**inner, 'key': np.asarray(inner['key'], dtype=np.uint32)}
     np.random.set_state({**state['numpy'], 'state': inner})
-    if 'cuda' in state and torch.cuda.is_available():
-        for index, device_state in enumerate(state['cuda'][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(device_state, index)
-    if 'mps' in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state['mps'])
+    states = state.get(device.type, [])
+    # Of MPS there was one without a list.
+    for index, each in enumerate(states if isinstance(states, list) else [states]):
+        module = torch.get_device_module(device)
+        if index < module.device_count():
+            module.set_rng_state(each, index)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, TensorDataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import WHOLE, Batch, map_tensors
+from armature.batch import CPU, WHOLE, Batch, map_tensors, sent, takes_pinned
 from armature.data import identity
 from armature.data.augment import Augment
 from armature.data.memory import InMemory, read_into_memory
@@ -183,19 +183,19 @@ class BaseDataLoader(DataLoader):
         self.seek(number + 1)
         n_batches = len(self) - first if n_batches is None else n_batches
         if self._memory is not None:
-            on_gpu = self._memory.device.type == 'cuda'
-            return self._from_memory(self._plan.batches(number, first, n_batches, on_gpu))
+            # The keys of augmentations are made of indices on the CPU.
+            device = CPU if self._reader.augment else self._memory.device
+            return self._from_memory(self._plan.batches(number, first, n_batches, device))
         return self._fetcher.batches(self._plan.batches(number, first, n_batches))
 
     def _from_memory(self, planned: Iterable[tuple]) -> Iterator[Batch]:
         """One indexed copy a batch: what collating the single samples gives, but much faster."""
         memory, reader = self._memory, self._reader
         is_finished = reader.batch_transform is None and reader.class_map is None
-        is_on_cpu = memory.device.type == 'cpu'
-        pins = self.pin_memory and is_on_cpu and torch.cuda.is_available()
+        device = memory.device
+        pins = device == CPU and self.pin_memory and takes_pinned(prepared_device())
         for number, indices, share in planned:
-            rows = indices if is_on_cpu else indices.to(memory.device, non_blocking=True)
-            content = memory.take(rows)
+            content = memory.take(indices if indices.device == device else sent(indices, device))
             if reader.augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
                 content = on_input(functools.partial(reader.augment.batch, keys=keys), content)

@@ -428,7 +428,7 @@ class BaseTrainer(ABC):
 
     def _state(self):
         """Everything a run needs to go on from here, as plain data."""
-        rng, *rng_of_others = dist.gather(rng_state())
+        rng, *rng_of_others = dist.gather(rng_state(self.device))
         tested = tested_weights_of(self)
         return {
             'arch': type(bare(self.model)).__name__,

@@ -1244,20 +1244,6 @@ def findings(folder):
     yield 'classes of another split are renumbered on the device', renumbered
 
 
-def existing_tests(folder):
-    """Tests that skip themselves without CUDA."""
-
-    def passed():
-        code, text = script(
-            '-m', 'pytest', '-rs', '-o', 'addopts=', '-p', 'no:cacheprovider',
-            'tests/test_training_range.py', '-k', 'waits_for_the_gpu',
-        )  # fmt: skip
-        skipped = [line for line in text.splitlines() if line.startswith('SKIPPED')]
-        return ' '.join(skipped) or f'exit code {code}', None if skipped else code == 0
-
-    yield 'tests that need CUDA', passed
-
-
 def finders(folder):
     """tools.find_workers and tools.find_batch: what they print is in the log."""
 
@@ -1285,7 +1271,6 @@ PARTS = {  # function, limit in seconds, whether by itself; most valuable first
     'speed_resnet': (speed_resnet, 200, True),
     'workers': (workers, 60, False),
     'findings': (findings, 45, False),
-    'existing_tests': (existing_tests, 60, False),
     'cold_start': (cold_start, 90, True),
     'finders': (finders, 60, True),
 }

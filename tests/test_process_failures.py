@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from armature.data.workers import options_of_torch
 from armature.errors import ConfigError
 from armature.processes import devices
 from armature.processes import launch as job
@@ -48,8 +50,7 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(
             name, value
         )
-    monkeypatch.setattr(job.torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(job.torch.cuda, 'device_count', lambda: 1)
+    pretend(monkeypatch, 'cuda', 1)
     with pytest.raises(ConfigError, match=said), job.joined():
         pass
 
@@ -77,11 +78,72 @@ def test_worker_of_a_fork_server_leaves_when_its_trainer_is_gone(tmp_path):
     assert done.returncode == 3, done.stderr
 
 
-def test_data_is_kept_on_the_device_that_n_gpu_chose(monkeypatch):
-    monkeypatch.setattr(devices.torch.cuda, 'device_count', lambda: 1)
+def pretend(monkeypatch, kind, n_gpu):
+    """A machine with so many GPUs of a kind, and nothing asked for yet; returns the current one."""
+    current = []
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: torch.device(kind))
+    monkeypatch.setattr(torch.accelerator, 'device_count', lambda: n_gpu)
+    monkeypatch.setattr(torch.accelerator, 'set_device_index', current.append)
     monkeypatch.setattr(devices, '_requested', [])
     monkeypatch.setattr(devices, '_prepared', [])
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    return current
+
+
+@pytest.mark.parametrize(
+    'kind, request_, visible, device',
+    [
+        ('cuda', '0', '0', 'cuda:0'),
+        ('cuda', 'cuda', '0', 'cuda:0'),
+        ('cuda', 'cuda:1', '1', 'cuda:0'),  # the others are hidden
+        ('cuda', 'cpu', '', 'cpu'),
+        ('xpu', 'xpu', '', 'xpu:0'),
+        ('xpu', '1', '', 'xpu:1'),
+        ('xpu', 'xpu:1', '', 'xpu:1'),
+        ('mps', 'mps', '', 'mps:0'),
+    ],
+)
+def test_d_chooses_one_device_of_any_kind(monkeypatch, kind, request_, visible, device):
+    current = pretend(monkeypatch, kind, 2)
+    devices.select_devices(request_)
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == visible
+    prepared, several = devices.prepare_device(1)
+    assert str(prepared) == device and len(several) <= 1
+    assert current == [1] * (device == 'xpu:1')  # it is where torch allocates without being told
+    assert devices.is_on_cpu(1) == (device == 'cpu') and devices.n_processes_wanted(2) == 1
+
+
+@pytest.mark.parametrize('kind', ['cuda', 'xpu'])
+def test_each_process_has_one_of_the_devices_that_d_names(monkeypatch, kind):
+    pretend(monkeypatch, kind, 3)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '5,7,9')
+    devices.select_devices(f'2,{kind}:0')
+    assert devices.n_processes_wanted(1) == 2
+    for variable, value in {'RANK': 1, 'LOCAL_RANK': 1, 'LOCAL_WORLD_SIZE': 2}.items():
+        monkeypatch.setenv(variable, str(value))
+    devices.select_devices(f'2,{kind}:0')
+    is_hidden = kind == 'cuda'
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ('9,5' if is_hidden else '5,7,9')
+    assert devices.prepare_device(1)[0] == torch.device(kind, 1 if is_hidden else 0)
+
+
+@pytest.mark.parametrize('request_', ['3', 'mps', '0,0', '0,cuda:0', '0,cpu', '0,', ''])
+def test_d_names_devices_that_are_there_each_once(monkeypatch, request_):
+    pretend(monkeypatch, 'cuda', 2)
+    with pytest.raises(ConfigError, match='this machine has 0, 1, cuda:0, cuda:1, cuda, cpu'):
+        devices.select_devices(request_)
+
+
+def test_several_macs_train_on_their_cpus(monkeypatch):
+    pretend(monkeypatch, 'mps', 1)
+    assert devices.prepare_device(1)[0].type == 'mps'
+    monkeypatch.setenv('RANK', '0')
+    assert devices.prepare_device(1)[0].type == 'cpu'
+
+
+def test_data_is_kept_and_pinned_for_the_device_that_n_gpu_chose(monkeypatch):
+    pretend(monkeypatch, 'cuda', 1)
     assert devices.prepare_device(0)[0] == devices.prepared_device()
-    assert devices.prepared_device().type == 'cpu'
+    assert devices.prepared_device().type == 'cpu' and not options_of_torch(0)['pin_memory']
     assert devices.prepare_device(1)[0] == devices.prepared_device()
-    assert devices.prepared_device().type == 'cuda'
+    assert devices.prepared_device().type == 'cuda' and options_of_torch(0)['pin_memory']

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 
 from armature.checkpoint import files as checkpoint
 from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from armature.seed import draws_so_far, rng_state, set_rng_state
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from model.metric import accuracy
 from tests.conftest import NoisyPoints
@@ -213,6 +214,45 @@ def test_loader_leaves_global_randomness_alone(experiment):
     list(loader), list(loader.split_validation())
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+class TwoGpus:
+    """What torch.cuda and torch.xpu are: generators of two devices."""
+
+    def __init__(self):
+        self.generators = [torch.Generator().manual_seed(index) for index in range(2)]
+
+    def device_count(self):
+        return len(self.generators)
+
+    def get_rng_state(self, device):
+        return self.generators[getattr(device, 'index', device)].get_state()
+
+    def set_rng_state(self, state, device):
+        self.generators[device].set_state(state)
+
+
+@pytest.mark.parametrize('kind', ['cuda', 'xpu', 'mps'])
+def test_generators_of_any_kind_of_gpu_are_saved_and_put_back(monkeypatch, kind):
+    gpus, device = TwoGpus(), torch.device(kind, 0)
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: gpus)
+    saved, before = rng_state(device), draws_so_far(device)
+
+    def draw():
+        return [torch.rand(3, generator=each).tolist() for each in gpus.generators]
+
+    drawn = draw()
+    assert draws_so_far(device) != before
+    set_rng_state(saved, device)
+    assert draws_so_far(device) == before and draw() == drawn
+    set_rng_state({**saved, kind: saved[kind] * 2}, device)  # of a machine with more of them
+    assert draw() == drawn
+    set_rng_state({**saved, kind: saved[kind][0]}, device)  # as it was once saved of MPS
+    first, second = draw()
+    assert first == drawn[0] and second != drawn[1]
+    set_rng_state(rng_state(torch.device('cpu')), device)  # of a machine without any
+    set_rng_state(saved, torch.device('cpu'))
+    assert draws_so_far(torch.device('cpu')) == (before[0][:1], *before[1:])
 
 
 @pytest.mark.parametrize('n_workers', [2])

@@ -5,6 +5,7 @@ import itertools
 import math
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +17,15 @@ from torch.optim.swa_utils import (
     get_swa_multi_avg_fn,
     update_bn,
 )
+from torch.overrides import TorchFunctionMode
+from torch.utils.data import TensorDataset
 
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import weights
 from armature.compare import first_difference
 from armature.config.build import with_lengths
 from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from armature.processes import devices
 from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
@@ -30,9 +34,10 @@ from armature.step.micro_batches import OUT_OF_MEMORY, fitting_size
 from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule
+from base import BaseDataLoader
 from base.stepper import Stepper
 from parse_config import ConfigParser
-from tests.conftest import PointModel
+from tests.conftest import NoisyPoints, PointModel
 from tests.test_resume import run
 
 
@@ -861,27 +866,67 @@ def test_features_combine_and_resume_exactly(experiment, case):
     assert first_difference(resumed, whole) == ''
 
 
-@pytest.mark.filterwarnings('ignore:Synchronization debug mode is a prototype')
-def test_no_step_waits_for_the_gpu(experiment):
-    if not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device: counts synchronisations')
-    trainer = experiment.trainer(max_grad_norm=1.0, ema_decay=0.9, log_step=10**6)
-    model, batch = (
-        trainer.model.cuda(),
-        (torch.randn(7, 4, device='cuda'), torch.randint(2, (7,), device='cuda')),
+class NoWaiting(TorchFunctionMode):
+    """Takes 'meta' for a GPU: reading a value from there fails anyway, here also a copy to it that
+    the host would wait for.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.pin_memory:
+            pinned = args[0].clone()
+            pinned.is_in_pinned_memory = True
+            return pinned
+        result = function(*args, **kwargs)
+        if getattr(result, 'is_meta', False):
+            given = args[0]
+            if not isinstance(given, torch.Tensor):
+                assert function not in (torch.tensor, torch.as_tensor), given
+            elif function is torch.Tensor.to and not given.is_meta:
+                assert kwargs['non_blocking'] and hasattr(given, 'is_in_pinned_memory'), given
+        return result
+
+
+@pytest.mark.parametrize('where', ['device', True])
+@pytest.mark.parametrize(
+    'settings',
+    [{'max_grad_norm': 1.0, 'max_grad_value': 1.0, 'interval': 'step'}, {'microbatch_size': 4}],
+    ids=str,
+)
+def test_no_step_waits_for_the_device(experiment, monkeypatch, where, settings):
+    gpu, points = torch.device('meta'), NoisyPoints()
+    like_cuda = SimpleNamespace(
+        is_available=lambda: False,
+        manual_seed=lambda number: None,
+        get_rng_state=lambda device: torch.zeros(1),
     )
-    stepper = Stepper(
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        device='cuda',
-        max_grad_norm=1.0,
-        average=Average(model, 0.9),
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: like_cuda)
+    monkeypatch.setattr(devices, '_prepared', [gpu])
+    data = TensorDataset(points.points, points.targets)
+    loader = BaseDataLoader(data, 7, validation_split=4, pin_memory=True)
+    trainer = experiment.trainer(loader=loader, log_step=10**6, **settings)
+    trainer.model, trainer.device = trainer.model.to(gpu), gpu
+    with monkeypatch.context() as patched:  # it looks once which weights are finite
+        patched.setattr(torch.Tensor, '__bool__', lambda tensor: True)
+        average = Average(trainer.model, 0.9)
+    monkeypatch.setattr(loader, 'known_targets', lambda: None)  # looks for ignored ones, once
+    if where == 'device':
+        loader._memory = loader._memory.to(gpu)
+    stepper = trainer.stepper = Stepper.from_config(
+        trainer.config, trainer.model, trainer.criterion, trainer.optimizer, trainer.lr_scheduler
     )
-    take_steps(stepper, model, batch, 2)
-    torch.cuda.set_sync_debug_mode('error')
-    try:
-        take_steps(stepper, model, batch, 3)
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
+    stepper.average = average
+    with NoWaiting():
+        for batch in trainer.batches(1):
+            for data, target in stepper.micro_batches(batch):
+                loss = trainer.criterion(output := trainer.model(data), target)
+                stepper.backward(loss)
+                trainer.train_metrics.measure(loss, output, target)
+            stepper.step()
+            if trainer.step == trainer.len_epoch - 1:  # the last one is logged
+                break
+            trainer.end_step()
+    assert stepper.average.n_averaged == trainer.step == 6
 
 
 def test_weights_that_cannot_be_downloaded_are_one_clear_error(monkeypatch, tmp_path):

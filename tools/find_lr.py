@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment')
     parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='CUDA indices such as 0, or cpu, or mps'
+        '-d', '--device', metavar='DEVICE', help='a GPU such as 0, or cpu, mps, xpu:0'
     )
     parser.add_argument(
         '--steps',

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity
 
+from armature.processes.devices import device_name
 from tools.rehearse import quiet_trainer, rehearsal
 
 N_WARM_UP = 3
@@ -39,11 +39,8 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
             max_steps=None,
             log_step=N_WARM_UP + n_steps,
         )
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (
-            trainer.device.type == 'cuda'
-        )
         clock = Clock(trainer)
-        with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
+        with torch.profiler.profile(acc_events=True) as recorded:
             trainer._train_epoch(1)
         recorded.export_chrome_trace(str(trace))
         trainer.writer.close()
@@ -53,14 +50,8 @@ def profile(build: Callable, config: dict, n_steps: int) -> Path:
         each_s = seconds / n_steps
         print(f'    {name:10s} {1e3 * each_s:9.3f} ms  {100 * each_s / step_s:5.1f} %')
     print(f'    {clock.flops / 1e9:.4g} GFLOP a step')
-    peak = next(
-        (
-            peaks
-            for name, peaks in PEAKS.items()
-            if trainer.device.type == 'cuda' and name in torch.cuda.get_device_name(trainer.device)
-        ),
-        None,
-    )
+    of_device = device_name(trainer.device)
+    peak = next((peaks for name, peaks in PEAKS.items() if name in of_device), None)
     if peak is not None:
         peak_flops = 1e12 * peak[0 if trainer.stepper.dtype else 1]
         print(f'    {100 * clock.flops / step_s / peak_flops:.1f} % of the peak of this GPU')
@@ -87,8 +78,7 @@ class Clock:
 
     def lap(self, phase: str) -> None:
         """What has passed since the last call was `phase`; the warm-up does not count."""
-        if self.trainer.device.type == 'cuda':
-            torch.cuda.synchronize(self.trainer.device)
+        torch.get_device_module(self.trainer.device).synchronize()
         now = time.perf_counter()
         if self._n_steps > N_WARM_UP:
             self.seconds[phase] += now - self._last

@@ -34,7 +34,7 @@ from armature.errors import (
     exit_on_user_error,
     positive,
 )
-from armature.processes.devices import available_devices
+from armature.processes.devices import devices_by_name
 from armature.record import TABLE, read_table
 from armature.run.folder import write_json
 from tools.print_config import describe
@@ -131,7 +131,7 @@ def devices_of(text: str | None) -> list[str | None]:
     """What -d says in each trial; a ConfigError when one is not there."""
     if text is None:
         return [None]
-    names, there = text.split(','), available_devices()
+    names, there = text.split(','), devices_by_name()
     if absent := [name for name in names if name not in there]:
         raise ConfigError(
             f'--devices {text}: {absent[0]!r} is not here: take some of {", ".join(there)}'

@@ -20,7 +20,7 @@ class Augment:
     def one(self, data: Any, key: int) -> Any:
         """A single input; to be called where the global generators are ours (`own_randomness`)."""
         for number, transform in enumerate(self.transforms):
-            seed_sample(key + number)
+            seed_sample(key + number, getattr(data, 'device', None))  # a tensor may be on a GPU
             data = transform(data)
         return data
 

@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.batch import WHOLE, length, map_leaves, map_tensors
+from armature.batch import CPU, WHOLE, length, map_leaves, map_tensors
 from armature.data.identity import digest
 from armature.data.workers import Fetcher, Reader
 from armature.errors import ConfigError
 from armature.seed import draws_so_far, own_randomness
 
-CPU = torch.device('cpu')
 CHUNK = 256  # samples read at a time
 N_TWICE = 64  # of the first ones are read twice: a dataset may draw from generators of its own
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import WHOLE, Batch, Share, length
+from armature.batch import CPU, WHOLE, Batch, Share, length, sent
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_torch
@@ -137,12 +137,12 @@ class Plan:
             return self.sampler.order()
 
     def batches(
-        self, number: int, first: int, n_batches: int, pin_memory: bool = False
+        self, number: int, first: int, n_batches: int, device: torch.device = CPU
     ) -> Iterator[tuple[int, torch.Tensor, Share]]:
         """(pass, indices, share) of what this process has of each of `n_batches`.
 
         They begin with batch `first` of pass `number`, and go on through the passes after it.
-        pin_memory: of the indices, so that no step waits until they are on the GPU.
+        device: where the indices are to be; they go there once a pass.
         """
         size, is_alone = self.batch_size, dist.n_processes() == 1
         while n_batches > 0:
@@ -152,8 +152,7 @@ class Plan:
                 name = type(self.sampler).__name__
                 raise DataError(f'{name} gives {len(order)} samples, too few for a batch')
             order = order[first * size : min(n_in_pass, (first + n_batches) * size)]
-            if pin_memory:
-                order = order.pin_memory()
+            order = sent(order, device)
             # In two steps, so that the first batch of many does not wait until all are cut.
             for many in order.split(1000 * size):
                 for indices in many.split(size):

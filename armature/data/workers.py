@@ -21,10 +21,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import Batch, map_leaves
+from armature.batch import Batch, map_leaves, takes_pinned
 from armature.data.augment import Augment
 from armature.errors import STOP_SIGNALS, ConfigError, DataError, UserError
 from armature.processes import dist
+from armature.processes.devices import prepared_device
 from armature.processes.launch import worker_options
 from armature.seed import key, own_randomness, seed_sample
 
@@ -203,7 +204,7 @@ def options_of_torch(num_workers: int, **given: Any) -> dict:
     """What torch's DataLoader gets for its workers, with defaults that suit the machine."""
     options = {
         'num_workers': num_workers,
-        'pin_memory': torch.cuda.is_available(),
+        'pin_memory': takes_pinned(prepared_device()),
         **worker_options(),
         **{name: value for name, value in given.items() if value is not None},
     }

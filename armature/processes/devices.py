@@ -1,85 +1,110 @@
-"""Which devices this process trains on: what `-d` or n_gpu asks for, and what the machine has."""
+"""Which devices this process trains on: what `-d` or n_gpu asks for, and what the machine has.
+
+torch.accelerator says which kind of GPU there is: CUDA (also ROCm), MPS, XPU or another.
+"""
 
 import logging
 import os
 
 import torch
 
+from armature.batch import CPU
 from armature.errors import ConfigError
 from armature.processes import dist
 
-_requested = []  # what -d named
+_requested = []  # the devices that -d named
 _prepared = []  # the device that prepare_device chose last
 
 
-def available_devices() -> list[str]:
-    """What `-d` can name on this machine."""
-    devices = [str(index) for index in range(torch.cuda.device_count())]
-    return devices + ['mps'] * torch.backends.mps.is_available() + ['cpu']
+def devices_by_name() -> dict[str, torch.device]:
+    """What `-d` can name on this machine: '0', 'cuda:0' and 'cuda' are its first GPU."""
+    gpus = _gpus()
+    numbered = {str(gpu.index): gpu for gpu in gpus} | {str(gpu): gpu for gpu in gpus}
+    return numbered | {gpu.type: gpu for gpu in gpus[:1]} | {'cpu': CPU}
+
+
+def _gpus():
+    # Counting does not start CUDA, which would no longer look at CUDA_VISIBLE_DEVICES then.
+    kind = torch.accelerator.current_accelerator()
+    return [torch.device(kind.type, index) for index in range(torch.accelerator.device_count())]
 
 
 def select_devices(request: str) -> None:
-    """Apply `-d`: 'cpu', 'mps', or CUDA indices such as '0' or '0,1'; before anything touches CUDA.
+    """Apply `-d`: 'cpu', or GPUs such as '0', '0,1', 'mps', 'xpu:1'; before anything touches CUDA.
 
-    Several CUDA indices, or 'cpu,cpu', mean as many processes. Raises ConfigError when a device is
-    not there, with those that are.
+    Several GPUs, or 'cpu,cpu', mean as many processes. Raises ConfigError when a device is not
+    there, with those that are.
     """
-    names = [name.strip().removeprefix('cuda:') for name in request.split(',')]
-    there = available_devices()
-    on_cuda, on_cpu = all(name.isdigit() for name in names), set(names) == {'cpu'}
-    is_set = len(set(names)) == len(names) and (len(names) == 1 or on_cuda)
-    if not set(names) <= set(there) or not (is_set or on_cpu):
+    there = devices_by_name()
+    chosen = [there.get(name.strip()) for name in request.split(',')]
+    on_cpu = set(chosen) == {CPU}
+    are_gpus = not {CPU, None} & set(chosen) and len(set(chosen)) == len(chosen)
+    if not on_cpu and not are_gpus:
         raise ConfigError(
-            f'-d {request}: expected CUDA indices such as 0 or 0,1, or cpu, or mps; '
+            f'-d {request}: expected GPUs such as 0 or 0,1, each once, or cpu; '
             f'this machine has {", ".join(there)}'
         )
     n_local = dist.n_local()
-    one_for_all = len(names) == 1 and (on_cpu or n_local == 1)
-    if dist.is_started() and len(names) != n_local and not one_for_all:
+    one_for_all = len(chosen) == 1 and (on_cpu or n_local == 1)
+    if dist.is_started() and len(chosen) != n_local and not one_for_all:
         raise ConfigError(
-            f'-d {request} names {len(names)} devices, and {n_local} processes are started on this '
-            'machine: name one for each, or leave -d out'
+            f'-d {request} names {len(chosen)} devices, and {n_local} processes are started on '
+            'this machine: name one for each, or leave -d out'
         )
-    if dist.is_started() or len(names) == 1:  # else the processes that are to be started choose
+    # Other CUDA devices are hidden, as the old template does: code of one's own says 'cuda:0'. But
+    # where processes are still to be started, these choose.
+    if chosen[0].type in ('cpu', 'cuda') and (dist.is_started() or len(chosen) == 1):
         given = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-        visible = [index for index in given if index] or there
-        chosen = [visible[int(name)] for name in names] if on_cuda else []
-        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(chosen)
-    _requested[:] = names
+        visible = [index for index in given if index] or list(there)  # which begin with '0', '1'
+        indices = [gpu.index for gpu in chosen if gpu != CPU]
+        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(visible[index] for index in indices)
+        chosen = [torch.device('cuda', place) for place, _ in enumerate(indices)] or chosen
+    _requested[:] = chosen
 
 
 def n_processes_wanted(n_gpu: int) -> int:
     """How many processes `-d`, or else n_gpu, asks for; n_gpu may name more than there are."""
-    return len(_requested) or max(1, min(n_gpu, torch.cuda.device_count()))
+    return len(_requested) or max(1, min(n_gpu, torch.accelerator.device_count()))
 
 
 def is_on_cpu(n_gpu: int) -> bool:
     """Whether `-d`, or else n_gpu = 0, asks for the CPU."""
-    return 'cpu' in _requested if _requested else n_gpu == 0
+    return CPU in _requested if _requested else n_gpu == 0
 
 
 def prepare_device(n_gpu_use: int) -> tuple[torch.device, list[int]]:
-    """The device to train on, and the CUDA indices for DataParallel when several are asked for.
+    """The device to train on, and the indices for DataParallel when several are asked for.
 
-    CUDA, then MPS, then the CPU; `-d` and n_gpu_use = 0 (the CPU) decide otherwise. Where several
+    A GPU where there is one; `-d` and n_gpu_use = 0 (the CPU) decide otherwise. Where several
     processes train, each has one.
     """
-    n_gpu = 0 if is_on_cpu(n_gpu_use) else torch.cuda.device_count()
-    n_wanted = 1 if dist.is_joined() else len(_requested) or n_gpu_use
-    if n_wanted > max(n_gpu, 1):
-        logging.getLogger('device').warning(
-            f'n_gpu is {n_wanted}, but this machine has {n_gpu}: going on with what is there'
+    gpus = [] if is_on_cpu(n_gpu_use) else _gpus()
+    if dist.is_started():  # gloo, and nothing else, connects Macs, and knows no tensors of MPS
+        gpus = [gpu for gpu in gpus if gpu.type != 'mps']
+    if 0 < len(gpus) < dist.n_local():
+        raise ConfigError(
+            f'{dist.n_local()} processes are started on this machine, which has {len(gpus)} GPUs: '
+            'start as many processes as GPUs, or say -d cpu'
         )
-    if n_gpu > 0:
-        device = torch.device('cuda', dist.local_rank())
-    else:
-        use_mps = not is_on_cpu(n_gpu_use) and not dist.is_joined()
-        use_mps = use_mps and torch.backends.mps.is_available()
-        device = torch.device('mps' if use_mps else 'cpu')
+    n_wanted = 1 if dist.is_started() else len(_requested) or n_gpu_use
+    if n_wanted > max(len(gpus), 1):
+        logging.getLogger('device').warning(
+            f'n_gpu is {n_wanted}, but this machine has {len(gpus)}: going on with what is there'
+        )
+    mine = (_requested or gpus) if gpus else [CPU]
+    device = mine[dist.local_rank() % len(mine)]
+    if device.index:  # else it is the current one anyway
+        torch.accelerator.set_device_index(device.index)
     _prepared[:] = [device]
-    return device, [] if dist.is_joined() else list(range(min(n_wanted, n_gpu)))
+    return device, [] if dist.is_started() else list(range(min(n_wanted, len(gpus))))
 
 
 def prepared_device() -> torch.device:
     """The device that was chosen for the model, for data that is kept beside it."""
     return _prepared[0] if _prepared else prepare_device(1)[0]
+
+
+def device_name(device: torch.device) -> str:
+    """Its maker's name for it, where that is known."""
+    name_of = getattr(torch.get_device_module(device), 'get_device_name', None)
+    return name_of(device) if name_of else device.type

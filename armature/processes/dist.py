@@ -1,8 +1,9 @@
 """The only place for process groups and collectives: what the processes of a job share.
 
 All run the same script, take a share of each batch and keep the same weights, and talk through
-torch.distributed: NCCL between GPUs, gloo on the CPU. The main one (rank 0) writes. How they start
-and end is in armature/processes/launch.py. In a single process every function does nothing.
+torch.distributed: NCCL between GPUs (of CUDA), gloo on the CPU. The main one (rank 0) writes. How
+they start and end is in armature/processes/launch.py. In a single process every function does
+nothing.
 """
 
 import dataclasses
@@ -288,7 +289,7 @@ def wrap(
     """
     if not is_joined():
         return model.to(device)
-    if sync_bn and device.type == 'cuda':
+    if sync_bn and device.type != 'cpu':
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif has_batch_norm(model) and n_processes() > 1 and is_main():
         sys.stderr.write(
@@ -304,7 +305,7 @@ def wrap(
     old, new = 'broadcast_buffers', 'forward_sync_buffers'  # before torch 2.14 and since
     return nn.parallel.DistributedDataParallel(
         model.to(device),
-        [device] if device.type == 'cuda' else None,
+        [device] if device.type != 'cpu' else None,
         find_unused_parameters=find_unused_parameters,
         gradient_as_bucket_view=True,
         **{new if new in known else old: False},

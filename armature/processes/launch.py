@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from armature.errors import ConfigError, UserError, report
@@ -26,8 +25,6 @@ from armature.processes.dist import (
     is_first_here,
     is_joined,
     is_started,
-    local_rank,
-    n_local,
     n_processes,
     number_in,
     rank,
@@ -123,20 +120,13 @@ def _join(timeout_s, on_cpu):
     number, n = number_in('RANK', 0), number_in('WORLD_SIZE', 1)
     if number >= n:
         raise ConfigError(f'RANK is {number} and WORLD_SIZE {n}: processes are counted from 0')
-    use_cuda = torch.cuda.is_available() and not on_cpu
-    if use_cuda and n_local() > torch.cuda.device_count():
-        raise ConfigError(
-            f'{n_local()} processes are started on this machine, which has '
-            f'{torch.cuda.device_count()} GPUs: start as many processes as GPUs, or say -d cpu'
-        )
-    if use_cuda:
-        torch.cuda.set_device(local_rank())
+    kind, backend = devices.prepare_device(0 if on_cpu else 1)[0].type, 'gloo'
+    if kind != 'cpu':
+        backend = f'cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}'
     if sys.platform == 'linux' and agent():  # without torchrun nobody would end this process
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
-        dist.init_process_group(
-            'cpu:gloo,cuda:nccl' if use_cuda else 'gloo', timeout=timedelta(seconds=timeout_s)
-        )
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f'process {number} of {n} does not find the others at {os.environ["MASTER_ADDR"]}:'

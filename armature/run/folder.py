@@ -37,6 +37,7 @@ from armature.config.values import violation
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
+from armature.processes.devices import device_name
 from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object
 from armature.run.stop import Stopped
 
@@ -337,7 +338,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     with suppress(AttributeError, ValueError):  # Windows does not say
         memory_bytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return {
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+        'device': device_name(device),
         'machine': platform.machine(),
         'system': platform.platform(),
         'threads': torch.get_num_threads(),

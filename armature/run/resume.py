@@ -417,7 +417,7 @@ class Resume:
         if 'rng' in self.state:
             saved = [self.state['rng'], *self.state.get('rng_of_others', [])]
             if dist.rank() < len(saved):
-                set_rng_state(saved[dist.rank()])
+                set_rng_state(saved[dist.rank()], self.trainer.device)
 
     def data_now(self) -> dict:
         """Which data is trained on; when a run goes on, a ConfigError for another than before."""

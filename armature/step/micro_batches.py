@@ -10,7 +10,7 @@ from torch import nn
 from armature.batch import Batch, CannotCut, cut, length, map_tensors, to_device
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
-from armature.seed import draws_so_far
+from armature.seed import draws_so_far, rng_state, set_rng_state
 from armature.step.loss_share import count_in, total_and_parts
 
 logger = logging.getLogger('trainer')
@@ -150,25 +150,27 @@ def fitting_size(
     """
     size, buffers = n_samples, [buffer.clone() for buffer in model.buffers()]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
-    errors = OUT_OF_MEMORY.get(next(model.parameters()).device.type, torch.OutOfMemoryError)
-    with torch.random.fork_rng():
-        while any(dist.gather(failure := _failure(first(size), loss_of, errors))):
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if size == 1:
-                raise UserError(
-                    f'not even one sample fits into the memory of the device ({failure}): take a '
-                    'smaller model or smaller samples'
-                )
-            size = (size + 1) // 2
-            logger.warning(
-                f'Out of memory: going on with micro-batches of {size} samples; the result stays '
-                'the same'
+    device = next(model.parameters()).device
+    errors = OUT_OF_MEMORY.get(device.type, torch.OutOfMemoryError)
+    before = rng_state(device)
+    while any(dist.gather(failure := _failure(first(size), loss_of, errors))):
+        if device.type != 'cpu':  # torch.accelerator.empty_cache knows no MPS
+            torch.get_device_module(device).empty_cache()
+        if size == 1:
+            raise UserError(
+                f'not even one sample fits into the memory of the device ({failure}): take a '
+                'smaller model or smaller samples'
             )
+        size = (size + 1) // 2
+        logger.warning(
+            f'Out of memory: going on with micro-batches of {size} samples; the result stays the '
+            'same'
+        )
+    set_rng_state(before, device)
     dist.share_gradients(model, wanted=True)
     model.zero_grad()
-    for buffer, before in zip(model.buffers(), buffers):
-        buffer.copy_(before)
+    for buffer, kept in zip(model.buffers(), buffers):
+        buffer.copy_(kept)
     return size
 
 
