@@ -32,7 +32,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import train
 from armature.checkpoint import files
-from armature.config.keys import OPTIMIZER, TOP, TRAINER
+from armature.config.keys import OPTIMIZER, TRAINER
 from armature.config.read import read_config
 from armature.processes.devices import prepare_device
 from armature.processes.launch import PR_SET_PDEATHSIG
@@ -756,10 +756,15 @@ def features(folder):
         yield f'learns as fp32, to 0.02: {name}', partial(learns, name, **settings)
 
     def lora():
-        if 'lora' not in TOP:
+        if 'lora' not in TRAINER:
             raise NotHere('there is no "lora" yet')
-        values = experiment(folder, data=ON_DEVICE, trainer={'epochs': 3})
-        trainer = trained(values | {'lora': {'match': 'fc*', 'rank': 4}})
+        trainer = trained(
+            experiment(
+                folder,
+                data=ON_DEVICE,
+                trainer={'epochs': 3, 'lora': {'match': 'fc*', 'rank': 4}},
+            )
+        )
         first, *_, last = (row['loss'] for row in trainer.history)
         n_training = sum(each.numel() for each in trainer.model.parameters() if each.requires_grad)
         return f'{n_training} numbers train, loss {first:.3f} to {last:.3f}', last < first
