@@ -24,6 +24,8 @@ from armature.processes import dist
 from armature.processes import launch as job
 from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
 from armature.step.loss_share import WeightedLosses
+from armature.step.optimizers import SeveralOptimizers
+from armature.step.parameters import TypedGroup
 from armature.step.prepare import prepared
 
 ROOT = build.ROOT
@@ -139,10 +141,24 @@ class ConfigParser:
 
         The type is looked up in `module` first.
         """
+        groups = args[0] if args and isinstance(args[0], list) else []
+        typed = [group for group in groups if isinstance(group, TypedGroup)]
+        if typed:
+            args = ([group for group in groups if not isinstance(group, TypedGroup)], *args[1:])
         call = self._prepare(name, module, build.Given(args, kwargs))
         # A run that goes on keeps its split, also one that was made in another way.
         with resuming(self.resume if name == 'data_loader' else None):
-            return build.make(call, (name,), self._document)
+            made = build.make(call, (name,), self._document)
+        if not typed:
+            return made
+        return SeveralOptimizers([made, *(self._optimizer_of(group, module) for group in typed)])
+
+    def _optimizer_of(self, group, module):
+        path, given = ('optimizer', 'groups', group.index), build.Given((group.params,))
+        section, kind = self.config['optimizer']['groups'][group.index], build.KINDS['optimizer']
+        entry = {'type': section['type'], 'args': group.options}
+        call = build.prepare(entry, kind, path, module, self._document, given)
+        return build.make(call, path, self._document)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""

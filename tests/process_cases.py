@@ -26,6 +26,7 @@ from armature.processes.launch import joined
 from armature.run.metrics import OF_EACH
 from armature.seed import seed_everything
 from armature.step.average import Average
+from armature.step.optimizers import SeveralOptimizers
 from base import BaseDataLoader, BaseModel
 from model.metric import accuracy, top_k_acc
 from parse_config import ConfigParser
@@ -238,6 +239,32 @@ def train_sharded(folder):
         max_grad_norm=0.5,
         ema_decay=0.9,
     )
+
+
+def muon_beside_adamw(parameters):
+    """Muon computes in bf16: with small steps what rounds otherwise there stays small."""
+    matrices = [each for each in parameters if each.ndim == 2]
+    others = [each for each in parameters if each.ndim != 2]
+    return SeveralOptimizers(
+        [torch.optim.AdamW(others, 0.01), torch.optim.Muon(matrices, 1e-4, weight_decay=0.0)]
+    )
+
+
+def train_with_muon(folder):
+    options = {'loader': loader_of(batch_size=11), 'microbatch_size': 4, 'max_grad_norm': 0.5}
+    return trained(folder, optimizer=muon_beside_adamw, **options)
+
+
+def train_with_muon_in_shards(folder):
+    """Stopped inside the second epoch, saved in parts, gone on from them."""
+    options = {'distributed': {'strategy': 'fsdp', 'checkpoint': 'sharded'}, 'microbatch_size': 4}
+    options |= {'optimizer': muon_beside_adamw, 'max_grad_norm': 0.5}
+    first = trainer_of(folder, loader_of(batch_size=11), max_steps=11, **options)
+    first.train()
+    last = first.checkpoint_dir / 'checkpoint-last.pth'
+    resumed = trained(folder, loader=loader_of(batch_size=11), resume=last, **options)
+    whole = trained(folder, loader=loader_of(batch_size=11), **options)
+    return {**resumed, 'uninterrupted': whole['weights']}
 
 
 def train_uneven_micro_batches(folder):

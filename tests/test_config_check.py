@@ -349,9 +349,13 @@ def test_a_script_that_does_not_say_what_it_builds_is_not_guessed_at(change):
 
 
 def test_the_printed_config_is_the_same_config():
-    document = parse(json.dumps(DEFAULT, indent=4), 'config.json')
+    groups = [{'match': 'fc*', 'ndim': 2, 'type': 'Muon', 'lr': 0.02}]
+    config = {**DEFAULT, 'optimizer': {**DEFAULT['optimizer'], 'groups': groups}}
+    document = parse(json.dumps(config, indent=4), 'config.json')
     text = describe(document, train.BUILDS)
     again = parse(text, 'printed').values
+    (group,) = again['optimizer']['groups']
+    assert group == {**group, **groups[0], 'momentum': 0.95}
     assert again['optimizer']['args']['lr'] == DEFAULT['optimizer']['args']['lr']
     assert (
         again['optimizer']['args']['betas'] == [0.9, 0.999]

@@ -56,7 +56,10 @@ def test_shipped_configs_are_valid(validator, path):
             'optimizer': {
                 'type': 'SGD',
                 'args': {},
-                'groups': [{'match': '*.bias', 'weight_decay': 0}],
+                'groups': [
+                    {'match': '*.bias', 'weight_decay': 0},
+                    {'match': '*', 'ndim': 2, 'type': 'Muon', 'lr': 0.02},
+                ],
             }
         },
         {'init_from': {'file': 'x.pth', 'ignore': ['fc.*']}},
@@ -83,6 +86,9 @@ def test_other_good_configs_are_valid(validator, more):
         (('loss',), 'nl_loss'),
         (('metrics',), ['acuracy']),
         (('lr_scheduler', 'interval'), 'batch'),
+        (('optimizer', 'groups'), [{'match': 1}]),
+        (('optimizer', 'groups'), [{'match': '*', 'type': 'Muo'}]),
+        (('optimizer', 'groups'), [{'match': '*', 'type': 'Muon', 'lr': 'x'}]),
     ],
 )
 def test_planted_errors_are_rejected(validator, path, value):

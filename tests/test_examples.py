@@ -23,18 +23,20 @@ def in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def few_steps(name: str, folder, **trainer) -> dict:
+def few_steps(name: str, folder, file='config.json', **trainer) -> dict:
     """The example's config, checked as the command line does, for a run of a few steps."""
-    document = read_config(ROOT / 'examples' / name / 'config.json', name)
+    document = read_config(ROOT / 'examples' / name / file, name)
     check(document, train.BUILDS)  # raises where it is wrong
     document.values['n_gpu'] = 0
     document.values['trainer'] |= {'save_dir': str(folder), **trainer}
     return document.values
 
 
-@pytest.mark.parametrize('name', EXAMPLES)
-def test_example_trains_and_can_be_tested(name, tmp_path, capsys):
-    config = few_steps(name, tmp_path, epochs=1, max_steps=8)
+@pytest.mark.parametrize(
+    'name, file', [*((name, 'config.json') for name in EXAMPLES), ('char_model', 'muon.json')]
+)
+def test_example_trains_and_can_be_tested(name, file, tmp_path, capsys):
+    config = few_steps(name, tmp_path, file, epochs=1, max_steps=8)
     train.build(ConfigParser(config)).train()
     (last,) = tmp_path.rglob('checkpoint-last.pth')
     if name != 'gan':  # nothing to measure it by

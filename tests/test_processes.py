@@ -39,6 +39,7 @@ TRAININGS = [
     'train_old_loop',
     'train_uneven_micro_batches',
     'train_stream_of_whole_batches',
+    'train_with_muon',
 ]
 IN_THREE = [case for case in TRAININGS if case != 'train_workers']  # starting six takes 20 s
 OTHERS = [
@@ -49,6 +50,7 @@ OTHERS = [
     'count_bytes',
     'interrupted',
     'interrupted_in_shards',
+    'train_with_muon_in_shards',
     'uninterrupted',
 ]
 RESUMED = ['resumed', 'resumed_from_shards']
@@ -145,6 +147,14 @@ def test_sharded_model_trains_as_a_whole_one_does(results):
     ]  # differs in the size of micro-batches only, which changes nothing
     assert_equal_up_to_rounding(whole, results[2]['train_sharded'])
     assert_equal_up_to_rounding(whole, results[2]['train_in_shards'])
+
+
+@pytest.mark.parametrize('n_processes', [2, 3])
+def test_muon_on_parts_of_a_matrix_is_muon_but_for_its_bf16(results, n_processes):
+    """Of a way of up to 16 steps of 1e-4; and it resumes exactly."""
+    whole, parts = (results[n]['train_with_muon_in_shards'] for n in (None, n_processes))
+    assert max(each for _, each in differences(whole['weights'], parts['weights'])) < 1e-4
+    assert parts['uninterrupted'] == parts['weights']
 
 
 @pytest.mark.parametrize('case', ['train_even', 'train_sharded', 'train_in_shards'])

@@ -285,7 +285,7 @@ def report_of(**sections):
         ),
         (
             {'optimizer': {'type': 'Adam', 'groups': [{'weight_decay': 0}]}},
-            'optimizer.groups.0.match: expected a pattern',
+            'optimizer.groups.0.match: is missing (a pattern',
         ),
         (
             {'optimizer': {'type': 'Adam', 'groups': [{'match': '*', 'lr': 'x'}]}},

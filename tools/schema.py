@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 
 from armature.config.build import AUTO_LENGTHS, Kind, find, kind_of, names
-from armature.config.keys import FILE_ONLY, METRIC, SECTION, TERM, TOP, Key
+from armature.config.keys import FILE_ONLY, GROUP, METRIC, SECTION, TERM, TOP, Key
 from armature.config.values import LISTS, PLAIN, hint_of, options, parameters
 from armature.errors import ConfigError
 from tools.print_config import json_default
@@ -102,19 +102,25 @@ def of_hint(hint: Any) -> dict:
 
 
 def entry_of(section: str, table: dict[str, Key] = SECTION) -> dict:
-    """{"type", "args"}: which types there are, and for each what its args may be."""
+    """{"type", "args"}: which types there are, and for each what its args may be.
+
+    In a group of an optimizer, which has no "args", they stand beside its type.
+    """
     kind = kind_of(section)
     cases = [
         {
             'if': {'properties': {'type': {'const': name}}, 'required': ['type']},
-            'then': {'properties': {'args': arguments_of(found, section)}},
+            'then': {'properties': {'args': args} if 'args' in table else args['properties']},
         }
         for name in names(kind)
-        if (found := found_or_none(name, kind))
+        if (found := found_or_none(name, kind)) and (args := arguments_of(found, section))
     ]
     found = section_of(table)
     dotted = {'type': 'string', 'pattern': r'^[A-Za-z]\w*(\.\w+)+$'}
     found['properties']['type'] = {'anyOf': [{'enum': names(kind)}, dotted]}
+    if 'groups' in table:
+        groups = {'type': 'array', 'items': entry_of(section, GROUP)}
+        found['properties']['groups'] = or_null(groups, description=table['groups'].description)
     return {**found, 'allOf': cases}
 
 

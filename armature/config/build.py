@@ -263,7 +263,7 @@ class Reader:
         if not isinstance(args, dict):
             self.problem((*path, 'args'), f'expected an object {{...}}, got {show(args)}')
             return None
-        return self.arguments(args, target, kind, (*path, 'args'), given)
+        return self.arguments(args, target, kind, args_of(path), given)
 
     def arguments(
         self, args: dict, target: Callable, kind: Kind, path: tuple, given: Given
@@ -347,6 +347,11 @@ class Reader:
         return is_dotted or is_known or in_library and 'args' in value
 
 
+def args_of(path: tuple) -> tuple:
+    """Where the arguments of the entry at `path` stand."""
+    return path if path[:2] == ('optimizer', 'groups') else (*path, 'args')
+
+
 # Building it
 
 
@@ -383,7 +388,7 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
         if is_projects_own(call.func) or isinstance(error, UserError):
             raise
         reason = ' '.join(str(error).split()) or type(error).__name__
-        problem = Problem((*path, 'args'), f'{call.func.__name__} refuses: {reason}')
+        problem = Problem(args_of(path), f'{call.func.__name__} refuses: {reason}')
         raise ConfigError(document.line(problem)) from error
 
 

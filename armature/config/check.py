@@ -17,6 +17,7 @@ from armature.config.build import (
     with_lengths,
 )
 from armature.config.keys import (
+    GROUP,
     INIT_FROM,
     METRIC,
     SECTION,
@@ -81,7 +82,8 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
             yield from _entry(document, (name,), section, module, keys)
     yield from _monitor(config, trainer, builds)
     if 'lr_scheduler' in builds:
-        yield from _schedule(_dict(config, 'lr_scheduler'), trainer)
+        groups = _dict(config, 'optimizer').get('groups')
+        yield from _schedule(_dict(config, 'lr_scheduler'), trainer, groups)
 
 
 def table_of(builds: dict) -> dict[str, Key]:
@@ -126,11 +128,12 @@ def _entry(
     for index, group in entries(entry.get('groups')) if call and path == ('optimizer',) else ():
         here = (*path, 'groups', index)
         if isinstance(group, dict):
-            own = {key: value for key, value in group.items() if key != 'match'}
-            reader.arguments(own, call.func, kind, here, Given((None,), is_all=False))
-            if not isinstance(group.get('match'), str):
-                text = 'expected a pattern of parameter names, such as "*.bias|*norm*"'
-                reader.problem((*here, 'match'), text)
+            known = {key: value for key, value in group.items() if key in GROUP}
+            yield from judge_keys(known, GROUP, here)
+            own = group.get('type')  # without it, what is missing stands in the optimizer's args
+            options = {key: value for key, value in group.items() if key not in GROUP}
+            judged = {'type': own or name, 'args': options}
+            reader.call(judged, kind, here, Given((None,), is_all=bool(own)))
     yield from reader.problems
 
 
@@ -184,7 +187,7 @@ def _lacks_validation(config: dict, builds: dict) -> bool:
     return 'split_validation' not in vars(loader)
 
 
-def _schedule(section: dict, trainer: dict) -> Iterator[Problem]:
+def _schedule(section: dict, trainer: dict, groups: Any) -> Iterator[Problem]:
     path, name, args = ('lr_scheduler',), section.get('type'), _dict(section, 'args')
     interval = section.get('interval') or 'epoch'
     if name == 'ReduceLROnPlateau':
@@ -198,6 +201,11 @@ def _schedule(section: dict, trainer: dict) -> Iterator[Problem]:
         elif str(rule).partition(' ')[0] in {'min', 'max'} - {mode}:
             text = f'is {show(mode)}, but trainer.monitor is {show(rule)}'
             yield Problem((*path, 'args', 'mode'), text)
+    has_own = any('lr' in group for _, group in entries(groups) if isinstance(group, dict))
+    if has_own and isinstance(args.get('max_lr'), (int, float)):
+        text = f'{name} gives every group this lr, also where optimizer.groups says another: a '
+        text += 'list has one for each group, those with a type last'
+        yield Problem((*path, 'args', 'max_lr'), text, is_note=True)
     epochs, batches = trainer.get('epochs'), trainer.get('len_epoch') if interval == 'step' else 1
     if not isinstance(epochs, int) or not isinstance(batches, int):
         return  # only the data can tell how many steps there will be

@@ -59,9 +59,15 @@ OPTIMIZER = {
     **SECTION,
     'groups': Key(
         list[dict],
-        '[{"match": "*.bias|*norm*", "weight_decay": 0}]: other settings for some parameters',
+        '[{"match": "*.bias|*norm*", "weight_decay": 0}]: other settings for some parameters; '
+        '"type": another optimizer, "ndim": 2: matrices only',
         None,
     ),
+}
+GROUP = {  # beside which the optimizer's own options stand
+    'match': Key(str, 'a pattern of parameter names, such as "*.bias|*norm*"'),
+    'ndim': Key(COUNT_FROM_0, 'only parameters of so many dimensions', None),
+    'type': Key(str, 'an optimizer of their own: torch.optim', None),
 }
 METRIC = {**SECTION, 'name': Key(str, 'what it is called in the log', None)}
 TERM = {

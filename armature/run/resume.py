@@ -38,6 +38,7 @@ from armature.record import TABLE, read_table, values_of
 from armature.run.folder import differences as changes_of_machine
 from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
+from armature.step.optimizers import SeveralOptimizers, owners
 from armature.step.schedule import Schedule, replay
 
 DERIVED = ('initial_lr', 'base_lrs', '_last_lr', '_schedule_phases')  # from other options
@@ -107,12 +108,26 @@ def _steers(part, optimizer):
 
 
 def optimizer_as_built(optimizer: Any) -> dict:
-    """Class and options of an optimizer that no step, warm-up or checkpoint has changed."""
+    """Class and options of an optimizer that no step, warm-up or checkpoint has changed.
+
+    Of several that are one to the run, the class for each group.
+    """
     groups = [
         {key: value for key, value in group.items() if key != 'params'}
         for group in getattr(optimizer, 'param_groups', [])
     ]
-    return {'type': type(optimizer).__name__, 'groups': to_plain(copy.deepcopy(groups))}
+    is_one = not isinstance(optimizer, SeveralOptimizers)
+    names = [type(each).__name__ for each in owners(optimizer)]
+    return {
+        'type': type(optimizer).__name__ if is_one else names,
+        'groups': to_plain(copy.deepcopy(groups)),
+    }
+
+
+def _types(built):
+    """The class that steps each group of an optimizer, as built."""
+    found = built['type']
+    return found if isinstance(found, list) else [found] * max(1, len(built['groups']))
 
 
 def as_built(trainer: Any) -> dict[str, dict]:
@@ -206,7 +221,7 @@ def load_optimizer(name: str, optimizer: Any, saved: dict, then: dict, now: dict
     then, now: as built, by the parts' names. Returns what the user should know.
     """
     before = then.get(name, now[name])
-    if before['type'] != now[name]['type']:
+    if not {*_types(before)} & {*_types(now[name])}:
         return [f'{name}: {now[name]["type"]} instead of {before["type"]}: it starts fresh.']
     notes = changes(before, now[name], name)
     if notes:
@@ -235,19 +250,25 @@ def _renewed(name, optimizer, saved, before, now):
             f'{name}: LBFGS keeps one history of all its parameters together, and these are others '
             f'than in the checkpoint. Keep them, {OR_NEW_RUN}'
         )
+    types, old_types = _types(now), _types(before)
+    type_of, old_type_of = (
+        {number: kind for group, kind in zip(*both) for number in group['params']}
+        for both in ((groups, types), (old_groups, old_types))
+    )
     state = {
         numbers[each]: saved['state'][number]
         for each, number in old_numbers.items()
-        if each in numbers and number in saved['state']
+        if number in saved['state'] and type_of.get(numbers.get(each)) == old_type_of[number]
     }
     renewed = []
-    for index, group in enumerate(groups):
+    for index, (group, owner) in enumerate(zip(groups, owners(optimizer))):
         # What the optimizer counts in its groups is progress, as in each of them.
-        old_group = old_groups[min(index, len(old_groups) - 1)]
+        like = [old for old, kind in zip(old_groups, old_types) if kind == types[index]]
+        old_group = like[min(types[:index].count(types[index]), len(like) - 1)] if like else {}
         counted = {
             key: value
             for key, value in old_group.items()
-            if key not in ('params', 'param_names') and is_counted(key, optimizer, before)
+            if key not in ('params', 'param_names') and is_counted(key, owner, before)
         }
         renewed.append({**group, **copy.deepcopy(now['groups'][index]), **counted})
     n_fresh = len(numbers) - len(state) if saved['state'] else 0
@@ -515,11 +536,12 @@ class Resume:
             return []
 
         why = f'it cannot be replayed with {"; ".join(notes or ["other options"])}'
-        for group, built in zip(optimizer.param_groups, now[name]['groups']):
+        each_group = zip(optimizer.param_groups, now[name]['groups'], owners(optimizer))
+        for group, built, owner in each_group:
             group |= {
                 key: copy.deepcopy(value)
                 for key, value in built.items()
-                if not is_counted(key, optimizer, now[name])
+                if not is_counted(key, owner, now[name])
             }
         if len(schedulers) > 1:
             raise ConfigError(

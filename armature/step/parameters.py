@@ -5,13 +5,13 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import bare, matching, misfits, shortened, tested_weights
-from armature.config.keys import expanded
+from armature.config.keys import GROUP, expanded
 from armature.errors import CheckpointError, ConfigError
 from armature.processes.dist import NORMS
 
@@ -20,17 +20,32 @@ def names_like(pattern: str, names: Iterable[str], key: str) -> list[str]:
     """The names that a pattern of the config matches; a ConfigError when there are none."""
     matched = matching(names, pattern)
     if not matched:
-        raise ConfigError(f'{key}: nothing is named like {pattern!r}; there are {shortened(names)}')
+        raise ConfigError(
+            f'{key}: nothing is named like {pattern!r}; there are {shortened(names) or "none"}'
+        )
     return matched
+
+
+class TypedGroup(NamedTuple):
+    """Parameters with an optimizer of their own; `ConfigParser.init_obj` makes it.
+
+    index: its place in optimizer.groups. options: what is set there. params: (name, parameter).
+    """
+
+    index: int
+    options: dict
+    params: list
 
 
 def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> list:
     """What to give the optimizer: (name, parameter) of what trains in model and loss.
 
     In the groups of `optimizer.groups`, if there are any. A group is {"match": "pattern|pattern",
-    and what differs for it}; in a pattern `*` is any text. A parameter that several groups match
-    gets the settings of all, of the later one first. Those of the loss are named 'loss.' + name.
-    What is frozen for good has no gradient (`config.wrap` sees to it), and is left out.
+    and what differs for it}; in a pattern `*` is any text, and "ndim" leaves out parameters of
+    another number of dimensions. A parameter that several groups match gets the settings of all, of
+    the later one first. A group with a "type" is a TypedGroup, whose settings begin anew. Those of
+    the loss are named 'loss.' + name. What is frozen for good has no gradient (`config.wrap` sees
+    to it), and is left out.
     """
     named = dict(bare(model).named_parameters())
     if isinstance(criterion, nn.Module):
@@ -40,21 +55,46 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
         raise ConfigError(
             'there is nothing to train: the model has no parameters that are not frozen'
         )
-    groups = config['optimizer'].get('groups') if 'optimizer' in config else None
-    if not groups:
-        return list(named.items())
+    section = config.get('optimizer') or {}
+    groups = section.get('groups') or []
 
-    settings = {name: {} for name in named}
+    settings, typed = {name: {} for name in named}, {}
     for index, group in enumerate(groups):
-        own = {key: value for key, value in group.items() if key != 'match'}
-        for name in names_like(group['match'], named, f'optimizer.groups.{index}.match'):
-            settings[name] |= own
+        own = {key: value for key, value in group.items() if key not in GROUP}
+        ndim, key = group.get('ndim'), f'optimizer.groups.{index}.match'
+        fitting = [name for name, each in named.items() if ndim in (None, each.ndim)]
+        key += '' if ndim is None else f' (ndim {ndim})'
+        for name in names_like(group['match'], fitting, key):
+            if group.get('type'):
+                settings[name], typed[name] = own, index
+            else:
+                settings[name] = settings[name] | own
     # Parameters of the same settings are one group.
     found = {}
     for name, own in settings.items():
-        group = found.setdefault(repr(sorted(own.items())), {'params': [], **own})
-        group['params'].append((name, named[name]))
-    return list(found.values())
+        key = (typed.get(name), repr(sorted(own.items())))
+        found.setdefault(key, (own, []))[1].append((name, named[name]))
+    for (index, _), (_, params) in found.items():
+        _refuse_other_than_matrices(section, index, params)
+    if not groups:
+        return list(named.items())
+    return [
+        {'params': params, **own} if index is None else TypedGroup(index, own, params)
+        for (index, _), (own, params) in found.items()
+    ]
+
+
+def _refuse_other_than_matrices(section, index, params):
+    """A ConfigError where Muon would get something else; `index` of its group, None without one."""
+    named = section if index is None else section['groups'][index]
+    others = [name for name, each in params if each.ndim != 2]
+    if named.get('type') != 'Muon' or not others:
+        return
+    key = 'optimizer' if index is None else f'optimizer.groups.{index}'
+    raise ConfigError(
+        f'{key}: Muon takes matrices only, not {shortened(others)}: name another in '
+        'optimizer.type, and let a group of optimizer.groups say "ndim": 2 beside "type": "Muon"'
+    )
 
 
 class Frozen:
