@@ -105,9 +105,12 @@ def find_workers(
         step_s = seconds_per_step(trainer, itertools.cycle(kept), seconds)
         print(f'The model alone takes {1e3 * step_s:.4g} ms a step ({trainer.device}).\n\n{HEAD}')
         n_batches, rows = epoch_length(config, loader), []
+        starts_anew = not config['data_loader'].get('args', {}).get('persistent_workers')
         for n_workers in numbers_up_to(most):
             loader = loader_of(module_data, config, folder, n_workers)
-            rows.append(measured(trainer, loader, n_workers, digests, n_batches, seconds))
+            start_s, *each_s = measured(trainer, loader, n_workers, digests, seconds)
+            epoch_s = start_s * starts_anew + n_batches * each_s[1]
+            rows.append(Row(n_workers, start_s, *each_s, epoch_s))
             print(rows[-1], flush=True)
             if n_workers > 1 and rows[-1].training <= ENOUGH * step_s:
                 break
@@ -131,7 +134,10 @@ def find_workers(
 
 def loader_of(module_data: ModuleType, config: dict, folder: Path, n_workers: int) -> Any:
     """The training data with so many workers; a UserError when its class takes no notice."""
-    parsed = short_config(with_data_args(config, num_workers=n_workers), folder)
+    args = {'num_workers': n_workers}
+    if 'persistent_workers' in config['data_loader'].get('args', {}):
+        args['persistent_workers'] = False  # they are to leave when they are measured
+    parsed = short_config(with_data_args(config, **args), folder)
     seed_everything(parsed.get('seed', 123))
     loader = parsed.init_obj('data_loader', module_data)
     if getattr(loader, 'num_workers', n_workers) != n_workers:
@@ -163,8 +169,9 @@ def beginning(
 
 
 def measured(
-    trainer: Any, loader: Any, n_workers: int, digests: list, n_batches: int, seconds: float
-) -> Row:
+    trainer: Any, loader: Any, n_workers: int, digests: list, seconds: float
+) -> tuple[float, float, float]:
+    """Seconds until the first batch, of reading a batch, and of a step while batches are read."""
     begun, start_s = time.perf_counter(), None
     batches = first_batches(loader)
     for number, expected in enumerate(digests):
@@ -182,8 +189,7 @@ def measured(
     reading_s = pace(batches, seconds, n_ahead)
     training_s = seconds_per_step(trainer, batches, seconds, n_ahead)
     batches.close()
-    starts_s = 0 if getattr(loader, 'persistent_workers', False) else start_s
-    return Row(n_workers, start_s, reading_s, training_s, starts_s + n_batches * training_s)
+    return start_s, reading_s, training_s
 
 
 def pace(batches: Iterator[Batch], seconds: float, n_untimed: int) -> float:
