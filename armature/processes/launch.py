@@ -34,6 +34,8 @@ from armature.processes.dist import (
 VARIABLES = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')  # of torchrun
 TIMEOUT_S = 600
 LAST_STEP_S = 300  # for the step in progress and a checkpoint, when all are to stop
+# Of torchrun, which would die of a SIGUSR1 by itself and leave its processes behind
+SIGNALS = '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
 ECHO_S = 2.0  # within this time torchrun notices a process that has ended, and ends the others
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
@@ -71,9 +73,8 @@ def launch(n: int, folder: str) -> None:
     logging.getLogger('torch.distributed.elastic').setLevel(logging.CRITICAL)  # we say it below
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', str(LAST_STEP_S))
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // n)))
-    signals = '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
     try:
-        run(parse_args(['--standalone', f'--nproc-per-node={n}', signals, *sys.argv]))
+        run(parse_args(['--standalone', f'--nproc-per-node={n}', SIGNALS, *sys.argv]))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         if failure.exitcode > 0:  # it has said why
