@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ import numpy as np
 NO_HYPERPARAMETER = re.compile(  # what changes no result
     r'name$|n_gpu$|trainer\.(save_|keep_|log_|verbosity|tensorboard|trackers|pictures)'
 )
+
+
+signature_of = cache(inspect.signature)  # looking takes longer than writing
 
 
 class TensorboardWriter:
@@ -101,15 +104,15 @@ class TensorboardWriter:
             if self.writer is None:
                 return
             # A method or an argument that TensorBoard does not know is the caller's mistake.
-            method = getattr(self.writer, name)
-            signature = inspect.signature(method)
-            given = signature.bind(*args, **kwargs)
+            method = getattr(type(self.writer), name)
+            signature = signature_of(method)
+            given = signature.bind(self.writer, *args, **kwargs)
             tag = 'main_tag' if 'main_tag' in signature.parameters else 'tag'
             if tag in given.arguments and name not in self.UNTAGGED:
                 given.arguments[tag] = self._tag(given.arguments[tag])
             if 'global_step' in signature.parameters and name != 'add_hparams':
                 given.arguments.setdefault('global_step', self.step)
-            self._safely(name, method, **given.arguments)
+            self._safely(name, method, *given.args, **given.kwargs)
 
         return add
 
