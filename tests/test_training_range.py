@@ -789,6 +789,11 @@ def test_compiled_and_channels_last_model_keeps_its_bare_keys(experiment, monkey
         torch.testing.assert_close(compiled['state_dict'][name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_cuda_graphs_refuse_micro_batches(experiment):
+    with pytest.raises(ConfigError, match='reduce-overhead.*leave trainer.microbatch_size out'):
+        experiment.trainer(compile='reduce-overhead', microbatch_size=4)
+
+
 def test_validation_between_steps_changes_nothing_in_the_training(experiment):
     plain, between = (
         experiment.trainer(),

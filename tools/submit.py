@@ -225,7 +225,9 @@ def hand_over(script: Path, is_shell: bool, now: bool) -> None:
         try:
             code = subprocess.run(command).returncode
         except FileNotFoundError:
-            raise UserError('there is no sbatch here: give the same command where SLURM is') from None
+            raise UserError(
+                'there is no sbatch here: give the same command where SLURM is'
+            ) from None
         if code:
             raise UserError(f'sbatch refused {script} (exit code {code}): look at what it says')
 

@@ -16,6 +16,7 @@ from armature.processes import dist
 from armature.step.parameters import Frozen
 
 ONLY_HERE = ('freeze', 'channels_last', 'activation_checkpointing', 'compile', 'matmul_precision')
+WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 logger = logging.getLogger('trainer')
 
 
@@ -36,6 +37,12 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
         logger.warning(
             'trainer.microbatch_size: the BatchNorm of this model works on each micro-batch by '
             'itself, so its size does change the result'
+        )
+    if settings.microbatch_size and settings.compile in WITH_GRAPHS:
+        raise ConfigError(
+            f'trainer.compile is "{settings.compile}", whose CUDA graphs write the gradients of a '
+            'micro-batch over those of the one before: say true or "max-autotune-no-cudagraphs", '
+            'or leave trainer.microbatch_size out'
         )
     if settings.matmul_precision:
         torch.set_float32_matmul_precision(settings.matmul_precision)
