@@ -126,6 +126,13 @@ def test_shell_script_starts_again_after_a_failure_and_stops_when_asked(tmp_path
     said = log.read_text()
     assert started.returncode == 143 and 'Start 1 ended with exit code 137' in said, said
     assert 'SIGTERM: saving' in said and 'Start 2' not in said
+    # What another job of this name would do is known before it waits in a queue
+    script.unlink()
+    _, done = submitted(tmp_path, '--hours', 1, epochs=4000)
+    assert 'There is an unfinished run' in done.stdout
+    script.unlink()
+    _, done = submitted(tmp_path, '--hours', 1, epochs=3, check=False)
+    assert done.returncode == 2 and 'trainer.epochs' in done.stderr and not script.exists()
 
 
 def wait_for(found):

@@ -102,9 +102,8 @@ def main() -> None:
     parser.add_argument('--script', type=Path, metavar='FILE', help='instead of saved/jobs/NAME.sh')
     parser.add_argument('--shell', action='store_true', help='for one machine without SLURM')
     parser.add_argument('--now', action='store_true', help='hand it over, or start it')
-    parser.set_defaults(
-        resume_or_start=True
-    )  # what the job does, and is refused, is so already now
+    # An unfinished run of this name that the job could not go on with is refused now
+    parser.set_defaults(resume_or_start=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=train.BUILDS)
         given = config.arguments
@@ -225,9 +224,7 @@ def hand_over(script: Path, is_shell: bool, now: bool) -> None:
         try:
             code = subprocess.run(command).returncode
         except FileNotFoundError:
-            raise UserError(
-                'there is no sbatch here: give the same command where SLURM is'
-            ) from None
+            raise UserError('there is no sbatch here: give the command where SLURM is') from None
         if code:
             raise UserError(f'sbatch refused {script} (exit code {code}): look at what it says')
 
