@@ -23,6 +23,7 @@ from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
+from armature.seed import be_deterministic
 from armature.step.loss_share import WeightedLosses
 from armature.step.optimizers import SeveralOptimizers
 from armature.step.parameters import TypedGroup
@@ -168,6 +169,8 @@ class ConfigParser:
         if name not in self.config:
             near = did_you_mean(name, self.config)
             raise ConfigError(f'{name}: the config has no such section{near}')
+        if self.settings.deterministic:
+            be_deterministic()
         kind = build.kind_of(name, module)
         if self._takes_any_class:
             kind = dataclasses.replace(kind, method='__init__')

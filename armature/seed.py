@@ -7,6 +7,7 @@ worker draws a sample's augmentation.
 """
 
 import hashlib
+import os
 import random
 from contextlib import contextmanager
 
@@ -33,6 +34,13 @@ def seed_torch(number: int, device: torch.device | None = None) -> None:
     if device is not None and device.type != 'cpu':
         with torch.accelerator.device_index(device.index):
             torch.get_device_module(device).manual_seed(number)
+
+
+def be_deterministic() -> None:
+    """Let torch take only operations that give the same bits each time; before it uses a GPU."""
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # else cuBLAS shares it anyhow
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
 
 
 def seed_everything(number: int) -> None:

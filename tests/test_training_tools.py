@@ -344,3 +344,42 @@ def test_average_is_what_test_py_measures(tmp_path):
     plain = torch.load(folder / 'weights.pth', weights_only=True)
     assert first_difference(plain, state['tested']) == ''
     model.load_state_dict(plain)
+
+
+WITH_ODD_METRIC = """
+import os, runpy, sys
+import torch
+import model.metric
+
+def odd(output, target):  # torch says that it is not deterministic, on the CPU too
+    return output.clone().put_(torch.zeros(2, dtype=torch.long), torch.ones(2)).mean()
+
+model.metric.odd = odd
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+finally:
+    print(torch.are_deterministic_algorithms_enabled(), os.environ.get('CUBLAS_WORKSPACE_CONFIG'))
+"""
+
+
+def test_deterministic_refuses_what_torch_cannot_repeat_and_names_the_key(tmp_path):
+    (tmp_path / 'odd.py').write_text(WITH_ODD_METRIC)
+    config = json.loads((ROOT / 'config.json').read_text())
+    config |= {'name': 'odd', 'metrics': ['odd']}
+    config['trainer'] |= {'epochs': 1, 'len_epoch': 1, 'save_dir': str(tmp_path)}
+
+    def ran(*words, **trainer):
+        config['trainer'] |= trainer
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        words = [*words, '-c', tmp_path / 'config.json', '-d', 'cpu']
+        return run_script(
+            'odd.py', *words, script_folder=tmp_path, check=False, PYTHONPATH=str(ROOT)
+        )
+
+    free = ran('train.py', '--run-id', 'free')
+    assert free.returncode == 0 and free.stdout.endswith('False None\n'), free.stderr
+    for words in (['train.py'], ['test.py', '-r', tmp_path / 'models/odd/free']):
+        strict = ran(*words, deterministic=True)
+        assert strict.returncode == 1 and strict.stdout.endswith('True :4096:8\n'), strict.stdout
+        assert 'It is trainer.deterministic' in strict.stderr

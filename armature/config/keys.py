@@ -117,6 +117,9 @@ TRAINER = {
         'of fp32 matrix products on a GPU; high: TF32',
         None,
     ),
+    'deterministic': Key(
+        bool, 'on a GPU too, only operations that give the same bits each time', False
+    ),
     'microbatch_size': Key(
         COUNT | Literal['auto'],
         'samples in memory at a time; the result stays the same',

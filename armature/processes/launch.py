@@ -55,7 +55,10 @@ def processes(config: Any):
     if not is_started() and n_wanted > 1:
         launch(n_wanted, config.started_in)
     if not is_started():
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            raise _explained(error)  # noqa: B904 (the same one)
         return
     with joined(settings.get('timeout_s', TIMEOUT_S), devices.is_on_cpu(n_gpu)):
         refuse_differences({'-r': config.resume is not None, **config.config}, 'the config')
@@ -168,7 +171,11 @@ def exit_together(exit_code: int) -> None:
 
 
 def _explained(error):
-    if not isinstance(error, RuntimeError) or 'find_unused_parameters' not in str(error):
+    if not isinstance(error, RuntimeError):
+        return error
+    if 'use_deterministic_algorithms' in str(error):
+        error.add_note('It is trainer.deterministic that asks for it: leave it, or this, out')
+    if 'find_unused_parameters' not in str(error):
         return error
     return ConfigError(
         'some parameters take no part in the loss, and the processes wait for their gradients: say '
