@@ -293,6 +293,30 @@ class Listed(Plain):
         return super().forward(x)
 
 
+def train_lora(folder):
+    lora = {'match': 'layers*|hidden*', 'rank': 2}
+    return trained(folder, model=Listed, lora=lora, microbatch_size=4, ema_decay=0.9)
+
+
+def train_lora_in_compiled_blocks(folder):
+    """In parts, too, and computed again."""
+    compile_it = torch.compile
+    torch.compile = partial(compile_it, backend='aot_eager')  # inductor takes a minute
+    try:
+        return trained(
+            folder,
+            model=Listed,
+            distributed={'strategy': 'fsdp', 'checkpoint': 'sharded'},
+            lora={'match': 'layers*|hidden*', 'rank': 2},
+            compile='blocks',
+            activation_checkpointing=True,
+            microbatch_size=4,
+            ema_decay=0.9,
+        )
+    finally:
+        torch.compile = compile_it
+
+
 def train_stream_of_whole_batches(folder):
     return trained(
         folder, loader=StreamDataLoader(Stream(), 8, seed=3, drop_last=True), len_epoch=14

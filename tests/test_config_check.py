@@ -130,7 +130,7 @@ def report(config: dict) -> str:
             {'trainer__monitor': 'min val_los'},
             "no epoch reports 'val_los' (did you mean 'val_loss'?)",
         ),
-        ({'trainer__compile': 'fastest'}, 'trainer.compile: expected true or false or "default"'),
+        ({'trainer__compile': 'fastest'}, 'trainer.compile: expected true or false or "blocks"'),
         ({'metrics': ['MulticlassConfusionMatrix']}, 'metrics.0: MulticlassConfusionMatrix is no'),
         ({'batch': {'data': 'image'}}, 'batch.target: is missing'),
         (

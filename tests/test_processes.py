@@ -38,6 +38,8 @@ TRAININGS = [
     'train_checkpointed',
     'train_old_loop',
     'train_uneven_micro_batches',
+    'train_lora',
+    'train_lora_in_compiled_blocks',
     'train_stream_of_whole_batches',
     'train_with_muon',
 ]
@@ -155,6 +157,12 @@ def test_muon_on_parts_of_a_matrix_is_muon_but_for_its_bf16(results, n_processes
     whole, parts = (results[n]['train_with_muon_in_shards'] for n in (None, n_processes))
     assert max(each for _, each in differences(whole['weights'], parts['weights'])) < 1e-4
     assert parts['uninterrupted'] == parts['weights']
+
+
+def test_lora_in_compiled_blocks_in_parts_trains_as_plain_lora_does(results):
+    assert_equal_up_to_rounding(
+        results[2]['train_lora'], results[2]['train_lora_in_compiled_blocks']
+    )
 
 
 @pytest.mark.parametrize('case', ['train_even', 'train_sharded', 'train_in_shards'])

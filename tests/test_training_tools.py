@@ -273,22 +273,28 @@ def test_gan_equals_the_hand_written_loop(tmp_path):
     )
 
 
-def test_transfer_starts_from_the_other_model_and_keeps_its_convolutions(tmp_path):
+CONVOLUTIONS = {f'conv{n}.{part}' for n in (1, 2) for part in ('weight', 'bias')}
+
+
+@pytest.mark.parametrize(
+    'file, kept',
+    [('fine_tune.json', CONVOLUTIONS), ('lora.json', CONVOLUTIONS | {'fc1.weight', 'fc1.bias'})],
+)
+def test_transfer_starts_from_the_other_model_and_keeps_a_part(tmp_path, file, kept):
     first = train.build(
         ConfigParser(config_of('examples/transfer/config.json', save_dir=str(tmp_path), epochs=1))
     )
     first.train()
-    config = config_of('examples/transfer/fine_tune.json', save_dir=str(tmp_path), epochs=2)
+    config = config_of(f'examples/transfer/{file}', save_dir=str(tmp_path), epochs=2)
     config['init_from']['file'] = str(first.checkpoint_dir / 'model_best.pth')
     second = train.build(ConfigParser(config))
     second.train()
     one, two = first.model.state_dict(), second.model.state_dict()
-    assert {name for name in one if torch.equal(one[name], two[name])} == {
-        'conv1.weight',
-        'conv1.bias',
-        'conv2.weight',
-        'conv2.bias',
-    }
+    assert {name for name in one if torch.equal(one[name], two[name])} == kept
+    plain = torch.load(second.checkpoint_dir / 'weights.pth', weights_only=True)
+    assert plain.keys() == one.keys()
+    adapted = {name for name in kept if not torch.equal(plain[name], two[name])}
+    assert adapted == ({'conv2.weight', 'fc1.weight'} if file == 'lora.json' else set())
 
 
 def test_trainer_type_has_to_name_a_trainer():

@@ -1,12 +1,16 @@
-"""A model's weights under their own names: what wrappers put in front of them is left out."""
+"""A model's weights under their own names: what wrappers and LoRA put around them is left out."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from armature.errors import CheckpointError
 from armature.processes import dist
+
+LORA = ('lora_A', 'lora_B', 'lora_scale')  # what a weight NAME that it has adapted has as NAME.part
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -21,13 +25,53 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def own_names(module: nn.Module, prefix: str = '') -> dict[str, str]:
+    """What LoRA (armature/step/lora.py) has put into `module`: {torch's name for it: ours}."""
+    names, is_parametrized = {}, parametrize.is_parametrized(module)
+    for weight, parts in module.parametrizations.items() if is_parametrized else ():
+        if hasattr(parts[0], 'lora_scale'):
+            theirs, ours = f'{prefix}parametrizations.{weight}.', f'{prefix}{weight}'
+            names[f'{theirs}original'] = ours
+            names |= {f'{theirs}0.{part}': f'{ours}.{part}' for part in LORA}
+    return names
+
+
+def named_parameters(model: nn.Module, with_lora: bool = True) -> dict[str, nn.Parameter]:
+    """The parameters by the names that they have in a state dict; or those of the model alone."""
+    model, ours = bare(model), {}
+    for name, module in model.named_modules():
+        ours |= own_names(module, f'{name}.' if name else '')
+    return {
+        ours.get(name, name): each
+        for name, each in model.named_parameters()
+        if with_lora or not ours.get(name, '').endswith(LORA)
+    }
+
+
+def adapted(
+    weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, lora_scale: torch.Tensor
+) -> torch.Tensor:
+    """A weight with LoRA; one with more than two dimensions counts as (rows, all others)."""
+    return weight + (lora_B @ lora_A).view_as(weight) * lora_scale
+
+
+def merged(weights: dict) -> dict:
+    """The weights of the model alone: those that LoRA has adapted are added up."""
+    names = [name.removesuffix('.lora_scale') for name in weights if name.endswith('.lora_scale')]
+    parts = {name: [f'{name}.{part}' for part in LORA] for name in names}
+    added = {part for name in names for part in parts[name]}
+    return {name: value for name, value in weights.items() if name not in added} | {
+        name: adapted(weights[name], *(weights[part] for part in parts[name])) for name in names
+    }
+
+
 def load_weights(model: nn.Module, weights: dict, source: object) -> None:
     """Load all of `weights`; a CheckpointError lists what does not fit."""
     mine = bare(model).state_dict()
     if report := misfits(mine, weights):
         raise CheckpointError(
             f'{source} does not fit {type(bare(model)).__name__}: {report}. '
-            'Was it made with another "arch"?'
+            'Was it made with another "arch" or "trainer.lora"?'
         )
     bare(model).load_state_dict(
         {name: dist.sharded_like(value, mine[name]) for name, value in weights.items()}
@@ -63,7 +107,7 @@ def tested_weights(state: dict) -> dict:
     if state.get('format') == 1:
         average = (state.get('parts') or {}).get('weight_average') or {}
         return average['model'] if average.get('n_averaged') else state['state_dict']
-    return state.get('tested') or state['state_dict']
+    return merged(state.get('tested') or state['state_dict'])
 
 
 def load_tested(model: nn.Module, criterion: object, state: dict, source: object) -> None:

@@ -78,6 +78,11 @@ INIT_FROM = {
     'file': Key(str, 'checkpoint to take only the weights from'),
     'ignore': Key(list[str], 'patterns of parameters that keep their fresh values', []),
 }
+LORA = {
+    'match': Key(str, 'pattern of the weights that are adapted'),
+    'rank': Key(COUNT, 'of their factors'),
+    'alpha': Key(ABOVE_0, 'the factors count alpha / rank; null: rank', None),
+}
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
 
 TRAINER = {
@@ -128,8 +133,8 @@ TRAINER = {
     'max_grad_norm': Key(ABOVE_0, 'clip the gradient to this norm', None),
     'max_grad_value': Key(ABOVE_0, 'clip each number of the gradient to this size', None),
     'compile': Key(
-        bool | Literal[COMPILE_MODES],
-        'torch.compile the model: true, or a mode of it',
+        bool | Literal['blocks', *COMPILE_MODES],
+        'torch.compile the model: true, or a mode of it; or only the blocks that repeat',
         False,
     ),
     'activation_checkpointing': Key(
@@ -150,6 +155,11 @@ TRAINER = {
     'unfreeze_at': Key(
         {'epoch': Key(Annotated[int, Limit('minimum', 2)], 'the first epoch in which they train')},
         '{"epoch": 3}: with that epoch they train',
+        None,
+    ),
+    'lora': Key(
+        LORA,
+        '{"match": "*.attn*|fc*", "rank": 8}: these weights stay, two factors each train',
         None,
     ),
     'pictures': Key(

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from armature.checkpoint import files as checkpoint
-from armature.checkpoint.weights import bare, matching, misfits, shortened, tested_weights
+from armature.checkpoint.weights import (
+    bare,
+    matching,
+    misfits,
+    named_parameters,
+    shortened,
+    tested_weights,
+)
 from armature.config.keys import GROUP, expanded
 from armature.errors import CheckpointError, ConfigError
 from armature.processes.dist import NORMS
@@ -47,7 +54,7 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
     the loss are named 'loss.' + name. What is frozen for good has no gradient (`config.wrap` sees
     to it), and is left out.
     """
-    named = dict(bare(model).named_parameters())
+    named = named_parameters(model)
     if isinstance(criterion, nn.Module):
         named |= {f'loss.{name}': each for name, each in criterion.named_parameters()}
     named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
@@ -109,7 +116,7 @@ class Frozen:
         self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None
     ):
         self.until = math.inf if until is None else until
-        named, names = dict(bare(model).named_parameters()), set()
+        named, names = named_parameters(model, with_lora=False), set()
         for pattern in patterns or []:
             names.update(names_like(pattern, named, 'trainer.freeze'))
         self.parameters = [named[name] for name in names if named[name].requires_grad]

@@ -1,4 +1,4 @@
-"""What is done to a model before its optimizer is made: freezing, layout, sharing, compiling."""
+"""What is done to a model before its optimizer is made: LoRA, freezing, sharing, compiling."""
 
 import functools
 import logging
@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from armature.checkpoint.weights import bare
-from armature.config.keys import settings_of
+from armature.checkpoint.weights import bare, shortened
+from armature.config.keys import LORA, settings_of
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.step.lora import put_on
 from armature.step.parameters import Frozen
 
-ONLY_HERE = ('freeze', 'channels_last', 'activation_checkpointing', 'compile', 'matmul_precision')
+ONLY_HERE = ('freeze', 'lora', 'channels_last', 'activation_checkpointing', 'compile')
+ONLY_HERE += ('matmul_precision',)
 WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 logger = logging.getLogger('trainer')
 
@@ -48,6 +50,11 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
         torch.set_float32_matmul_precision(settings.matmul_precision)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if settings.lora:
+        put_on(bare(model), settings_of(settings.lora, LORA))
+    # What each block keeps for the backward pass lies around what is compiled, FSDP around both.
+    if settings.compile == 'blocks':
+        compile_blocks(model)
     if settings.activation_checkpointing:
         compute_blocks_again(model)
 
@@ -67,7 +74,24 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     model = dist.wrap(model, device, **sharing)
 
     mode = settings.compile
-    return torch.compile(model, mode=None if mode is True else mode) if mode else model
+    if mode in (False, 'blocks'):
+        return model
+    return torch.compile(model, mode=None if mode is True else mode)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile the blocks that are alike, once for all of their kind, where they stand."""
+    blocks = dist.blocks_of(bare(model))
+    kinds = [str(block) for block in blocks]
+    alike = [block for block, kind in zip(blocks, kinds) if kinds.count(kind) > 1]
+    if not alike:
+        raise ConfigError(
+            f'trainer.compile is "blocks", and no two blocks of {type(bare(model)).__name__} are '
+            f'alike ({shortened(type(block).__name__ for block in blocks)}): say true, or let its '
+            'shard_blocks() return the layers that repeat'
+        )
+    for block in alike:
+        block.forward = torch.compile(block.forward)
 
 
 def compute_blocks_again(model: nn.Module) -> None:
