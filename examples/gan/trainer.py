@@ -26,7 +26,7 @@ class GanTrainer(Trainer):
             'optimizer_d', torch.optim, self.discriminator.parameters()
         )
         self.stepper_d = Stepper(
-            self.optimizer_d, device=self.device, microbatch_size=self.stepper.microbatch_size
+            self.optimizer_d, device=self.device, microbatch_size=self.settings.microbatch_size
         )
         self.train_metrics = MetricTracker('loss', 'loss_d')
         self.n_latent = bare(self.model).n_latent
