@@ -71,10 +71,8 @@ def main(config, n_batches=None):
     )
     pictures = Pictures(config['trainer'].get('pictures') or [], data_loader)
 
-    names = config.get('batch')
-    if names and isinstance(names['data'], list):
-        call_by_name(model, names['data'])
-    batches = map(Parts(names), itertools.islice(batches_of(data_loader), n_batches))
+    call_by_name(model, config.get('batch'))
+    batches = map(Parts(config.get('batch')), itertools.islice(batches_of(data_loader), n_batches))
     contents = contents_of(dist.in_step(batches, data_loader), metrics, pictures)
     batches = (to_device(content, device) for content in contents)
     values = evaluate(model, batches, criterion, metrics, pictures=pictures)

@@ -263,11 +263,15 @@ def described(content: Any) -> str:
     return f'one {type(content).__name__}'
 
 
-def call_by_name(model: torch.nn.Module, names: list[str]) -> None:
-    """Let `model(data)` with a dict of these names call forward(image=..., depth=...).
+def call_by_name(model: torch.nn.Module, parts: dict | None) -> None:
+    """Where the config's "batch" has several names of data, let `model(data)` call
+    forward(image=..., depth=...).
 
     Nothing changes where forward has other arguments and takes one: then the dict is that one.
     """
+    names = (parts or {}).get('data')
+    if not isinstance(names, list):
+        return
     signature = inspect.signature(model.forward)
 
     def fits(*values: Any, **named: Any) -> bool:

@@ -1,7 +1,6 @@
 """What users can mend: the error classes, and how a script ends (one message, an exit code)."""
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -54,17 +53,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
     return int(text)
-
-
-def positive_number(text: str) -> float:
-    """A finite number above 0, as an argparse type."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-    return number
 
 
 @contextmanager

@@ -80,9 +80,7 @@ class BaseTrainer(ABC):
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
-        names = self._parts.names
-        if names and isinstance(names['data'], list):
-            call_by_name(bare(self.model), names['data'])
+        call_by_name(bare(self.model), self._parts.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
         self.seed = torch.initial_seed()
 

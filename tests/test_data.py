@@ -590,7 +590,7 @@ def test_parts_that_are_not_named_are_one_line_before_the_first_step(experiment,
 
 def test_inputs_that_no_argument_is_called_after_are_refused():
     with pytest.raises(ConfigError, match='TwoInputs.forward takes image, depth'):
-        call_by_name(TwoInputs(), ['image', 'mask'])
+        call_by_name(TwoInputs(), {'data': ['image', 'mask'], 'target': 'label'})
 
 
 def test_padding_collate_gives_lengths():

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from armature.errors import positive_number
 from predict import load_run
 from tests.browser import Page, browser
 from tests.conftest import ROOT
 from tests.serve_faults import attack
 from tests.test_export import exported
 from tests.trained import inputs_of, measured, train_run
+from tools.arguments import positive_number
 
 httpx = pytest.importorskip('httpx', reason='needs requirements-dev.txt')
 pytest.importorskip('fastapi', reason='needs requirements-serve.txt')

@@ -23,10 +23,11 @@ import train
 from armature.batch import to_device
 from armature.data.memory import free_bytes
 from armature.data.order import batches_from
-from armature.errors import UserError, exit_on_user_error, positive, positive_number
+from armature.errors import UserError, exit_on_user_error, positive
 from armature.processes.devices import prepared_device
 from armature.step.micro_batches import OUT_OF_MEMORY
 from parse_config import ConfigParser
+from tools.arguments import positive_number
 from tools.rehearse import (
     MANY_STEPS,
     rehearsal,

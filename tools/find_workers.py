@@ -21,9 +21,10 @@ import train
 from armature.batch import Batch, to_device
 from armature.data.identity import digest
 from armature.data.order import batches_from, epoch_length
-from armature.errors import DataError, UserError, exit_on_user_error, positive, positive_number
+from armature.errors import DataError, UserError, exit_on_user_error, positive
 from armature.seed import seed_everything
 from parse_config import ConfigParser
+from tools.arguments import positive_number
 from tools.rehearse import (
     MANY_STEPS,
     rehearsal,

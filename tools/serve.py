@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armature.errors import ConfigError, exit_on_user_error, positive, positive_number
+from armature.errors import ConfigError, exit_on_user_error, positive
+from tools.arguments import positive_number
 from tools.exported_model import ExportedModel
 from tools.use_inputs import ImageInput
 from tools.use_outputs import finite

@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import train
-from armature.errors import ConfigError, UserError, exit_on_user_error, positive, positive_number
+from armature.errors import ConfigError, UserError, exit_on_user_error, positive
 from armature.processes.launch import SIGNALS
 from armature.run.folder import plain_name, read_json, write_json, write_text
 from parse_config import ROOT, ConfigParser
+from tools.arguments import positive_number
 
 NOTICE_S = 300  # before its time is over, a run is told to stop
 SAVING_S = 240  # of these, what the step in progress and its checkpoint may take

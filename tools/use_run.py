@@ -49,9 +49,7 @@ class Run:
         saved = checkpoint.load(config.resume)
         load_tested(self.model, self.criterion, saved, config.resume)
         self.model.eval()
-        names = config.get('batch')
-        if names and isinstance(names['data'], list):
-            call_by_name(self.model, names['data'])
+        call_by_name(self.model, config.get('batch'))
         self.loader_state = (saved.get('parts') or {}).get('data_loader') or {}
         # The first version has those of a table in the loader's state alone.
         names = (saved.get('data') or {}).get('class_names') or self.loader_state.get('classes')
