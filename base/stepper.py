@@ -133,6 +133,11 @@ class Stepper:
         )
         return stepper
 
+    @property
+    def microbatch_size(self) -> int | None:
+        """Of a part now, for a second stepper; None: the whole batch."""
+        return self.parts.size
+
     def micro_batches(self, content: Any) -> Iterator[Any]:
         """The parts of a batch one after the other; one unless it is larger than `microbatch_size`.
 
