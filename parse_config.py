@@ -142,11 +142,18 @@ class ConfigParser:
 
         The type is looked up in `module` first.
         """
-        groups = args[0] if args and isinstance(args[0], list) else []
+        given = args[0] if args else kwargs.get('params')
+        groups = given if isinstance(given, list) else []
         typed = [group for group in groups if isinstance(group, TypedGroup)]
         if typed:
             args = ([group for group in groups if not isinstance(group, TypedGroup)], *args[1:])
         call = self._prepare(name, module, build.Given(args, kwargs))
+        has_groups = any(isinstance(each, (dict, TypedGroup)) for each in groups)
+        if name == 'optimizer' and self.config[name].get('groups') and not has_groups:
+            raise ConfigError(
+                'optimizer.groups: this script gives its optimizer no groups: let it give '
+                'parameter_groups(config, model, criterion) of armature/step/parameters.py'
+            )
         # A run that goes on keeps its split, also one that was made in another way.
         with resuming(self.resume if name == 'data_loader' else None):
             made = build.make(call, (name,), self._document)

@@ -41,7 +41,7 @@ from base import BaseDataLoader, BaseModel
 from model.metric import accuracy, top_k_acc
 from model.model import MnistModel
 from parse_config import ConfigParser
-from tests import warm
+from tests import gpu_optimizers, warm
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = sys.modules[__name__]
@@ -1278,6 +1278,15 @@ def finders(folder):
     yield 'tools.find_batch ends', partial(found, 'tools.find_batch', '-c', 'config.json', *most)
 
 
+def optimizers(folder):
+    """Foreach and fused against what torch takes by itself; nothing is promised."""
+    models = sized((*gpu_optimizers.MODELS,), ('LeNet',))
+    for name, is_equal, ratio in gpu_optimizers.compare(device(), sized(7, 1), models):
+        seen = 'bit for bit the same' if is_equal else 'rounds otherwise'
+        row = (f'{seen}, {ratio} times as fast', None)
+        yield f'{name}: beside the default', lambda row=row: row
+
+
 PARTS = {  # function, limit in seconds, whether by itself; most valuable first
     'machine': (machine, 60, True),
     'no_sync': (no_sync, 90, False),
@@ -1293,4 +1302,5 @@ PARTS = {  # function, limit in seconds, whether by itself; most valuable first
     'findings': (findings, 45, False),
     'cold_start': (cold_start, 90, True),
     'finders': (finders, 60, True),
+    'optimizers': (optimizers, 45, True),
 }

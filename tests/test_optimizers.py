@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Muon
 from torch.optim import lr_scheduler as schedulers
 
+from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.config.check import check
 from armature.config.read import Document
@@ -17,6 +18,7 @@ from armature.step.parameters import parameter_groups
 from armature.step.schedule import Schedule
 from base.stepper import Stepper
 from parse_config import ConfigParser
+from tests import gpu_optimizers
 from tests.test_resume import N_STEPS, Told, last_of, run, stopped_after
 from train import BUILDS
 
@@ -218,6 +220,39 @@ def test_another_rate_of_one_optimizer_holds_as_if_from_the_start(experiment, op
     assert resumed.rates == fresh.rates[10:]
 
 
+@pytest.mark.parametrize('kind', [SGD, AdamW])
+@pytest.mark.parametrize('first', [False, True])
+def test_a_run_of_a_fused_optimizer_goes_on_in_another_and_back(experiment, kind, first):
+    def of(fused):
+        def optimizer(named, lr):
+            more = {'momentum': 0.9} if kind is SGD else {}
+            return kind(named, lr, fused=fused, **more)
+
+        return optimizer
+
+    last = last_of(experiment.trainer(optimizer=of(first), max_steps=8))
+    resumed = experiment.trainer(last, optimizer=of(not first))
+    saved = checkpoint.load(last)['optimizer']['state']
+    assert first_difference(resumed.optimizer.state_dict()['state'], saved) == ''
+    whole = experiment.trainer(optimizer=of(first))
+    resumed.train()
+    whole.train()
+    assert resumed.optimizer.param_groups[0]['fused'] is not first
+    losses = [[log['val_loss'] for log in each.history] for each in (resumed, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_foreach_equals_one_by_one():
+    """That torch takes it on GPUs does not change a result."""
+    start = [each.detach() for each in made().parameters()]
+    gradients = [[torch.randn_like(each) for each in start] for _ in range(3)]
+    for kind in gpu_optimizers.OPTIMIZERS:
+        one, other = (
+            gpu_optimizers.stepped(start, gradients, kind, way)[0] for way in ('default', 'foreach')
+        )
+        assert all(map(torch.equal, one, other))
+
+
 def test_a_parameter_that_changes_its_optimizer_starts_fresh_and_others_go_on():
     model, optimizers = made(), {}
     optimizers['one'] = from_config(model)
@@ -296,5 +331,9 @@ def test_a_script_cannot_lose_a_group_that_has_its_own_optimizer():
     config = {'optimizer': {'type': 'AdamW', 'groups': [MUON]}}
     with pytest.raises((TypeError, ValueError)):  # torch would ignore a "type" in a dict
         AdamW(parameter_groups(config, made()))
+    with pytest.raises(ConfigError, match='this script gives its optimizer no groups'):
+        ConfigParser({'name': 'x', 'trainer': {}, **config}).init_obj(
+            'optimizer', torch.optim, filter(lambda each: each.requires_grad, made().parameters())
+        )
     with pytest.raises(ConfigError, match='name all groups'):
         from_config(made(), MUON).add_param_group({'params': [nn.Parameter(torch.zeros(1))]})
