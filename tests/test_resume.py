@@ -10,6 +10,7 @@ from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
 from armature.run.resume import load_optimizer, optimizer_as_built
+from armature.step.optimizers import SeveralOptimizers
 from base import BaseDataLoader
 from tests import faults
 from tests.conftest import ROOT, NoisyPoints, run_script
@@ -454,6 +455,17 @@ def test_what_an_optimizer_counts_in_its_groups_is_progress():
     before.step()
     load_optimizer('optimizer', after, before.state_dict(), then, now)
     assert after.param_groups[0]['k'] == 1 and after.param_groups[0]['weight_decay'] == 0.2
+
+    other = torch.nn.Parameter(torch.zeros(2))
+    before, after = (
+        SeveralOptimizers([torch.optim.AdamW([other]), ScheduleFree([parameter], 0.1, decay)])
+        for decay in (0.0, 0.2)
+    )
+    then, now = ({'optimizer': optimizer_as_built(each)} for each in (before, after))
+    before.step()
+    load_optimizer('optimizer', after, before.state_dict(), then, now)
+    assert after.param_groups[1]['k'] == 1 and after.param_groups[1]['weight_decay'] == 0.2
+    assert 'k' not in after.param_groups[0]
 
 
 def test_buffers_of_the_loss_come_from_the_config_and_what_it_learned_from_the_checkpoint(
