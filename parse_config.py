@@ -154,12 +154,13 @@ class ConfigParser:
                 'optimizer.groups: this script gives its optimizer no groups: let it give '
                 'parameter_groups(config, model, criterion) of armature/step/parameters.py'
             )
+        typed = [self._optimizer_of(group, module) for group in typed]
+        if typed and not args[0]:  # no parameter is left for the first
+            return SeveralOptimizers(typed)
         # A run that goes on keeps its split, also one that was made in another way.
         with resuming(self.resume if name == 'data_loader' else None):
             made = build.make(call, (name,), self._document)
-        if not typed:
-            return made
-        return SeveralOptimizers([made, *(self._optimizer_of(group, module) for group in typed)])
+        return SeveralOptimizers([made, *typed]) if typed else made
 
     def _optimizer_of(self, group, module):
         path, given = ('optimizer', 'groups', group.index), build.Given((group.params,))

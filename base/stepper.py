@@ -4,6 +4,7 @@ Precision, micro-batches and clipping live here, not in the loop.
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from armature.processes import dist
 from armature.step.average import Average, average_of
 from armature.step.loss_share import count_of, is_sum, total_and_parts
 from armature.step.micro_batches import MicroBatches
+from armature.step.optimizers import owners
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -84,6 +86,12 @@ class Stepper:
                 'a loss with weights of its own cannot be clipped together with a model in parts '
                 '(distributed.strategy "fsdp"): leave trainer.max_grad_norm and max_grad_value '
                 'out, or say "ddp"'
+            )
+        kinds = {type(each).__name__ for each in owners(optimizer)}
+        if dist.is_sharded(model) and 'Muon' in kinds and dist.n_processes() > 1:
+            logging.getLogger('trainer').warning(
+                'Muon adds up the parts of a matrix in bf16 (distributed.strategy "fsdp"): the '
+                'number of processes does change the result, single numbers of a step by up to 4 %'
             )
         # Of the current batch:
         self.batch = NO_BATCH  # what is known of it, see armature/batch.py

@@ -306,6 +306,14 @@ def test_what_a_group_cannot_have_is_refused_in_one_line(groups, expected):
     assert expected in str(error.value) and '\n' not in str(error.value)
 
 
+def test_groups_with_types_may_take_every_parameter():
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+    optimizer = from_config(model, MUON, {'match': '1.*', 'type': 'SGD', 'lr': 0.1})
+    assert [type(each) for each in optimizer.optimizers] == [Muon, SGD]
+    taken = {name for group in optimizer.param_groups for name in group['param_names']}
+    assert taken == set(dict(model.named_parameters()))
+
+
 def test_muon_for_everything_is_told_what_to_write():
     with pytest.raises(
         ConfigError, match='let a group of optimizer.groups say "ndim": 2 beside "type": "Muon"'
