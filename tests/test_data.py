@@ -9,15 +9,18 @@ import sys
 import time
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 from torchvision.transforms import v2
 
-from armature.batch import CannotCut, call_by_name, contents_of, cut, map_tensors
+from armature.batch import CannotCut, call_by_name, contents_of, cut, map_tensors, to_device
+from armature.data.augment import Augment
 from armature.data.memory import InMemory, refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
@@ -467,6 +470,36 @@ def test_padding_of_micro_batches_stays_that_of_the_whole_batch():
     batch = next(loader.batches())
     parts = [cut(batch.content, 6, slice(start, start + 2)) for start in (0, 2, 4)]
     assert [tuple(data.values.shape) for data, _ in parts] == [(2, 6)] * 3
+
+
+class Moves(TorchFunctionMode):
+    """Notes how tensors move to a device that is not here, and leaves them where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.without_waiting = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to:
+            self.without_waiting.append(kwargs['non_blocking'])
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('kind, waits', [('cuda', False), ('xpu', False), ('mps', True)])
+def test_nothing_waits_for_copies_to_a_gpu_but_on_mps(kind, waits):
+    content = [torch.ones(1), packed([(torch.ones(2), 1)])]
+    with Moves() as moves:
+        to_device(content, torch.device(kind))
+    assert moves.without_waiting == [not waits] * 3  # a packed one holds two tensors
+
+
+def test_random_transforms_of_data_on_a_gpu_are_keyed_there_too(monkeypatch):
+    seeds = []
+    module = SimpleNamespace(manual_seed=seeds.append)
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: module)
+    Augment([torch.relu, torch.relu]).batch(torch.zeros(2, 3, device='meta'), [10, 20])
+    assert seeds == [10, 11, 20, 21]
 
 
 def packed(samples):

@@ -1,6 +1,7 @@
 """Laws of what is reported: one name a value, averages over samples, state kept exactly."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -185,6 +186,27 @@ def test_outputs_and_targets_may_be_dicts_beside_torchmetrics():
     outputs, targets = map(torch.cat, zip(*batches()))
     expected = classification.MulticlassF1Score(num_classes=N_CLASSES)(outputs, targets)
     assert tracker.result()['f1'] == expected
+
+
+class Looking(torchmetrics.Metric):
+    """Notes in which batches it would look at the values that it is given."""
+
+    validate_args, looked = True, []
+
+    def update(self, output, target):
+        self.looked.append(self.validate_args)
+
+    def compute(self):
+        return torch.zeros(())
+
+
+@pytest.mark.parametrize('device, looked', [('cpu', [True] * 3), ('meta', [True, False, False])])
+def test_torchmetrics_looks_at_values_on_a_gpu_in_the_first_batch(monkeypatch, device, looked):
+    monkeypatch.setattr(Looking, 'looked', [])
+    tracker = MetricTracker('loss', metrics=[named(Looking(), 'looking')])
+    for output, target in itertools.islice(batches(), 3):
+        tracker.measure(output.mean().to(device), output.to(device), target.to(device))
+    assert Looking.looked == looked
 
 
 @pytest.mark.parametrize('kind', ['tuple', 'dict'])

@@ -38,15 +38,13 @@ def select_devices(request: str) -> None:
     there = devices_by_name()
     chosen = [there.get(name.strip()) for name in request.split(',')]
     on_cpu = set(chosen) == {CPU}
-    are_gpus = not {CPU, None} & set(chosen) and len(set(chosen)) == len(chosen)
-    if not on_cpu and not are_gpus:
+    if not on_cpu and ({CPU, None} & set(chosen) or len(set(chosen)) < len(chosen)):
         raise ConfigError(
             f'-d {request}: expected GPUs such as 0 or 0,1, each once, or cpu; '
             f'this machine has {", ".join(there)}'
         )
     n_local = dist.n_local()
-    one_for_all = len(chosen) == 1 and (on_cpu or n_local == 1)
-    if dist.is_started() and len(chosen) != n_local and not one_for_all:
+    if dist.is_started() and len(chosen) != n_local and chosen != [CPU]:
         raise ConfigError(
             f'-d {request} names {len(chosen)} devices, and {n_local} processes are started on '
             'this machine: name one for each, or leave -d out'
@@ -54,11 +52,11 @@ def select_devices(request: str) -> None:
     # Other CUDA devices are hidden, as the old template does: code of one's own says 'cuda:0'. But
     # where processes are still to be started, these choose.
     if chosen[0].type in ('cpu', 'cuda') and (dist.is_started() or len(chosen) == 1):
-        given = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
-        visible = [index for index in given if index] or list(there)  # which begin with '0', '1'
-        indices = [gpu.index for gpu in chosen if gpu != CPU]
-        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(visible[index] for index in indices)
-        chosen = [torch.device('cuda', place) for place, _ in enumerate(indices)] or chosen
+        given = filter(None, os.environ.get('CUDA_VISIBLE_DEVICES', '').split(','))
+        visible = list(given) or list(there)  # which begin with '0', '1'
+        mine = [] if on_cpu else [visible[gpu.index] for gpu in chosen]
+        os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(mine)
+        chosen = [torch.device('cuda', place) for place, _ in enumerate(mine)] or chosen
     _requested[:] = chosen
 
 
