@@ -260,6 +260,8 @@ def test_what_is_legal_but_odd_is_noted():
             "trainer.monitor: no epoch reports 'val_f1' (did you mean 'val_k1'?), unless",
         ),
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
+        ({'early_stop': 3}, 'early_stop (did you mean trainer.early_stop?)'),
+        ({'distributed': {'seed': 3}}, 'seed (did you mean seed, outside of all sections?)'),
         (
             {'distributed': {'write_in_background': True}},
             'distributed: no key of ours, so it is for your own code to read: write_in_background',

@@ -313,7 +313,7 @@ def judge_keys(
             if near and is_strict:
                 yield Problem(here, f'unknown key (did you mean {near!r}?)')
             else:
-                unknown.append(show_path((name,)) + did_you_mean(name, table))
+                unknown.append(show_path((name,)) + (_elsewhere(name) or did_you_mean(name, table)))
         elif value is None and key.default is not ...:
             continue
         elif expected := violation(value, dict if isinstance(key.hint, dict) else key.hint):
@@ -327,6 +327,15 @@ def judge_keys(
         is_missing = key.default is ... and name not in section
         if is_missing and not any(is_slip(given, name) for given in section):
             yield Problem((*path, name), f'is missing ({key.description})')
+
+
+def _elsewhere(name):
+    """Says where a key of ours belongs that stands in another section."""
+    places = [path for path in paths_of(TOP) if path[-1] == name]
+    if len(places) != 1:
+        return ''
+    at_top = ', outside of all sections' if len(places[0]) == 1 else ''
+    return f' (did you mean {show_path(places[0])}{at_top}?)'
 
 
 def is_slip(name: str, key: str) -> bool:
