@@ -142,25 +142,31 @@ class ConfigParser:
 
         The type is looked up in `module` first.
         """
+        if name == 'optimizer':
+            return self._init_optimizer(module, *args, **kwargs)
+        call = self._prepare(name, module, build.Given(args, kwargs))
+        # A run that goes on keeps its split, also one that was made in another way.
+        with resuming(self.resume if name == 'data_loader' else None):
+            return build.make(call, (name,), self._document)
+
+    def _init_optimizer(self, module, *args, **kwargs):
+        """Several of them, one to the run, where groups of the config have a type of their own."""
         given = args[0] if args else kwargs.get('params')
         groups = given if isinstance(given, list) else []
         typed = [group for group in groups if isinstance(group, TypedGroup)]
         if typed:
             args = ([group for group in groups if not isinstance(group, TypedGroup)], *args[1:])
-        call = self._prepare(name, module, build.Given(args, kwargs))
+        call = self._prepare('optimizer', module, build.Given(args, kwargs))
         has_groups = any(isinstance(each, (dict, TypedGroup)) for each in groups)
-        if name == 'optimizer' and self.config[name].get('groups') and not has_groups:
+        if self.config['optimizer'].get('groups') and not has_groups:
             raise ConfigError(
                 'optimizer.groups: this script gives its optimizer no groups: let it give '
                 'parameter_groups(config, model, criterion) of armature/step/parameters.py'
             )
-        typed = [self._optimizer_of(group, module) for group in typed]
-        if typed and not args[0]:  # no parameter is left for the first
-            return SeveralOptimizers(typed)
-        # A run that goes on keeps its split, also one that was made in another way.
-        with resuming(self.resume if name == 'data_loader' else None):
-            made = build.make(call, (name,), self._document)
-        return SeveralOptimizers([made, *typed]) if typed else made
+        made = [self._optimizer_of(group, module) for group in typed]
+        if not typed or args[0]:  # else no parameter is left for the first
+            made.insert(0, build.make(call, ('optimizer',), self._document))
+        return SeveralOptimizers(made) if typed else made[0]
 
     def _optimizer_of(self, group, module):
         path, given = ('optimizer', 'groups', group.index), build.Given((group.params,))
