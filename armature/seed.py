@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from armature.batch import CPU
+
 AT_START = torch.initial_seed()  # torch's own choice, another in each process
 
 
@@ -103,15 +105,9 @@ def set_rng_state(state: dict, device: torch.device) -> None:
 @contextmanager
 def own_randomness(number: int):
     """Inside, the CPU generators start at `number`; outside, nobody notices."""
-    torch_state, python_state, numpy_state = (
-        torch.get_rng_state(),
-        random.getstate(),
-        np.random.get_state(legacy=False),
-    )
+    before = rng_state(CPU)
     try:
         seed_sample(number)
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        set_rng_state(before, CPU)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from armature.errors import ConfigError, UserError, report
+from armature.errors import EXIT_CODES, ConfigError, UserError, report
 from armature.processes import devices
 from armature.processes.dist import (
     gather,
@@ -86,7 +86,8 @@ def launch(n: int, folder: str) -> None:
         sys.stderr.write(f'error: process {failure.local_rank} of {n} was ended by {name}\n')
         sys.exit(128 - failure.exitcode)
     except SignalException as error:
-        sys.exit(143 if error.sigval == signal.SIGUSR1 else 128 + error.sigval)
+        name = signal.Signals(error.sigval).name
+        sys.exit(EXIT_CODES.get(name, 128 + error.sigval))
     sys.exit(0)
 
 
