@@ -45,6 +45,7 @@ OWNED = (
     'requirements-export.txt',
     'requirements-serve.txt',
     'requirements-sweep.txt',
+    'requirements-timm.txt',
     'requirements-trackers.txt',
     '.gitignore',
 )  # by the user

@@ -17,13 +17,16 @@ KEY = 'armature'
 
 
 def read(path: Path) -> dict:
-    """The same as a checkpoint. Raises ValueError, or an error of safetensors, for any other."""
+    """The same as a checkpoint; of another program's weights, what a plain state dict is.
+
+    Raises ValueError, or an error of safetensors, for what is damaged.
+    """
     with safetensors().safe_open(path, 'pt') as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         rest = json.loads((file.metadata() or {}).get(KEY, 'null'))
-    if not isinstance(rest, dict):
-        raise ValueError('these weights were not packed by tools.export or tools.card')
-    if rest.pop('digest', None) != digest(weights):
+    if rest is None:
+        return {'state_dict': weights}
+    if not isinstance(rest, dict) or rest.pop('digest', None) != digest(weights):
         raise ValueError('it is damaged: its content is not what was written')
     return {**rest, 'state_dict': weights}
 

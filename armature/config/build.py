@@ -6,7 +6,7 @@ imported, and nothing is called, because a config named it.
 """
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import math
 import sys
@@ -63,7 +63,9 @@ class Kind:
 
 
 KINDS = {
-    'arch': Kind('model', 'model.model', ('torchvision.models',), (nn.Module,), 'parameters'),
+    'arch': Kind(
+        'model', 'model.model', ('torchvision.models', 'timm'), (nn.Module,), 'parameters'
+    ),
     'loss': Kind(
         'loss',
         'model.loss',
@@ -89,7 +91,7 @@ KINDS = {
         'data_loader.data_loaders',
         bases=(DataLoader,),
         method='__iter__',
-        parts=('torchvision.transforms.v2', 'torch.utils.data'),
+        parts=('torchvision.transforms.v2', 'torch.utils.data', 'timm.data'),
     ),
 }
 OWN = Kind(
@@ -131,6 +133,8 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
     if name in MOVED:
         return find(MOVED[name], kind)
     near = did_you_mean(last, names(kind, module))
+    if 'timm' in kind.libraries and not _is_installed('timm'):
+        near += '; for names of timm: pip install -r requirements-timm.txt'
     raise ConfigError(f'no {kind.noun} is called {show(name)}{near}')
 
 
@@ -149,7 +153,13 @@ def offers(kind: Kind, module: ModuleType | None) -> Iterator[dict[str, Callable
             if not name.startswith('_') and _may_be_named(value, kind, module)
         }
     for library in kind.libraries:  # imported only when it is asked for
-        yield _library(library, kind.bases)
+        if _is_installed(library.partition('.')[0]):
+            yield _library(library, kind.bases)
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def project_module(name: str) -> ModuleType | None:
@@ -171,6 +181,10 @@ def _library(name: str, bases: tuple[type, ...]) -> dict[str, Callable]:
         return module.TRACKERS
     if name == 'torchvision.models':
         return {each: module.get_model_builder(each) for each in module.list_models()}
+    if name == 'timm':
+        return {each: module.model_entrypoint(each) for each in module.list_models()}
+    if name == 'timm.data':
+        return {'create_transform': module.create_transform}
     members = {each: value for each, value in vars(module).items() if not each.startswith('_')}
     if name == 'torch.nn.functional':
         return {
@@ -343,8 +357,10 @@ class Reader:
         if not isinstance(name, str):
             return False
         is_dotted = project_module(name.rpartition('.')[0]) is not None
-        is_known = nearest(name, names(kind.inside(), self.module)) is not None
-        return is_dotted or is_known or in_library and 'args' in value
+        if is_dotted or any(name in offer for offer in offers(kind.inside(), self.module)):
+            return True  # before each library is asked for names like it
+        is_near = nearest(name, names(kind.inside(), self.module)) is not None
+        return is_near or in_library and 'args' in value
 
 
 def args_of(path: tuple) -> tuple:
@@ -378,17 +394,20 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
     """
     try:
         return call()
-    except URLError as error:
-        raise ConfigError(
-            f'{show_path(path)}: {call.func.__name__} cannot download its weights '
-            f'({error.reason}). Put the file on this machine and name it: "weights": null in the '
-            'args, and "init_from": "FILE"'
-        ) from error
     except Exception as error:
-        if is_projects_own(call.func) or isinstance(error, UserError):
+        is_own = is_projects_own(call.func)
+        lacks_file = isinstance(error, OSError) and path == ('arch',) and not is_own
+        if isinstance(error, URLError) or lacks_file:
+            raise ConfigError(
+                f'{show_path(path)}: {call.func.__name__} cannot download its weights '
+                f'({getattr(error, "reason", error)}). Put the file on this machine and name it: '
+                '"init_from": "FILE", and "weights": null in the args (of timm: "pretrained": '
+                'false)'
+            ) from error
+        if is_own or isinstance(error, UserError):
             raise
         reason = ' '.join(str(error).split()) or type(error).__name__
-        problem = Problem(args_of(path), f'{call.func.__name__} refuses: {reason}')
+        problem = Problem((*path, 'args'), f'{call.func.__name__} refuses: {reason}')
         raise ConfigError(document.line(problem)) from error
 
 

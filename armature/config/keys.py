@@ -216,7 +216,7 @@ TOP = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder'),
     'n_gpu': Key(COUNT_FROM_0, 'GPUs to use; 0: the CPU', 1),
     'seed': Key(COUNT_FROM_0, 'seed of all randomness', 123),
-    'arch': Key(SECTION, 'the model: model/model.py, torchvision.models'),
+    'arch': Key(SECTION, 'the model: model/model.py, torchvision.models, timm'),
     'data_loader': Key(SECTION, 'the training data: data_loader/data_loaders.py'),
     'valid_data_loader': Key(SECTION, 'validation data of its own, instead of a split', None),
     'test_data_loader': Key(SECTION, 'test data of its own', None),

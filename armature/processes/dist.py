@@ -336,13 +336,17 @@ def _sharded(model, device, mixed_precision):
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that make sense to keep in memory one at a time."""
+    says = hasattr(model, 'shard_blocks')
 
-    def opened(block):  # a list of layers has no forward pass
-        if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
+    def opened(block):
+        is_list = isinstance(block, (nn.ModuleList, nn.ModuleDict))  # without a forward pass
+        # In a library's model, a row of layers of one kind.
+        is_row = isinstance(block, nn.Sequential) and len({*map(type, block)}) == 1 < len(block)
+        if is_list or is_row and not says:
             return [each for child in block.children() for each in opened(child)]
         return [block]
 
-    blocks = model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children()
+    blocks = model.shard_blocks() if says else model.children()
     blocks = [each for block in blocks for each in opened(block)]
     return [block for block in blocks if any(True for _ in block.parameters())]
 
