@@ -654,7 +654,7 @@ def speed_mnist(folder):
         tensors = [each.cpu() for each in trainer.data_loader._memory.tensors]
         return ByHand(MnistModel(), optimizer, tensors, F.nll_loss, 128, trainer.log_step)
 
-    yield from named('an epoch of MNIST', compared(ours, by_hand, n_samples, sized(7, 1)))
+    yield from named('an epoch of MNIST', compared(ours, by_hand, n_samples, sized(11, 1)))
     yield 'an epoch of MNIST: profile', partial(profiled, values, 1)
 
 
