@@ -9,6 +9,7 @@ import types
 import pytest
 import torch
 
+import data_loader.data_loaders
 import model.loss
 import model.metric
 import model.model
@@ -16,6 +17,7 @@ from armature.config import build as config_types
 from armature.config.build import KINDS, OWN, find
 from armature.errors import ConfigError
 from armature.step.loss_share import count_of
+from examples.tabular.data import CsvDataLoader
 from parse_config import ROOT, ConfigParser
 
 MODULES = [
@@ -178,6 +180,20 @@ def test_heavy_libraries_are_not_imported_for_names_of_the_project():
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == '[]'
+
+
+def test_loader_of_tables_is_found_by_its_old_name_or_its_folder_is_asked_for(
+    tmp_path, monkeypatch
+):
+    loaders = KINDS['data_loader']
+    assert data_loader.data_loaders.CsvDataLoader is CsvDataLoader is find('CsvDataLoader', loaders)
+    with pytest.raises(AttributeError, match="no attribute 'CsvLoader'"):
+        data_loader.data_loaders.__getattr__('CsvLoader')
+    with pytest.raises(ConfigError, match="did you mean 'CsvDataLoader'"):
+        find('CsvDataLoder', loaders)
+    monkeypatch.setattr(config_types, 'ROOT', tmp_path)  # a project without examples
+    with pytest.raises(ConfigError, match='examples/__init__.py and examples/tabular/ into it'):
+        find('CsvDataLoader', loaders)
 
 
 def test_an_import_error_in_the_users_module_is_not_swallowed(tmp_path, monkeypatch):

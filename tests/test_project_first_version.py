@@ -28,7 +28,12 @@ def test_edited_project_of_the_first_version_is_brought_over_and_goes_on_with_it
     run = unpack_project(folder)
     (folder / 'model/tail.py').write_text(
         'from base import checkpoint\nfrom utils import dist, seed\n'
+        'from data_loader.datasets import ImageFolder, Mine\nfrom data_loader.tables import Table\n'
     )
+    with (folder / 'data_loader/data_loaders.py').open('a') as file:
+        file.write('\n\nclass MyTable(CsvDataLoader):\n    pass\n')
+    with (folder / 'data_loader/datasets.py').open('a') as file:
+        file.write('\n\nclass Mine(ImageFolder):\n    pass\n')
     commit_all(folder)
 
     summary, is_complete = update_project(folder)
@@ -42,6 +47,8 @@ def test_edited_project_of_the_first_version_is_brought_over_and_goes_on_with_it
     assert (folder / 'model/tail.py').read_text() == (
         'from armature.checkpoint import files as checkpoint\n'
         'from armature.processes import dist\nfrom armature import seed\n'
+        'from data_loader.image_folder import ImageFolder\nfrom data_loader.datasets import Mine\n'
+        'from examples.tabular.table import Table\n'
     )
     commit_all(folder)
     assert 'is up to date' in update_project(folder)[0]

@@ -6,6 +6,7 @@ own to edit (train.py, trainer/, ...) is merged too, since it was written for th
 """
 
 import ast
+import re
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ def move_rooms(
     pristine = pristine | originals(manifest)
     offered = offered | owned_today(pristine)
     renamed = {old: new for old, new in RENAMED.items() if new in offered and old in pristine}
-    imports = Imports(offered, set(pristine))
+    imports = Imports(offered, pristine)
     move = Move({}, {}, offered)
     for path, content in pristine.items():
         move.pristine[renamed.get(path, path)] = imports.anew(path, content)
@@ -90,6 +91,9 @@ def move_rooms(
         if (folder / path).is_file():
             content = (folder / path).read_bytes()
             move.mine[renamed.get(path, path)] = imports.anew(path, content)
+            if path in pristine and path in offered and is_users(path):
+                added = set(content.splitlines()) - set(pristine[path].splitlines())
+                offered[path] = imports.with_lost(path, offered[path], b'\n'.join(added))
     move.old_paths = [path for path in renamed if (folder / path).is_file()]
     for path in python_files(folder):
         if path not in pristine and path not in offered:
@@ -120,7 +124,7 @@ def owned_today(pristine: dict[str, bytes]) -> dict[str, bytes]:
 class Imports:
     """Writes imports of the first version's modules anew."""
 
-    def __init__(self, offered: dict[str, bytes], of_template: set[str]):
+    def __init__(self, offered: dict[str, bytes], pristine: dict[str, bytes]):
         trees = {
             path: Source(content.decode()).tree
             for path, content in offered.items()
@@ -132,7 +136,28 @@ class Imports:
             for name in bound_names(tree, with_imports=False):
                 self.homes.setdefault(name, []).append(dotted(path))
         self.renamed = {dotted(old): dotted(new) for old, new in RENAMED.items()}
-        self.of_template = {dotted(path) for path in of_template} | self.names.keys()
+        self.of_template = {dotted(path) for path in pristine} | self.names.keys()
+        # What files of the user's own offered, before he edited them.
+        self.offered_before = {
+            dotted(path): bound_names(Source(content.decode()).tree)
+            for path, content in pristine.items()
+            if path.endswith('.py') and is_users(path)
+        }
+
+    def with_lost(self, path: str, content: bytes, added: bytes) -> bytes:
+        """The file with imports of what it had before, where the user's lines speak of it."""
+        if not path.endswith('.py'):
+            return content
+        tree = ast.parse(content)
+        found = [
+            f'from {self.homes[name][0]} import {name}\n'.encode()
+            for name in sorted(self.offered_before[dotted(path)] - bound_names(tree))
+            if len(self.homes.get(name, ())) == 1 and re.search(rf'\b{name}\b'.encode(), added)
+        ]
+        imports = [each for each in tree.body if isinstance(each, (ast.Import, ast.ImportFrom))]
+        place = imports[-1].end_lineno if imports else 0
+        lines = content.splitlines(keepends=True)
+        return b''.join([*lines[:place], *found, *lines[place:]])
 
     def anew(self, path: str, content: bytes, gone: list[str] | None = None) -> bytes:
         """The file with its imports as they have to be now.
@@ -177,9 +202,11 @@ class Imports:
             package, _, name = self.renamed[whole].rpartition('.')
             bound_as = alias.asname or alias.name
             return package, name, None if bound_as == name else bound_as
+        is_owned = is_users(module)
         if (
-            module.partition('.')[0] not in TEMPLATE_ROOMS
-            or module not in self.of_template | self.renamed.keys()
+            module not in self.of_template | self.renamed.keys()
+            or is_owned
+            and alias.name not in self.offered_before.get(module, ())
         ):
             return module, alias.name, alias.asname
         now = self.renamed.get(module, module)
@@ -188,9 +215,14 @@ class Imports:
         homes = [
             home
             for home in self.homes.get(alias.name, ())
-            if home.partition('.')[0] in TEMPLATE_ROOMS
+            if is_owned or home.partition('.')[0] in TEMPLATE_ROOMS
         ]
         return (homes[0], alias.name, alias.asname) if len(homes) == 1 else None
+
+
+def is_users(place: str) -> bool:
+    """Whether a file or module is the user's own to edit, by its first folder."""
+    return re.split('[./]', place)[0] not in TEMPLATE_ROOMS
 
 
 def written(places: list[tuple[str, str, str | None]], margin: int) -> str:

@@ -120,6 +120,11 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
     if inside:  # examples.gan.model.Generator
         module, kind = project_module(inside), replace(kind, libraries=())
         if module is None:
+            if inside.startswith('examples.'):
+                raise ConfigError(
+                    f"{show(name)} is not in this project: copy the template's "
+                    f'examples/__init__.py and examples/{inside.split(".")[1]}/ into it'
+                )
             raise ConfigError(
                 f'{show(name)} is not in this project: a name with dots may only lead into its '
                 'own packages'
@@ -132,7 +137,7 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
             return found
     if name in MOVED:
         return find(MOVED[name], kind)
-    near = did_you_mean(last, names(kind, module))
+    near = did_you_mean(last, [*names(kind, module), *MOVED])
     if 'timm' in kind.libraries and not _is_installed('timm'):
         near += '; for names of timm: pip install -r requirements-timm.txt'
     raise ConfigError(f'no {kind.noun} is called {show(name)}{near}')
