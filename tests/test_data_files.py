@@ -212,7 +212,9 @@ def test_cell_that_float32_cannot_hold_is_missing_and_said(tmp_path, caplog, cel
     loader = CsvDataLoader(path, 'kind', 10, numeric=['rate'])
     column = loader.dataset.tensors[0][0][:, 0]
     assert column[7] == 0 and column.isfinite().all() and column.std() == pytest.approx(1, abs=0.1)
-    assert f"line 9, column 'rate': '{cell}' (one of 1) is too large" in caplog.text
+    assert caplog.messages == [
+        f"{path}, line 9, column 'rate': {cell!r} (one of 1) is too large for a number: missing"
+    ]
     with pytest.raises(DataError, match='too large for a target'):
         CsvDataLoader(path, 'rate', 10, categorical=['kind'], target_kind='number')
 
@@ -450,6 +452,8 @@ def folders_of(root, *paths):
         'train/dog/@eaDir/0.png',
         'train/cat/notes.txt',
         '.git/0.png',
+        'lost+found/0.png',
+        'train/$RECYCLE.BIN/0.png',
     ],
 )
 def test_what_systems_leave_in_folders_is_skipped(tmp_path, litter):

@@ -11,7 +11,8 @@ import numpy as np
 from armature.errors import DataError
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
-LITTER = ('.', '__MACOSX', '@eaDir')  # begin what Jupyter, macOS and Synology leave in folders
+# Begin what Jupyter, macOS, Synology, Linux and Windows leave in folders and on disks.
+LITTER = ('.', '__MACOSX', '@eaDir', 'lost+found', '$RECYCLE.BIN', 'System Volume Information')
 
 
 def read_image(

@@ -122,7 +122,8 @@ class Table:
         for place, name in enumerate(self.numeric):
             column, mean = self.numbers[:, place], fitted['mean'][place]
             if is_flat(mean, fitted['std'][place]):
-                notes.append((f'column {name!r} does not vary in the training rows: ignored', True))
+                note = f'{self.path}: column {name!r} does not vary in the training rows: ignored'
+                notes.append((note, True))
             elif 0 < np.subtract(*np.nanquantile(column, [0.75, 0.25])) * FAR < np.nanstd(column):
                 where = self._place(np.nanargmax(np.abs(column - mean)), name)
                 notes.append((f'{where} is so far out that the others look alike', True))
@@ -131,11 +132,12 @@ class Table:
             cells = [self.cells[name][row] for row in np.flatnonzero(codes == UNKNOWN)]
             if unseen := [cell for cell in cells if cell not in MISSING]:
                 note = (
-                    f'column {name!r}: training does not have the category of {len(unseen)} of '
-                    f'{len(codes)} rows (such as {unseen[0]!r}), which count as missing'
+                    f'{self.path}: column {name!r}: training does not have the category of '
+                    f'{len(unseen)} of {len(codes)} rows (such as {unseen[0]!r}), which count as '
+                    'missing'
                 )
                 notes.append((note, 2 * len(unseen) > len(codes)))
-        return [(f'{self.path}: {note}', is_warning) for note, is_warning in notes]
+        return notes
 
     def fingerprint(self) -> dict[str, Any]:
         cells = repr(list(self.cells.values())).encode()
