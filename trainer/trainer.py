@@ -46,7 +46,7 @@ class Trainer(BaseTrainer):
         self.do_validation = valid_data_loader is not None
         self.lr_scheduler = lr_scheduler
         self.len_epoch = len_epoch or epoch_length(config, data_loader)
-        self.log_step = self.settings.log_step or max(1, self.len_epoch // 10)
+        self.log_step = self.settings.log_step or max(10, self.len_epoch // 10)
         self.stepper = Stepper.from_config(
             config, self.model, criterion, optimizer, lr_scheduler, self.len_epoch
         )

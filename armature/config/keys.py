@@ -99,7 +99,9 @@ TRAINER = {
     'tensorboardX': Key(bool, 'older name of tensorboard', None),
     'len_epoch': Key(COUNT, 'batches an epoch has; null: one pass over the data', None),
     'max_steps': Key(COUNT, 'end the run, saved, after so many optimizer steps', None),
-    'log_step': Key(COUNT, 'log every so many steps; null: ten times an epoch', None),
+    'log_step': Key(
+        COUNT, 'log every so many steps; null: ten times an epoch, at least ten steps apart', None
+    ),
     'log_images': Key(bool, 'one grid of validation images an epoch to TensorBoard', False),
     'log_histograms': Key(bool, 'histograms of the parameters to TensorBoard', False),
     'log_graph': Key(
