@@ -33,7 +33,12 @@ def few_steps(name: str, folder, file='config.json', **trainer) -> dict:
 
 
 @pytest.mark.parametrize(
-    'name, file', [*((name, 'config.json') for name in EXAMPLES), ('char_model', 'muon.json')]
+    'name, file',
+    [
+        *((name, 'config.json') for name in EXAMPLES),
+        ('char_model', 'muon.json'),
+        ('detection', 'faster_rcnn.json'),
+    ],
 )
 def test_example_trains_and_can_be_tested(name, file, tmp_path, capsys):
     config = few_steps(name, tmp_path, file, epochs=1, max_steps=8)
@@ -51,6 +56,17 @@ def test_a_trained_language_model_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['write', str(last.parent)])
     runpy.run_module('examples.char_model.write', run_name='__main__')
     assert len(capsys.readouterr().out) == len('The data ') + 300 + 1
+
+
+def test_losses_that_a_detector_computes_itself_fall(tmp_path):
+    config = few_steps('detection', tmp_path, 'faster_rcnn.json', epochs=2, len_epoch=12)
+    trainer = train.build(ConfigParser(config))
+    trainer.train()
+    first, second = trainer.history
+    parts = [name for name in first if name.startswith('loss_')]
+    assert len(parts) == 4 and second['loss'] == pytest.approx(sum(second[each] for each in parts))
+    assert second['loss'] < 0.8 * first['loss'] and second['val_overlap'] > first['val_overlap']
+    assert len((ROOT / 'examples/detection/trainer.py').read_text().splitlines()) < 40
 
 
 def test_a_config_without_test_data_says_what_to_write(tmp_path):

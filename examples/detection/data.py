@@ -9,12 +9,12 @@ SIZE = 64
 class Scenes(Dataset):
     """n_pictures of (image (1, 64, 64), {'boxes': (n, 4), 'labels': (n,)}); n differs.
 
-    boxes: left, top, right, bottom in pixels. labels: 0 full, 1 hollow. first: the number of the
-    first picture.
+    boxes: left, top, right, bottom in pixels. labels: 0 full, 1 hollow; more by first_label, since
+    torchvision's detectors take 0 for the background. first: the number of the first picture.
     """
 
-    def __init__(self, n_pictures: int, first: int = 0):
-        self.n_pictures, self.first = n_pictures, first
+    def __init__(self, n_pictures: int, first: int = 0, first_label: int = 0):
+        self.n_pictures, self.first, self.first_label = n_pictures, first, first_label
 
     def __len__(self) -> int:
         return self.n_pictures
@@ -35,7 +35,7 @@ class Scenes(Dataset):
             if label:
                 image[:, top + 3 : top + height - 3, left + 3 : left + width - 3] -= 1
             boxes.append([left, top, left + width, top + height])
-            labels.append(label)
+            labels.append(self.first_label + label)
         return image, {'boxes': torch.tensor(boxes).float(), 'labels': torch.tensor(labels)}
 
 
