@@ -654,6 +654,17 @@ def test_dataset_that_reads_several_at_once_is_augmented():
     same(loader(AtOnce(), **options), loader(Pictures(), **options))
 
 
+class Arrays(Pictures):
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return image.numpy(), target
+
+
+def test_arrays_of_numpy_are_augmented():
+    options = {'augment': [torch.as_tensor, *AUGMENT], 'validation_split': 0}
+    same(loader(Arrays(), **options), loader(Pictures(), **options))
+
+
 class Rare(Pictures):
     def __getitem__(self, index):
         image, target = super().__getitem__(index)

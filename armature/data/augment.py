@@ -20,7 +20,8 @@ class Augment:
     def one(self, data: Any, key: int) -> Any:
         """A single input; to be called where the global generators are ours (`own_randomness`)."""
         for number, transform in enumerate(self.transforms):
-            seed_sample(key + number, getattr(data, 'device', None))  # a tensor may be on a GPU
+            # A tensor may be on a GPU. (An array of numpy has a device, too, which is a text.)
+            seed_sample(key + number, data.device if isinstance(data, torch.Tensor) else None)
             data = transform(data)
         return data
 
