@@ -280,6 +280,26 @@ def train_uneven_micro_batches(folder):
     )
 
 
+def loss_of_three(output, target):
+    """With its parts; there is no memory for the gradients of more than three samples."""
+    if len(target) > 3 and torch.is_grad_enabled():
+        raise torch.OutOfMemoryError
+    loss = F.nll_loss(output, target)
+    return loss, {'nll': loss}
+
+
+def train_uneven_micro_batches_that_fit(folder):
+    """Each process has to find the same size, though one has a sample more to try."""
+    return trained(
+        folder,
+        loader=loader_of(batch_size=9),
+        distributed={'strategy': 'fsdp'},
+        microbatch_size='auto',
+        model=Listed,
+        criterion=loss_of_three,
+    )
+
+
 class Listed(Plain):
     """Blocks in a list, as transformers have them."""
 

@@ -38,6 +38,7 @@ TRAININGS = [
     'train_checkpointed',
     'train_old_loop',
     'train_uneven_micro_batches',
+    'train_uneven_micro_batches_that_fit',
     'train_lora',
     'train_lora_in_compiled_blocks',
     'train_stream_of_whole_batches',

@@ -84,7 +84,8 @@ class MicroBatches:
         batch.n_now = 0
         for number in range(n_parts, n_passes):  # another process has one more
             dist.share_gradients(self._model, wanted=number + 1 == n_passes)
-            (self._loss_of(*part) * 0).backward()
+            loss, _ = total_and_parts(self._loss_of(*part))
+            (loss * 0).backward()
 
     def _part(self, content, batch, rows):
         """The samples `rows` of a batch: cut, or else collated anew."""
@@ -107,7 +108,9 @@ class MicroBatches:
         return to_device(batch.collate(rows), self.device)
 
     def _fit(self, content, batch):
-        size = min(self.size or batch.n_samples, batch.n_samples)
+        # Of the process that has most samples: all of them are to find the same size.
+        most = max(batch.n_samples, batch.share.largest)
+        size = min(self.size or most, most)
         n_numbers = _n_numbers(content) * size / batch.n_samples
         # Processes try together, and each has batches of its own.
         if self._n_tried and (n_numbers <= self._n_tried or dist.n_processes() > 1):
