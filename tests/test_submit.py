@@ -168,6 +168,15 @@ def test_config_in_the_queue_stays_as_it_was(tmp_path):
     assert json.loads(script.with_suffix('.json').read_text()) == config
 
 
+def test_config_beside_the_script_is_not_written_over(tmp_path):
+    script, _ = submitted(tmp_path, '--hours', 1)
+    script.unlink()
+    script.with_suffix('.json').write_text('{"of": "mine"} // and what I say of it')
+    _, done = submitted(tmp_path, '--hours', 1, check=False)
+    assert done.returncode == 2 and f'{script.stem}.json beside it' in done.stderr
+    assert script.with_suffix('.json').read_text().endswith('of it') and not script.exists()
+
+
 @pytest.mark.parametrize(
     'arguments, said',
     [

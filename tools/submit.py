@@ -146,15 +146,22 @@ def write(given: argparse.Namespace, config: ConfigParser) -> Path:
     try:
         for script in scripts:
             saved, text = script.with_suffix('.json'), script_text(given, config, name, script)
-            if not script.exists():
+            if is_new := not (script.exists() or saved.exists()):
                 script.parent.mkdir(parents=True, exist_ok=True)
                 write_json(config.as_read, saved)
                 write_text(script, text)
-            if script.read_text() == text and read_json(saved) == config.as_read:
+            if is_new or (
+                script.exists()
+                and script.read_text() == text
+                and read_json(saved) == config.as_read
+            ):
                 return script
     except OSError as error:
         raise UserError(f'{script} cannot be written: {error.strerror or error}') from error
-    raise ConfigError(f'--script: {script} is there for something else: name another file')
+    raise ConfigError(
+        f'--script: {script}, or {saved.name} beside it, is there for something else: name another '
+        'file'
+    )
 
 
 def script_text(given: argparse.Namespace, config: ConfigParser, name: str, script: Path) -> str:
