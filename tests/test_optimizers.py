@@ -1,10 +1,13 @@
 """Several optimizers are one to the run: laws against loops by hand, bit for bit."""
 
+import copy
+from collections import defaultdict
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import SGD, AdamW, Muon
+from torch.optim import SGD, Adagrad, AdamW, Muon
 from torch.optim import lr_scheduler as schedulers
 
 from armature.checkpoint import files as checkpoint
@@ -140,6 +143,23 @@ def test_one_schedule_over_several_optimizers_equals_one_over_each(make, interva
             each.step()
             if step % 3 == 2:
                 each.end_epoch({'val_loss': [1.0, 2.0, 0.5, 0.7][step // 3]})
+
+
+def test_state_that_somebody_writes_is_that_of_the_optimizer_which_steps():
+    first, second = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    joint = SeveralOptimizers([Adagrad([first], 0.1), SGD([second], 0.1, momentum=0.5)])
+    for parameter in (first, second):
+        parameter.grad = torch.ones_like(parameter)
+    joint.step()
+    joint.load_state_dict(copy.deepcopy(joint.state_dict()))
+    before, second.grad = second.clone(), torch.zeros_like(second)
+    joint.state[second] = {'momentum_buffer': torch.full_like(second, 8)}
+    joint.step()
+    assert torch.equal(second, before - 0.1 * 0.5 * 8)
+    joint.state = defaultdict(dict, {first: joint.state[first]})  # the other begins anew
+    before = second.clone()
+    joint.step()
+    assert torch.equal(second, before)
 
 
 def test_a_step_with_gradients_that_are_not_finite_is_left_out_in_each():

@@ -1,6 +1,7 @@
 """SeveralOptimizers: optimizers that train different parameters are one to the run."""
 
 import inspect
+from collections import defaultdict
 from itertools import islice
 from typing import Any
 
@@ -29,18 +30,26 @@ class SeveralOptimizers(Optimizer):
         # A scheduler asks here whether there are betas or momentum to move: in all, or in none.
         shared = set.intersection(*(set(each.defaults) for each in optimizers))
         defaults = {key: optimizers[0].defaults[key] for key in shared}
+        state = self._states()
         super().__init__(self._groups(), defaults)
+        self.state = state
 
     def _groups(self):
         return [group for each in self.optimizers for group in each.param_groups]
 
+    def _states(self):
+        states = [each.state for each in self.optimizers]
+        return defaultdict(dict, {key: own for state in states for key, own in state.items()})
+
     @property
     def state(self) -> dict[torch.Tensor, dict]:
-        return {key: value for each in self.optimizers for key, value in each.state.items()}
+        """The one state that all of them work on, each with its own parameters."""
+        return self.optimizers[0].state
 
     @state.setter
-    def state(self, nothing_yet: dict) -> None:
-        """For torch's constructor."""
+    def state(self, state: dict) -> None:
+        for each in self.optimizers:
+            each.state = state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """For torch's constructor; a group that comes later has no optimizer."""
@@ -65,7 +74,7 @@ class SeveralOptimizers(Optimizer):
             each.load_state_dict({'state': own_state, 'param_groups': own})
         if next(groups, None) is not None:
             raise ValueError('it has more groups')
-        self.param_groups = self._groups()
+        self.param_groups, self.state = self._groups(), self._states()
 
 
 def owners(optimizer: Any) -> list:
