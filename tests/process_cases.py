@@ -277,27 +277,30 @@ def train_uneven_micro_batches(folder):
         distributed={'strategy': 'fsdp'},
         microbatch_size=2,
         model=Listed,
+        criterion=loss_and_parts,
     )
 
 
-def loss_of_three(output, target):
-    """With its parts; there is no memory for the gradients of more than three samples."""
-    if len(target) > 3 and torch.is_grad_enabled():
-        raise torch.OutOfMemoryError
+def loss_and_parts(output, target):
     loss = F.nll_loss(output, target)
     return loss, {'nll': loss}
 
 
-def train_uneven_micro_batches_that_fit(folder):
-    """Each process has to find the same size, though one has a sample more to try."""
-    return trained(
-        folder,
-        loader=loader_of(batch_size=9),
-        distributed={'strategy': 'fsdp'},
-        microbatch_size='auto',
-        model=Listed,
-        criterion=loss_of_three,
+def loss_of_three(output, target):
+    """There is no memory for the gradients of more than three samples."""
+    if len(target) > 3 and torch.is_grad_enabled():
+        raise torch.OutOfMemoryError
+    return F.nll_loss(output, target)
+
+
+def train_micro_batches_that_fit(folder):
+    """All processes find the same size, though one has a sample more to try."""
+    trainer = trainer_of(
+        folder, loader_of(batch_size=9), microbatch_size='auto', criterion=loss_of_three
     )
+    trainer.train()
+    assert set(dist.gather(trainer.stepper.parts.size)) == {3}
+    return outcome(trainer)
 
 
 class Listed(Plain):
@@ -487,6 +490,7 @@ def refusals(folder):
     fsdp = {'strategy': 'fsdp'}
     attempts = {
         'fp16': lambda: trainer_of(folder, distributed=fsdp, precision='fp16'),
+        'fitting': lambda: trainer_of(folder, distributed=fsdp, microbatch_size='auto'),
         'unfreezing': lambda: trainer_of(folder, distributed=fsdp, unfreeze_at={'epoch': 2}),
         'small batches': lambda: loader_of(batch_size=1),
         'a loader that does not share': lambda: trained(

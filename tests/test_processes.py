@@ -38,7 +38,7 @@ TRAININGS = [
     'train_checkpointed',
     'train_old_loop',
     'train_uneven_micro_batches',
-    'train_uneven_micro_batches_that_fit',
+    'train_micro_batches_that_fit',
     'train_lora',
     'train_lora_in_compiled_blocks',
     'train_stream_of_whole_batches',
@@ -210,6 +210,7 @@ def test_gradients_cross_once_a_step(results, n_processes):
 def test_what_processes_cannot_do_is_said(results):
     expected = {
         'fp16': 'trainer.precision',
+        'fitting': 'trainer.microbatch_size',
         'unfreezing': 'trainer.unfreeze_at',
         'small batches': 'batch_size is 1',
         'a loader that does not share': 'BaseDataLoader',

@@ -18,6 +18,7 @@ from armature.step.parameters import Frozen
 
 ONLY_HERE = ('freeze', 'lora', 'channels_last', 'activation_checkpointing', 'compile')
 ONLY_HERE += ('matmul_precision',)
+NOT_IN_PARTS = (('precision', 'fp16'), ('microbatch_size', 'auto'))
 WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 logger = logging.getLogger('trainer')
 
@@ -66,7 +67,7 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
             Frozen(model, settings.freeze).apply(epoch=0)
     if dist.is_joined() and sharing.get('strategy') == 'fsdp':
         for key, value in vars(settings).items():
-            if key == 'unfreeze_at' and value or value == 'fp16':
+            if key == 'unfreeze_at' and value or (key, value) in NOT_IN_PARTS:
                 raise ConfigError(
                     f'trainer.{key} is {value!r}, which distributed.strategy "fsdp" cannot do yet: '
                     'say "ddp", or leave it out'
