@@ -156,6 +156,7 @@ class ConfigParser:
         typed = [group for group in groups if isinstance(group, TypedGroup)]
         if typed:
             args = ([group for group in groups if not isinstance(group, TypedGroup)], *args[1:])
+            kwargs.pop('params', None)
         call = self._prepare('optimizer', module, build.Given(args, kwargs))
         has_groups = any(isinstance(each, (dict, TypedGroup)) for each in groups)
         if self.config['optimizer'].get('groups') and not has_groups:

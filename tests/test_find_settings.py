@@ -178,6 +178,7 @@ def test_search_ends_with_the_data_the_time_or_the_memory(capsys, monkeypatch):
     assert 'there are no more' in capsys.readouterr().out
     assert [row.size for row in found_batch(config_of(), most=50)] == [8, 16, 32, 50]
     assert 'Not needed: batch_size 32 fits' in capsys.readouterr().out
+    assert [row.size for row in found_batch(config_of(), most=4)] == [4]
     assert [row.size for row in found_batch(config_of(), minutes=1e-6)] == [8]
     said = capsys.readouterr().out
     assert 'longer than --minutes' in said and 'Whether batch_size 32 fits is not known' in said

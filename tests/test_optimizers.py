@@ -52,7 +52,7 @@ def from_config(model, *groups, main='AdamW', **args):
     config = {'name': 'words', 'trainer': {'epochs': 1}, 'optimizer': section}
     check(Document(config), {'optimizer': torch.optim})
     config = ConfigParser(config)
-    return config.init_obj('optimizer', torch.optim, parameter_groups(config, model))
+    return config.init_obj('optimizer', torch.optim, params=parameter_groups(config, model))
 
 
 def batches(n_steps):

@@ -114,7 +114,7 @@ class Search:
 
     def double(self) -> None:
         """8, 16, 32, ... and the config's own, as long as they fit; smaller ones if none does."""
-        size = first = min(FIRST, self.own)
+        size = first = min(FIRST, self.own, self.most)
         while self.tried(size).step is not None and not self.ended_by:
             larger = 2 ** int(math.log2(size) + 1)
             size = min(self.own if size < self.own < larger else larger, self.most)
