@@ -412,7 +412,7 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
         if is_own or isinstance(error, UserError):
             raise
         reason = ' '.join(str(error).split()) or type(error).__name__
-        problem = Problem((*path, 'args'), f'{call.func.__name__} refuses: {reason}')
+        problem = Problem(args_of(path), f'{call.func.__name__} refuses: {reason}')
         raise ConfigError(document.line(problem)) from error
 
 
