@@ -38,7 +38,7 @@ class Stepper:
     model: what the gradients are of; where several processes train, those of its parameters are
     shared as it is wrapped (armature/processes/dist.py), those of other parameters of the optimizer
     by the stepper itself. loss_of(*micro_batch): the loss; asked by optimizers that evaluate it
-    several times a step (LBFGS), and by 'auto'.
+    several times a step (LBFGS), and by 'auto'. criterion: what loss_of calls.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Stepper:
         count: Callable[[Any], Any] = length,
         model: torch.nn.Module | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
+        criterion: Callable | None = None,
     ):
         if precision not in DTYPES:
             raise ConfigError(
@@ -69,7 +70,7 @@ class Stepper:
         self.max_skips, self.average = max_skips, average
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         self.parts = MicroBatches(
-            microbatch_size, optimizer, self.device, count, loss_is_sum, model, loss_of
+            microbatch_size, optimizer, self.device, count, loss_is_sum, model, loss_of, criterion
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         closure = inspect.signature(optimizer.step).parameters.get('closure')
@@ -138,6 +139,7 @@ class Stepper:
             count=count_of(criterion),
             model=model,
             loss_of=loss_of,
+            criterion=criterion,
         )
         return stepper
 

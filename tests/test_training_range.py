@@ -758,6 +758,28 @@ def test_micro_batches_of_a_model_that_draws_are_said_once(experiment, capsys, c
     assert 'random' not in capsys.readouterr().out
 
 
+class Counting(nn.Module):
+    """A loss with a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('n_calls', torch.tensor(0))
+
+    def forward(self, output, target):
+        self.n_calls += 1
+        return F.cross_entropy(output, target)
+
+
+def test_trying_out_a_size_leaves_the_loss_as_it_was():
+    model, criterion = nn.Linear(4, 3), Counting()
+    config = {'trainer': {'epochs': 1, 'microbatch_size': 'auto'}}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    stepper = Stepper.from_config(config, model, criterion, optimizer)
+    for data, target in stepper.micro_batches((torch.randn(8, 4), torch.zeros(8).long())):
+        stepper.backward(criterion(model(data), target))
+    assert criterion.n_calls == 1
+
+
 def test_trying_out_a_size_leaves_model_and_randomness_as_they_were(caplog):
     model, before, batch = norm_model(), norm_model(), a_batch()
     state = torch.get_rng_state()

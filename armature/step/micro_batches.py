@@ -24,7 +24,8 @@ class MicroBatches:
     tried at the first batch and, in a single process, at each one whose samples are larger. What
     trying it leaves in the gradients of `optimizer` is taken away.
     count: what the mean that the loss takes divides by; see armature/step/loss_share.py.
-    loss_of(*part): the loss, for 'auto' and to keep step with other processes.
+    loss_of(*part): the loss, for 'auto' and to keep step with other processes. criterion: what it
+    calls, of which trying leaves the buffers as they were.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class MicroBatches:
         loss_is_sum: bool = False,
         model: nn.Module | None = None,
         loss_of: Callable[..., torch.Tensor] | None = None,
+        criterion: Callable | None = None,
     ):
         self.is_auto = size == 'auto' and loss_of is not None
         self.size = None if size == 'auto' else size
         self.device, self._model, self._loss_of = device, model, loss_of
+        self._criterion = criterion
         self._optimizer, self._count, self._loss_is_sum = optimizer, count, loss_is_sum
         self._keeps_step = dist.needs_equal_passes(model)
         self._n_tried = 0  # numbers in the largest part that went through the model
@@ -120,6 +123,7 @@ class MicroBatches:
             lambda n: self._part(content, batch, slice(0, n)),
             self._model,
             self._loss_of,
+            self._criterion,
         )
         self._optimizer.zero_grad()  # of the loss's own parameters
         self._n_tried = n_numbers * fits / size
@@ -146,12 +150,15 @@ def fitting_size(
     first: Callable[[int], Any],
     model: nn.Module,
     loss_of: Callable[..., torch.Tensor],
+    criterion: Callable | None = None,
 ) -> int:
     """The size of a batch, halved until a pass forward and backward is possible.
 
-    first(n): the first n samples of the batch. Leaves model and randomness as they were.
+    first(n): the first n samples of the batch. Leaves model, loss and randomness as they were.
     """
-    size, buffers = n_samples, [buffer.clone() for buffer in model.buffers()]
+    modules = [each for each in (model, criterion) if isinstance(each, nn.Module)]
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    size, kept = n_samples, [buffer.clone() for buffer in buffers]
     dist.share_gradients(model, wanted=False)  # another process may have memory for more
     device = next(model.parameters()).device
     errors = OUT_OF_MEMORY.get(device.type, torch.OutOfMemoryError)
@@ -172,8 +179,8 @@ def fitting_size(
     set_rng_state(before, device)
     dist.share_gradients(model, wanted=True)
     model.zero_grad()
-    for buffer, kept in zip(model.buffers(), buffers):
-        buffer.copy_(kept)
+    for buffer, before in zip(buffers, kept):
+        buffer.copy_(before)
     return size
 
 
