@@ -218,3 +218,37 @@ def test_alike_blocks_are_compiled_once_also_with_lora(monkeypatch):
 def test_blocks_of_which_none_repeats_are_refused():
     with pytest.raises(ConfigError, match='no two blocks of PointModel are alike'):
         settings_of(PointModel(), compile='blocks')
+
+
+class Rows(PointModel):
+    """Two layers that are alike, with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1)) for _ in 'ab')
+
+    def forward(self, x):
+        for row in self.rows:
+            x = x + row(x)
+        return super().forward(x)
+
+    def shard_blocks(self):
+        return list(self.rows)
+
+
+@pytest.mark.filterwarnings('ignore:The .grad attribute')
+def test_run_goes_on_with_compiled_blocks_and_back(experiment, monkeypatch):
+    compile_it, compiled = torch.compile, []
+
+    def counted(forward):
+        compiled.append(forward)
+        return compile_it(forward, backend='eager')
+
+    monkeypatch.setattr(torch, 'compile', counted)
+    whole = run(experiment.trainer(model=Rows))
+    stopped = stopped_after(experiment, 4, model=Rows)
+    blocks = {'model': Rows, 'compile': 'blocks', 'activation_checkpointing': True}
+    stopped = stopped_after(experiment, 11, resume=stopped, **blocks)
+    assert len(compiled) == 2
+    resumed = run(experiment.trainer(stopped, model=Rows))
+    assert first_difference(resumed['state_dict'], whole['state_dict']) == ''
