@@ -89,6 +89,11 @@ def test_merged_weights_give_what_the_adapted_model_gives(is_training):
             assert torch.equal(each.train(is_training)(*INPUTS), output)
 
 
+def test_factors_of_a_layer_of_ones_own_are_left_alone():
+    weights = {f'layer.{name}': torch.ones(2, 2) for name in ('weight', *LORA)}
+    assert merged(weights) == weights
+
+
 def test_only_factors_train_and_what_nothing_freezes():
     model = PointModel()
     (group,) = settings_of(

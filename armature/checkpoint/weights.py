@@ -57,7 +57,7 @@ def adapted(
 
 def merged(weights: dict) -> dict:
     """The weights of the model alone: those that LoRA has adapted are added up."""
-    names = [name.removesuffix('.lora_scale') for name in weights if name.endswith('.lora_scale')]
+    names = [name for name in weights if f'{name}.lora_scale' in weights]
     parts = {name: [f'{name}.{part}' for part in LORA] for name in names}
     added = {part for name in names for part in parts[name]}
     return {name: value for name, value in weights.items() if name not in added} | {
