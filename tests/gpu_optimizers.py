@@ -25,6 +25,7 @@ WAYS = {
     'foreach': {'foreach': True},
     'fused': {'fused': True},
 }
+ONLY_ON_CPU = [('Adagrad', 'fused')]
 
 
 def transformer() -> nn.Module:
@@ -71,14 +72,15 @@ def compare(device: str, n_rounds: int = 7, models: tuple = (*MODELS,)) -> list[
         start = [each.detach().to(device) for each in make().parameters()]
         gradients = [[torch.randn_like(each) for each in start] for _ in range(3)]
         for kind in OPTIMIZERS:
-            made = {way: stepped(start, gradients, kind, way) for way in WAYS}
+            ways = [way for way in WAYS if (kind, way) not in ONLY_ON_CPU or device == 'cpu']
+            made = {way: stepped(start, gradients, kind, way) for way in ways}
             expected = made['default'][0]
-            equal = {way: all(map(torch.equal, made[way][0], expected)) for way in WAYS}
-            turns = {way: [] for way in WAYS}
+            equal = {way: all(map(torch.equal, made[way][0], expected)) for way in ways}
+            turns = {way: [] for way in ways}
             for _ in range(n_rounds):
                 for way, (_, optimizer) in made.items():
                     turns[way].append(seconds_of(optimizer, n_steps, device))
-            for way in list(WAYS)[1:]:
+            for way in ways[1:]:
                 ratios = (one / each for one, each in zip(turns['default'], turns[way]))
                 name = f'{model}, {kind}, {way}'
                 rows.append((name, equal[way], round(statistics.median(ratios), 2)))

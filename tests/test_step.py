@@ -8,6 +8,7 @@ from torch import nn
 
 from armature.batch import CannotCut, cut, map_tensors
 from armature.errors import ConfigError
+from armature.processes import dist
 from armature.run.monitor import Monitor
 from armature.step.schedule import Schedule
 from base.stepper import Stepper
@@ -129,6 +130,18 @@ def test_one_batch_is_one_step_of_the_schedule_whatever_the_micro_batches():
         Stepper(optimizer, Schedule(scheduler, 'step'), microbatch_size=2), model, batch, n_steps=3
     )
     assert optimizer.param_groups[0]['lr'] == pytest.approx(0.5**4)
+
+
+def test_a_size_is_not_tried_where_the_others_would_wait(monkeypatch):
+    monkeypatch.setattr(dist, 'n_processes', lambda: 2)
+    model = nn.SyncBatchNorm(4)
+    with pytest.raises(ConfigError, match='"auto", and a process .*SyncBatchNorm: say a number'):
+        Stepper(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            microbatch_size='auto',
+            model=model,
+            loss_of=lambda data, target: model(data).sum(),
+        )
 
 
 def test_schedule_per_epoch_ignores_steps_and_the_other_way_round():

@@ -45,6 +45,11 @@ class MicroBatches:
         self._criterion = criterion
         self._optimizer, self._count, self._loss_is_sum = optimizer, count, loss_is_sum
         self._keeps_step = dist.needs_equal_passes(model)
+        if self.is_auto and self._keeps_step:
+            raise ConfigError(
+                'trainer.microbatch_size is "auto", and a process that runs out of memory would '
+                'let the others wait in SyncBatchNorm: say a number, or distributed.sync_bn false'
+            )
         self._n_tried = 0  # numbers in the largest part that went through the model
         self._has_warned = False  # of batches that are collated anew
         self._looks_at_draws = True  # in the first part
