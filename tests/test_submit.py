@@ -127,10 +127,10 @@ def test_shell_script_starts_again_after_a_failure_and_stops_when_asked(tmp_path
     assert started.returncode == 143 and 'Start 1 ended with exit code 137' in said, said
     assert 'SIGTERM: saving' in said and 'Start 2' not in said
     # What another job of this name would do is known before it waits in a queue
-    script.unlink()
+    script.unlink(), script.with_suffix('.json').unlink()
     _, done = submitted(tmp_path, '--hours', 1, epochs=4000)
     assert 'There is an unfinished run' in done.stdout
-    script.unlink()
+    script.unlink(), script.with_suffix('.json').unlink()
     _, done = submitted(tmp_path, '--hours', 1, epochs=3, check=False)
     assert done.returncode == 2 and 'trainer.epochs' in done.stderr and not script.exists()
 
@@ -170,7 +170,7 @@ def test_config_in_the_queue_stays_as_it_was(tmp_path):
 
 def test_config_beside_the_script_is_not_written_over(tmp_path):
     script, _ = submitted(tmp_path, '--hours', 1)
-    script.unlink()
+    script.unlink(), script.with_suffix('.json').unlink()
     script.with_suffix('.json').write_text('{"of": "mine"} // and what I say of it')
     _, done = submitted(tmp_path, '--hours', 1, check=False)
     assert done.returncode == 2 and f'{script.stem}.json beside it' in done.stderr
