@@ -80,6 +80,7 @@ class MetricTracker:
     def reset(self) -> None:
         self.n_samples = 0  # that `measure` was given, in this process
         self._averages = {key: _Average() for key in self._keys}
+        self._shared = []  # the keys that all processes are known to have, in one order
         for metric in self._stateful.values():
             metric.reset()
 
@@ -164,12 +165,16 @@ class MetricTracker:
     def _sums(self) -> dict[str, list[float]]:
         """[total, count, recent total, recent count] of each key, over all processes."""
         self._fold()
-        found = {}
-        # A process that had no sample yet has not seen which parts a vector or a dict has.
-        for sums in dist.gather({key: each.sums for key, each in self._averages.items()}):
-            for key, numbers_of in sums.items():
-                found[key] = [sum(pair) for pair in zip(found.get(key, [0.0] * 4), numbers_of)]
-        return found
+        averages = [self._averages.setdefault(key, _Average()) for key in self._shared]
+        numbers_of = [number for average in averages for number in average.sums]
+        *found, n_others = dist.sums([*numbers_of, len(self._averages) - len(averages)])
+        if n_others:
+            # One that had no sample yet has not seen which parts a vector or a dict has.
+            keys = (key for keys in dist.gather(list(self._averages)) for key in keys)
+            self._shared = list(dict.fromkeys(keys))
+            return self._sums()
+        found = iter(found)
+        return {key: [next(found) for _ in range(4)] for key in self._shared}
 
     def state_dict(self) -> dict:
         return {
