@@ -194,8 +194,9 @@ class BaseDataLoader(DataLoader):
         is_finished = reader.batch_transform is None and reader.class_map is None
         device = memory.device
         pins = device == CPU and self.pin_memory and takes_pinned(prepared_device())
+        sends = reader.augment is not None and device != CPU
         for number, indices, share in planned:
-            content = memory.take(indices if indices.device == device else sent(indices, device))
+            content = memory.take(sent(indices, device) if sends else indices)
             if reader.augment is not None:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
                 content = on_input(functools.partial(reader.augment.batch, keys=keys), content)

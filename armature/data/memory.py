@@ -47,11 +47,9 @@ class InMemory(Dataset):
 
 
 def _rows(tensors: Any, indices: torch.Tensor) -> Any:
-    # As map_tensors does, without a call of a lambda for each: it would show in each step.
-    if isinstance(tensors, torch.Tensor):
-        return tensors.index_select(0, indices)
-    if type(tensors) is list:
-        return [_rows(each, indices) for each in tensors]
+    # As map_tensors does, without a call for each: it would show in each step.
+    if type(tensors) is list and all(type(each) is torch.Tensor for each in tensors):
+        return [each.index_select(0, indices) for each in tensors]
     return map_tensors(lambda tensor: tensor.index_select(0, indices), tensors)
 
 
