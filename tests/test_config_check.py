@@ -350,6 +350,12 @@ def test_a_script_that_does_not_say_what_it_builds_is_not_guessed_at(change):
     check(Document(changed(**change)))
 
 
+@pytest.mark.parametrize('args', [None, 3, [1]])
+def test_a_config_whose_arguments_are_no_object_is_printed(args):
+    text = describe(Document({'arch': {'type': 'MnistModel', 'args': args}}), train.BUILDS)
+    assert 'MnistModel' in text
+
+
 def test_the_printed_config_is_the_same_config():
     groups = [{'match': 'fc*', 'ndim': 2, 'type': 'Muon', 'lr': 0.02}]
     config = {**DEFAULT, 'optimizer': {**DEFAULT['optimizer'], 'groups': groups}}

@@ -62,7 +62,7 @@ def _with_defaults(value, path: tuple, document: Document, builds: dict) -> Iter
         return
     for key, parameter in parameters(found)[0].items():
         default = json_default(parameter)
-        if key not in value and default is not NotImplemented:
+        if key not in dict(entries(value)) and default is not NotImplemented:
             yield key, default, f'default of {found.__name__}'
 
 
