@@ -190,7 +190,13 @@ def killed(
         rng.choice(whom),
         time.monotonic(),
     )
-    while (here := workers_of(process)) and len(here) < 2 or time.monotonic() - started < after_s:
+
+    def is_early():
+        n_there = len(workers_of(process))
+        has_begun = n_there == 2 or n_there == 0 and 'agent' in whom
+        return not has_begun or time.monotonic() - started < after_s
+
+    while process.poll() is None and is_early():
         time.sleep(0.01)
     workers = workers_of(process)
     victim = process.pid if who == 'agent' or len(workers) < 2 else workers[int(who)]
