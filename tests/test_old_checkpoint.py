@@ -15,6 +15,7 @@ import torch
 from armature.checkpoint import files as checkpoint
 from armature.errors import CheckpointError
 from tests import faults
+from tests.conftest import SHARED
 from tests.faults import (
     Config,
     Stranger,
@@ -27,7 +28,7 @@ from tests.faults import (
     small_state,
 )
 
-REAL = Path('/work/shared/data/old-template-checkpoint/checkpoint-epoch2.pth')
+REAL = SHARED / 'data' / 'old-template-checkpoint' / 'checkpoint-epoch2.pth'
 pytestmark = pytest.mark.filterwarnings(
     'ignore:This process .* is multi-threaded'
 )  # the forks of faults.py start no thread
