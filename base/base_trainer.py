@@ -30,13 +30,13 @@ from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
 from armature.run.resume import Resume, parts_of, tested_weights_of
 from armature.run.stop import Stopped, StopRequest
+from armature.run.trackers import Trackers
 from armature.seed import key, rng_state, seed_torch
 from armature.step.loss_share import count_in, count_of
 from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
 from base.stepper import Stepper
 from logger import TensorboardWriter
-from tools.trackers import Trackers
 
 
 def _of(owner, name):

@@ -14,10 +14,10 @@ from armature.config.check import check
 from armature.config.read import Document
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.run import trackers
 from armature.run.folder import read_json
 from logger import TensorboardWriter
 from tests.conftest import ROOT, going_on
-from tools import trackers
 from tools.run_files import read_record
 from trainer import Trainer
 

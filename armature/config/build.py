@@ -84,7 +84,7 @@ KINDS = {
     'lr_scheduler': Kind(
         'scheduler', '', ('torch.optim.lr_scheduler',), (LRScheduler,), 'step', 'optimizer'
     ),
-    'trackers': Kind('tracker', '', ('tools.trackers',), method='log'),
+    'trackers': Kind('tracker', '', ('armature.run.trackers',), method='log'),
     'trainer': Kind('trainer', 'trainer.trainer', method='_train_epoch'),
     'data_loader': Kind(
         'data loader',
@@ -182,7 +182,7 @@ def project_module(name: str) -> ModuleType | None:
 @functools.cache
 def _library(name: str, bases: tuple[type, ...]) -> dict[str, Callable]:
     module = importlib.import_module(name)
-    if name == 'tools.trackers':
+    if name == 'armature.run.trackers':
         return module.TRACKERS
     if name == 'torchvision.models':
         return {each: module.get_model_builder(each) for each in module.list_models()}
