@@ -3,7 +3,6 @@
 Precision, micro-batches and clipping live here, not in the loop.
 """
 
-import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from armature.processes import dist
 from armature.step.average import Average, average_of
 from armature.step.loss_share import count_of, is_sum, total_and_parts
 from armature.step.micro_batches import MicroBatches
-from armature.step.optimizers import owners
+from armature.step.optimizers import needs_closure, owners
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -69,12 +68,11 @@ class Stepper:
         self.clips = max_grad_norm is not None or max_grad_value is not None
         self.max_skips, self.average = max_skips, average
         self.device, self.dtype = torch.device(device), DTYPES[precision]
-        self.parts = MicroBatches(
+        self._cutter = MicroBatches(
             microbatch_size, optimizer, self.device, count, loss_is_sum, model, loss_of, criterion
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
-        closure = inspect.signature(optimizer.step).parameters.get('closure')
-        self.needs_closure = closure is not None and closure.default is closure.empty
+        self.needs_closure = needs_closure(optimizer)
         if self.needs_closure and (self.clips or precision == 'fp16' or dist.n_processes() > 1):
             raise ConfigError(
                 f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be '
@@ -146,7 +144,7 @@ class Stepper:
     @property
     def microbatch_size(self) -> int | None:
         """Of a part now, for a second stepper; None: the whole batch."""
-        return self.parts.size
+        return self._cutter.size
 
     def micro_batches(self, content: Any) -> Iterator[Any]:
         """The parts of a batch one after the other; one unless it is larger than `microbatch_size`.
@@ -157,7 +155,7 @@ class Stepper:
         self.loss, self._passed = None, []
         if self.max_skips is not None and self.model is not None:
             self._statistics = [(each, each.clone()) for each in dist.statistics_of(self.model)]
-        for part, weight in self.parts.of(content, batch):
+        for part, weight in self._cutter.of(content, batch):
             self._weight = weight
             if self.needs_closure:
                 self._passed.append((part, weight))
@@ -274,15 +272,15 @@ class Stepper:
             'scaler': self.scaler.state_dict(),
             'n_skipped': self.n_skipped,
             'n_skipped_in_a_row': self.n_skipped_in_a_row,
-            'microbatch_size': self.parts.size,
+            'microbatch_size': self.microbatch_size,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler'] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state['scaler'])
-        if self.parts.is_auto:
-            self.parts.size = state.get('microbatch_size')
+        if self._cutter.is_auto:
+            self._cutter.size = state.get('microbatch_size')
 
 
 def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:

@@ -299,7 +299,7 @@ def train_micro_batches_that_fit(folder):
         folder, loader_of(batch_size=9), microbatch_size='auto', criterion=loss_of_three
     )
     trainer.train()
-    assert set(dist.gather(trainer.stepper.parts.size)) == {3}
+    assert set(dist.gather(trainer.stepper.microbatch_size)) == {3}
     return outcome(trainer)
 
 

@@ -698,7 +698,7 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
         )
         == ''
     )
-    assert automatic.stepper.parts.size == 2  # 7 -> 4 -> 2
+    assert automatic.stepper.microbatch_size == 2  # 7 -> 4 -> 2
     whole = run(experiment.trainer(microbatch_size='auto'))
     assert first_difference(whole['state_dict'], run(experiment.trainer())['state_dict']) == ''
 
@@ -744,8 +744,19 @@ def test_size_that_fits_is_tried_again_with_batches_of_larger_samples():
             stepper.backward(loss_of(*part))
         stepper.step()
         torch.testing.assert_close(weight.detach(), expected)
-        sizes.append(stepper.parts.size)
+        sizes.append(stepper.microbatch_size)
     assert sizes == [8, 8, 4, 4, 4, 1]
+
+
+def test_auto_takes_a_batch_whole_whose_samples_nobody_can_count():
+    model, texts = nn.Linear(1, 1), (['ant', 'bee'], ['cat', 'dog'])
+    stepper = Stepper(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        microbatch_size='auto',
+        model=model,
+        loss_of=lambda data, target: model(torch.ones(1)).sum(),
+    )
+    assert list(stepper.micro_batches(texts)) == [texts]
 
 
 def test_micro_batches_of_a_model_that_draws_are_said_once(experiment, capsys, caplog):

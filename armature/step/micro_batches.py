@@ -56,7 +56,7 @@ class MicroBatches:
 
     def of(self, content: Any, batch: Batch) -> Iterable[tuple[Any, Any]]:
         """(part, weight) of each; the weight is the part's share of the mean over all processes."""
-        if self.is_auto:
+        if self.is_auto and batch.n_samples:
             self._fit(content, batch)
         n_samples, share = batch.n_samples, batch.share
         size = self.size or n_samples or 1
@@ -184,8 +184,8 @@ def fitting_size(
     set_rng_state(before, device)
     dist.share_gradients(model, wanted=True)
     model.zero_grad()
-    for buffer, before in zip(buffers, kept):
-        buffer.copy_(before)
+    for buffer, value in zip(buffers, kept):
+        buffer.copy_(value)
     return size
 
 

@@ -19,9 +19,7 @@ class SeveralOptimizers(Optimizer):
 
     def __init__(self, optimizers: list[Optimizer]):
         for each in optimizers:
-            closure = inspect.signature(each.step).parameters.get('closure')
-            needs_closure = closure is not None and closure.default is closure.empty
-            if needs_closure or type(each).state_dict is not Optimizer.state_dict:
+            if needs_closure(each) or type(each).state_dict is not Optimizer.state_dict:
                 raise ConfigError(
                     f'optimizer.groups: {type(each).__name__} cannot be one of several optimizers: '
                     'take another, that neither evaluates the loss nor has a state of its own kind'
@@ -75,6 +73,12 @@ class SeveralOptimizers(Optimizer):
         if next(groups, None) is not None:
             raise ValueError('it has more groups')
         self.param_groups, self.state = self._groups(), self._states()
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Whether its step evaluates the loss, several times (LBFGS)."""
+    closure = inspect.signature(optimizer.step).parameters.get('closure')
+    return closure is not None and closure.default is closure.empty
 
 
 def owners(optimizer: Any) -> list:
