@@ -32,7 +32,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 import train
 from armature.checkpoint import files
-from armature.config.keys import OPTIMIZER, TRAINER
 from armature.config.read import read_config
 from armature.processes.devices import prepare_device
 from armature.processes.launch import PR_SET_PDEATHSIG
@@ -47,8 +46,6 @@ ROOT = Path(__file__).resolve().parent.parent
 HERE = sys.modules[__name__]
 ON_GPU = True  # False in a dry run
 BUILDS = train.BUILDS | {'arch': HERE, 'data_loader': HERE}
-CAN_REPEAT = {'deterministic': True} if 'deterministic' in TRAINER else {}
-HAS_BLOCKS = 'blocks' in str(TRAINER['compile'].hint)
 
 
 class NotHere(Exception):
@@ -763,13 +760,11 @@ def features(folder):
             'optimizer': {'type': 'LBFGS', 'args': {'lr': 0.1, 'max_iter': 4}},
         },
         'on_nan "skip"': {'trainer': {'on_nan': 'skip'}},
-        **({'Muon beside AdamW': MUON} if '"type"' in OPTIMIZER['groups'].description else {}),
+        'Muon beside AdamW': MUON,
     }.items():
         yield f'learns as fp32, to 0.02: {name}', partial(learns, name, **settings)
 
     def lora():
-        if 'lora' not in TRAINER:
-            raise NotHere('there is no "lora" yet')
         trainer = trained(
             experiment(
                 folder,
@@ -826,7 +821,7 @@ def compiling(folder):
         gap = max(abs(a - b) for a, b in zip(found, eager))
         return f'{gap:.1e}, {time.perf_counter() - begun:.0f} s', gap < 1e-2
 
-    for mode in (True, 'reduce-overhead', *['blocks'] * HAS_BLOCKS):
+    for mode in (True, 'reduce-overhead', 'blocks'):
         yield f'loss as eager to 1e-2: compile {mode}', partial(as_eager, compile=mode)
         more = {'ema_decay': 0.9, 'max_grad_norm': 9.0}
         if mode != 'reduce-overhead':
@@ -847,8 +842,6 @@ def cold_start(folder):
 
     def first(mode):
         needs_gpu('a GPU: compiling takes minutes here')
-        if not HAS_BLOCKS:
-            raise NotHere('there is no compile "blocks" yet')
         values = experiment(folder, arch, data, {'compile': mode, 'precision': 'bf16'})
         with ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as fork:
             took[mode] = fork.submit(cold_seconds_of, values, folder / str(mode)).result()
@@ -1002,7 +995,7 @@ def _become_script(job: dict, n_processes: int | None) -> None:
 
 def command(folder: Path, run: str, *settings: str, **trainer) -> list:
     """train.py of the default experiment, made shorter, in the run folder `run`."""
-    trainer = {'epochs': sized(8, 4), 'tensorboard': False, **CAN_REPEAT, **trainer}
+    trainer = {'epochs': sized(8, 4), 'tensorboard': False, 'deterministic': True, **trainer}
     given = [f'n_gpu={int(ON_GPU)}', f'trainer.save_dir={folder}']
     given += [f'trainer.{name}={str(value).lower()}' for name, value in trainer.items()]
     words = [word for each in (*given, *settings) for word in ('--set', each)]
@@ -1039,15 +1032,13 @@ def alike(folder: Path, run: str, other: str, bound: float = 0) -> tuple[str, bo
 
 def resume(folder):
     """What was stopped goes on as if it had not been."""
-    bound = 0 if CAN_REPEAT else 0.05
-    exact = 'bitwise' if CAN_REPEAT else 'to 0.05 (there is no "deterministic" yet)'
 
     def again():
         for run in ('whole', 'twice'):
             must(*command(folder, run))
-        return alike(folder, 'whole', 'twice', bound)
+        return alike(folder, 'whole', 'twice')
 
-    yield f'the same run twice: equal, {exact}', again
+    yield 'the same run twice: equal, bitwise', again
 
     def stopped(run: str, number: int, expected: int, *settings: str):
         """Stopped in its second epoch, then gone on with."""
@@ -1055,23 +1046,23 @@ def resume(folder):
         file = run_in(folder, run) / files.LAST
         code, _ = script(*go, sent=number, when=file.is_file)
         must('train.py', '-r', run_in(folder, run))
-        seen, equal = alike(folder, run, 'whole', bound)
+        seen, equal = alike(folder, run, 'whole')
         return f'exit code {code}, then {seen}', equal and code == expected
 
     for number, expected in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         name = signal.Signals(number).name
         yield (
-            f'{name} in the middle, then -r: equal to the whole run, {exact}',
+            f'{name} in the middle, then -r: equal to the whole run, bitwise',
             partial(stopped, name, number, expected),
         )
 
     def in_steps():
         code, _ = script(*command(folder, 'steps', max_steps=50))
         must('train.py', '-r', run_in(folder, 'steps'), '--set', 'trainer.max_steps=null')
-        seen, equal = alike(folder, 'steps', 'whole', bound)
+        seen, equal = alike(folder, 'steps', 'whole')
         return f'{seen} (max_steps left with {code})', equal
 
-    yield f'max_steps 50, then -r: equal to the whole run, {exact}', in_steps
+    yield 'max_steps 50, then -r: equal to the whole run, bitwise', in_steps
 
     def on_cpu_and_back():
         must(*command(folder, 'moved', epochs=2))
@@ -1140,13 +1131,14 @@ def workers(folder):
 
     def with_workers(n: int):
         data = {'one_by_one': True, 'num_workers': n, 'n_samples': sized(1920, 128)}
-        found[n] = weights_of(trained(experiment(folder, data=data, trainer=CAN_REPEAT)))
+        found[n] = weights_of(
+            trained(experiment(folder, data=data, trainer={'deterministic': True}))
+        )
         gap = farthest(found[n], found[0])
-        return f'to {gap:.0e}', gap <= (0 if CAN_REPEAT else 1e-2)
+        return f'to {gap:.0e}', gap == 0
 
     for n in (0, 2, 4):
-        bound = 'bitwise' if CAN_REPEAT else 'to 1e-2'
-        yield f'num_workers {n}: weights as without workers, {bound}', partial(with_workers, n)
+        yield f'num_workers {n}: weights as without workers, bitwise', partial(with_workers, n)
 
 
 # Several processes, as far as one card goes
