@@ -22,7 +22,7 @@ from armature.step.schedule import Schedule
 from base.stepper import Stepper
 from parse_config import ConfigParser
 from tests import gpu_optimizers
-from tests.test_resume import N_STEPS, Told, last_of, run, stopped_after
+from tests.test_resume import N_STEPS, Told, last_of, run, states, stopped_after
 from train import BUILDS
 
 MUON = {'match': '*', 'ndim': 2, 'type': 'Muon', 'lr': 0.02, 'weight_decay': 0.01}
@@ -62,16 +62,6 @@ def batches(n_steps):
             torch.randint(10, (8, 4), generator=generator),
             torch.randint(3, (8,), generator=generator),
         )
-
-
-def states(optimizer):
-    """The state of each parameter, by its name."""
-    state = optimizer.state_dict()
-    return {
-        name: state['state'].get(number)
-        for group in state['param_groups']
-        for name, number in zip(group['param_names'], group['params'])
-    }
 
 
 # In the loop

@@ -402,6 +402,16 @@ def test_plateau_over_another_metric_is_refused(experiment):
         experiment.trainer(path, scheduler=plateau, monitor='min loss').train()
 
 
+def states(optimizer):
+    """The state of each parameter, by its name."""
+    state = optimizer.state_dict()
+    return {
+        name: state['state'].get(number)
+        for group in state['param_groups']
+        for name, number in zip(group['param_names'], group['params'])
+    }
+
+
 def test_groups_get_the_state_of_their_parameters_by_name():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     named = dict(model.named_parameters())
@@ -410,14 +420,6 @@ def test_groups_get_the_state_of_their_parameters_by_name():
         groups = [{'params': [(name, named[name]) for name in names]} for names in groups]
         groups[0].update(options)
         return kind(groups, lr=0.1)
-
-    def states(made):
-        state = made.state_dict()
-        return {
-            name: state['state'].get(number)
-            for group in state['param_groups']
-            for name, number in zip(group['param_names'], group['params'])
-        }
 
     before = optimizer(list(named))
     model(torch.randn(3, 2)).sum().backward()

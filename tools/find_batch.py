@@ -7,7 +7,6 @@ trainer.microbatch_size says how many samples are in memory at a time: the resul
 data_loader.args.batch_size belongs to the experiment: another one gives another result.
 """
 
-import argparse
 import gc
 import itertools
 import math
@@ -30,6 +29,7 @@ from parse_config import ConfigParser
 from tools.arguments import positive_number
 from tools.rehearse import (
     MANY_STEPS,
+    parser_of,
     rehearsal,
     seconds_per_step,
     timing_trainer,
@@ -62,11 +62,7 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment')
-    parser.add_argument('-d', '--device', metavar='DEVICE', help='as of train.py')
+    parser = parser_of(__doc__)
     parser.add_argument(
         '--max', type=positive, metavar='N', help='largest batch to try; all the data without'
     )

@@ -5,7 +5,6 @@ and suggests the rate where the loss falls most steeply (Smith, "Cyclical Learni
 Training Neural Networks", 2017, arXiv:1506.01186).
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import train
 from armature.errors import UserError, exit_on_user_error
 from armature.run.plots import new_figure, save_pictures
 from parse_config import ConfigParser
-from tools.rehearse import quiet_trainer, rehearsal
+from tools.rehearse import parser_of, quiet_trainer, rehearsal
 
 LOWEST, HIGHEST = 1e-6, 10.0
 SMOOTHING = 0.9
@@ -24,11 +23,7 @@ LEAST_FALL = 0.05  # of the first loss; less is noise
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment')
-    parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='a GPU such as 0, or cpu, mps, xpu:0'
-    )
+    parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument(
         '--steps',
         type=int,

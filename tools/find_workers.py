@@ -6,7 +6,6 @@ results of a run do not depend on the number of workers, and that is looked at h
 batches have to be the same, bit for bit, whoever reads them.
 """
 
-import argparse
 import itertools
 import os
 import time
@@ -27,6 +26,7 @@ from parse_config import ConfigParser
 from tools.arguments import positive_number
 from tools.rehearse import (
     MANY_STEPS,
+    parser_of,
     rehearsal,
     seconds_per_step,
     short_config,
@@ -59,11 +59,7 @@ HEAD = f'{"workers":7s} {"first batch":>13s} {"read a s":>10s} {"steps a s":>11s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment')
-    parser.add_argument('-d', '--device', metavar='DEVICE', help='as of train.py')
+    parser = parser_of(__doc__)
     parser.add_argument(
         '--seconds', type=positive_number, default=3.0, help='of each measurement (3)'
     )

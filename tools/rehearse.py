@@ -1,5 +1,6 @@
 """What the rehearsals of a run share: its config cut short, in a folder that goes away."""
 
+import argparse
 import copy
 import dataclasses
 import itertools
@@ -23,6 +24,18 @@ from parse_config import ConfigParser
 def refuse_processes() -> None:
     if dist.is_started():
         raise ConfigError('a rehearsal runs in a single process: without torchrun, on one device')
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """For a tool that rehearses an experiment on a device."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('-c', '--config', required=True, metavar='FILE', help='the experiment')
+    parser.add_argument(
+        '-d', '--device', metavar='DEVICE', help='a GPU such as 0, or cpu, mps, xpu:0'
+    )
+    return parser
 
 
 @contextmanager
