@@ -31,7 +31,7 @@ class Share(NamedTuple):
     """What a process has of the batch that all of them are at."""
 
     weight: float = 1.0  # of the loss over it in the mean over processes; 1 when all have the same
-    is_borrowed: bool = False  # it is another process's, to keep step
+    is_padding: bool = False  # samples of another process, to keep in step with it
     largest: int = 0  # samples of the process that has most
 
 

@@ -177,7 +177,7 @@ class BaseTrainer(ABC):
                 if self._finished:
                     self.console.end(f'Training ends: {self._finished}')
                     break
-                self._obey(max(dist.gather(self._stop.wish)))
+                self._carry_out(max(dist.gather(self._stop.request)))
         # Here and not where it is raised: what has lent the model its weights meanwhile has given
         # them back
         except Stopped:
@@ -288,7 +288,7 @@ class BaseTrainer(ABC):
         """The batches of a pass without steps (validation), on the device; a request to stop is met
         between two of them.
 
-        trackers: are told which batch is due, and leave out what another process counts.
+        trackers: learn which batch is due, and leave out what another process counts.
         """
         if hasattr(loader, 'seek'):
             loader.seek(0)
@@ -303,12 +303,12 @@ class BaseTrainer(ABC):
         return Parts(self.config.get('batch'), self.takes_pairs)
 
     def _agree(self, agreement, *others):
-        wishes = agreement.after_step(self._stop.wish, *others)
-        if wishes is not None or self._stop.reason:
-            self._obey(*(wishes or (0,)))
+        requests = agreement.after_step(self._stop.request, *others)
+        if requests is not None or self._stop.reason:
+            self._carry_out(*(requests or (0,)))
 
-    def _obey(self, stop, save=0, is_broken=0):
-        """What any of the processes has wished for is done in all of them."""
+    def _carry_out(self, stop, save=0, is_broken=0):
+        """What any of the processes has requested is done in all of them."""
         if is_broken:
             self._check_losses()
         if save:

@@ -440,7 +440,7 @@ def correlate_in_two_parts(folder):
 
 
 def agree(folder):
-    """[After which step each process was granted what only the last one wished for, which wish]."""
+    """[After which step each process did what only the last one requested, which request]."""
     agreement, is_last = dist.Agreement(), dist.rank() == dist.n_processes() - 1
     step, granted = 0, None
     while not any(granted or ()):

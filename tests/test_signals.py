@@ -81,7 +81,7 @@ def test_second_ctrl_c_a_second_later_leaves_at_once():
     with stop.listening():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # torchrun delivers one Ctrl-C twice
-        stop.grant(stop.wish)
+        stop.grant(stop.request)
         assert (stop.reason, stop.exit_code) == ('SIGINT', 130)
         stop._received_at -= DEBOUNCE_S
         with pytest.raises(KeyboardInterrupt):

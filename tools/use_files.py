@@ -87,7 +87,7 @@ class Predictions:
         """(batch on the device, the indices of its inputs) of what could be read."""
         bar = tqdm(total=len(loader.dataset), unit='inputs', disable=None, leave=False)
         for batch in loader.batches():
-            if batch.share.is_borrowed:
+            if batch.share.is_padding:
                 continue
             content, reasons = batch.content
             reasons = dict(zip(batch.indices.tolist(), reasons))

@@ -60,7 +60,7 @@ class StreamDataLoader(DataLoader):
         self.seed = torch.initial_seed() if seed is None else seed
         self._due = 0, 0  # pass and batch
         self.class_names = class_names_of(dataset)
-        self.share = WHOLE  # whether the newest batch is borrowed; what others have, they tell
+        self.share = WHOLE  # whether the newest batch is padding; the processes exchange the rest
         super().__init__(
             dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, drop_last=drop_last
         )
@@ -127,7 +127,7 @@ class _Batches(IterableDataset):
 
     Batches are counted from the beginning of pass `number`, and go from `first` to the end of the
     pass or, through further passes, up to `last`. Where a batch is too small for this process to
-    have a share of, it borrows a sample.
+    have a share of, it takes a sample of another process (padding).
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class _Batches(IterableDataset):
                 if len(samples) == self.batch_size or is_over and samples and not self.drop_last:
                     if batch >= self.first and (batch - self.first) % n_workers == worker_id:
                         mine = samples[self.mine] or samples[:1]
-                        share = Share(is_borrowed=not samples[self.mine])
+                        share = Share(is_padding=not samples[self.mine])
                         yield self.collate_fn(mine), len(mine), share
                     samples, batch = [], batch + 1
                     if batch == self.last:

@@ -170,7 +170,7 @@ def in_step(
     """The batches of `loader` with this process's share of what all of them take together.
 
     A share weighs as much as the `count` of its content (None: its samples). Where no process can
-    know that of the others, they tell each other.
+    know that of the others, they exchange them.
     """
     if n_processes() == 1:
         return batches
@@ -182,23 +182,23 @@ def in_step(
         )
     refuse_differences({'number of samples': getattr(loader, 'n_samples', None)}, 'the data')
     knows = count is None and getattr(loader, 'knows_shares', False)
-    return batches if knows else _told(batches, count)
+    return batches if knows else _exchanged(batches, count)
 
 
-def _told(batches, count):
-    """The batches. While they compute with one, the processes tell each other of the next."""
+def _exchanged(batches, count):
+    """The batches. While they compute with one, the processes exchange facts of the next."""
     batch = None
 
     def following():
         upcoming, counted, n_samples = next(batches, None), 0, 0
-        if upcoming is not None and not upcoming.share.is_borrowed:
+        if upcoming is not None and not upcoming.share.is_padding:
             n_samples = upcoming.n_samples
             counted = n_samples if count is None else float(count(upcoming.content))
-        return upcoming, tell(upcoming is not None, counted, n_samples)
+        return upcoming, exchange(upcoming is not None, counted, n_samples)
 
-    upcoming, told = following()
+    upcoming, exchanged = following()
     while True:
-        have_batches, counts, n_samples = zip(*told())
+        have_batches, counts, n_samples = zip(*exchanged())
         if not any(have_batches):
             return
         if not any(n_samples):
@@ -213,7 +213,7 @@ def _told(batches, count):
                 f'process {rank()} of {n_processes()} has no batch while others have: '
                 'is there too little data?'
             )
-        upcoming, told = following()
+        upcoming, exchanged = following()
         counted = sum(counts)
         # The loss over a share counts for this in the mean over processes: nan as of nothing.
         weight = counts[rank()] * n_processes() / counted if counted else math.nan
@@ -221,24 +221,24 @@ def _told(batches, count):
         yield dataclasses.replace(batch, share=its_share)
 
 
-def tell(*numbers: float) -> Callable[[], list[list[float]]]:
-    """Begin to tell all processes a few numbers; what is returned gives all, (processes, numbers).
+def exchange(*numbers: float) -> Callable[[], list[list[float]]]:
+    """Send all processes a few numbers; what is returned gives all, (processes, numbers).
 
     They travel while the caller computes.
     """
-    told = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
-    told[rank()] = torch.tensor(numbers, dtype=torch.float64)
-    work = dist.all_reduce(told, async_op=True)
+    numbers_of = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
+    numbers_of[rank()] = torch.tensor(numbers, dtype=torch.float64)
+    work = dist.all_reduce(numbers_of, async_op=True)
 
     def result():
         work.wait()
-        return told.tolist()
+        return numbers_of.tolist()
 
     return result
 
 
 class Agreement:
-    """What any process wishes for, all of them do after the same step, at most a second later.
+    """What any process requests, all of them do after the same step, at most a second later.
 
     They ask each other about twice a second, at least in every 30th step, in one that they have
     agreed on by the time that steps take: in all others, none waits for another.
@@ -249,21 +249,23 @@ class Agreement:
         self._n_left = self._n_steps = 1  # until they ask each other again; since they did
         self._since = time.monotonic()
 
-    def after_step(self, *wishes: int) -> Sequence[int] | None:
-        """The largest of each wish that any process had; None when nobody asked after this step."""
+    def after_step(self, *requests: int) -> Sequence[int] | None:
+        """The largest of each request of any process; None when nobody asked after this step."""
         if self._is_alone:
-            return wishes
+            return requests
         self._n_left -= 1
         if self._n_left > 0:
             return None
         now = time.monotonic()
-        largest = torch.tensor([*wishes, (now - self._since) / self._n_steps], dtype=torch.float64)
+        largest = torch.tensor(
+            [*requests, (now - self._since) / self._n_steps], dtype=torch.float64
+        )
         dist.all_reduce(largest, dist.ReduceOp.MAX)
-        *granted, s_per_step = largest.tolist()
+        *agreed, s_per_step = largest.tolist()
         n_steps = int(ASK_EVERY_S / s_per_step) if s_per_step > 0 else MOST_STEPS
         self._n_left = self._n_steps = min(max(1, n_steps), MOST_STEPS)
         self._since = now
-        return list(map(int, granted))
+        return list(map(int, agreed))
 
 
 # Sharing the model

@@ -86,7 +86,7 @@ class MetricTracker:
 
     def measure(self, loss: Any, output: Any, target: Any) -> None:
         """Update 'loss', its parts and every one of `metrics` with a batch."""
-        if self.batch.share.is_borrowed:
+        if self.batch.share.is_padding:
             return
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         self.n_samples += n_samples
@@ -108,7 +108,7 @@ class MetricTracker:
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number or a tensor with one element."""
-        if self.batch.share.is_borrowed:
+        if self.batch.share.is_padding:
             return
         if self.writer is not None:
             self.writer.add_scalar(key, value)

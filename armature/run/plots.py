@@ -55,7 +55,7 @@ class Pictures:
             )
         if self._metrics is None:
             self._metrics = self._make(output.shape[1], output.device)
-        if self.batch.share.is_borrowed:
+        if self.batch.share.is_padding:
             return
         for metric in self._metrics.values():
             metric.update(output.detach().float(), target)

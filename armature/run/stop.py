@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from armature.errors import EXIT_CODES, STOP_SIGNALS
 from armature.processes import dist
 
-TIME = 1  # the wish to stop since the time is over
+TIME = 1  # the request to stop because the time is over
 DEBOUNCE_S = 1.0  # torchrun delivers one Ctrl-C twice
 
 
@@ -21,14 +21,14 @@ class Stopped(Exception):
 class StopRequest:
     """`reason` is empty until the run has to stop.
 
-    A signal or the end of `max_minutes` only makes a `wish`, which is granted when the step in
+    A signal or the end of `max_minutes` is only a `request`, which is granted when the step in
     progress is finished, and saved; of several processes all grant the same one in the same step.
     A second Ctrl-C, a second later, leaves at once.
     """
 
     def __init__(self, max_minutes: float | None = None):
         self.max_minutes = max_minutes
-        self.wish = 0  # TIME, or the exit code that a signal asks for; 0: none
+        self.request = 0  # TIME, or the exit code that a signal asks for; 0: none
         self.reason = ''
         self.exit_code = 0
         self._signal, self._received_at = '', 0.0
@@ -56,22 +56,22 @@ class StopRequest:
                 # torchrun ends this process, in which a step has failed since another is gone.
                 signal.raise_signal(signal.Signals[self._signal])
 
-    def grant(self, wish: int) -> None:
-        """Stop for `wish`, if it is one."""
-        if wish and not self.reason:
-            signals = '/'.join(name for name, code in EXIT_CODES.items() if code == wish)
+    def grant(self, request: int) -> None:
+        """Stop for `request`, if it is one."""
+        if request and not self.reason:
+            signals = '/'.join(name for name, code in EXIT_CODES.items() if code == request)
             over = f'trainer.max_minutes ({self.max_minutes})'
-            self.reason = over if wish == TIME else self._signal or signals
-            self.exit_code = 0 if wish == TIME else wish
+            self.reason = over if request == TIME else self._signal or signals
+            self.exit_code = 0 if request == TIME else request
 
     def _time_is_over(self):
-        self.wish = self.wish or TIME
+        self.request = self.request or TIME
 
     def _note(self, number, frame):
         now = time.monotonic()
         if not self._signal:
             self._signal, self._received_at = signal.Signals(number).name, now
-            self.wish = EXIT_CODES[self._signal]
+            self.request = EXIT_CODES[self._signal]
             if dist.is_first_here():
                 text = f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'
                 with contextlib.suppress(OSError):  # nobody listens

@@ -63,7 +63,7 @@ class MicroBatches:
         # What the loss over this process's samples counts for in the mean over processes
         weight = share.weight
         if self._loss_is_sum:
-            weight = float(dist.n_processes() * (not share.is_borrowed))
+            weight = float(dist.n_processes() * (not share.is_padding))
         n_parts = n_passes = max(1, -(-n_samples // size))
         if self.size and self._keeps_step:
             n_passes = max(n_parts, -(-share.largest // size))
