@@ -4,7 +4,6 @@ Each passes the options that it does not know itself on to BaseDataLoader. Impor
 loader needs stand inside it: they cost seconds.
 """
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from armature.errors import ConfigError, DataError
 from armature.processes import dist
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
-from data_loader.datasets import MEAN, STD, Standardize, digits, read_idx
+from data_loader.datasets import MEAN, STD, Standardize, digits
 from data_loader.image_folder import ImageFolder, find_parts
 from tools.use_inputs import ImageInput, InputFormat
 
@@ -39,13 +38,6 @@ __all__ = [
     'StreamDataLoader',
     'WeightedRandomSampler',
 ]  # what a config can name
-
-
-def __getattr__(name: str) -> Any:
-    """CsvDataLoader, for code that imports it from here: it stands in examples/tabular."""
-    if name != 'CsvDataLoader':
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return importlib.import_module('examples.tabular.data').CsvDataLoader
 
 
 class DigitsDataLoader(BaseDataLoader):
@@ -65,44 +57,26 @@ class DigitsDataLoader(BaseDataLoader):
 class MnistDataLoader(BaseDataLoader):
     """MNIST in memory, as bytes until a batch is made; downloaded to `data_dir` if missing."""
 
-    name, mean, std = 'MNIST', 0.1307, 0.3081
+    name, mean, std = 'MNIST', [0.1307], [0.3081]
 
     def __init__(self, data_dir: str, batch_size: int, *, training: bool = True, **options: Any):
-        images, labels = self._read(Path(data_dir), 'train' if training else 't10k')
-        if len(images) != len(labels):
-            raise DataError(
-                f'{self.name} in {Path(data_dir).resolve()} has {len(images)} images and '
-                f'{len(labels)} labels'
-            )
         super().__init__(
-            TensorDataset(images.unsqueeze(1), labels.long()),  # (n, 1, 28, 28), (n,)
+            downloaded(self.name, data_dir, training),
             batch_size,
-            batch_transform=Standardize([self.mean], [self.std]),
+            batch_transform=Standardize(self.mean, self.std),
             evaluation=not training,
             **options,
         )
 
     @classmethod
     def input_format(cls, args: dict, state: dict) -> InputFormat:
-        return ImageInput(28, 'L', [cls.mean], [cls.std])
-
-    def _read(self, data_dir: Path, part: str) -> list[torch.Tensor]:
-        folder = data_dir / self.name / 'raw'
-        names = [f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte']
-        with dist.first_on_machine():
-            if not all((folder / name).is_file() for name in names):
-                download(
-                    self.name,
-                    data_dir,
-                    f'the four unpacked idx files ({names[0]}, ...) into {folder.resolve()}',
-                )
-        return [read_idx(folder / name) for name in names]
+        return ImageInput(28, 'L', cls.mean, cls.std)
 
 
 class FashionMnistDataLoader(MnistDataLoader):
     """Fashion-MNIST: ten kinds of clothes, in the form of MNIST."""
 
-    name, mean, std = 'FashionMNIST', 0.2860, 0.3530
+    name, mean, std = 'FashionMNIST', [0.2860], [0.3530]
 
 
 class CifarDataLoader(BaseDataLoader):
@@ -119,20 +93,8 @@ class CifarDataLoader(BaseDataLoader):
         n_classes: Literal[10, 100] = 10,
         **options: Any,
     ):
-        if n_classes not in (10, 100):
-            raise ConfigError(f'n_classes is {n_classes}: there are CIFAR-10 and CIFAR-100')
-        archive = 'cifar-10-python.tar.gz' if n_classes == 10 else 'cifar-100-python.tar.gz'
-        with dist.first_on_machine():
-            parts = download(
-                f'CIFAR{n_classes}',
-                Path(data_dir),
-                f'{archive} into {Path(data_dir).resolve()}',
-                train=training,
-            )
-        images = torch.from_numpy(parts.data).permute(0, 3, 1, 2).contiguous()  # (n, 3, 32, 32)
-        self.class_names = parts.classes
         super().__init__(
-            TensorDataset(images, torch.tensor(parts.targets)),
+            downloaded(f'CIFAR{n_classes}', data_dir, training),
             batch_size,
             batch_transform=Standardize(self.mean, self.std),
             evaluation=not training,
@@ -215,15 +177,27 @@ def _scale_of(mode: str, mean: list | None, std: list | None) -> tuple[list, lis
     return mean or [0.5] * n_channels, std or [0.25] * n_channels
 
 
-def download(name: str, data_dir: Path, by_hand: str, **options: Any) -> Any:
-    """torchvision's dataset, downloaded if missing; where it cannot be, a DataError says how."""
+def downloaded(name: str, data_dir: str, training: bool) -> TensorDataset:
+    """(images (n, channels, height, width) uint8, classes (n,)) of torchvision's dataset `name`.
+
+    Where it is neither there nor can be downloaded, a DataError says how to get it.
+    """
     from torchvision import datasets
 
     try:
-        return getattr(datasets, name)(str(data_dir), download=True, **options)
-    except (RuntimeError, OSError, EOFError) as error:
-        reason = ' '.join(str(error).split())
+        with dist.first_on_machine():
+            parts = getattr(datasets, name)(data_dir, train=training, download=True)
+    except (RuntimeError, OSError, EOFError, AssertionError, ValueError) as error:
+        reason = ' '.join(str(error).split()) or 'a file in it is damaged'
         raise DataError(
-            f'{name} is not there and cannot be downloaded ({reason}). Put {by_hand}, or name '
-            'another folder with --set data_loader.args.data_dir=FOLDER'
+            f'{name} in {Path(data_dir).resolve()} can be neither read nor downloaded ({reason}). '
+            'Remove what is there and try again; or put its files there as torchvision names them '
+            '(MNIST/raw/train-images-idx3-ubyte, cifar-10-python.tar.gz, ...); or name another '
+            'folder with --set data_loader.args.data_dir=FOLDER'
         ) from error
+    images, classes = torch.as_tensor(parts.data), torch.as_tensor(parts.targets)
+    is_grey = images.dim() == 3
+    images = images.unsqueeze(1) if is_grey else images.permute(0, 3, 1, 2).contiguous()
+    dataset = TensorDataset(images, classes)
+    dataset.classes = parts.classes
+    return dataset

@@ -1,6 +1,5 @@
 """Your datasets: what data loaders read from."""
 
-import gzip
 import importlib.util
 from pathlib import Path
 
@@ -8,8 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
-
-from armature.errors import DataError
 
 N_TEST = 360
 MEAN, STD = 0.3056, 0.3247  # of the training pixels, after scaling to [0, 1] and resizing
@@ -39,9 +36,9 @@ def digits(training: bool) -> TensorDataset:
 
 
 class Standardize:
-    """Images of bytes as floats: scaled to [0, 1], less `mean`, by `std` (a number a channel).
+    """Images as floats from 0 to 1, less `mean`, by `std` (a number a channel).
 
-    (..., channels, height, width) uint8 -> the same in float32
+    (..., channels, height, width) uint8 -> the same in float32; floats are taken to be scaled.
     """
 
     def __init__(self, mean: list[float], std: list[float]):
@@ -53,21 +50,5 @@ class Standardize:
         if device not in self._scales:  # once: a copy to a GPU waits for it
             self._scales[device] = self.mean.to(device), self.std.to(device)
         mean, std = self._scales[device]
-        return images.div(255).sub_(mean).div_(std)  # in float32, in one pass
-
-
-def read_idx(path: Path) -> torch.Tensor:
-    """The bytes of an idx file (the format of MNIST), plain or .gz, in their shape (uint8)."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes()
-    n_dimensions = content[3] if len(content) > 4 and content[:3] == b'\0\0\x08' else 0
-    if not n_dimensions:
-        raise DataError(f'{path} is not an idx file of bytes')
-    start = 4 + 4 * n_dimensions
-    shape = [int.from_bytes(content[at : at + 4], 'big') for at in range(4, start, 4)]
-    if len(content) - start != (n_bytes := int(np.prod(shape))):
-        raise DataError(
-            f'{path} is damaged: its head promises {n_bytes} bytes '
-            f'({" x ".join(map(str, shape))}), and {max(0, len(content) - start)} follow. Remove '
-            'it, so that it is downloaded again'
-        )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
+        scaled = images.clone() if images.is_floating_point() else images.div(255)  # float32
+        return scaled.sub_(mean).div_(std)

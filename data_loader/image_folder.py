@@ -12,9 +12,13 @@ from armature.data.pixels import ENDINGS, LITTER, images_below, read_image
 from armature.errors import DataError
 
 PARTS = {
-    'train': ('train', 'training'),
-    'valid': ('valid', 'val', 'validation'),
-    'test': ('test', 'testing'),
+    'train': 'train',
+    'training': 'train',
+    'valid': 'valid',
+    'val': 'valid',
+    'validation': 'valid',
+    'test': 'test',
+    'testing': 'test',
 }
 
 
@@ -24,30 +28,27 @@ def find_parts(root: Path) -> dict[str, Path]:
     Only 'train', which is `root` itself, where the class folders lie in it directly. A folder with
     a part's name that has no folders in it may be a class of that name.
     """
-    folders = _folders(root)
-    parts = {}
-    for part, spellings in PARTS.items():
-        found = [each for each in folders if each.name.lower() in spellings and _folders(each)]
-        if len(found) > 1:
-            raise DataError(f'{root} has {found[0].name} and {found[1].name}: leave one of them')
-        if found:
-            parts[part] = found[0]
-    others = [each.name for each in folders if each not in parts.values()]
+    parts, others = {}, []
+    for folder in _folders(root):
+        part = PARTS.get(folder.name.lower())
+        if part is None or not _folders(folder):
+            others.append(folder)
+        elif part in parts:
+            raise DataError(f'{root} has {parts[part].name} and {folder.name}: leave one of them')
+        else:
+            parts[part] = folder
     if not parts:
-        spellings = sum(PARTS.values(), ())
-        if others and all(name.lower() in spellings for name in others):
-            raise DataError(f'{root / others[0]} has no class folders: expected one for each class')
+        if others and all(each.name.lower() in PARTS for each in others):
+            raise DataError(f'{others[0]} has no class folders: expected one for each class')
         return {'train': root}
-    if (
-        'train' not in parts
-        or len(parts) == 1
-        and any(map(images_below, map(root.joinpath, others)))
-    ):
-        part = next(iter(parts.values())).name
+    is_train_alone = list(parts) == ['train']
+    if 'train' not in parts or is_train_alone and any(map(images_below, others)):
+        part, *_ = parts.values()
+        beside = ', '.join(repr(each.name) for each in others) or 'no training data'
         raise DataError(
-            f'{root} has the folder {part!r} with folders in it, and beside it '
-            f'{", ".join(map(repr, others)) or "no training data"}: put the class folders of the '
-            'training data into a folder "train", or name the folder that they are in'
+            f'{root} has the folder {part.name!r} with folders in it, and beside it {beside}: put '
+            'the class folders of the training data into a folder "train", or name the folder that '
+            'they are in'
         )
     return parts
 

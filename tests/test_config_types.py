@@ -9,7 +9,6 @@ import types
 import pytest
 import torch
 
-import data_loader.data_loaders
 import model.loss
 import model.metric
 import model.model
@@ -18,6 +17,7 @@ from armature.config.build import KINDS, OWN, find
 from armature.errors import ConfigError
 from armature.step.loss_share import count_of
 from examples.tabular.data import CsvDataLoader
+from examples.tabular.model import TabularModel
 from parse_config import ROOT, ConfigParser
 
 MODULES = [
@@ -182,13 +182,12 @@ def test_heavy_libraries_are_not_imported_for_names_of_the_project():
     assert done.stdout.strip() == '[]'
 
 
-def test_loader_of_tables_is_found_by_its_old_name_or_its_folder_is_asked_for(
+def test_loader_and_model_of_tables_are_found_by_their_old_names_or_their_folder_is_asked_for(
     tmp_path, monkeypatch
 ):
     loaders = KINDS['data_loader']
-    assert data_loader.data_loaders.CsvDataLoader is CsvDataLoader is find('CsvDataLoader', loaders)
-    with pytest.raises(AttributeError, match="no attribute 'CsvLoader'"):
-        data_loader.data_loaders.__getattr__('CsvLoader')
+    assert find('CsvDataLoader', loaders) is CsvDataLoader
+    assert find('TabularModel', KINDS['arch']) is TabularModel
     with pytest.raises(ConfigError, match="did you mean 'CsvDataLoader'"):
         find('CsvDataLoder', loaders)
     monkeypatch.setattr(config_types, 'ROOT', tmp_path)  # a project without examples

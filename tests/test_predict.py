@@ -231,7 +231,7 @@ def test_each_shipped_loader_says_how_raw_input_becomes_a_batch():
         return input_format_of(config, state or {})
 
     assert format_of('MnistDataLoader') == ImageInput(
-        28, 'L', [MnistDataLoader.mean], [MnistDataLoader.std]
+        28, 'L', MnistDataLoader.mean, MnistDataLoader.std
     )
     assert format_of('FashionMnistDataLoader').mean == [0.2860]
     assert format_of('CifarDataLoader').size == 32

@@ -85,6 +85,8 @@ def test_imports_of_what_is_gone_are_named(tmp_path):
         (['a', 'mine'], ['a'], ['b'], ['b', 'mine']),  # added at the end of what has changed
         (['import a', 'import mine', 'import b'], ['import a', 'import b'], [], ['import mine']),
         (['mine', 'a'], ['a'], ['b'], None),
+        (['mine', 'a'], ['a'], [], ['mine']),  # before what is gone
+        (['a', 'mine', 'b'], ['a', 'b'], [], None),  # inside it
         (
             ['a', 'mine'],
             ['a', 'c'],

@@ -115,7 +115,7 @@ def originals(manifest: dict) -> dict[str, bytes]:
 def owned_today(pristine: dict[str, bytes]) -> dict[str, bytes]:
     """Today's version of what stands beside those files."""
     places = {path.partition('/')[0] for path in pristine} & set(OWNED)
-    if 'data_loader' in places:  # where CsvDataLoader is now
+    if {'data_loader', 'model'} & places:  # where CsvDataLoader and TabularModel are now
         places |= {'examples/__init__.py', 'examples/tabular'}
     files = files_below(TEMPLATE, tuple(places))
     return {path: content for path, content in files.items() if path.endswith('.py')}

@@ -252,6 +252,8 @@ def applied(mine: list[bytes], base: list[bytes], theirs: list[bytes]) -> list[b
                 place = result.index(before) + 1
             elif start == len(base) or all(IMPORT.match(line) for line in new):
                 place = len(result)
+            elif not theirs and not b''.join(base[:start]).strip():
+                place = 0  # before all that is gone
             else:
                 return None
             result[place:place] = new

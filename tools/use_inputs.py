@@ -102,8 +102,10 @@ class ImageInput(InputFormat):
 
     def batch(self, samples: list) -> np.ndarray:
         mean, std = (np.array(each, np.float32).reshape(-1, 1, 1) for each in (self.mean, self.std))
-        images = np.stack(samples).astype(np.float32)
-        images /= 255  # in place, as training does for tensors: the same numbers, to the bit
+        pixels = np.stack(samples)
+        images = pixels.astype(np.float32)
+        if pixels.dtype.kind in 'iu':
+            images /= 255  # in place, as training does for tensors: the same numbers, to the bit
         images -= mean
         images /= std
         return images

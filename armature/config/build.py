@@ -34,6 +34,7 @@ CORE = ('armature', 'base', 'logger', 'tools', 'tests', 'benchmarks', 'utils.uti
 CORE += ('parse_config', 'new_project', 'train', 'test', 'predict')
 MOVED = {  # a name of the first version's configs
     'CsvDataLoader': 'examples.tabular.data.CsvDataLoader',
+    'TabularModel': 'examples.tabular.model.TabularModel',
 }
 AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')
 
