@@ -23,7 +23,6 @@ from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
 from armature.processes.launch import joined
-from armature.run.metrics import OF_EACH
 from armature.seed import seed_everything
 from armature.step.average import Average
 from armature.step.optimizers import SeveralOptimizers
@@ -413,7 +412,7 @@ def evaluate_exactly(folder):
         metrics = MetricTracker('loss', metrics=[accuracy, top_k_acc, *made])
         batches = contents_of(dist.in_step(loader.batches(), loader), metrics)
         results[str(batch_size)] = evaluate(Plain(), batches, F.nll_loss, metrics)
-        results[f'{batch_size} counted'] = {key: sums[1] for key, sums in metrics._sums().items()}
+        results[f'{batch_size} counted'] = {key: sums[1] for key, sums in metrics._sums_of_all().items()}
     return results
 
 
@@ -433,7 +432,7 @@ def correlate_in_two_parts(folder):
     second.load_state_dict(state)
     second.measure(torch.ones(()), *halves[1])
     try:
-        state['stateful']['correlation'] |= {OF_EACH: [{}] * 9}
+        state['stateful']['correlation']['n_total'] = (torch.ones(1),) * 9
         first.load_state_dict(state)
     except ConfigError as error:
         return [second.result()['correlation'], torch.corrcoef(points)[0, 1].item(), str(error)]

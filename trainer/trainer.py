@@ -3,7 +3,6 @@
 The run around the epochs is in base/base_trainer.py.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.checkpoint.weights import bare
 from armature.data.order import epoch_length
 from armature.processes import dist
 from armature.run.plots import Pictures
@@ -105,8 +103,6 @@ class Trainer(BaseTrainer):
             self.writer.add_figure(name, figure)
         if self.settings.log_images:
             self._log_images()
-        if self.settings.log_graph and dist.n_processes() == 1:
-            self._log_graph()
         if self.settings.log_histograms:
             for name, parameter in self.model.named_parameters():
                 self.writer.add_histogram(name, dist.whole(parameter.detach()))
@@ -152,15 +148,6 @@ class Trainer(BaseTrainer):
             )
             return
         self.writer.add_image('input', make_grid(data[:64].float().cpu(), nrow=8, normalize=True))
-
-    @torch.no_grad()
-    def _log_graph(self) -> None:
-        """Once: what the model does with the first validation batch."""
-        self.settings.log_graph = False
-        data, _ = next(iter(self.watched(self.valid_data_loader)))
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # it traces the model, which torch no longer likes
-            self.writer.add_graph(bare(self.model), data)
 
     def _progress(self, n_batches: int) -> str:
         return f'[{n_batches}/{self.len_epoch} ({100 * n_batches / self.len_epoch:.0f}%)]'

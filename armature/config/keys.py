@@ -104,9 +104,6 @@ TRAINER = {
     ),
     'log_images': Key(bool, 'one grid of validation images an epoch to TensorBoard', False),
     'log_histograms': Key(bool, 'histograms of the parameters to TensorBoard', False),
-    'log_graph': Key(
-        bool, 'the graph of the model to TensorBoard (one process, with validation)', False
-    ),
     'save_every_steps': Key(COUNT, 'also save checkpoint-last.pth every so many steps', None),
     'save_every_minutes': Key(ABOVE_0, 'also save checkpoint-last.pth every so many minutes', None),
     'keep_last': Key(COUNT, 'keep only the newest so many checkpoint-epoch files', None),
@@ -165,7 +162,7 @@ TRAINER = {
         None,
     ),
     'pictures': Key(
-        list[Literal['confusion_matrix', 'precision', 'recall', 'f1', 'roc', 'pr']],
+        list[Literal['confusion_matrix', 'roc', 'pr']],
         'pictures of the validation for TensorBoard',
         None,
     ),

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from armature.errors import ConfigError
 from armature.processes import dist
 from armature.step.loss_share import count_of, is_sum, total_and_parts
 
-OF_EACH = 'of each process'
 RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
 
 
@@ -34,7 +34,7 @@ class MetricTracker:
     value for each, and may know that no target is ignored.
     """
 
-    FOLD_AFTER = 1000  # values of a key kept before they are read anyway: bounds their memory
+    MOST_PENDING = 5000  # values kept before they are read anyway: bounds their memory
 
     def __init__(
         self,
@@ -79,8 +79,9 @@ class MetricTracker:
 
     def reset(self) -> None:
         self.n_samples = 0  # that `measure` was given, in this process
-        self._averages = {key: _Average() for key in self._keys}
-        self._shared = []  # the keys that all processes are known to have, in one order
+        # Of each key: total and count since the reset, and since `recent` was last asked.
+        self._sums = {key: [0.0, 0, 0.0, 0] for key in self._keys}
+        self._pending = []  # (key, value, number of samples), not read yet
         for metric in self._stateful.values():
             metric.reset()
 
@@ -92,17 +93,14 @@ class MetricTracker:
         self.n_samples += n_samples
         n_counted = n_samples if self._count is length else self._count(target)
         loss, parts = total_and_parts(loss)
-        mean = loss / n_samples if self._loss_is_sum else loss
-        self._add('loss', 'the loss', mean, n_counted)
-        for name, value in (parts or getattr(self._loss, 'terms', {})).items():
-            value = value / n_samples if self._loss_is_sum else value
-            self._add(name, f'the part {name} of the loss', value, n_counted)
-        if isinstance(output, torch.Tensor):
-            output = output.detach()
-        else:
-            output = map_tensors(torch.Tensor.detach, output)
+        parts = parts or getattr(self._loss, 'terms', {})
+        for name in parts.keys() - self._sums.keys():
+            self._claim(name, f'the part {name} of the loss')
+        for name, value in {**parts, 'loss': loss}.items():
+            self._add(name, value / n_samples if self._loss_is_sum else value, n_counted)
+        output = map_tensors(torch.Tensor.detach, output)
         for name, metric in self._functions.items():
-            self._add(name, self._owners[name], metric(output, target), n_samples)
+            self._add(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
             metric.update(output, target, loss.device)
 
@@ -112,34 +110,31 @@ class MetricTracker:
             return
         if self.writer is not None:
             self.writer.add_scalar(key, value)
-        if key not in self._averages:
+        if key not in self._sums:
             known = ', '.join(self._keys) or 'no keys'
             raise KeyError(f'no metric {key!r} here: this tracker was made for {known}')
-        self._add(key, self._owners[key], value, n)
+        self._add(key, value, n)
 
-    def _add(self, name: str, owner: str, value: Any, n: Any) -> None:
+    def _add(self, name: str, value: Any, n: Any) -> None:
         """Keep a value of one batch until somebody asks; several, when it is a vector or a dict."""
-        if isinstance(value, torch.Tensor) and value.dim() == 0:
-            average = self._averages.get(name)
-            if average is not None:
-                average.pending.append((value.detach() if value.requires_grad else value, n))
-                if len(average.pending) >= self.FOLD_AFTER:
-                    self._fold()
-                return
-        for each, number in numbers(name, value, self.class_names).items():
-            if each not in self._averages:
-                self._claim(each, owner)
-                self._averages[each] = _Average()
-            self._averages[each].pending.append((number, n))
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and name in self._sums:
+            self._pending.append((name, value.detach(), n))
+        else:
+            for each, number in numbers(name, value, self.class_names).items():
+                if each not in self._sums:
+                    self._claim(each, self._owners[name])
+                    self._sums[each] = [0.0, 0, 0.0, 0]
+                self._pending.append((each, number, n))
+        if len(self._pending) >= self.MOST_PENDING:
+            self._read()
 
     def avg(self, key: str) -> float:
         """Mean of `key` since the last reset; nan when it was never updated."""
-        self._fold()
-        return _mean(*dist.sums(self._averages[key].sums[:2]))
+        return _mean(*self._sums_of_all()[key][:2])
 
     def result(self) -> dict[str, float]:
         """Mean of every key since the last reset, and the value of every stateful metric."""
-        means = {key: _mean(*sums[:2]) for key, sums in self._sums().items()}
+        means = {key: _mean(*sums[:2]) for key, sums in self._sums_of_all().items()}
         for name, metric in self._stateful.items():
             for each, value in numbers(name, metric.compute(), self.class_names).items():
                 self._claim(each, self._owners[name])
@@ -150,35 +145,50 @@ class MetricTracker:
         """The metrics in a result that have a value for each class, as {name: {class: value}}."""
         found = {}
         for name in (*self._functions, *self._stateful):
-            keys = {each: f'{name}_{each}' for each in self.class_names or ()}
-            if keys and result.keys() >= set(keys.values()):
-                found[name] = {each: result[key] for each, key in keys.items()}
+            values = {each: result.get(f'{name}_{each}') for each in self.class_names or ()}
+            if values and None not in values.values():
+                found[name] = values
         return found
 
     def recent(self) -> dict[str, float]:
         """Mean of every key updated since the last call of `recent`."""
-        recent = {key: sums[2:] for key, sums in self._sums().items()}
-        for average in self._averages.values():
-            average.sums[2:] = 0.0, 0
+        recent = {key: sums[2:] for key, sums in self._sums_of_all().items()}
+        for sums in self._sums.values():
+            sums[2:] = 0.0, 0
         return {key: _mean(*sums) for key, sums in recent.items() if sums[1]}
 
-    def _sums(self) -> dict[str, list[float]]:
-        """[total, count, recent total, recent count] of each key, over all processes."""
-        self._fold()
-        averages = [self._averages.setdefault(key, _Average()) for key in self._shared]
-        numbers_of = [number for average in averages for number in average.sums]
-        *found, n_others = dist.sums([*numbers_of, len(self._averages) - len(averages)])
-        if n_others:
-            # One that had no sample yet has not seen which parts a vector or a dict has.
-            keys = (key for keys in dist.gather(list(self._averages)) for key in keys)
-            self._shared = list(dict.fromkeys(keys))
-            return self._sums()
-        found = iter(found)
-        return {key: [next(found) for _ in range(4)] for key in self._shared}
+    def _sums_of_all(self) -> dict[str, list[float]]:
+        """The sums of each key over all processes, of which one may not have met each key yet."""
+        self._read()
+        found = {}
+        for of_one in dist.gather(self._sums):
+            for key, sums in of_one.items():
+                before = found.get(key, [0.0, 0, 0.0, 0])
+                found[key] = [one + other for one, other in zip(before, sums)]
+        return found
+
+    def _read(self) -> None:
+        """Add the pending values to the sums, after one transfer for each type and place."""
+        given = [each for _, *pair in self._pending for each in pair]
+        alike = {}
+        for place, each in enumerate(given):
+            if isinstance(each, torch.Tensor):
+                alike.setdefault((each.dtype, each.device), []).append(place)
+        for places in alike.values():
+            values = torch.stack([given[place].reshape(()) for place in places])
+            for place, value in zip(places, values.tolist()):
+                given[place] = value
+        for (key, *_), value, n in zip(self._pending, given[::2], given[1::2]):
+            value, n = float(value), float(n)
+            # The mean over nothing is nan, and counts for nothing.
+            if n and (math.isfinite(value) or not self.skip_non_finite):
+                sums, more = self._sums[key], (value * n, n) * 2
+                self._sums[key] = [total + each for total, each in zip(sums, more)]
+        self._pending.clear()
 
     def state_dict(self) -> dict:
         return {
-            'averages': self._sums(),
+            'averages': self._sums_of_all(),
             'stateful': {name: metric.state_dict() for name, metric in self._stateful.items()},
         }
 
@@ -188,55 +198,18 @@ class MetricTracker:
         for name, metric in self._stateful.items():
             metric.load_state_dict(state.get('stateful', {}).get(name, {}))
         if dist.is_main():  # the sums are those of all processes
-            for key, sums in state.get('averages', {}).items():
-                self._averages.setdefault(key, _Average()).sums = list(sums)
-
-    def _fold(self) -> None:
-        """Read the pending values, in one transfer for each type and place, into the sums."""
-        averages = self._averages.values()
-        given = [each for average in averages for pair in average.pending for each in pair]
-        alike = {}
-        for place, each in enumerate(given):
-            if isinstance(each, torch.Tensor):
-                alike.setdefault((each.dtype, each.device), []).append(place)
-        for places in alike.values():
-            tensors = [given[place] for place in places]
-            values = torch.stack([each.reshape(()) if each.dim() else each for each in tensors])
-            for place, value in zip(places, values.tolist()):
-                given[place] = value
-        read = map(float, given)
-        for average in averages:
-            average.add([(next(read), next(read)) for _ in average.pending], self.skip_non_finite)
+            self._sums |= {key: list(sums) for key, sums in state.get('averages', {}).items()}
 
     @property
     def _data(self):
         """Old style: the sums as a pandas table with the columns total, counts, average."""
         import pandas
 
-        self._fold()
-        rows = {
-            key: (*average.sums[:2], _mean(*average.sums[:2]))
-            for key, average in self._averages.items()
-        }
+        self._read()
+        rows = {key: (*sums[:2], _mean(*sums[:2])) for key, sums in self._sums.items()}
         return pandas.DataFrame.from_dict(
             rows, orient='index', columns=['total', 'counts', 'average']
         )
-
-
-class _Average:
-    """A weighted sum since the reset, another since it was last taken, and values not yet read."""
-
-    def __init__(self):
-        self.pending = []
-        self.sums = [0.0, 0, 0.0, 0]  # total and count of both
-
-    def add(self, weighted: list[tuple[float, float]], skip_non_finite: bool) -> None:
-        for value, n in weighted:
-            # The mean over nothing is nan, and counts for nothing.
-            if n and (math.isfinite(value) or not skip_non_finite):
-                more = (value * n, n) * 2
-                self.sums = [total + each for total, each in zip(self.sums, more)]
-        self.pending.clear()
 
 
 class _Stateful:
@@ -274,19 +247,15 @@ class _Stateful:
             self.metric.to(device)
             self._device = device
         if self._wants_classes and isinstance(target, torch.Tensor) and target.is_floating_point():
-            target = self._as_classes(target)
+            # Binary targets are floats for the loss; torchmetrics wants whole numbers.
+            target, given = target.long(), target
+            self._n_soft += (target != given).sum()
             if is_first:
                 self._refuse_soft_targets()
         self.metric.update(output, target)
         if is_first and device.type != 'cpu':
             for part in self._parts().values():  # looking at the arguments waits for the device
                 part.validate_args = False
-
-    def _as_classes(self, target: torch.Tensor) -> torch.Tensor:
-        """Binary targets are floats for the loss; torchmetrics wants whole numbers."""
-        classes = target.long()
-        self._n_soft += (classes != target).sum()
-        return classes
 
     def _refuse_soft_targets(self) -> None:
         """In the first batch and at the end: in each one it would wait for the device."""
@@ -300,48 +269,46 @@ class _Stateful:
         self._refuse_soft_targets()
         return self.metric.compute()
 
+    def _states(self) -> dict[str, Any]:
+        """What its parts hold now: tensors and lists of them, by their names in a state_dict."""
+        states = {}
+        for path, part in self._parts().items():
+            for name, value in part.metric_state.items():
+                states[f'{path}.{name}' if path else name] = value
+        return states
+
     def state_dict(self) -> dict:
-        """The state that it would have in a single process; that of each when it cannot tell."""
-        parts, state = self._parts(), {}
-        if dist.n_processes() > 1 and any(map(_cannot_be_merged, parts.values())):
-            for path, part in parts.items():
-                state |= _named(path, part.metric_state)
-            return {OF_EACH: dist.gather(map_tensors(torch.Tensor.cpu, state))}
-        for path, part in parts.items():
-            with part.sync_context(dist_sync_fn=dist.gather_tensors):
-                merged = dict(part.metric_state)
-            for name, value in merged.items():
-                # What was a list of tensors has become their concatenation.
-                was_list = isinstance(getattr(part, name), list)
-                merged[name] = [value] if was_list and not isinstance(value, list) else value
-            state |= _named(path, merged)
+        """The state that it would have in a single process.
+
+        Where torchmetrics has no rule for that (Pearson's correlation), a tuple of those of each.
+        """
+        before = self._states()
+        with ExitStack() as synced:
+            for part in self._parts().values():
+                synced.enter_context(part.sync_context(dist_sync_fn=dist.gather_tensors))
+            state = self._states()
+        for name, value in state.items():
+            if isinstance(value, list):
+                continue
+            if isinstance(before[name], list):  # whose tensors have become one
+                state[name] = [value]
+            elif value.dim() > before[name].dim():
+                state[name] = tuple(value)
         return state
 
     def load_state_dict(self, state: dict) -> None:
-        self._device = None
-        if OF_EACH in state:
-            if len(state[OF_EACH]) != dist.n_processes():
-                raise ConfigError(
-                    f'{self.name} can only go on in as many processes as it was measured in, '
-                    f'{len(state[OF_EACH])}'
-                )
-            state = state[OF_EACH][dist.rank()]
-        elif not dist.is_main():
-            return
-        # A copy: the next reset would empty the lists in it.
-        self.metric.load_state_dict(copy.deepcopy(state), strict=False)
-
-
-def _cannot_be_merged(part: Any) -> bool:
-    """Whether torchmetrics has no rule how one state comes of several (Pearson's correlation)."""
-    return any(
-        how is None and not isinstance(getattr(part, name), list)
-        for name, how in part._reductions.items()
-    )
-
-
-def _named(path: str, state: dict) -> dict:
-    return {f'{path}.{name}' if path else name: value for name, value in state.items()}
+        self._device, mine = None, {}
+        for name, value in state.items():
+            if isinstance(value, tuple):
+                if len(value) != dist.n_processes():
+                    raise ConfigError(
+                        f'{self.name} can only go on in as many processes as it was measured in, '
+                        f'{len(value)}'
+                    )
+                mine[name] = value[dist.rank()]
+            elif dist.is_main():
+                mine[name] = copy.deepcopy(value)  # the next reset would empty the lists in it
+        self.metric.load_state_dict(mine, strict=False)
 
 
 def _mean(total: float, count: float) -> float:
@@ -359,18 +326,18 @@ def numbers(name: str, value: Any, class_names: list[str] | None = None) -> dict
             found |= numbers(f'{name}_{key}', part, class_names)
         return found
     try:
-        value = torch.as_tensor(value)
+        value = torch.as_tensor(value).detach()
     except (TypeError, ValueError, RuntimeError):
         value = torch.empty(0)
     if value.numel() == 1:
-        return {name: value.detach().reshape(())}
+        return {name: value.reshape(())}
     if value.dim() != 1 or not len(value):
         raise ConfigError(
             f'metrics: {name} gives neither a number nor a list or dict of numbers; for a picture '
             'say "trainer": {"pictures": ["confusion_matrix"]}'
         )
     of = class_names if class_names and len(class_names) == len(value) else range(len(value))
-    return {f'{name}_{each}': part for each, part in zip(of, value.detach().unbind())}
+    return {f'{name}_{each}': part for each, part in zip(of, value)}
 
 
 def reported(result: Mapping, metrics: Iterable[Callable]) -> tuple[dict[str, float], dict]:

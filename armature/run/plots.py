@@ -9,14 +9,11 @@ from armature.batch import NO_BATCH
 from armature.errors import ConfigError
 from armature.processes import dist
 
-OF_EACH, CURVE = {'average': None}, {'thresholds': 201}
+CURVE = {'thresholds': 201}
 KINDS = {  # the metric of torchmetrics behind each, and its arguments
-    'confusion_matrix': ('ConfusionMatrix', {}),
-    'precision': ('Precision', OF_EACH),
-    'recall': ('Recall', OF_EACH),
-    'f1': ('F1Score', OF_EACH),
-    'roc': ('ROC', CURVE),
-    'pr': ('PrecisionRecallCurve', CURVE),
+    'confusion_matrix': ('MulticlassConfusionMatrix', {}),
+    'roc': ('MulticlassROC', CURVE),
+    'pr': ('MulticlassPrecisionRecallCurve', CURVE),
 }
 READABLE = 20  # classes: with more of them, cells hold no numbers and curves have no legend
 
@@ -29,22 +26,22 @@ class Pictures:
     """
 
     def __init__(self, kinds: list[str], data: Any = None):
-        unknown = set(kinds) - set(KINDS)
-        if unknown:
-            raise ConfigError(
-                f'trainer.pictures: no picture is called {sorted(unknown)[0]!r}: expected some of '
-                f'{", ".join(KINDS)}'
-            )
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ConfigError(
+                    f'trainer.pictures: no picture is called {kind!r}: expected some of '
+                    f'{", ".join(KINDS)}'
+                )
         self.kinds = kinds
         self.class_names = getattr(data, 'class_names', None)
-        self._metrics = None
         self.batch = NO_BATCH  # one that is another process's is left out
+        self.reset()
 
     def __bool__(self) -> bool:
         return bool(self.kinds)
 
     def reset(self) -> None:
-        self._metrics = None
+        self._metrics = {}
 
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         shapes = [tuple(getattr(each, 'shape', ())) for each in (output, target)]
@@ -53,43 +50,34 @@ class Pictures:
                 'trainer.pictures are for outputs (batch, classes) and targets (batch,), and these '
                 f'are {shapes[0]} and {shapes[1]}: leave them out'
             )
-        if self._metrics is None:
-            self._metrics = self._make(output.shape[1], output.device)
-        if self.batch.share.is_padding:
-            return
-        for metric in self._metrics.values():
-            metric.update(output.detach().float(), target)
-
-    def _make(self, n_classes: int, device: torch.device) -> dict[str, Any]:
         from torchmetrics import classification
 
-        metrics = {}
         for kind in self.kinds:
-            name, options = KINDS[kind]
-            make = getattr(classification, f'Multiclass{name}')
-            metrics[kind] = make(n_classes, validate_args=False, **options).to(device)
-            metrics[kind].dist_sync_fn = dist.gather_tensors
-        return metrics
+            if kind not in self._metrics:
+                name, options = KINDS[kind]
+                make = getattr(classification, name)
+                metric = make(output.shape[1], validate_args=False, **options).to(output.device)
+                metric.dist_sync_fn = dist.gather_tensors
+                self._metrics[kind] = metric
+            if not self.batch.share.is_padding:
+                self._metrics[kind].update(output.detach().float(), target)
 
     def draw(self) -> dict[str, Any]:
         """Each picture by its name, as a matplotlib Figure; none before the first update."""
         drawn = {}
-        for kind, metric in (self._metrics or {}).items():
-            value = metric.compute()
+        for kind, metric in self._metrics.items():
             names = self.class_names or [str(index) for index in range(metric.num_classes)]
-            size = 6 if kind in ('roc', 'pr') else min(14, 5 + 0.2 * len(names))
-            figure, axes = new_figure(kind.replace('_', ' '), size)
+            size = min(14, 5 + 0.2 * len(names)) if kind == 'confusion_matrix' else 6
+            drawn[kind], axes = new_figure(kind.replace('_', ' '), size)
+            value = metric.compute()
             if kind == 'confusion_matrix':
                 show_matrix(axes, names, value.cpu())
             elif kind == 'roc':
-                axes.set(xlabel='false positive rate', ylabel='true positive rate')
                 show_curves(axes, names, value[0].cpu(), value[1].cpu())
-            elif kind == 'pr':
-                axes.set(xlabel='recall', ylabel='precision')
-                show_curves(axes, names, value[1].cpu(), value[0].cpu())
+                axes.set(xlabel='false positive rate', ylabel='true positive rate')
             else:
-                show_of_each(axes, kind, names, value.tolist())
-            drawn[kind] = figure
+                show_curves(axes, names, value[1].cpu(), value[0].cpu())
+                axes.set(xlabel='recall', ylabel='precision')
         return drawn
 
 
@@ -121,23 +109,10 @@ def show_curves(axes: Any, names: list[str], xs: torch.Tensor, ys: torch.Tensor)
     for name, x, y in zip(names, xs, ys):
         is_known = y.isfinite()  # precision is not where nothing is predicted
         x, y = x[is_known], y[is_known]
-        area = torch.trapezoid(y, x).abs()
-        axes.plot(x.numpy(), y.numpy(), label=f'{name}: area {area:.3f}')
+        axes.plot(x.numpy(), y.numpy(), label=f'{name}: area {torch.trapezoid(y, x).abs():.3f}')
     axes.grid(alpha=0.3)
     if len(names) <= READABLE:
         axes.legend(fontsize='small')
-
-
-def show_of_each(axes: Any, kind: str, names: list[str], values: list[float]) -> None:
-    """A bar for each class, and their mean."""
-    mean = sum(values) / len(values)
-    bars = axes.barh(names, values)
-    if len(names) <= READABLE:
-        axes.bar_label(bars, fmt='%.3f', label_type='center', color='white')
-    axes.axvline(mean, color='black', linestyle='--')
-    axes.set(xlim=(0, 1), xlabel=kind, ylabel='class')
-    axes.set_title(f'{kind}, {mean:.3f} in the mean of the classes (dashed)')
-    axes.invert_yaxis()
 
 
 def save_pictures(drawn: dict[str, Any], folder: Path) -> list[Path]:
