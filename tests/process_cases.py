@@ -412,7 +412,8 @@ def evaluate_exactly(folder):
         metrics = MetricTracker('loss', metrics=[accuracy, top_k_acc, *made])
         batches = contents_of(dist.in_step(loader.batches(), loader), metrics)
         results[str(batch_size)] = evaluate(Plain(), batches, F.nll_loss, metrics)
-        results[f'{batch_size} counted'] = {key: sums[1] for key, sums in metrics._sums_of_all().items()}
+        counted = {key: sums[1] for key, sums in metrics._sums_of_all().items()}
+        results[f'{batch_size} counted'] = counted
     return results
 
 
