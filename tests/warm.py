@@ -6,6 +6,7 @@ start a hundred scripts; one test of each script starts a fresh Python instead.
 """
 
 import atexit
+import gc
 import importlib
 import io
 import json
@@ -223,6 +224,7 @@ if __name__ == '__main__':
 
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # what was imported stays
     serve()
     try:
         run_script()
