@@ -9,6 +9,7 @@ import armature.packages  # noqa: F401 (says what to type where a package is mis
 # isort: split
 import model.loss as module_loss
 import model.model as module_arch
+from armature.config.command import add_flags
 from armature.errors import exit_on_user_error, positive
 from armature.processes import dist
 from armature.processes.launch import processes
@@ -53,13 +54,7 @@ if __name__ == '__main__':
         metavar='INPUT',
         help='image files, CSV tables, texts (a line each), .npy arrays; folders of them; globs',
     )
-    parser.add_argument(
-        '-r',
-        '--resume',
-        metavar='CHECKPOINT',
-        required=True,
-        help='a run folder, of which the best checkpoint is taken; a checkpoint; a packed folder',
-    )
+    add_flags(parser, best_first=True)
     parser.add_argument(
         '-o', '--output', metavar='FILE', help='where the rows go; without it they are printed'
     )
@@ -69,10 +64,6 @@ if __name__ == '__main__':
     )
     parser.add_argument('-b', '--batch_size', type=positive, metavar='N')
     parser.add_argument('-w', '--workers', type=int, metavar='N', help='processes that read files')
-    parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
-    )
-    parser.set_defaults(best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         with processes(config):

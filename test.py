@@ -1,6 +1,7 @@
 """Measure the best checkpoint of a run on the test data: python test.py -r saved/models/NAME/RUN"""
 
 import argparse
+import inspect
 import itertools
 
 import armature.packages  # noqa: F401 (says what to type where a package is missing)
@@ -10,11 +11,12 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
-from armature.batch import Parts, call_by_name, contents_of, to_device
+from armature.batch import Parts, call_by_name
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
+from armature.config.command import add_flags
 from armature.data.identity import identity_of
-from armature.data.order import batches_of
+from armature.data.order import one_pass
 from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
 from armature.processes.launch import processes
@@ -35,57 +37,58 @@ BUILDS = {  # the sections of a config that this script makes objects of
 }
 
 
+def test_data(config):
+    """The loader of "test_data_loader"; without one the training's, of its test data."""
+    if 'test_data_loader' not in config:
+        settings = config['data_loader']
+        loader_class = config.init_ftn('data_loader', module_data).func
+        args = settings.get('args', {})
+        taken = inspect.signature(loader_class).parameters.keys() | args.keys()
+        if 'training' not in taken:
+            raise ConfigError(
+                'the config does not say what to test on: write a "test_data_loader", which is '
+                f'like "data_loader", or let {loader_class.__name__} take training=False'
+            )
+        testing = {'shuffle': False, 'validation_split': 0.0, 'training': False}
+        args = args | {name: testing[name] for name in testing if name in taken}
+        config['test_data_loader'] = settings | {'args': args}
+    return config.init_obj('test_data_loader', module_data)
+
+
 def main(config, n_batches=None):
     logger = config.get_logger('test')
     device, _ = prepare_device(config.get('n_gpu', 1))
     seed_everything(config.get('seed', 123))
 
-    if 'test_data_loader' not in config:  # the training's loader, on its test data
-        settings = config['data_loader']
-        if settings['type'] in ('BaseDataLoader', 'StreamDataLoader'):
-            raise ConfigError(
-                'the config does not say what to test on: write a "test_data_loader", which is '
-                'like "data_loader"'
-            )
-        config['test_data_loader'] = settings | {
-            'args': settings.get('args', {})
-            | {'shuffle': False, 'validation_split': 0.0, 'training': False}
-        }
-    data_loader = config.init_obj('test_data_loader', module_data)
-
+    data_loader = test_data(config)
     model = config.init_obj('arch', module_arch).to(device)
     criterion = config.init_loss(module_loss)
     saved = checkpoint.load(config.resume)
-    file = shown_path(config.resume)
-    logger.info(f'Testing {file} (of epoch {saved.get("epoch")}) on {device}')
+    epoch = saved.get('epoch')
+    logger.info(f'Testing {shown_path(config.resume)} (of epoch {epoch}) on {device}')
     load_tested(model, criterion, saved, config.resume)
     if hasattr(data_loader, 'load_state_dict') and 'data_loader' in saved.get('parts', {}):
         data_loader.load_state_dict(saved['parts']['data_loader'])
     if hasattr(data_loader, 'use_class_names'):
         data_loader.use_class_names(saved.get('data', {}).get('class_names'))
-    metrics = MetricTracker(
-        'loss',
-        metrics=config.init_metrics(module_metric),
-        loss=criterion,
-        data=data_loader,
-    )
+    metrics = config.init_metrics(module_metric)
+    metrics = MetricTracker('loss', metrics=metrics, loss=criterion, data=data_loader)
     pictures = Pictures(config['trainer'].get('pictures') or [], data_loader)
 
     call_by_name(model, config.get('batch'))
-    batches = map(Parts(config.get('batch')), itertools.islice(batches_of(data_loader), n_batches))
-    contents = contents_of(dist.in_step(batches, data_loader), metrics, pictures)
-    batches = (to_device(content, device) for content in contents)
+    batches = one_pass(data_loader, Parts(config.get('batch')), device, metrics, pictures)
+    batches = itertools.islice(batches, n_batches)
     values = evaluate(model, batches, criterion, metrics, pictures=pictures)
-    by_class, (n_samples,) = metrics.by_class(values), dist.sums([metrics.n_samples])
+    by_class = metrics.by_class(values)
     for line in results(values, by_class):
         logger.info(line)
-    drawn = pictures.draw()
+    n_samples, drawn = sum(dist.gather(metrics.n_samples)), pictures.draw()
     if dist.is_main():
         written = write_test(
             config.resume,
-            saved.get('epoch'),
+            epoch,
             data=identity_of(data_loader),
-            n_samples=int(n_samples),
+            n_samples=n_samples,
             classes=metrics.class_names,
             values=values,
             per_class=by_class,
@@ -96,20 +99,7 @@ def main(config, n_batches=None):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Measure a checkpoint on the test data.')
-    parser.add_argument(
-        '-r',
-        '--resume',
-        metavar='CHECKPOINT',
-        required=True,
-        help='a run folder, of which the best checkpoint is taken, or a checkpoint',
-    )
-    parser.add_argument(
-        '-c', '--config', metavar='FILE', help='another config than the one in the checkpoint'
-    )
-    parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
-    )
-    parser.set_defaults(best_first=True)
+    add_flags(parser, best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         with processes(config):

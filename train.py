@@ -12,15 +12,13 @@ import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
 import trainer.trainer as module_trainer
-from armature.errors import exit_on_user_error, positive
+from armature.config.command import add_flags
+from armature.errors import exit_on_user_error
 from armature.processes.launch import processes
 from armature.seed import seed_everything
 from armature.step.parameters import init_weights, parameter_groups
 from parse_config import ConfigParser, CustomArgs
-from tools.check_resume import check_resume
-from tools.overfit import overfit
-from tools.profile_steps import profile
-from tools.smoke import smoke
+from tools.rehearsals import add_rehearsals, rehearse
 from utils import prepare_device
 
 # The sections of a config that `build` makes objects of: they are checked before anything runs.
@@ -39,17 +37,15 @@ BUILDS = {
 def build_data(config):
     """The loaders of the training and the validation data; the latter is None without any."""
     data_loader = config.init_obj('data_loader', module_data)
-    if 'valid_data_loader' in config:
-        valid_data_loader = config.init_obj('valid_data_loader', module_data)
-        if hasattr(data_loader, 'state_dict'):
-            # what it learned from the training data, such as the means of a table
-            valid_data_loader.load_state_dict(data_loader.state_dict())
-        if hasattr(valid_data_loader, 'use_class_names'):
-            valid_data_loader.use_class_names(data_loader.class_names)
-    elif hasattr(data_loader, 'split_validation'):
-        valid_data_loader = data_loader.split_validation()
-    else:
-        valid_data_loader = None
+    if 'valid_data_loader' not in config:
+        has_split = hasattr(data_loader, 'split_validation')
+        return data_loader, data_loader.split_validation() if has_split else None
+    valid_data_loader = config.init_obj('valid_data_loader', module_data)
+    if hasattr(data_loader, 'state_dict'):
+        # what it learned from the training data, such as the means of a table
+        valid_data_loader.load_state_dict(data_loader.state_dict())
+    if hasattr(valid_data_loader, 'use_class_names'):
+        valid_data_loader.use_class_names(data_loader.class_names)
     return data_loader, valid_data_loader
 
 
@@ -90,13 +86,7 @@ def build(config):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description='Train what a config describes.')
-    parser.add_argument('-c', '--config', metavar='FILE', help='the experiment')
-    parser.add_argument(
-        '-r', '--resume', metavar='CHECKPOINT', help='go on from a checkpoint or a run folder'
-    )
-    parser.add_argument(
-        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
-    )
+    add_flags(parser)
     parser.add_argument(
         '--resume-or-start',
         action='store_true',
@@ -105,26 +95,7 @@ if __name__ == '__main__':
     parser.add_argument(
         '--run-id', metavar='NAME', help="name of the run's folder, instead of the time of day"
     )
-    rehearsal = parser.add_mutually_exclusive_group()
-    rehearsal.add_argument(
-        '--check-resume',
-        action='store_true',
-        help='try whether this experiment resumes exactly, and leave',
-    )
-    rehearsal.add_argument(
-        '--smoke',
-        action='store_true',
-        help='rehearse: two batches through everything that the run will do',
-    )
-    rehearsal.add_argument(
-        '--overfit',
-        type=positive,
-        metavar='N',
-        help='rehearse: can the model learn N batches by heart?',
-    )
-    rehearsal.add_argument(
-        '--profile', type=positive, metavar='N', help='show where the time of N steps goes'
-    )
+    add_rehearsals(parser)
     options = [
         CustomArgs(['--lr', '--learning_rate'], type=float, target='optimizer;args;lr'),
         CustomArgs(['--bs', '--batch_size'], type=int, target='data_loader;args;batch_size'),
@@ -132,13 +103,5 @@ if __name__ == '__main__':
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, options, builds=BUILDS)
         with processes(config):
-            if config.arguments.check_resume:
-                check_resume(config.config)
-            elif config.arguments.smoke:
-                smoke(build, config.config)
-            elif config.arguments.overfit:
-                overfit(build, config.config, config.arguments.overfit)
-            elif config.arguments.profile:
-                profile(build, config.config, config.arguments.profile)
-            else:
+            if not rehearse(build, config):
                 build(config).train()

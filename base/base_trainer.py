@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.batch import NO_BATCH, Parts, call_by_name, contents_of, length, to_device
+from armature.batch import NO_BATCH, Parts, call_by_name, length, to_device
 from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
-from armature.data.order import batches_from, batches_of, samples_of
+from armature.data.order import batches_from, one_pass, samples_of
 from armature.errors import ConfigError, NonFiniteError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
@@ -290,12 +290,9 @@ class BaseTrainer(ABC):
 
         trackers: learn which batch is due, and leave out what another process counts.
         """
-        if hasattr(loader, 'seek'):
-            loader.seek(0)
-        batches = dist.in_step(map(self._parts, batches_of(loader)), loader)
         agreement = dist.Agreement()
-        for content in contents_of(batches, *trackers):
-            yield to_device(content, self.device)
+        for content in one_pass(loader, self._parts, self.device, *trackers):
+            yield content
             self._agree(agreement)
 
     @property

@@ -61,7 +61,6 @@ WAYS = {
     'in as many processes as it was measured in': "resume at an epoch's end, or with as many",
     'it cannot be combined with': 'leave the others out, or take another optimizer',
     'and expects targets': 'give the targets this shape; the line says how',
-    'weights for … classes': 'write a weight for each class',
     'Of different shapes': 'bring both to one shape; the line says how',
     # Several processes
     'processes are counted from 0': 'start with torchrun, which sets both',

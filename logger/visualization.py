@@ -66,14 +66,11 @@ class TensorboardWriter:
         if self._trackers:
             self._trackers.begin(config)
         if self.writer is not None:
-            self._safely('begin', self._add_hyperparameters, hyperparameters(config))
+            from torch.utils.tensorboard.summary import hparams
 
-    def _add_hyperparameters(self, values: dict[str, Any]) -> None:
-        from torch.utils.tensorboard.summary import hparams
-
-        # add_hparams would make a run of its own, beside the one with the scalars.
-        _, begun, _ = hparams(values, {})
-        self.writer.file_writer.add_summary(begun)
+            # add_hparams would make a run of its own, beside the one with the scalars.
+            _, begun, _ = hparams(hyperparameters(config), {})
+            self._safely('begin', self.writer.file_writer.add_summary, begun)
 
     def best(self, values: dict[str, float]) -> None:
         """What the best epoch so far reported."""
@@ -85,14 +82,17 @@ class TensorboardWriter:
         self.step, self.mode = step, mode
 
     def flush(self) -> None:
-        if vars(self).get('writer') is not None:
-            self._safely('flush', self.writer.flush)
+        self._end('flush')
 
     def close(self) -> None:
-        if vars(self).get('writer') is not None:
-            self._safely('close', self.writer.close)
+        self._end('close')
         if self._trackers:  # last: they may take a while, and a cluster does not wait for ever
             self._trackers.close()
+
+    def _end(self, how: str) -> None:
+        writer = vars(self).get('writer')  # opens none
+        if writer is not None:
+            self._safely(how, getattr(writer, how))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith('add_'):

@@ -320,12 +320,12 @@ def test_average_is_what_test_py_measures(tmp_path):
         '--set',
         'trainer.tensorboard=false',
         '--set',
-        'trainer.pictures=["f1"]',
+        'trainer.pictures=["roc"]',
     )
     run_script(*run)
     (folder,) = (tmp_path / 'models' / 'Digits_LeNet').iterdir()
     said = run_script('test.py', '-r', folder).stdout
-    assert (folder / 'f1.png').is_file() and 'model_best.pth (of epoch' in said
+    assert (folder / 'roc.png').is_file() and 'model_best.pth (of epoch' in said
     state = checkpoint.load(folder / 'model_best.pth')
     from data_loader.data_loaders import DigitsDataLoader
     from model.metric import accuracy

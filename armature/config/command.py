@@ -63,6 +63,21 @@ def read_command(
     return given, document, resume
 
 
+def add_flags(parser: argparse.ArgumentParser, best_first: bool = False) -> None:
+    """-c, -r and -d. best_first: -r is required, and a run folder means its best checkpoint."""
+    resume = 'go on from a run folder, or a checkpoint'
+    if best_first:
+        resume = 'a run folder, of which the best checkpoint is taken, or a checkpoint'
+    parser.add_argument(
+        '-c', '--config', metavar='FILE', help='the experiment, or another than in the checkpoint'
+    )
+    parser.add_argument('-r', '--resume', metavar='CHECKPOINT', required=best_first, help=resume)
+    parser.add_argument(
+        '-d', '--device', metavar='DEVICE', help='GPUs such as 0 or 0,1; cpu, mps, xpu:0'
+    )
+    parser.set_defaults(best_first=best_first)
+
+
 def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     more = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'}
     _add_if_absent(parser, '--set', help='change values of the config', **more)

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import CPU, WHOLE, Batch, Share, length, sent
+from armature.batch import CPU, WHOLE, Batch, Share, contents_of, length, sent, to_device
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_torch
@@ -164,6 +164,20 @@ class Plan:
 def batches_of(loader: Iterable) -> Iterator[Batch]:
     """A pass over any loader: its batches, with what is known of them (see armature/batch.py)."""
     return loader.batches() if _knows_batches(type(loader)) else _sized(loader)
+
+
+def one_pass(
+    loader: Iterable, parts: Callable[[Batch], Batch], device: torch.device, *holders: Any
+) -> Iterator[Any]:
+    """The contents of a pass without steps (a validation, a test), on the device.
+
+    parts: see armature/batch.py. `batch` of each holder is the Batch that is due.
+    """
+    if hasattr(loader, 'seek'):
+        loader.seek(0)
+    batches = dist.in_step(map(parts, batches_of(loader)), loader)
+    for content in contents_of(batches, *holders):
+        yield to_device(content, device)
 
 
 def batches_from(

@@ -65,10 +65,13 @@ class LossCheck(TorchFunctionMode):
                 f'{about}: over one class it is always 0. Give the model an output for each class, '
                 'or, for yes or no in one number, take BCEWithLogitsLoss with targets of its shape'
             )
-        if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
-            raise ConfigError(f'{about}, and weights {_kind(weight)}: write them as floats, as 1.0')
-        if isinstance(weight, torch.Tensor) and len(weight) != n_classes:
-            raise ConfigError(f'{about}, and {len(weight)} weights for {n_classes} classes')
+        if isinstance(weight, torch.Tensor) and (
+            len(weight) != n_classes or not weight.is_floating_point()
+        ):
+            raise ConfigError(
+                f'{about}, and weights {_kind(weight)}: expected a float, as 1.0, for each of '
+                f'{n_classes} classes'
+            )
         if target.is_floating_point():
             if target.shape != output.shape or 'label_smoothing' not in given:
                 raise ConfigError(
@@ -78,36 +81,28 @@ class LossCheck(TorchFunctionMode):
             return
         expected = output.shape[:dim] + output.shape[dim + 1 :]
         if target.shape != expected:
-            if target.shape[-1:] == (1,) and target.shape[:-1] == expected:
-                mend = 'the targets have a column too many: target.squeeze(-1)'
-            elif output.shape[:-1] == target.shape:
-                mend = 'the classes are to be in dimension 1: output.movedim(-1, 1)'
-            else:
-                mend = 'classes are in dimension 1 of the output, and each other place has a target'
-            raise ConfigError(f'{about}, and expects targets {tuple(expected)}: {mend}')
+            raise ConfigError(
+                f'{about}, and expects targets {tuple(expected)}, with classes in dimension 1 of '
+                'the output: target.squeeze(-1) takes a column too many away, output.movedim(-1, '
+                '1) moves classes that come last'
+            )
         if target.dtype not in (torch.int64, torch.uint8):
             raise ConfigError(f'{about}: expected int64 targets, as target.long() gives them')
         labels = set(target.unique().tolist()) | self.known_labels(target)
-        labels -= {given.get('ignore_index')}
-        outside = sorted(label for label in labels if not 0 <= label < n_classes)
-        if outside:
-            wrong = outside[-1] if outside[-1] >= 0 else outside[0]
+        labels -= {given.get('ignore_index'), *range(n_classes)}
+        if labels:
             raise DataError(
-                f'the data has the label {wrong}, and the model gives {n_classes} scores, for the '
-                f'labels 0 to {n_classes - 1} (loss {self.name}): change the size of its output '
-                '(arch.args), or the labels'
+                f'the data has the label {max(labels, key=abs)}, and the model gives {n_classes} '
+                f'scores, for the labels 0 to {n_classes - 1} (loss {self.name}): change the size '
+                'of its output (arch.args), or the labels'
             )
 
     def _elementwise(self, about, output, target, given):
         if output.shape != target.shape:
-            mend = 'bring one to the shape of the other'
-            if output.shape == (*target.shape, 1):
-                mend = 'output.squeeze(-1) in the model, or target.unsqueeze(-1) in the dataset'
-            elif target.shape == (*output.shape, 1):
-                mend = 'target.squeeze(-1) in the dataset'
             raise ConfigError(
                 f'{about}. Of different shapes, each element of one would be compared with many of '
-                f'the other: {mend}'
+                'the other: bring one to the shape of the other, as output.squeeze(-1) in the '
+                'model or target.squeeze(-1) in the dataset does'
             )
         is_strict = 'delta' in given or 'pos_weight' in given or 'log_target' in given
         if is_strict and not target.is_floating_point():
@@ -121,50 +116,56 @@ def _kind(tensor):
 
 def check_first_step(trainer: Any) -> None:
     """Let the first step say whether data, model and loss suit each other."""
-    loader, size = getattr(trainer, 'data_loader', None), trainer.settings.microbatch_size
-    _check_first_loss(trainer, functools.partial(_labels_of_loader, trainer, loader))
-    if isinstance(trainer.model, nn.Module):
-        cause = lone_sample(loader, None if size == 'auto' else size)
-        if cause:
-            _refuse_lone_samples(trainer.model, cause)
-
-
-def _check_first_loss(trainer, known_labels):
     criterion = trainer.criterion
-    is_module = isinstance(criterion, nn.Module)
-    compute = criterion.forward if is_module else criterion
-    # A loss may have chosen its forward() when it was made, as one compiled by torch has.
-    has_own = is_module and 'forward' in vars(criterion)
-    check = LossCheck(getattr(criterion, '__name__', type(criterion).__name__), known_labels)
-
-    @functools.wraps(compute)
-    def checked(*args, **kwargs):
-        if has_own:
-            criterion.forward = compute
-        elif is_module:
-            vars(criterion).pop('forward', None)
-        else:
-            trainer.criterion = criterion
-        with check:
-            return compute(*args, **kwargs)
-
-    # What else looks at the loss meanwhile sees the same function and arguments.
-    checked.func = getattr(criterion, 'func', criterion)
-    checked.keywords = getattr(criterion, 'keywords', {})
-    if is_module:
-        criterion.forward = checked
+    name = getattr(criterion, '__name__', type(criterion).__name__)
+    check = LossCheck(name, functools.partial(_known_labels, trainer))
+    if isinstance(criterion, nn.Module):
+        _check_module_once(criterion, check)
     elif callable(criterion) and not hasattr(criterion, 'state_dict'):
+
+        @functools.wraps(criterion)
+        def checked(*args, **kwargs):
+            trainer.criterion = criterion
+            with check:
+                return criterion(*args, **kwargs)
+
+        # What else looks at the loss meanwhile sees the same function and arguments.
+        checked.func = getattr(criterion, 'func', criterion)
+        checked.keywords = getattr(criterion, 'keywords', {})
         trainer.criterion = checked
 
+    loader, size = getattr(trainer, 'data_loader', None), trainer.settings.microbatch_size
+    cause = lone_sample(loader, None if size == 'auto' else size)
+    if cause and isinstance(trainer.model, nn.Module):
+        _refuse_lone_samples(trainer.model, cause)
 
-def _labels_of_loader(trainer, loader, target):
-    """All labels of the loader's data, for the very target of its first batch."""
-    content = trainer._epoch and trainer._epoch.batch.content
-    labels = content[1] if isinstance(content, (tuple, list)) and len(content) == 2 else None
-    if not isinstance(labels, torch.Tensor) or not hasattr(loader, 'sample_classes'):
+
+def _check_module_once(criterion, check):
+    def begin(*_):
+        check.__enter__()
+
+    def end(*_):
+        check.__exit__(None, None, None)
+        for handle in handles:
+            handle.remove()
+
+    handles = [
+        criterion.register_forward_pre_hook(begin),
+        criterion.register_forward_hook(end, always_call=True),
+    ]
+
+
+def _known_labels(trainer, target):
+    """All labels of the loader's data, where `target` begins as that of the batch in progress."""
+    loader, content = getattr(trainer, 'data_loader', None), None
+    if trainer._epoch is not None:
+        content = trainer._epoch.batch.content
+    if not hasattr(loader, 'sample_classes') or not isinstance(content, (tuple, list)):
         return set()
-    labels = labels[: len(target)].to(target.device)
-    if target.dim() != 1 or not torch.equal(labels, target):
+    labels = content[-1]
+    if not isinstance(labels, torch.Tensor) or target.dim() != 1:
+        return set()
+    if not torch.equal(labels[: len(target)].to(target.device), target):
         return set()
     return {each for each in loader.sample_classes() or [] if isinstance(each, int)}
 
@@ -180,8 +181,7 @@ def _refuse_lone_samples(model, cause):
     """
 
     def look(norm, inputs):
-        for handle in handles:
-            handle.remove()
+        handles.pop(norm).remove()
         if norm.training and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
             raise ConfigError(
                 f'{cause}, and BatchNorm cannot train on one sample: set '
@@ -190,7 +190,7 @@ def _refuse_lone_samples(model, cause):
             )
 
     norms = [module for module in model.modules() if isinstance(module, dist.NORMS)]
-    handles = [norm.register_forward_pre_hook(look) for norm in norms]
+    handles = {norm: norm.register_forward_pre_hook(look) for norm in norms}
 
 
 def lone_sample(loader: Any, microbatch_size: int | None) -> str:
@@ -200,11 +200,10 @@ def lone_sample(loader: Any, microbatch_size: int | None) -> str:
         return ''
     last = 0 if getattr(loader, 'drop_last', False) else len(sampler) % batch_size
     for size, what in ((min(batch_size, len(sampler)), 'a batch'), (last, 'the last batch')):
-        share = size // dist.n_processes()
-        if size == 1 or share == 1:
-            return f'{what} has {size} sample' + ('s, one for a process' if size > 1 else '')
-        if microbatch_size and share and (microbatch_size == 1 or share % microbatch_size == 1):
-            return f'{what} of {size} samples leaves one for a micro-batch of its own'
+        share = max(1, size // dist.n_processes())
+        at_once = microbatch_size or share + 1
+        if size and 1 in (at_once, share % at_once):
+            return f'{what} (size {size}) leaves one sample by itself'
     return ''
 
 
