@@ -30,7 +30,7 @@ LOCKED_BYTE = 2**30  # Windows locks bytes, and nobody can read those; this one 
 SOURCES = re.compile(
     r'\.(py|pyx|c|cc|cpp|cu|h|json|toml|yaml|yml|cfg|ini|txt|md|sh|sbatch)', re.IGNORECASE
 )
-MAX_BYTES = 2**20  # of sources in a patch, which is twice that at most
+MAX_BYTES = 2**20  # of a patch, and of a source in it
 MAX_NAMES = 100  # of files that are left out
 GIT_S = 5
 
@@ -122,51 +122,48 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
     """The commit that runs and what is not committed: (run.json's "git", a patch).
 
     `git apply` makes the code of the run from the commit. The patch holds sources only, new ones
-    too, of at most a megabyte together; "left_out" names other files that are changed. saved: where
+    too, and has at most a megabyte; "left_out" names other files that are changed. saved: where
     runs are, which are no part of the code. Empty without git or outside a repository.
     """
     said = os.fsdecode(_git(project, 'rev-parse', 'HEAD', '--git-path', 'index')).splitlines()
     if len(said) != 2:
         return {}, b''
     plain = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
-    changed = _git(project, *plain, '--name-only', '-z')
-    new = _git(project, 'ls-files', '--others', '--exclude-standard', '-z')
-    names = {os.fsdecode(name): name in new.split(b'\0') for name in (changed + new).split(b'\0')}
-    # Runs may be kept in the project's own folder, or in one around it.
-    around = [saved / 'models', saved / 'log'] if project.is_relative_to(saved) else [saved]
-    around.append(project / 'data')
-    room, taken, left_out = MAX_BYTES, [], []
-    for name in sorted(filter(None, names), key=lambda name: _size(project / name)):
-        path = project / name
-        if any(map(path.is_relative_to, around)):
-            continue
-        if SOURCES.fullmatch(path.suffix) and _size(path) <= room:
-            room -= _size(path)
-            taken.append(name)
-        else:
-            left_out.append(name)
+    changed = _names(project, *plain, '--name-only', '-z')
+    new = _names(project, 'ls-files', '--others', '--exclude-standard', '-z')
+    # Runs and data may be kept in the project's own folder.
+    apart = saved / 'models', saved / 'log', project / 'data'
+    names = [
+        name
+        for name in sorted({*changed, *new})
+        if not any(map((project / name).is_relative_to, apart))
+    ]
+    taken = [name for name in names if _is_source(project / name)]
     patch = b''
     if taken:
         # What is new is only seen by `git diff` once the index knows of it: a copy of the index.
         with TemporaryDirectory() as scratch, suppress(OSError):
             index = shutil.copy(project / said[1], scratch)
-            if new_ones := [name for name in taken if names[name]]:
+            if new_ones := [name for name in taken if name in new]:
                 _git(project, 'add', '--intent-to-add', '--', *new_ones, index=index)
             style = ['--no-color', '--src-prefix=a/', '--dst-prefix=b/']
             patch = _git(project, *plain, *style, '--', *taken, index=index)
-    if not patch or len(patch) > 2 * MAX_BYTES:  # of something big that was removed
-        patch, left_out = b'', left_out + taken
+    if len(patch) > MAX_BYTES:
+        patch = b''
+    left_out = [name for name in names if not patch or name not in taken]
     if len(left_out) > MAX_NAMES:
         left_out[MAX_NAMES:] = [f'{len(left_out) - MAX_NAMES} more']
     git = {'commit': said[0], 'changes': CHANGES if patch else None, 'left_out': left_out}
     return git, patch
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:  # one that was removed, perhaps just now
-        return 0
+def _is_source(path: Path) -> bool:
+    is_big = path.is_file() and path.stat().st_size > MAX_BYTES
+    return bool(SOURCES.fullmatch(path.suffix)) and not is_big
+
+
+def _names(project: Path, *arguments: str) -> set[str]:
+    return {os.fsdecode(name) for name in _git(project, *arguments).split(b'\0') if name}
 
 
 def _git(project: Path, *arguments: str, index: str | None = None) -> bytes:

@@ -284,7 +284,7 @@ def test_a_parameter_that_changes_its_optimizer_starts_fresh_and_others_go_on():
         then, now = optimizers[before], from_config(model)
         if after != 'one':
             now = from_config(model, MUON if after == 'beside' else {**MUON, 'match': 'out*'})
-        built = [{'optimizer': optimizer_as_built(each)} for each in (then, now)]
+        built = [optimizer_as_built(each) for each in (then, now)]
         notes = load_optimizer('optimizer', now, then.state_dict(), *built)
         assert f'{len(fresh)} parameters have no state yet' in notes[-1]
         expected = {name: None if name in fresh else each for name, each in states(then).items()}

@@ -425,7 +425,7 @@ def test_groups_get_the_state_of_their_parameters_by_name():
     model(torch.randn(3, 2)).sum().backward()
     before.step()
     after = optimizer(['1.bias', '0.weight'], ['1.weight'], weight_decay=0.7)
-    then, now = ({'optimizer': optimizer_as_built(each)} for each in (before, after))
+    then, now = (optimizer_as_built(each) for each in (before, after))
     notes = load_optimizer('optimizer', after, before.state_dict(), then, now)
     assert len(notes) == 1 and 'groups' in notes[0]
     expected = {name: value for name, value in states(before).items() if name != '0.bias'}
@@ -434,7 +434,7 @@ def test_groups_get_the_state_of_their_parameters_by_name():
 
     history = optimizer(list(named), kind=torch.optim.LBFGS)
     other = optimizer(['1.bias'], kind=torch.optim.LBFGS)
-    then, now = ({'optimizer': optimizer_as_built(each)} for each in (history, other))
+    then, now = (optimizer_as_built(each) for each in (history, other))
     with pytest.raises(CheckpointError, match='LBFGS keeps one history'):
         load_optimizer('optimizer', other, history.state_dict(), then, now)
 
@@ -453,7 +453,7 @@ def test_what_an_optimizer_counts_in_its_groups_is_progress():
 
     parameter = torch.nn.Parameter(torch.zeros(2))
     before, after = (ScheduleFree([parameter], 0.1, decay) for decay in (0.0, 0.2))
-    then, now = ({'optimizer': optimizer_as_built(each)} for each in (before, after))
+    then, now = (optimizer_as_built(each) for each in (before, after))
     before.step()
     load_optimizer('optimizer', after, before.state_dict(), then, now)
     assert after.param_groups[0]['k'] == 1 and after.param_groups[0]['weight_decay'] == 0.2
@@ -463,7 +463,7 @@ def test_what_an_optimizer_counts_in_its_groups_is_progress():
         SeveralOptimizers([torch.optim.AdamW([other]), ScheduleFree([parameter], 0.1, decay)])
         for decay in (0.0, 0.2)
     )
-    then, now = ({'optimizer': optimizer_as_built(each)} for each in (before, after))
+    then, now = (optimizer_as_built(each) for each in (before, after))
     before.step()
     load_optimizer('optimizer', after, before.state_dict(), then, now)
     assert after.param_groups[1]['k'] == 1 and after.param_groups[1]['weight_decay'] == 0.2

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,6 @@ from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object
 from armature.run.stop import Stopped
 
 PROJECT = Path(__file__).resolve().parents[2]
-MATTERS = {  # of what `made_by` says: what can change a result
-    'git': ('commit', 'changes'),
-    'versions': ('python', 'torch'),
-    'hardware': ('device', 'machine', 'threads', 'processes'),
-}
 logger = logging.getLogger(__name__)
 
 
@@ -96,18 +91,15 @@ def claim(runs: Path, run_id: str | None) -> Path:
                 folder.rmdir()  # else it would be the newest run
                 raise
             return folder
-        except FileExistsError:
-            if run_id is not None or not runs.is_dir():
-                taken = folder if runs.is_dir() else runs
+        except OSError as error:
+            is_taken = isinstance(error, FileExistsError)
+            if not is_taken or run_id is not None or not runs.is_dir():
+                problem = f'{error.filename} is there' if is_taken else error.strerror
                 raise ConfigError(
-                    f'the run folder {folder} cannot be made: {taken} is there'
+                    f'the run folder {folder} cannot be made: {problem} (trainer.save_dir says '
+                    'where)'
                 ) from None
             count += 1
-        except OSError as error:
-            raise ConfigError(
-                f'the run folder {folder} cannot be made: {error.strerror} (trainer.save_dir says '
-                'where)'
-            ) from None
 
 
 # While it is trained in
@@ -123,25 +115,22 @@ class RunFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.record, self.rows, self._columns = {}, [], []
-        self._patch = b''
-        self._seconds_before, self._began = 0, None
+        self._patch = b''  # what is not committed
+        self._began = None  # a moment of time.monotonic, as if all starts had been one
         self._lock_file = None
         self._has_warned = False
 
     def made_by(self, seed: int, device: torch.device) -> dict[str, Any]:
         """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
+        code, self._patch = dist.on_main(records.code_of, PROJECT, self.folder.parents[2])
         return {
             'command': list(sys.argv),
-            'git': dist.on_main(self._look_at_code),
+            'git': code,
             'versions': records.versions(PROJECT) | {'torch': str(torch.__version__)},
             'hardware': hardware(device),
             'seed': seed,
             'agents': job.agents(),
         }
-
-    def _look_at_code(self) -> dict[str, Any]:
-        code, self._patch = records.code_of(PROJECT, self.folder.parents[2])
-        return code
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -167,27 +156,25 @@ class RunFolder:
                 records.locked_here.discard(self.folder.resolve())
 
     def _lock(self) -> None:
+        with self._writing(stops=True):
+            self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked while it is open)
         try:
-            handle = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked as long as it is open)
-            try:
-                records.lock(handle, alone=True)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                    handle.close()
-                    raise UserError(
-                        f'{self.folder} is being trained by another process ({error.strerror}). '
-                        'Wait for it, stop it, or start a new run with -c config.json'
-                    ) from None
-                logger.warning(
-                    f'{self.folder} cannot be locked ({error.strerror}), as on some network '
-                    'drives: see to it yourself that no other training writes there'
-                )
-            handle.truncate(0)
-            handle.write('\n'.join(job.agents()))
-            handle.flush()
+            records.lock(self._lock_file, alone=True)
         except OSError as error:
-            raise self._no_room(error) from error
-        self._lock_file = handle
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                self._lock_file.close()
+                raise UserError(
+                    f'{self.folder} is being trained by another process ({error.strerror}). '
+                    'Wait for it, stop it, or start a new run with -c config.json'
+                ) from None
+            logger.warning(
+                f'{self.folder} cannot be locked ({error.strerror}), as on some network '
+                'drives: see to it yourself that no other training writes there'
+            )
+        with self._writing(stops=True):
+            self._lock_file.truncate(0)
+            self._lock_file.write('\n'.join(job.agents()))
+            self._lock_file.flush()
         records.locked_here.add(self.folder.resolve())
 
     def begin(self, config: dict, rows: list[dict], **facts: Any) -> None:
@@ -196,7 +183,7 @@ class RunFolder:
         rows: of those epochs, for metrics.csv.
         """
         before = self._before()
-        self._seconds_before, self._began = before.get('seconds') or 0, time.monotonic()
+        self._began = time.monotonic() - (before.get('seconds') or 0)
         trainer, data = config.get('trainer') or {}, facts.get('data') or {}
         record = {
             'version': records.VERSION,
@@ -211,38 +198,42 @@ class RunFolder:
         }
         self.rows = rows
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        try:
+        with self._writing(stops=True):
             write_json(config, self.folder / CONFIG)
             write_json(record, self.folder / RECORD)
+            (self.folder / CHANGES).unlink(missing_ok=True)
             if self._patch:
                 (self.folder / CHANGES).write_bytes(self._patch)
-            else:
-                (self.folder / CHANGES).unlink(missing_ok=True)
             if rows or (self.folder / TABLE).exists():
                 write_text(self.folder / TABLE, _as_csv(rows, self._columns, header=True))
-        except OSError as error:
-            raise self._no_room(error) from error
         self.record = record
 
     def _before(self) -> dict[str, Any]:
         return read_object(self.folder / RECORD)[0]
 
-    def _no_room(self, error: OSError) -> UserError:
-        return UserError(
-            f'{self.folder} cannot be written: {error.strerror or error} '
-            f'({free_bytes(self.folder)} bytes are free). Nothing was changed; make it writable, '
-            'then give the same command again'
-        )
+    @contextmanager
+    def _writing(self, stops: bool = False) -> Iterator[None]:
+        """Inside, an OSError is a UserError that stops the training, or one warning."""
+        try:
+            yield
+        except OSError as error:
+            text = f'{self.folder} cannot be written: {error.strerror or error}'
+            if stops:
+                raise UserError(
+                    f'{text} ({free_bytes(self.folder)} bytes are free). Nothing was changed; make '
+                    'it writable, then give the same command again'
+                ) from error
+            if not self._has_warned:
+                logger.warning(f'{text}. Its tables may lack epochs; the training goes on')
+            self._has_warned = True
 
     def note(self, **facts: Any) -> None:
         """Put `facts` into run.json, also of a training that does not call `begin`."""
-        if not self.record:
-            moment = begun(self.folder).isoformat()
-            self.record = {'version': records.VERSION, 'state': 'running', 'begun': moment}
-        self.record |= facts
+        known = self.record or {'version': records.VERSION} | self._before() | {'state': 'running'}
+        self.record = known | facts
         if self._began is not None:
-            self.record['seconds'] = self._seconds_before + time.monotonic() - self._began
-        with self._warning():
+            self.record['seconds'] = time.monotonic() - self._began
+        with self._writing():
             write_json(self.record, self.folder / RECORD)
 
     def note_saved(self, epoch: int, step: int, best: list[int] | None) -> None:
@@ -259,26 +250,14 @@ class RunFolder:
     def add_row(self, row: dict) -> None:
         """Append what an epoch reported to metrics.csv, which is written anew for new columns."""
         self.rows.append(row)
-        table = self.folder / TABLE
-        with self._warning():
-            if set(row) <= set(self._columns):
-                with table.open('a', encoding='utf-8', newline='') as file:
-                    file.write(_as_csv([row], self._columns))
+        table, new = self.folder / TABLE, [name for name in row if name not in self._columns]
+        self._columns += new
+        with self._writing():
+            if new:
+                write_text(table, _as_csv(self.rows, self._columns, header=True))
                 return
-            self._columns = [*self._columns, *(name for name in row if name not in self._columns)]
-            write_text(table, _as_csv(self.rows, self._columns, header=True))
-
-    @contextmanager
-    def _warning(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if not self._has_warned:
-                logger.warning(
-                    f'{self.folder} cannot be written: {error.strerror or error}. Its tables may '
-                    'lack epochs; the training goes on'
-                )
-            self._has_warned = True
+            with table.open('a', encoding='utf-8', newline='') as file:
+                file.write(_as_csv([row], self._columns))
 
 
 def rates_of(optimizer: Any) -> dict[str, float]:
@@ -334,9 +313,6 @@ def unfinished(runs: Path, config: dict) -> Path | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    memory_bytes = None
-    with suppress(AttributeError, ValueError):  # Windows does not say
-        memory_bytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     return {
         'device': device_name(device),
         'machine': platform.machine(),
@@ -344,7 +320,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
         'threads': torch.get_num_threads(),
         'processes': dist.n_processes(),
         'n_cpus': os.cpu_count(),
-        'memory_bytes': memory_bytes,
     }
 
 
@@ -367,17 +342,6 @@ def write_test(checkpoint: Path, epoch: int | None, **found: Any) -> Path:
             f'{path} cannot be written: {error.strerror or error}; make its folder writable'
         ) from error
     return path
-
-
-def differences(before: dict, now: dict) -> str:
-    """The parts of `made_by` that can change a result and did, in words; empty when none."""
-    found = []
-    for part, names in MATTERS.items():
-        for name in names if isinstance(before.get(part), dict) else ():
-            then, this = before[part].get(name), now[part].get(name)
-            if then != this:
-                found.append(f'{name} {then} -> {this}')
-    return ', '.join(found)
 
 
 def read_json(fname: str | Path) -> OrderedDict:

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,6 +26,7 @@ import numpy as np
 from armature.config import build
 from armature.config.read import Document
 from armature.processes import dist
+from armature.run.folder import write_text
 
 MAX_WAITING = 1000  # steps that slow trackers may be behind; more of them are left out
 MAX_END_S = 30.0  # for which the end of a training waits for what is still to be sent
@@ -40,22 +41,20 @@ class Trackio:
     def __init__(self, **args: Any):
         self.args = args
 
-    def begin(self, run: dict) -> None:
+    def begin(self, run: dict, **more: Any) -> None:
         self.module = importlib.import_module(self.service)
-        record = {key: value for key, value in run.items() if key != 'config'}
-        known = {'project': run['name'], 'name': run['run'], 'resume': 'allow'}
-        known |= {'config': {**run['config'], 'run': record}, **self.more(run)}
-        self.run = self.module.init(**known | self.args)
-
-    def more(self, run: dict) -> dict:
-        """Further arguments of init."""
-        return {}
+        record = dict(run)
+        config = {**record.pop('config'), 'run': record}
+        known = {'project': run['name'], 'name': run['run'], 'resume': 'allow', 'config': config}
+        self.run = self.module.init(**known | more | self.args)
 
     def log(self, values: dict, step: int) -> None:
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                values = {**values, name: self.module.Image(value)}
-        self.run.log(values, step=step)
+        pictures = {
+            name: self.module.Image(value)
+            for name, value in values.items()
+            if isinstance(value, np.ndarray)
+        }
+        self.run.log({**values, **pictures}, step=step)
 
     def end(self, run: dict) -> None:
         self.run.finish()
@@ -66,12 +65,12 @@ class Wandb(Trackio):
 
     service = 'wandb'
 
-    def more(self, run: dict) -> dict:
+    def begin(self, run: dict, **more: Any) -> None:
         # It would ask for a key on the terminal, where the training prints.
         asks = 'mode' not in self.args and 'WANDB_MODE' not in os.environ
-        if asks and not self.module.login(prompt=False):
+        if asks and not importlib.import_module('wandb').login(prompt=False):
             raise RuntimeError('type `wandb login` once, or give it "args": {"mode": "offline"}')
-        return {'id': run['id'], 'settings': {'console': 'off', 'quiet': True}}
+        super().begin(run, id=run['id'], settings={'console': 'off', 'quiet': True}, **more)
 
 
 TRACKERS = {'wandb': Wandb, 'trackio': Trackio}
@@ -104,8 +103,8 @@ class Trackers:
             makers[name] = build.prepare(
                 entry, build.KINDS['trackers'], ('trackers',), None, Document({})
             )
-        sent = self._sent.read_text().strip() if self._sent.is_file() else ''
-        self._sent_before = int(sent) if sent.isdecimal() else -1
+        if self._sent.is_file():
+            self._sent_before = int(self._sent.read_text())
         of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}
         self._folder.note(trackers=of_run)
         run = {**self._folder.record, 'config': config, **of_run}
@@ -130,12 +129,13 @@ class Trackers:
     def close(self) -> None:
         """Let them send the rest and say how the run ended, which may take `MAX_END_S`."""
         self._flush()
+        if self._thread is None:
+            return
         until = time.monotonic() + MAX_END_S
-        while self._thread and self._thread.is_alive() and time.monotonic() < until:
-            if not self._queue.full():
-                self._queue.put(None)
-            self._thread.join(0.1)
-        if self._thread and self._thread.is_alive():
+        with suppress(queue.Full):
+            self._queue.put(None, timeout=MAX_END_S)
+        self._thread.join(max(0, until - time.monotonic()))
+        if self._thread.is_alive():
             self._warn('they', f'have not taken all within {MAX_END_S:g} s; the rest is lost')
 
     def _serve(self, makers: dict[str, Callable], run: dict) -> None:
@@ -145,17 +145,13 @@ class Trackers:
                 tracker = make()
                 tracker.begin(run)
                 begun[name] = tracker
-        with self._warning('they', 'are off'):
-            self._sent.touch()
-            with open(self._sent, 'r+') as sent:
-                while item := self._queue.get():
-                    step, values = item
-                    for name, tracker in begun.items():
-                        with self._warning(name, 'failed, going on'):
-                            tracker.log(values, step)
-                    sent.seek(0)
-                    sent.write(f'{step:<20}')  # in one piece: a kill leaves no half of it
-                    sent.flush()
+        while item := self._queue.get():
+            step, values = item
+            for name, tracker in begun.items():
+                with self._warning(name, 'failed, going on'):
+                    tracker.log(values, step)
+            with self._warning('they', 'may be sent steps twice after a resume'):
+                write_text(self._sent, str(step))
         for name, tracker in begun.items():
             with self._warning(name, 'failed'):
                 tracker.end({**run, **self._folder.record})
