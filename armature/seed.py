@@ -61,45 +61,28 @@ def seed_sample(number: int, device: torch.device | None = None) -> None:
 
 
 def rng_state(device: torch.device) -> dict:
-    """The states of the global generators, those of the kind of `device` too, as plain data."""
-    state = {
-        'torch': torch.get_rng_state(),
-        'python': random.getstate(),
-        'numpy': np.random.get_state(legacy=False),
-    }
+    """The states of the global generators, those of the kind of `device` too, as plain data.
+
+    Something that has run is random when these differ from before.
+    """
+    numpy = np.random.get_state(legacy=False)
+    numpy['state']['key'] = numpy['state']['key'].tolist()
+    state = {'torch': torch.get_rng_state(), 'python': random.getstate(), 'numpy': numpy}
     if device.type != 'cpu':
         module = torch.get_device_module(device)
         state[device.type] = [module.get_rng_state(i) for i in range(module.device_count())]
     return state
 
 
-def draws_so_far(device: torch.device) -> tuple:
-    """Where the generators stand that a dataset or a model may draw from, those of `device` too.
-
-    Something that has run is random when these differ from before.
-    """
-    states = [torch.get_rng_state()]
-    if device.type != 'cpu':
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    _, numbers, *place = np.random.get_state()
-    of_torch = [state.cpu().numpy().tobytes() for state in states]
-    return of_torch, random.getstate(), numbers.tobytes(), place
-
-
 def set_rng_state(state: dict, device: torch.device) -> None:
     """Put back what `rng_state` returned; of GPUs, what it holds of the kind of `device`."""
     torch.set_rng_state(state['torch'])
-    version, internal, gauss_next = state['python']
-    random.setstate((version, tuple(internal), gauss_next))
-    inner = state['numpy']['state']
-    inner = {**inner, 'key': np.asarray(inner['key'], dtype=np.uint32)}
-    np.random.set_state({**state['numpy'], 'state': inner})
-    states = state.get(device.type, [])
-    # Of MPS there was one without a list.
-    for index, each in enumerate(states if isinstance(states, list) else [states]):
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
+    if device.type != 'cpu':
         module = torch.get_device_module(device)
-        if index < module.device_count():
-            module.set_rng_state(each, index)
+        for index, saved in enumerate(state.get(device.type, [])[: module.device_count()]):
+            module.set_rng_state(saved, index)
 
 
 @contextmanager

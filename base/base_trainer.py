@@ -1,6 +1,5 @@
 """BaseTrainer: the run around the epochs: resume, watch, stop, save."""
 
-import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.batch import NO_BATCH, Parts, call_by_name, length, to_device
+from armature.batch import NO_BATCH, Parts, call_by_name, to_device
 from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
@@ -32,7 +31,7 @@ from armature.run.resume import Resume, parts_of, tested_weights_of
 from armature.run.stop import Stopped, StopRequest
 from armature.run.trackers import Trackers
 from armature.seed import key, rng_state, seed_torch
-from armature.step.loss_share import count_in, count_of
+from armature.step.loss_share import Reduction
 from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
 from base.stepper import Stepper
@@ -222,7 +221,7 @@ class BaseTrainer(ABC):
         parts = parts_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
         trackers = [part for part in parts if isinstance(part, MetricTracker)]
-        count = count_of(self.criterion, self.data_loader)
+        reduction = Reduction(self.criterion, self.data_loader)
         batches = batches_from(
             self.position,
             epoch,
@@ -234,7 +233,7 @@ class BaseTrainer(ABC):
         batches = dist.in_step(
             map(self._parts, batches),
             self.data_loader,
-            None if count is length else functools.partial(count_in, count=count),
+            None if reduction.by_samples else reduction.count_in,
         )
         due, step_key = [*steppers, *trackers], key(self.seed, 'step', dist.rank())
         with self.console.bar(epoch, self.position) as bar:
@@ -256,10 +255,10 @@ class BaseTrainer(ABC):
                     each.batch = NO_BATCH
         if epoch == self.start_epoch:
             self._epoch.warn_of_waiting(self.data_loader, self.logger)
-        for stepper in steppers:
+        for average in [each.average for each in steppers if each.average is not None]:
             seed_torch(key(self.seed, 'norm', epoch), self.device)
             passed = itertools.islice(self.watched(self.data_loader), self.len_epoch)
-            stepper.renew_norm(data for data, *_ in passed)
+            average.renew_norm(data for data, *_ in passed)
 
     def end_step(self) -> None:
         """What is due after a step: note the loss, log, validate, save, stop.

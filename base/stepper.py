@@ -4,7 +4,7 @@ Precision, micro-batches and clipping live here, not in the loop.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
-from armature.step.loss_share import count_of, is_sum, total_and_parts
+from armature.step.loss_share import Reduction, total_and_parts
 from armature.step.micro_batches import MicroBatches
 from armature.step.optimizers import needs_closure, owners
 from armature.step.schedule import Schedule
@@ -27,17 +27,16 @@ class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
     microbatch_size: samples that go through the model at once, see armature/step/micro_batches.py.
-    The loss is a mean, and that over each part is weighted by the part's share of the batch, as
-    `count` of the target says (see armature/step/loss_share.py); or a sum, with loss_is_sum.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value:
     bound of each gradient.
-    average: is updated after each step.
     max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row
     (this reads a number from the device at each step); None takes them.
+    average: is updated after each step.
     model: what the gradients are of; where several processes train, those of its parameters are
     shared as it is wrapped (armature/processes/dist.py), those of other parameters of the optimizer
-    by the stepper itself. loss_of(*micro_batch): the loss; asked by optimizers that evaluate it
-    several times a step (LBFGS), and by 'auto'. criterion: what loss_of calls.
+    by the stepper itself. criterion: the loss. It says how the losses over parts of a batch add up
+    (armature/step/loss_share.py; without one they are means over samples); both are called by
+    optimizers that evaluate the loss several times a step (LBFGS), and by 'auto'.
     """
 
     def __init__(
@@ -52,25 +51,15 @@ class Stepper:
         max_grad_value: float | None = None,
         max_skips: int | None = None,
         average: Average | None = None,
-        loss_is_sum: bool = False,
-        count: Callable[[Any], Any] = length,
         model: torch.nn.Module | None = None,
-        loss_of: Callable[..., torch.Tensor] | None = None,
         criterion: Callable | None = None,
     ):
-        if precision not in DTYPES:
-            raise ConfigError(
-                f'trainer.precision is {precision!r}: expected one of {", ".join(DTYPES)}'
-            )
-        self.optimizer, self.model, self.loss_of = optimizer, model, loss_of
-        self.schedule = schedule or Schedule(None)
+        self.optimizer, self.schedule = optimizer, schedule or Schedule(None)
+        self.model, self.criterion, self.average = model, criterion, average
         self.max_grad_norm, self.max_grad_value = max_grad_norm, max_grad_value
         self.clips = max_grad_norm is not None or max_grad_value is not None
-        self.max_skips, self.average = max_skips, average
+        self.max_skips = max_skips
         self.device, self.dtype = torch.device(device), DTYPES[precision]
-        self._cutter = MicroBatches(
-            microbatch_size, optimizer, self.device, count, loss_is_sum, model, loss_of, criterion
-        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.needs_closure = needs_closure(optimizer)
         if self.needs_closure and (self.clips or precision == 'fp16' or dist.n_processes() > 1):
@@ -79,15 +68,15 @@ class Stepper:
                 'combined with trainer.max_grad_norm, trainer.max_grad_value, trainer.precision '
                 '"fp16" or several processes'
             )
+        reduction = Reduction(criterion)
+        if microbatch_size or dist.n_processes() > 1:
+            reduction.refuse_parts()
+        self._cutter = MicroBatches(
+            microbatch_size, reduction, self.device, model, criterion, self.loss_of
+        )
         self._unshared = dist.unshared(self._parameters(), model)
-        if dist.is_sharded(model) and self._unshared and self.clips:
-            raise ConfigError(
-                'a loss with weights of its own cannot be clipped together with a model in parts '
-                '(distributed.strategy "fsdp"): leave trainer.max_grad_norm and max_grad_value '
-                'out, or say "ddp"'
-            )
-        kinds = {type(each).__name__ for each in owners(optimizer)}
-        if dist.is_sharded(model) and 'Muon' in kinds and dist.n_processes() > 1:
+        has_muon = any(isinstance(each, torch.optim.Muon) for each in owners(optimizer))
+        if has_muon and dist.is_sharded(model):
             logging.getLogger('trainer').warning(
                 'Muon adds up the parts of a matrix in bf16 (distributed.strategy "fsdp"): the '
                 'number of processes does change the result, single numbers of a step by up to 4 %'
@@ -117,13 +106,7 @@ class Stepper:
         settings = settings_of(config['trainer'])
         schedule = settings_of(config.get('lr_scheduler'), SCHEDULER)
         monitored = settings.monitor.partition(' ')[2].strip()
-        in_parts = settings.microbatch_size or dist.n_processes() > 1
-
-        def loss_of(data, target):
-            with stepper.autocast():
-                return criterion(model(data), target)
-
-        stepper = cls(
+        return cls(
             optimizer,
             Schedule(lr_scheduler, schedule.interval, monitored, schedule.warmup_steps or 0),
             device=next(model.parameters()).device,
@@ -133,13 +116,9 @@ class Stepper:
             max_grad_value=settings.max_grad_value,
             max_skips=settings.max_nan_skips if settings.on_nan == 'skip' else None,
             average=average_of(model, settings, len_epoch),
-            loss_is_sum=is_sum(criterion, in_parts),
-            count=count_of(criterion),
             model=model,
-            loss_of=loss_of,
             criterion=criterion,
         )
-        return stepper
 
     @property
     def microbatch_size(self) -> int | None:
@@ -165,6 +144,12 @@ class Stepper:
         """The context of the forward pass: lower precision where it is safe, when asked for."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
+    def loss_of(self, data: Any, target: Any) -> torch.Tensor:
+        """The loss of a micro-batch, as a loop computes it."""
+        with self.autocast():
+            loss, _ = total_and_parts(self.criterion(self.model(data), target))
+            return loss
+
     def backward(self, loss: Any) -> None:
         """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""
         loss = _weighted(loss, self._weight)
@@ -173,17 +158,20 @@ class Stepper:
 
     def step(self) -> None:
         """One optimizer step with the gradients so far; afterwards there are none."""
+        parameters = self._parameters()
         dist.mean_gradients(self._unshared)
-        if self.clips:
-            self._clip()
-        if self.max_skips is not None and not self._is_finite():
-            self._skip()
-        elif self.needs_closure:
-            self.optimizer.step(self._closure())
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        for parameter in self._parameters():
+        if self.clips or self.max_skips is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.max_grad_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            self.grad_norm = dist.whole(norm)
+        if self.max_grad_value is not None:
+            clip_values(parameters, self.max_grad_value)
+        if self.max_skips is None or self._is_finite(parameters):
+            closure = [self._closure()] if self.needs_closure else []
+            self.scaler.step(self.optimizer, *closure)  # one that is off passes on the call
+        self.scaler.update()
+        for parameter in parameters:
             # As optimizer.zero_grad() does, whose bookkeeping for profilers costs 4 microseconds
             parameter.grad = None
         self.schedule.step()
@@ -197,39 +185,22 @@ class Stepper:
         """
         return nullcontext() if self.average is None else self.average.in_model()
 
-    def renew_norm(self, inputs: Iterable[Any]) -> None:
-        """Measure BatchNorm's running statistics for averaged weights; `inputs` of an epoch."""
-        if self.average is not None:
-            self.average.renew_norm(inputs)
-
     def end_epoch(self, log: dict) -> None:
         """To be called with the epoch's averages: the schedule may step by them."""
         self.schedule.end_epoch(log)
 
-    def _clip(self):
-        parameters = self._parameters()
-        self.scaler.unscale_(self.optimizer)
-        if self.max_grad_norm is not None:
-            self.grad_norm = dist.whole(
-                torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            )
-        if self.max_grad_value is not None:
-            clip_values(parameters, self.max_grad_value)
-
     def _parameters(self):
         return [parameter for group in self.optimizer.param_groups for parameter in group['params']]
 
-    def _is_finite(self):
-        """Whether this step is, in all processes."""
+    def _is_finite(self, parameters):
+        """Whether this step is, in all processes; one that is not leaves no trace."""
         is_finite = self.loss.isfinite()
         if not self.scaler.is_enabled():  # which judges gradients itself
-            gradients = [each.grad for each in self._parameters() if each.grad is not None]
+            gradients = [each.grad for each in parameters if each.grad is not None]
             is_finite &= dist.whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
-        finite = dist.sums([not is_finite.item()])[0] == 0
-        self.n_skipped_in_a_row = 0 if finite else self.n_skipped_in_a_row
-        return finite
-
-    def _skip(self):
+        if dist.sums([not is_finite.item()])[0] == 0:
+            self.n_skipped_in_a_row = 0
+            return True
         self.n_skipped += 1
         self.n_skipped_in_a_row += 1
         with torch.no_grad():
@@ -241,10 +212,7 @@ class Stepper:
                 f'finite (trainer.max_nan_skips is {self.max_skips}): look at the learning rate '
                 'and the data'
             )
-        if self.scaler.is_enabled():
-            if not self.clips:  # clipping has unscaled already
-                self.scaler.unscale_(self.optimizer)
-            self.scaler.update()
+        return False
 
     def _closure(self):
         """What torch.optim.LBFGS calls.
@@ -258,12 +226,11 @@ class Stepper:
             if first:
                 return first.pop()
             self.optimizer.zero_grad()
-            total = 0.0
-            for micro_batch, weight in self._passed:
-                loss = _weighted(self.loss_of(*micro_batch), weight)
-                loss.backward()
-                total = total + loss.detach()
-            return total
+            self.loss = None
+            for part, weight in self._passed:
+                self._weight = weight
+                self.backward(self.loss_of(*part))
+            return self.loss
 
         return closure
 
@@ -277,7 +244,7 @@ class Stepper:
 
     def load_state_dict(self, state: dict) -> None:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
-        if state['scaler'] and self.scaler.is_enabled():
+        if state['scaler']:
             self.scaler.load_state_dict(state['scaler'])
         if self._cutter.is_auto:
             self._cutter.size = state.get('microbatch_size')

@@ -63,11 +63,7 @@ WAYS = {
     'and expects targets': 'give the targets this shape; the line says how',
     'Of different shapes': 'bring both to one shape; the line says how',
     # Several processes
-    'processes are counted from 0': 'start with torchrun, which sets both',
-    'a batch holds no tensors': 'let the dataset give tensors or numbers',
-    'is there too little data?': 'fewer processes, or a smaller `batch_size`',
-    'the model has no parameters': 'look at the model, and at `trainer.freeze`',
-    'torchrun sets it': 'unset the variable',
+    'is there too little data?': 'fewer processes, a smaller `batch_size`, tensors in a batch',
     'cannot be kept in parts': 'write `shard_blocks()`, or `"strategy": "ddp"`',
     # Checkpoints, runs, resuming
     'weights are not finite': 'a lower learning rate; `trainer.max_grad_norm`',

@@ -913,7 +913,7 @@ def memory(folder):
 
         with room_for(pictures(64), 1.45):
             trainer = trained(pictures(256, microbatch_size='auto'))
-        size = trainer.stepper.parts.size
+        size = trainer.stepper.microbatch_size
         return f'{size} of 256, after {trainer.step} steps', size == 64 and trainer.step == 2
 
     yield 'microbatch_size "auto", with memory for 64 of 256: finds 64 and trains', auto
@@ -931,7 +931,7 @@ def memory(folder):
 
         with room_for(sequences(8, short=1024, long=1024), 2.6):
             trainer = trained(sequences(64, short=64, long=1024))
-        size = trainer.stepper.parts.size
+        size = trainer.stepper.microbatch_size
         return f'micro-batches of {size} at the end, {trainer.step} steps', size == 16
 
     yield '"auto" survives out of memory in a later batch of longer sequences', later

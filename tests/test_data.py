@@ -457,7 +457,6 @@ def test_averages_over_batches_of_lists_are_by_samples(experiment, batch_size, m
         epochs=1,
     )
     trainer.model.__class__ = Counter3
-    trainer.stepper.loss_of = None
     trainer.criterion = lambda output, target: output.pow(2).mean()
     trainer.train()
     counts = [target['count'] for _, target in (Scenes()[index] for index in range(40))]

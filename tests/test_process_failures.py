@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from armature.data.workers import options_of_torch
-from armature.errors import ConfigError
+from armature.errors import ConfigError, UserError
 from armature.processes import devices
 from armature.processes import launch as job
 from tests import process_faults
@@ -32,9 +32,9 @@ def test_stop_is_one_for_all_processes_and_resumes_exactly(tmp_path):
     'change, said',
     [
         ({'MASTER_PORT': None}, 'MASTER_PORT is not set'),
-        ({'RANK': 'one'}, "RANK is 'one'"),
-        ({'RANK': '2'}, 'counted from 0'),
-        ({}, '2 processes are started on this machine, which has 1 GPUs'),
+        ({'RANK': 'one'}, 'RANK one'),
+        ({'RANK': '2'}, 'RANK counts from 0'),
+        ({'LOCAL_WORLD_SIZE': '2'}, '2 processes are started on this machine, with 1 GPUs'),
     ],
 )
 def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch, change, said):
@@ -42,7 +42,7 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
         'RANK': '0',
         'WORLD_SIZE': '2',
         'LOCAL_RANK': '0',
-        'LOCAL_WORLD_SIZE': '2',
+        'LOCAL_WORLD_SIZE': '1',
         'MASTER_ADDR': 'localhost',
         'MASTER_PORT': '29999',
     }
@@ -51,7 +51,7 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
             name, value
         )
     pretend(monkeypatch, 'cuda', 1)
-    with pytest.raises(ConfigError, match=said), job.joined():
+    with pytest.raises(UserError, match=said), job.joined():
         pass
 
 

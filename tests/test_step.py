@@ -98,7 +98,8 @@ def test_optimizer_with_a_closure_takes_the_same_step(options, microbatch_size):
     stepper = Stepper(
         torch.optim.LBFGS(model.parameters(), lr=0.1, **options),
         microbatch_size=microbatch_size,
-        loss_of=lambda data, target: nn.functional.cross_entropy(model(data), target),
+        model=model,
+        criterion=nn.functional.cross_entropy,
     )
     n_steps = 3 if microbatch_size is None else 1  # twenty evaluations a step magnify rounding
     result = train(stepper, model, batch, n_steps)
@@ -140,7 +141,7 @@ def test_a_size_is_not_tried_where_the_others_would_wait(monkeypatch):
             torch.optim.SGD(model.parameters(), lr=0.1),
             microbatch_size='auto',
             model=model,
-            loss_of=lambda data, target: model(data).sum(),
+            criterion=nn.functional.cross_entropy,
         )
 
 

@@ -29,8 +29,8 @@ from armature.processes import devices
 from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
-from armature.step.loss_share import WeightedLosses, count_in, count_of, is_sum
-from armature.step.micro_batches import OUT_OF_MEMORY, fitting_size
+from armature.step.loss_share import Reduction, WeightedLosses
+from armature.step.micro_batches import OUT_OF_MEMORY
 from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule
@@ -121,7 +121,8 @@ def test_average_equals_torchs_averaged_model(kind):
     if kind == 'swa':
         average.renew_norm([batch[0][:4], batch[0][4:]])
         update_bn([batch[0][:4], batch[0][4:]], reference.module)
-        assert same(average.tested(), reference.module.state_dict())
+        live = {'1.num_batches_tracked': model[1].num_batches_tracked}
+        assert same(average.tested(), {**reference.module.state_dict(), **live})
 
 
 def test_average_is_what_is_validated_saved_and_tested(experiment):
@@ -546,8 +547,7 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
         stepper = Stepper(
             torch.optim.SGD(model.parameters(), lr=0.1),
             microbatch_size=microbatch_size,
-            count=count_of(criterion),
-            loss_is_sum=is_sum(criterion, in_parts=True),
+            criterion=criterion,
         )
         metrics = MetricTracker('loss', loss=criterion)
         for part, classes in stepper.micro_batches((data, target)):
@@ -572,11 +572,11 @@ def test_loss_that_cannot_be_split_is_refused():
         partial(focal_loss, weight=WEIGHTS),
         nn.CrossEntropyLoss(torch.tensor([0.0, 1.0, 1.0])),
     ):
-        assert not is_sum(criterion)
-        with pytest.raises(ConfigError, match='weights classes|has the weight 0'):
-            is_sum(criterion, in_parts=True)
+        assert not Reduction(criterion).is_sum
+        with pytest.raises(ConfigError, match='weights classes'):
+            Reduction(criterion).refuse_parts()
     with pytest.raises(ConfigError, match='one number'):
-        is_sum(nn.CrossEntropyLoss(reduction='none'))
+        Reduction(nn.CrossEntropyLoss(reduction='none'))
 
 
 class OwnLoss(nn.CrossEntropyLoss):
@@ -586,14 +586,11 @@ class OwnLoss(nn.CrossEntropyLoss):
 
 def test_targets_are_counted_as_torch_weighs_them():
     target = torch.tensor([[0, 2, 2], [1, 1, 255]], dtype=torch.uint8)
-    count = count_of(nn.NLLLoss(WEIGHTS, ignore_index=255))
-    assert count(target).item() == 10
-    assert (
-        count_in((None, target), count).item() == 10
-        and count_in([target], count_of(nn.NLLLoss())) == 2
-    )
+    reduction = Reduction(nn.NLLLoss(WEIGHTS, ignore_index=255))
+    assert reduction.count(target).item() == reduction.count_in((None, target)).item() == 10
+    assert Reduction(nn.NLLLoss()).count_in([target]) == 2
     with pytest.raises(ConfigError, match=r'not \(data, target\)'):
-        count_in({'target': target}, count)
+        reduction.count_in({'target': target})
 
 
 def focal_loss(output, target, weight):
@@ -703,45 +700,49 @@ def test_auto_micro_batches_halve_until_they_fit_and_change_nothing_else(experim
     assert first_difference(whole['state_dict'], run(experiment.trainer())['state_dict']) == ''
 
 
+def automatic(model, criterion):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Stepper(optimizer, microbatch_size='auto', model=model, criterion=criterion)
+
+
 def test_device_without_an_error_for_memory_halves_too_and_says_what_it_said(monkeypatch):
     monkeypatch.setitem(OUT_OF_MEMORY, 'cpu', RuntimeError)  # as on MPS
-    model, batch, fits = norm_model(), a_batch(), 2
+    model, fits = norm_model(), 2
 
-    def loss_of(data, target):
-        if len(data) > fits:
+    def criterion(output, target):
+        if len(output) > fits:
             raise RuntimeError('backend out of memory')
-        return F.cross_entropy(model(data), target)
+        return F.cross_entropy(output, target)
 
-    sizes = 8, lambda size: [each[:size] for each in batch]
-    assert fitting_size(*sizes, model, loss_of) == 2
+    stepper = automatic(model, criterion)
+    next(stepper.micro_batches(a_batch()))
+    assert stepper.microbatch_size == 2
     fits = 0
     with pytest.raises(UserError, match='not even one sample .*backend out of memory'):
-        fitting_size(*sizes, model, loss_of)
+        next(automatic(model.eval(), criterion).micro_batches(a_batch()))
 
 
 def test_size_that_fits_is_tried_again_with_batches_of_larger_samples():
-    weight = nn.Parameter(torch.ones(()))
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.n_most = nn.Parameter(torch.ones(())), 64
 
-    def loss_of(data, target):
-        if data.numel() > 64:
-            raise torch.OutOfMemoryError('it holds 64 numbers')
-        return loss_of_whole(data, target)
+        def forward(self, data):
+            if data.numel() > self.n_most:
+                raise torch.OutOfMemoryError('it holds 64 numbers')
+            return self.weight * data.mean(1)
 
-    def loss_of_whole(data, target):
-        return (weight * data.mean(1) - target).square().mean()
-
-    model = nn.Module()
-    model.weight = weight
-    stepper = Stepper(
-        torch.optim.SGD([weight], lr=0.1), microbatch_size='auto', model=model, loss_of=loss_of
-    )
-    sizes = []
+    model, sizes = Small(), []
+    whole, weight = copy.deepcopy(model), model.weight
+    whole.weight, whole.n_most = weight, math.inf
+    stepper = automatic(model, F.mse_loss)
     for shape in [(8, 4), (8, 2), (8, 16), (3, 16), (8, 16), (2, 48)]:
         batch = torch.randn(shape), torch.randn(shape[0])
-        (gradient,) = torch.autograd.grad(loss_of_whole(*batch), weight)
+        (gradient,) = torch.autograd.grad(F.mse_loss(whole(batch[0]), batch[1]), weight)
         expected = weight.detach() - 0.1 * gradient
         for part in stepper.micro_batches(batch):
-            stepper.backward(loss_of(*part))
+            stepper.backward(stepper.loss_of(*part))
         stepper.step()
         torch.testing.assert_close(weight.detach(), expected)
         sizes.append(stepper.microbatch_size)
@@ -750,12 +751,7 @@ def test_size_that_fits_is_tried_again_with_batches_of_larger_samples():
 
 def test_auto_takes_a_batch_whole_whose_samples_nobody_can_count():
     model, texts = nn.Linear(1, 1), (['ant', 'bee'], ['cat', 'dog'])
-    stepper = Stepper(
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        microbatch_size='auto',
-        model=model,
-        loss_of=lambda data, target: model(torch.ones(1)).sum(),
-    )
+    stepper = automatic(model, lambda output, target: output.sum())
     assert list(stepper.micro_batches(texts)) == [texts]
 
 
@@ -794,13 +790,9 @@ def test_trying_out_a_size_leaves_the_loss_as_it_was():
 def test_trying_out_a_size_leaves_model_and_randomness_as_they_were(caplog):
     model, before, batch = norm_model(), norm_model(), a_batch()
     state = torch.get_rng_state()
-    size = fitting_size(
-        8,
-        lambda size: [each[:size] for each in batch],
-        model,
-        lambda data, target: F.cross_entropy(model(data), target),
-    )
-    assert size == 8
+    stepper = automatic(model, F.cross_entropy)
+    next(stepper.micro_batches(batch))
+    assert stepper.microbatch_size == 8
     assert same(model.state_dict(), before.state_dict()) and torch.equal(
         state, torch.get_rng_state()
     )
@@ -937,6 +929,7 @@ def test_no_step_waits_for_the_device(experiment, monkeypatch, where, settings):
         is_available=lambda: False,
         manual_seed=lambda number: None,
         get_rng_state=lambda device: torch.zeros(1),
+        device_count=lambda: 1,
     )
     monkeypatch.setattr(torch, 'get_device_module', lambda device: like_cuda)
     monkeypatch.setattr(devices, '_prepared', [gpu])

@@ -7,10 +7,11 @@ import torch
 from torch.utils.data import Dataset
 
 from armature.batch import CPU, WHOLE, length, map_leaves, map_tensors
+from armature.compare import first_difference
 from armature.data.identity import digest
 from armature.data.workers import Fetcher, Reader
 from armature.errors import ConfigError
-from armature.seed import draws_so_far, own_randomness
+from armature.seed import own_randomness, rng_state
 
 CHUNK = 256  # samples read at a time
 N_TWICE = 64  # of the first ones are read twice: a dataset may draw from generators of its own
@@ -61,9 +62,9 @@ class FixedReader(Reader):
 
     def read(self, number: int, indices: list[int]) -> list:
         with own_randomness(0):
-            before = draws_so_far(CPU)
+            before = rng_state(CPU)
             samples = self._read(number, indices)
-            is_random = draws_so_far(CPU) != before
+            is_random = first_difference(before, rng_state(CPU)) != ''
             if indices[0] == 0:
                 again = self._read(number, indices[:N_TWICE])
                 is_random |= digest(again) != digest(samples[:N_TWICE])

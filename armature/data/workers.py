@@ -205,7 +205,7 @@ def options_of_torch(num_workers: int, **given: Any) -> dict:
     options = {
         'num_workers': num_workers,
         'pin_memory': takes_pinned(prepared_device()),
-        **worker_options(),
+        **worker_options,
         **{name: value for name, value in given.items() if value is not None},
     }
     if num_workers == 0:

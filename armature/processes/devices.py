@@ -43,12 +43,6 @@ def select_devices(request: str) -> None:
             f'-d {request}: expected GPUs such as 0 or 0,1, each once, or cpu; '
             f'this machine has {", ".join(there)}'
         )
-    n_local = dist.n_local()
-    if dist.is_started() and len(chosen) != n_local and chosen != [CPU]:
-        raise ConfigError(
-            f'-d {request} names {len(chosen)} devices, and {n_local} processes are started on '
-            'this machine: name one for each, or leave -d out'
-        )
     # Other CUDA devices are hidden, as the old template does: code of one's own says 'cuda:0'. But
     # where processes are still to be started, these choose.
     if chosen[0].type in ('cpu', 'cuda') and (dist.is_started() or len(chosen) == 1):
@@ -79,17 +73,17 @@ def prepare_device(n_gpu_use: int) -> tuple[torch.device, list[int]]:
     gpus = [] if is_on_cpu(n_gpu_use) else _gpus()
     if dist.is_started():  # gloo, and nothing else, connects Macs, and knows no tensors of MPS
         gpus = [gpu for gpu in gpus if gpu.type != 'mps']
-    if 0 < len(gpus) < dist.n_local():
-        raise ConfigError(
-            f'{dist.n_local()} processes are started on this machine, which has {len(gpus)} GPUs: '
-            'start as many processes as GPUs, or say -d cpu'
-        )
     n_wanted = 1 if dist.is_started() else len(_requested) or n_gpu_use
     if n_wanted > max(len(gpus), 1):
         logging.getLogger('device').warning(
             f'n_gpu is {n_wanted}, but this machine has {len(gpus)}: going on with what is there'
         )
     mine = (_requested or gpus) if gpus else [CPU]
+    if gpus and len(mine) < dist.n_local():
+        raise ConfigError(
+            f'{dist.n_local()} processes are started on this machine, with {len(mine)} GPUs for '
+            'them: start as many processes as GPUs, or name others by -d, such as -d cpu'
+        )
     device = mine[dist.local_rank() % len(mine)]
     if device.index:  # else it is the current one anyway
         torch.accelerator.set_device_index(device.index)

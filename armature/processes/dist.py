@@ -7,13 +7,13 @@ nothing.
 """
 
 import dataclasses
-import inspect
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def is_joined() -> bool:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if is_joined() else number_in('RANK', 0)
+    return dist.get_rank() if is_joined() else int(os.environ.get('RANK') or 0)
 
 
 def n_processes() -> int:
@@ -57,27 +57,17 @@ def is_main() -> bool:
 
 def local_rank() -> int:
     """The number of this process on its machine, from 0."""
-    return number_in('LOCAL_RANK', 0)
+    return int(os.environ.get('LOCAL_RANK') or 0)
 
 
 def n_local() -> int:
     """The processes of the job on this machine."""
-    return number_in('LOCAL_WORLD_SIZE', 1)
+    return int(os.environ.get('LOCAL_WORLD_SIZE') or 1)
 
 
 def is_first_here() -> bool:
     """Whether this is the first process of the job on its machine, which speaks for the others."""
-    return (os.environ.get('LOCAL_RANK') or '0') == '0'
-
-
-def number_in(variable: str, otherwise: int) -> int:
-    """The whole number in an environment variable of torchrun."""
-    text = os.environ.get(variable) or str(otherwise)
-    if not text.isdecimal():
-        raise ConfigError(
-            f'the variable {variable} is {text!r}: torchrun sets it to a whole number'
-        )
-    return int(text)
+    return local_rank() == 0
 
 
 # Talking
@@ -115,9 +105,10 @@ def on_main(action: Callable, *args: Any) -> Any:
             error = caught
     said = [result, error]
     dist.broadcast_object_list(said, src=0, device=torch.device('cpu'))
-    if said[1] is not None:
-        raise said[1]
-    return said[0]
+    result, error = said
+    if error is not None:
+        raise error
+    return result
 
 
 def sums(numbers: list[float]) -> list[float]:
@@ -187,54 +178,35 @@ def in_step(
 
 def _exchanged(batches, count):
     """The batches. While they compute with one, the processes exchange facts of the next."""
-    batch = None
-
-    def following():
-        upcoming, counted, n_samples = next(batches, None), 0, 0
-        if upcoming is not None and not upcoming.share.is_padding:
-            n_samples = upcoming.n_samples
-            counted = n_samples if count is None else float(count(upcoming.content))
-        return upcoming, exchange(upcoming is not None, counted, n_samples)
-
-    upcoming, exchanged = following()
+    batch, (upcoming, facts, exchange) = None, _next(batches, count)
     while True:
-        have_batches, counts, n_samples = zip(*exchanged())
+        exchange.wait()
+        have_batches, counts, n_samples = facts.T.tolist()  # of each process
         if not any(have_batches):
             return
-        if not any(n_samples):
-            raise DataError(
-                'a batch holds no tensors, so that nobody can tell how many samples each process '
-                'has of it'
-            )
         # One whose stream has ended goes through its last batch again, for nothing.
-        batch = batch if upcoming is None else upcoming
-        if batch is None:
+        batch = upcoming or batch
+        if batch is None or not any(n_samples):
             raise DataError(
-                f'process {rank()} of {n_processes()} has no batch while others have: '
-                'is there too little data?'
+                f'process {rank()} of {n_processes()} has no batch while others have, or a batch '
+                'holds no tensors that tell how many samples it has: is there too little data?'
             )
-        upcoming, exchanged = following()
-        counted = sum(counts)
+        upcoming, facts, exchange = _next(batches, count)
         # The loss over a share counts for this in the mean over processes: nan as of nothing.
-        weight = counts[rank()] * n_processes() / counted if counted else math.nan
+        weight = counts[rank()] * n_processes() / sum(counts) if any(counts) else math.nan
         its_share = Share(weight, not n_samples[rank()], int(max(n_samples)))
         yield dataclasses.replace(batch, share=its_share)
 
 
-def exchange(*numbers: float) -> Callable[[], list[list[float]]]:
-    """Send all processes a few numbers; what is returned gives all, (processes, numbers).
-
-    They travel while the caller computes.
-    """
-    numbers_of = torch.zeros(n_processes(), len(numbers), dtype=torch.float64)
-    numbers_of[rank()] = torch.tensor(numbers, dtype=torch.float64)
-    work = dist.all_reduce(numbers_of, async_op=True)
-
-    def result():
-        work.wait()
-        return numbers_of.tolist()
-
-    return result
+def _next(batches, count):
+    """The next batch, None after the last; facts of it, (processes, 3); and their exchange."""
+    batch = next(batches, None)
+    facts = torch.zeros(n_processes(), 3, dtype=torch.float64)
+    if batch is not None:
+        n_samples = 0 if batch.share.is_padding else batch.n_samples
+        counted = float(count(batch.content)) if count and n_samples else n_samples
+        facts[rank()] = torch.tensor([1, counted, n_samples])
+    return batch, facts, dist.all_reduce(facts, async_op=True)
 
 
 class Agreement:
@@ -257,13 +229,12 @@ class Agreement:
         if self._n_left > 0:
             return None
         now = time.monotonic()
-        largest = torch.tensor(
-            [*requests, (now - self._since) / self._n_steps], dtype=torch.float64
-        )
+        step_s = (now - self._since) / self._n_steps
+        largest = torch.tensor([*requests, step_s], dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
-        *agreed, s_per_step = largest.tolist()
-        n_steps = int(ASK_EVERY_S / s_per_step) if s_per_step > 0 else MOST_STEPS
-        self._n_left = self._n_steps = min(max(1, n_steps), MOST_STEPS)
+        *agreed, step_s = largest.tolist()
+        n_steps = ASK_EVERY_S / max(step_s, ASK_EVERY_S / MOST_STEPS)
+        self._n_left = self._n_steps = max(1, int(n_steps))
         self._since = now
         return list(map(int, agreed))
 
@@ -271,62 +242,45 @@ class Agreement:
 # Sharing the model
 
 
-def wrap(
-    model: nn.Module,
-    device: torch.device,
-    *,
-    strategy: str = 'ddp',
-    sync_bn: bool = True,
-    find_unused_parameters: bool = False,
-    mixed_precision: str | None = None,
-    **_: Any,
-) -> nn.Module:
+def wrap(model: nn.Module, device: torch.device, sharing: SimpleNamespace) -> nn.Module:
     """The model on `device`, whose gradients become the mean over the processes.
 
-    strategy: 'ddp' (DistributedDataParallel) keeps all of the model in each process; 'fsdp' (FSDP2)
-    keeps a part of each weight, and puts a block (`shard_blocks()` of the model, its direct
-    children without one) together while it computes. mixed_precision: 'bf16' lets FSDP compute and
-    send in it. sync_bn: BatchNorm over the samples of all processes (on GPUs).
-    find_unused_parameters: for models that do not use all of their parameters in each step.
+    sharing: the section `distributed`. strategy: 'ddp' (DistributedDataParallel) keeps all of the
+    model in each process; 'fsdp' (FSDP2) keeps a part of each weight, and puts a block
+    (`shard_blocks()` of the model, its direct children without one) together while it computes.
+    mixed_precision: 'bf16' lets FSDP compute and send in it. sync_bn: BatchNorm over the samples of
+    all processes (on GPUs). find_unused_parameters: for models that do not use all of their
+    parameters in each step.
     """
     if not is_joined():
         return model.to(device)
-    if sync_bn and device.type != 'cpu':
+    if sharing.sync_bn and device.type != 'cpu':
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     elif has_batch_norm(model) and n_processes() > 1 and is_main():
         sys.stderr.write(
             "warning: BatchNorm normalises each process's share of a batch by itself here, so the "
             'number of processes does change the result (distributed.sync_bn needs GPUs)\n'
         )
-    if strategy == 'fsdp':
-        return _sharded(model, device, mixed_precision)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError('the model has no parameters to train')
-    # Buffers are shared where it matters, by share_buffers: then one process can run forward alone.
-    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-    old, new = 'broadcast_buffers', 'forward_sync_buffers'  # before torch 2.14 and since
-    return nn.parallel.DistributedDataParallel(
+    if sharing.strategy == 'fsdp':
+        return _sharded(model, device, sharing.mixed_precision)
+    shared = nn.parallel.DistributedDataParallel(
         model.to(device),
-        [device] if device.type != 'cpu' else None,
-        find_unused_parameters=find_unused_parameters,
+        find_unused_parameters=sharing.find_unused_parameters,
         gradient_as_bucket_view=True,
-        **{new if new in known else old: False},
     )
+    # They are shared where it matters, by share_buffers: then one process can run forward alone.
+    shared.broadcast_buffers = False
+    return shared
 
 
 def _sharded(model, device, mixed_precision):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = dist.init_device_mesh(device.type, (n_processes(),))
-    policy = (
-        MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-        if mixed_precision == 'bf16'
-        else MixedPrecisionPolicy()
-    )
+    types = {'bf16': (torch.bfloat16, torch.float32)}.get(mixed_precision, ())
     try:
-        for block in blocks_of(model):
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        for block in [*blocks_of(model), model]:
+            fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(*types))
     except ValueError as error:
         raise ConfigError(
             f'{type(model).__name__} cannot be kept in parts (distributed.strategy "fsdp"): '
@@ -338,19 +292,13 @@ def _sharded(model, device, mixed_precision):
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The parts of a model that make sense to keep in memory one at a time."""
-    says = hasattr(model, 'shard_blocks')
-
-    def opened(block):
+    found = []
+    for block in model.shard_blocks() if hasattr(model, 'shard_blocks') else model.children():
         is_list = isinstance(block, (nn.ModuleList, nn.ModuleDict))  # without a forward pass
         # In a library's model, a row of layers of one kind.
         is_row = isinstance(block, nn.Sequential) and len({*map(type, block)}) == 1 < len(block)
-        if is_list or is_row and not says:
-            return [each for child in block.children() for each in opened(child)]
-        return [block]
-
-    blocks = model.shard_blocks() if says else model.children()
-    blocks = [each for block in blocks for each in opened(block)]
-    return [block for block in blocks if any(True for _ in block.parameters())]
+        found += blocks_of(block) if is_list or is_row else [block]
+    return [block for block in found if any(True for _ in block.parameters())]
 
 
 def refuse_to_train_apart(model: nn.Module) -> None:
@@ -368,7 +316,7 @@ def refuse_to_train_apart(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module | None) -> bool:
-    return is_joined() and hasattr(_shared_part(model), 'set_requires_gradient_sync')
+    return hasattr(_shared_part(model), 'set_requires_gradient_sync')
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -400,21 +348,19 @@ def _shared_part(model):
 
 def share_gradients(model: nn.Module | None, wanted: bool) -> None:
     """Say whether the next backward pass sends gradients: a step's last micro-batch has to."""
-    if model is None or not is_joined():
-        return
     shared = _shared_part(model)
-    if isinstance(shared, nn.parallel.DistributedDataParallel):
-        shared.require_backward_grad_sync = wanted
-    elif shared is not None:
+    if is_sharded(model):
         shared.set_requires_gradient_sync(wanted)
+    elif shared is not None:
+        shared.require_backward_grad_sync = wanted  # as no_sync() of DDP does
 
 
 def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[torch.Tensor]:
     """Those of `parameters` whose gradients the wrapper of `model` does not share."""
     if n_processes() == 1:
         return []
-    is_wrapped = model is not None and _shared_part(model) is not None
-    shared = set(map(id, model.parameters())) if is_wrapped else set()
+    wrapper = _shared_part(model)
+    shared = set() if wrapper is None else set(map(id, wrapper.parameters()))
     return [parameter for parameter in parameters if id(parameter) not in shared]
 
 
@@ -422,9 +368,8 @@ def mean_gradients(parameters: list[torch.Tensor]) -> None:
     """Make each gradient the mean over the processes."""
     for parameter in parameters:
         if parameter.requires_grad:
-            parameter.grad = (
-                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            )
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
             parameter.grad /= n_processes()
 
@@ -443,18 +388,16 @@ def whole(state: Any, only_in_main: bool = False) -> Any:
 
     only_in_main: on the CPU there, and None in the others, so that they hold one at a time.
     """
-    if isinstance(state, torch.Tensor):
-        if not hasattr(state, 'full_tensor'):
-            return state
-        tensor = state.full_tensor()
-        if not only_in_main:
-            return tensor
-        return tensor.cpu() if is_main() else None
-    if isinstance(state, dict) and is_joined():
+    if not is_joined():
+        return state
+    if isinstance(state, dict):
         return {name: whole(value, only_in_main) for name, value in state.items()}
-    if type(state) in (list, tuple) and is_joined():
-        return type(state)([whole(value, only_in_main) for value in state])
-    return state
+    if not hasattr(state, 'full_tensor'):
+        return state
+    tensor = state.full_tensor()
+    if not only_in_main:
+        return tensor
+    return tensor.cpu() if is_main() else None
 
 
 def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:
@@ -471,8 +414,8 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
 
 def reshard(model: nn.Module) -> None:
     """Let the next forward pass put together what has been written into the parameters."""
-    for module in model.modules() if is_sharded(model) else ():
-        if hasattr(module, 'reshard'):
+    for module in model.modules():
+        if hasattr(module, 'reshard'):  # of FSDP
             module.reshard()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from armature.errors import EXIT_CODES, ConfigError, UserError, report
+from armature.errors import EXIT_CODES, UserError, report
 from armature.processes import devices
 from armature.processes.dist import (
     gather,
@@ -26,7 +26,6 @@ from armature.processes.dist import (
     is_joined,
     is_started,
     n_processes,
-    number_in,
     rank,
     refuse_differences,
 )
@@ -39,8 +38,11 @@ SIGNALS = '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
 ECHO_S = 2.0  # within this time torchrun notices a process that has ended, and ends the others
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
-_agents = []  # see `agents`
-_worker_options = {}  # see `worker_options`
+agents = []  # names of the torchruns that have started the processes: one on each machine
+# What a torch DataLoader with workers has to be given where several processes train. A process with
+# threads, as these are, must not fork: in 1 of 14 starts the worker inherited a lock that was held
+# at that moment, and waited for it for ever.
+worker_options = {}
 
 
 @contextmanager
@@ -55,14 +57,11 @@ def processes(config: Any):
     if not is_started() and n_wanted > 1:
         launch(n_wanted, config.started_in)
     if not is_started():
-        try:
-            yield
-        except RuntimeError as error:
-            raise _explained(error)  # noqa: B904 (the same one)
+        yield
         return
     with joined(settings.get('timeout_s', TIMEOUT_S), devices.is_on_cpu(n_gpu)):
         refuse_differences({'-r': config.resume is not None, **config.config}, 'the config')
-        config.go_on_after_restart(_agents)
+        config.go_on_after_restart(agents)
         yield
 
 
@@ -111,40 +110,34 @@ def joined(timeout_s: float = TIMEOUT_S, on_cpu: bool = False):
         # Leave at once and alone: a barrier, or the end of a process group, would wait for others.
         if isinstance(error, Exception) and not isinstance(error, UserError):
             sys.stderr.write(f'error: process {rank()} of {n_processes()} failed\n')
-        _exit_now(report(_explained(error)))
+        _exit_now(report(error))
 
 
 def _join(timeout_s, on_cpu):
-    missing = [name for name in VARIABLES if not os.environ.get(name)]
-    if missing:
-        raise ConfigError(
-            f'{", ".join(missing)} {"is" if len(missing) == 1 else "are"} not set, and other '
-            'variables of torchrun are: start with torchrun --nproc-per-node N '
-            f'{" ".join(sys.argv)}, or unset RANK and WORLD_SIZE to train in one process'
-        )
-    number, n = number_in('RANK', 0), number_in('WORLD_SIZE', 1)
-    if number >= n:
-        raise ConfigError(f'RANK is {number} and WORLD_SIZE {n}: processes are counted from 0')
     kind, backend = devices.prepare_device(0 if on_cpu else 1)[0].type, 'gloo'
     if kind != 'cpu':
         backend = f'cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}'
     if sys.platform == 'linux' and agent():  # without torchrun nobody would end this process
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     try:
+        if rank() >= int(os.environ.get('WORLD_SIZE', 0)):
+            raise ValueError('RANK counts from 0, WORLD_SIZE from 1')
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
+        given = ', '.join(f'{name} {os.environ.get(name, "is not set")}' for name in VARIABLES)
         raise UserError(
-            f'process {number} of {n} does not find the others at {os.environ["MASTER_ADDR"]}:'
-            f'{os.environ["MASTER_PORT"]} within {timeout_s:g} s (distributed.timeout_s): start '
-            f'all of them, with the same command ({str(error).splitlines()[0]})'
+            f'process {os.environ.get("RANK")} does not find the others within {timeout_s:g} s '
+            f'(distributed.timeout_s): {str(error).splitlines()[0]}. The variables of torchrun are '
+            f'{given}: start with torchrun --nproc-per-node N {" ".join(sys.argv)}, all with the '
+            'same command, or unset RANK and WORLD_SIZE to train in one process'
         ) from error
-    _agents[:] = sorted(set(gather(agent())) - {''})
+    agents[:] = sorted(set(gather(agent())) - {''})
     may_fork = multiprocessing.get_start_method(allow_none=True) in (None, 'fork')
     if may_fork and 'forkserver' in multiprocessing.get_all_start_methods():
-        _worker_options['multiprocessing_context'] = 'forkserver'
+        worker_options['multiprocessing_context'] = 'forkserver'
         slow = ('torch', 'torchvision', 'pandas')  # what the server imports once for all workers
         multiprocessing.set_forkserver_preload([name for name in slow if name in sys.modules])
-    _worker_options['timeout'] = timeout_s
+    worker_options['timeout'] = timeout_s
 
 
 def _leave():
@@ -171,33 +164,6 @@ def exit_together(exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-def _explained(error):
-    if not isinstance(error, RuntimeError):
-        return error
-    if 'use_deterministic_algorithms' in str(error):
-        error.add_note('It is trainer.deterministic that asks for it: leave it, or this, out')
-    if 'find_unused_parameters' not in str(error):
-        return error
-    return ConfigError(
-        'some parameters take no part in the loss, and the processes wait for their gradients: say '
-        '"distributed": {"find_unused_parameters": true}, or freeze them'
-    )
-
-
 def agent() -> str:
     """Names the torchrun that has started this process, and may start it again; '' without one."""
     return os.environ.get('TORCHELASTIC_ERROR_FILE', '').partition('/attempt_')[0]
-
-
-def agents() -> list[str]:
-    """Those of all processes: one on each machine."""
-    return _agents
-
-
-def worker_options() -> dict:
-    """What a torch DataLoader with workers has to be given where several processes train.
-
-    A process with threads, as these are, must not fork: in 1 of 14 starts the worker inherited a
-    lock that was held at that moment, and waited for it for ever.
-    """
-    return _worker_options

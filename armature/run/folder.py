@@ -129,7 +129,7 @@ class RunFolder:
             'versions': records.versions(PROJECT) | {'torch': str(torch.__version__)},
             'hardware': hardware(device),
             'seed': seed,
-            'agents': job.agents(),
+            'agents': job.agents,
         }
 
     @contextmanager
@@ -173,7 +173,7 @@ class RunFolder:
             )
         with self._writing(stops=True):
             self._lock_file.truncate(0)
-            self._lock_file.write('\n'.join(job.agents()))
+            self._lock_file.write('\n'.join(job.agents))
             self._lock_file.flush()
         records.locked_here.add(self.folder.resolve())
 

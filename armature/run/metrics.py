@@ -11,7 +11,7 @@ import torch
 from armature.batch import NO_BATCH, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
-from armature.step.loss_share import count_of, is_sum, total_and_parts
+from armature.step.loss_share import Reduction, total_and_parts
 
 RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
 
@@ -49,7 +49,7 @@ class MetricTracker:
         self.skip_non_finite = skip_non_finite
         self.class_names = getattr(data, 'class_names', None)
         self.batch = NO_BATCH  # the one that is due; see dist.in_step
-        self._loss, self._loss_is_sum, self._count = loss, is_sum(loss), count_of(loss, data)
+        self._loss, self._reduction = loss, Reduction(loss, data)
         self._keys = list(dict.fromkeys(keys))
         self._owners = dict.fromkeys(RESERVED, 'what every run reports') | {
             key: f'the {key} of the trainer' for key in keys
@@ -91,13 +91,13 @@ class MetricTracker:
             return
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         self.n_samples += n_samples
-        n_counted = n_samples if self._count is length else self._count(target)
+        n_counted = n_samples if self._reduction.by_samples else self._reduction.count(target)
         loss, parts = total_and_parts(loss)
         parts = parts or getattr(self._loss, 'terms', {})
         for name in parts.keys() - self._sums.keys():
             self._claim(name, f'the part {name} of the loss')
         for name, value in {**parts, 'loss': loss}.items():
-            self._add(name, value / n_samples if self._loss_is_sum else value, n_counted)
+            self._add(name, value / n_samples if self._reduction.is_sum else value, n_counted)
         output = map_tensors(torch.Tensor.detach, output)
         for name, metric in self._functions.items():
             self._add(name, metric(output, target), n_samples)

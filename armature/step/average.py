@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from armature.checkpoint.weights import bare, load_weights
@@ -19,12 +18,14 @@ class Average:
     """The average of the weights of `model`; to be updated after each optimizer step.
 
     ema_decay: the average keeps this share of itself at each step (exponential moving average). It
-    keeps less in the first steps, or it would be the untrained weights for long: see `decay`.
+    keeps less in the first steps, or it would be the untrained weights for long: the smaller of
+    that and (1 + n) / (10 + n) after n steps (tf.train.ExponentialMovingAverage, `num_updates`).
     swa_start: the step from which on the weights of every `swa_every`-th step count alike
     (stochastic weight averaging); `renew_norm` then measures BatchNorm's statistics anew.
 
     Parameters are averaged, and the statistics of BatchNorm. Other buffers are set, not trained: a
-    mask, a temperature. They are copied, and so is a parameter that is not finite (a mask of -inf).
+    mask, a temperature. They stay as they are, as does a parameter that is not finite (a mask of
+    -inf).
     """
 
     def __init__(
@@ -38,43 +39,15 @@ class Average:
             raise ConfigError(
                 'trainer.ema_decay and trainer.swa_start are two kinds of average: give one of them'
             )
-        self._model = bare(model)
-        lazy = [name for name, each in self._model.named_parameters() if is_lazy(each)]
-        if lazy:
-            raise ConfigError(
-                f'arch: {lazy[0]} is of a lazy layer, which has no weights to average before its '
-                'first forward pass: say its size, or pass one sample through the model in its '
-                'constructor'
-            )
-        self._live = [*self._model.parameters(), *self._model.buffers()]
-        self._mine = [tensor.detach().clone() for tensor in self._live]
-        statistics = {
-            id(each) for each in dist.statistics_of(self._model) if each.is_floating_point()
-        }
-        averaged, copied = [], []
-        with torch.no_grad():
-            for mine, live in zip(self._mine, self._live):
-                is_trained = isinstance(live, nn.Parameter) or id(live) in statistics
-                pair = dist.part(mine), dist.part(live)  # what this process holds of them
-                has_mean = pair[1].is_floating_point() or pair[1].is_complex()
-                is_averaged = is_trained and has_mean and bool(pair[1].isfinite().all())
-                (averaged if is_averaged else copied).append(pair)
-        self._averaged, self._copied = _columns(averaged), _columns(copied)
         self.ema_decay, self.is_swa = ema_decay, swa_start is not None
         self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
-        self.has_norm = dist.has_batch_norm(self._model)
         self.n_steps = self.n_averaged = 0
-        self._warms_up = True  # a run that the first version began goes on as it began
-
-    @property
-    def decay(self) -> float:
-        """The share that an EMA keeps at the next step, min(d, (1 + n) / (10 + n)) after n steps.
-
-        Source: tf.train.ExponentialMovingAverage, `num_updates`.
-        """
-        if not self._warms_up:
-            return self.ema_decay
-        return min(self.ema_decay, (1 + self.n_averaged) / (10 + self.n_averaged))
+        self._model = bare(model)
+        trained = [*self._model.parameters(), *dist.statistics_of(self._model)]
+        self._live = [each for each in trained if _has_mean(dist.part(each.detach()))]
+        self._mine = [each.detach().clone() for each in self._live]
+        both = self._mine, self._live
+        self._parts = [[dist.part(each.detach()) for each in tensors] for tensors in both]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -83,12 +56,12 @@ class Average:
         if self.n_steps < self.start or self.n_steps % self.every:
             return
         if self.n_averaged == 0:
-            torch._foreach_copy_(*self._averaged)
+            torch._foreach_copy_(*self._parts)
+        elif self.is_swa:
+            get_swa_multi_avg_fn()(*self._parts, self.n_averaged)
         else:
-            combine = get_swa_multi_avg_fn() if self.is_swa else get_ema_multi_avg_fn(self.decay)
-            combine(*self._averaged, self.n_averaged)
-        if self._copied[0]:
-            torch._foreach_copy_(*self._copied)
+            decay = min(self.ema_decay, (1 + self.n_averaged) / (10 + self.n_averaged))
+            get_ema_multi_avg_fn(decay)(*self._parts, self.n_averaged)
         self.n_averaged += 1
 
     @contextmanager
@@ -117,17 +90,18 @@ class Average:
         inputs: what the model is called with, batch by batch: a tensor, or several in any
         structure.
         """
-        if not self.is_swa or not self.has_norm or not self.n_averaged:
+        if not self.is_swa or not self.n_averaged:
             return
-        of_norms = set(map(id, dist.statistics_of(self._model)))
-        others = [buffer for buffer in self._model.buffers() if id(buffer) not in of_norms]
+        # What else each training batch changes is put back.
+        averaged = set(map(id, self._live))
+        others = [each for each in self._model.buffers() if id(each) not in averaged]
         with self.in_model(), torch.no_grad():
             kept = [buffer.clone() for buffer in others]
             try:
                 # Each in a tuple, of which torch takes the first part.
                 update_bn(((data,) for data in inputs), self._model)
             finally:
-                for buffer, value in zip(others, kept):  # what each training batch changes
+                for buffer, value in zip(others, kept):
                     buffer.copy_(value)
 
     def tested(self) -> dict | None:
@@ -151,24 +125,19 @@ class Average:
 
     def state_dict(self) -> dict:
         """The counts; the weights stand in a checkpoint as `tested`."""
-        counts = {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
-        return {**counts, 'warms_up': self._warms_up}
+        return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
 
     def load_state_dict(self, state: dict) -> None:
         """state: of `state_dict`, with the weights as 'model' when there are any."""
         self.n_steps, self.n_averaged = state['n_steps'], state['n_averaged']
-        self._warms_up = state.get('warms_up', False)
-        if not state.get('model'):
-            return
-        self._exchange()
-        try:
-            load_weights(self._model, state['model'], 'the average of the weights')
-        finally:
-            self._exchange()
+        if self.n_averaged:
+            with self.in_model():
+                load_weights(self._model, state['model'], 'the average of the weights')
 
 
-def _columns(pairs):
-    return [mine for mine, _ in pairs], [live for _, live in pairs]
+def _has_mean(values):
+    is_continuous = values.is_floating_point() or values.is_complex()
+    return is_continuous and bool(values.isfinite().all())
 
 
 def average_of(model: nn.Module, settings: SimpleNamespace, len_epoch: int) -> Average | None:

@@ -56,7 +56,6 @@ def put_on(model: nn.Module, settings: SimpleNamespace) -> None:
             f'trainer.lora.match: {match!r} names no matrix of floats: say which weights, such as '
             '"fc*"'
         )
-    modules = {}
     for name, weight in weights.items():
         place, _, own = name.rpartition('.')
         module = model.get_submodule(place)
@@ -68,13 +67,12 @@ def put_on(model: nn.Module, settings: SimpleNamespace) -> None:
         seed = key(torch.initial_seed(), 'lora', name)
         weight.requires_grad_(False)
         parametrize.register_parametrization(module, own, Factors(weight, rank, alpha, seed))
-        modules[module] = parametrize.type_before_parametrizations(module)
     classes = {}
-    for module, before in modules.items():
+    for module in filter(own_names, model.modules()):
         module.register_state_dict_post_hook(_rename)
         module.register_load_state_dict_pre_hook(_rename_back)
         # torch makes a class for each module: blocks that are alike would be compiled one by one.
-        kind = before, *module.parametrizations
+        kind = parametrize.type_before_parametrizations(module), *module.parametrizations
         module.__class__ = classes.setdefault(kind, type(module))
 
 

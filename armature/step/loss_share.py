@@ -1,4 +1,4 @@
-"""What a loss may be: a weighted sum of several; and what its mean divides by, in parts."""
+"""What a loss may be: a weighted sum of several; and how the losses over parts add up."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -39,125 +39,97 @@ class WeightedLosses(nn.Module):
         return sum(weight * value for weight, value in zip(self.weights, values))
 
 
-def total_and_parts(loss: Any) -> tuple[Any, dict[str, Any]]:
+def total_and_parts(loss: Any) -> tuple[Any, Mapping[str, Any]]:
     """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
-    if isinstance(loss, torch.Tensor):
-        return loss, {}
+    if isinstance(loss, tuple):
+        return loss
     if isinstance(loss, Mapping):
         return sum(loss.values()), loss
-    if isinstance(loss, tuple):
-        total, parts = loss
-        return total, parts
     return loss, {}
 
 
-def is_sum(criterion: Any, in_parts: bool = False) -> bool:
-    """Whether a loss adds its samples up instead of taking their mean.
+class Reduction:
+    """How a loss makes one number of a batch, and so how the losses over its parts add up.
 
-    in_parts: a batch goes through it in parts; a ConfigError when that gives something else.
-    """
-    parts = _parts(criterion)
-    kinds = {_reduction(each) for each in parts}
-    if 'none' in kinds or len(kinds) > 1:
-        raise ConfigError(
-            'loss: expected one number for a batch, from losses of one reduction, "mean" or "sum"'
-        )
-    if not in_parts or kinds == {'sum'}:
-        return kinds == {'sum'}
-    count = count_of(criterion)
-    if count is length and any(
-        _class_weights(each) is not None or _ignored(each) not in (IGNORED, None) for each in parts
-    ):
-        raise ConfigError(
-            'loss: a mean that weights classes or leaves some out depends on which samples are '
-            'together, so micro-batches (trainer.microbatch_size) or several processes would '
-            'change the result. Take CrossEntropyLoss or NLLLoss of torch alone, give the loss '
-            '"reduction": "sum", or leave the weights or the parts out'
-        )
-    if count is not length and count.weights is not None and not count.weights.all():
-        raise ConfigError(
-            "loss: a class has the weight 0, and torch's gradient of the mean over samples of it "
-            'alone is nan, as may happen in micro-batches (trainer.microbatch_size) or several '
-            'processes: say "ignore_index" instead'
-        )
-    return False
-
-
-def count_of(criterion: Any, loader: Any = None) -> Callable[[Any], Any]:
-    """What the mean that a loss takes over a batch divides by, as a function of the target.
-
-    Losses over parts of a batch add up by it. It is `length`, the number of samples; but a
-    ClassCount for cross_entropy and nll_loss of torch, as functions or modules, unless `loader`
-    knows that no target is left out.
-    """
-    if not _is_torchs(criterion) or _reduction(criterion) != 'mean':
-        return length
-    count = ClassCount(_class_weights(criterion), _ignored(criterion))
-    targets = loader.known_targets() if hasattr(loader, 'known_targets') else None
-    if targets is None or targets.dim() != 1 or count.weights is not None:
-        return count
-    return count if (targets == count.ignored).any() else length
-
-
-class ClassCount:
-    """The sum of the weights of the classes in a target, 0-dim; `ignored` counts for nothing.
-
+    is_sum: it adds its samples up. Else it is a mean. by_samples: over the number of samples; else,
+    for cross_entropy and nll_loss of torch, over the sum of the `weights` of the classes in the
+    target, in which `ignored` counts for nothing.
+    loader: may know that no target is ignored.
     Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
     """
 
-    def __init__(self, weights: torch.Tensor | None, ignored: int):
-        self.weights, self.ignored = weights, ignored
-        self._weights_on = functools.cache(
-            lambda device: weights.to(device)
-        )  # targets are counted on either side
+    def __init__(self, criterion: Any = None, loader: Any = None):
+        losses = criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
+        kinds = {_argument(each, 'reduction', 'mean') for each in losses}
+        if kinds not in ({'mean'}, {'sum'}):
+            raise ConfigError(
+                'loss: expected one number for a batch, from losses of one reduction, "mean" or '
+                '"sum"'
+            )
+        self.is_sum = kinds == {'sum'}
+        self.weights = _class_weights(criterion)
+        self.ignored = _argument(criterion, 'ignore_index', IGNORED)
+        if self.is_sum or not _is_torchs(criterion):
+            self.by_samples = True
+            self._adds_up = self.is_sum or not any(map(_weighs_classes, losses))
+        else:
+            known = loader.known_targets() if hasattr(loader, 'known_targets') else None
+            is_whole = known is not None and known.dim() == 1 and not (known == self.ignored).any()
+            self.by_samples = is_whole and self.weights is None
+            self._adds_up = self.weights is None or bool(self.weights.all())
+        # Targets are counted before they are on the device, and there.
+        self._weights_on = functools.cache(lambda device: self.weights.to(device))
 
-    def __call__(self, target: Any) -> Any:
-        if (
-            not isinstance(target, torch.Tensor) or target.is_floating_point()
-        ):  # the probabilities of each class
-            return length(target)
-        return self._weights_of(target).sum()
+    def refuse_parts(self) -> None:
+        """A ConfigError when the loss over a batch does not follow from those over its parts."""
+        if not self._adds_up:
+            raise ConfigError(
+                'loss: a mean that weights classes or leaves some out depends on which samples are '
+                'together, so micro-batches (trainer.microbatch_size) or several processes would '
+                'change the result. Take CrossEntropyLoss or NLLLoss of torch alone, with '
+                '"ignore_index" for a class of weight 0, give the loss "reduction": "sum", or '
+                'leave the weights or the parts out'
+            )
 
-    def _weights_of(self, target):
+    def count(self, target: Any) -> Any:
+        """What the mean over a target divides by; a 0-dim tensor where that depends on classes."""
+        if self.by_samples or not isinstance(target, torch.Tensor) or target.is_floating_point():
+            return length(target)  # of floats, each class has a probability
         is_counted = target != self.ignored
         if self.weights is None:
-            return is_counted
-        return self._weights_on(target.device)[target.where(is_counted, 0).long()].mul(is_counted)
+            return is_counted.sum()
+        classes = target.where(is_counted, 0).long()
+        return self._weights_on(target.device)[classes].mul(is_counted).sum()
+
+    def count_in(self, content: Any, n_samples: int = 0) -> Any:
+        """What the mean over a batch (data, target) of so many samples divides by."""
+        if self.by_samples:
+            return n_samples
+        if isinstance(content, (list, tuple)) and len(content) == 2:
+            return self.count(content[1])
+        if self.weights is None and self.ignored == IGNORED:
+            return length(content)
+        raise ConfigError(
+            'loss: it weights classes or leaves some out, and in a batch that is not (data, '
+            'target) nobody can tell which. Give it "reduction": "sum", or leave out what takes a '
+            'batch in parts (trainer.microbatch_size, processes)'
+        )
 
 
-def count_in(batch: Any, count: Callable[[Any], Any]) -> Any:
-    """The `count` of the target in a batch (data, target)."""
-    if isinstance(batch, (list, tuple)) and len(batch) == 2:
-        return count(batch[1])
-    if count is length or count.weights is None and count.ignored == IGNORED:
-        return length(batch)
-    raise ConfigError(
-        'loss: it weights classes or leaves some out, and in a batch that is not (data, target) '
-        'nobody can tell which. Give it "reduction": "sum", or leave out what takes a batch in '
-        'parts (trainer.microbatch_size, processes)'
-    )
-
-
-def _parts(criterion):
-    return criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
-
-
-def _setting(loss, name, otherwise=None):
-    """An argument of a loss: a module of torch, or a function with its arguments."""
+def _argument(loss, name, otherwise=None):
+    """Of a loss: an attribute, as modules of torch have it, or one that a partial fixes."""
     return getattr(loss, name, getattr(loss, 'keywords', {}).get(name, otherwise))
 
 
-def _reduction(loss):
-    return _setting(loss, 'reduction', 'mean')
-
-
 def _class_weights(loss):
+    # Modules of one's own may call anything `weight`.
     is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or hasattr(loss, 'keywords')
-    return _setting(loss, 'weight') if is_of_classes else None
+    return _argument(loss, 'weight') if is_of_classes else None
 
 
-def _ignored(loss):
-    return _setting(loss, 'ignore_index', IGNORED)
+def _weighs_classes(loss):
+    is_ignoring = _argument(loss, 'ignore_index') not in (IGNORED, None)
+    return is_ignoring or _class_weights(loss) is not None
 
 
 def _is_torchs(loss):

@@ -65,43 +65,38 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
     section = config.get('optimizer') or {}
     groups = section.get('groups') or []
 
-    settings, typed = {name: {} for name in named}, {}
+    # Of each parameter: the index of the group with a type that it is in, and its settings
+    settings = {name: (None, {}) for name in named}
     for index, group in enumerate(groups):
         own = {key: value for key, value in group.items() if key not in GROUP}
         ndim, key = group.get('ndim'), f'optimizer.groups.{index}.match'
         fitting = [name for name, each in named.items() if ndim in (None, each.ndim)]
         key += '' if ndim is None else f' (ndim {ndim})'
         for name in names_like(group['match'], fitting, key):
-            if group.get('type'):
-                settings[name], typed[name] = own, index
-            else:
-                settings[name] = settings[name] | own
+            typed, before = settings[name]
+            settings[name] = (index, own) if group.get('type') else (typed, before | own)
     # Parameters of the same settings are one group.
     found = {}
-    for name, own in settings.items():
-        key = (typed.get(name), repr(sorted(own.items())))
-        found.setdefault(key, (own, []))[1].append((name, named[name]))
-    for (index, _), (_, params) in found.items():
-        _refuse_other_than_matrices(section, index, params)
+    for name, (typed, own) in settings.items():
+        params = found.setdefault((typed, repr(sorted(own.items()))), (typed, own, []))[-1]
+        params.append((name, named[name]))
+    for typed, _, params in found.values():
+        key, kind = 'optimizer', section.get('type')
+        if typed is not None:
+            key, kind = f'optimizer.groups.{typed}', groups[typed]['type']
+        others = [name for name, each in params if each.ndim != 2]
+        if kind == 'Muon' and others:
+            raise ConfigError(
+                f'{key}: Muon takes matrices only, not {shortened(others)}: name another in '
+                'optimizer.type, and let a group of optimizer.groups say "ndim": 2 beside "type": '
+                '"Muon"'
+            )
     if not groups:
         return list(named.items())
     return [
-        {'params': params, **own} if index is None else TypedGroup(index, own, params)
-        for (index, _), (own, params) in found.items()
+        {'params': params, **own} if typed is None else TypedGroup(typed, own, params)
+        for typed, own, params in found.values()
     ]
-
-
-def _refuse_other_than_matrices(section, index, params):
-    """A ConfigError where Muon would get something else; `index` of its group, None without one."""
-    named = section if index is None else section['groups'][index]
-    others = [name for name, each in params if each.ndim != 2]
-    if named.get('type') != 'Muon' or not others:
-        return
-    key = 'optimizer' if index is None else f'optimizer.groups.{index}'
-    raise ConfigError(
-        f'{key}: Muon takes matrices only, not {shortened(others)}: name another in '
-        'optimizer.type, and let a group of optimizer.groups say "ndim": 2 beside "type": "Muon"'
-    )
 
 
 class Frozen:

@@ -10,15 +10,20 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from armature.checkpoint.weights import bare, shortened
-from armature.config.keys import LORA, settings_of
+from armature.config.keys import DISTRIBUTED, LORA, settings_of
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.step.lora import put_on
 from armature.step.parameters import Frozen
 
-ONLY_HERE = ('freeze', 'lora', 'channels_last', 'activation_checkpointing', 'compile')
-ONLY_HERE += ('matmul_precision',)
-NOT_IN_PARTS = (('precision', 'fp16'), ('microbatch_size', 'auto'))
+ONLY_HERE = (
+    'freeze',
+    'lora',
+    'channels_last',
+    'activation_checkpointing',
+    'compile',
+    'matmul_precision',
+)
 WITH_GRAPHS = ('reduce-overhead', 'max-autotune')
 logger = logging.getLogger('trainer')
 
@@ -35,7 +40,8 @@ def refuse_without_wrap(config: Any, settings: SimpleNamespace) -> None:
 
 def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     """The model as it trains on `device`, as the sections `trainer` and `distributed` say."""
-    settings, sharing = settings_of(config['trainer']), dict(config.get('distributed') or {})
+    settings = settings_of(config['trainer'])
+    sharing = settings_of(config.get('distributed'), DISTRIBUTED)
     if settings.microbatch_size and dist.has_batch_norm(model):
         logger.warning(
             'trainer.microbatch_size: the BatchNorm of this model works on each micro-batch by '
@@ -62,17 +68,16 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     # What is frozen for good is frozen before the processes share the model, so that nobody waits
     # for its gradients. What is released later has to take part from the beginning.
     if settings.freeze:
-        sharing['find_unused_parameters'] = True
+        sharing.find_unused_parameters = True
         if not settings.unfreeze_at:
             Frozen(model, settings.freeze).apply(epoch=0)
-    if dist.is_joined() and sharing.get('strategy') == 'fsdp':
-        for key, value in vars(settings).items():
-            if key == 'unfreeze_at' and value or (key, value) in NOT_IN_PARTS:
-                raise ConfigError(
-                    f'trainer.{key} is {value!r}, which distributed.strategy "fsdp" cannot do yet: '
-                    'say "ddp", or leave it out'
-                )
-    model = dist.wrap(model, device, **sharing)
+    asks_too_much = settings.precision == 'fp16' or settings.unfreeze_at
+    if dist.is_joined() and sharing.strategy == 'fsdp' and asks_too_much:
+        raise ConfigError(
+            'distributed.strategy "fsdp" can do neither trainer.precision "fp16" nor '
+            'trainer.unfreeze_at yet: say "ddp", or leave them out'
+        )
+    model = dist.wrap(model, device, sharing)
 
     mode = settings.compile
     if mode in (False, 'blocks'):

@@ -28,8 +28,9 @@ class Schedule:
         metric: str = '',
         warmup_steps: int = 0,
     ):
-        self.scheduler, self.interval, self.metric = scheduler, interval, metric
+        self.scheduler, self.interval = scheduler, interval
         self.on_plateau = isinstance(scheduler, ReduceLROnPlateau)
+        self.metric = metric if self.on_plateau else ''
         if interval not in INTERVALS:
             raise ConfigError(f"lr_scheduler.interval is {interval!r}: expected 'epoch' or 'step'")
         if self.on_plateau and (interval == 'step' or not metric):
@@ -42,29 +43,30 @@ class Schedule:
         self.warmup_steps = warmup_steps if scheduler is not None else 0
         self.n_steps = self.n_epochs = 0  # so far
         self.values = []  # what a ReduceLROnPlateau was told
-        self.rates_as_built = self._rates()
-        self._planned = self.rates_as_built  # what the scheduler says, before the warm-up's share
-        self._warm()
+        self.rates_as_built = self._planned = self._rates()
+        self._scale()
 
     def step(self) -> None:
         """To be called after each optimizer step."""
+        self._unscale()
         if self.each_step:
-            self._advance()
-        was_warming = self.n_steps < self.warmup_steps
+            self.scheduler.step()
         self.n_steps += 1
-        if was_warming:
-            self._warm()
+        self._scale()
 
     def end_epoch(self, log: dict[str, Any]) -> None:
         """To be called with the epoch's averages when it has been validated."""
-        if self.on_plateau and self.metric in log:  # a missing one is named by the monitor
+        self._unscale()
+        if not self.on_plateau:
+            if self.each_epoch:
+                self.scheduler.step()
+        elif self.metric in log:  # a missing one is named by the monitor
             # All processes step by the same number.
             self.values.append(dist.on_main(float, log[self.metric]))
             if not math.isnan(self.values[-1]):  # which says nothing of a plateau
-                self._advance(self.values[-1])
-        elif self.each_epoch and not self.on_plateau:
-            self._advance()
+                self.scheduler.step(self.values[-1])
         self.n_epochs += 1
+        self._scale()
 
     def replay(self, n_steps: int, n_epochs: int, values: list[float]) -> None:
         """Where a run is after so many steps and epochs; the optimizer's options are as built.
@@ -73,34 +75,26 @@ class Schedule:
         the run does not matter.
         """
         self.n_steps, self.n_epochs, self.values = n_steps, n_epochs, list(values)
-        if self.scheduler is None:
-            return
         if self.on_plateau:
             replay(self.scheduler, [value for value in values if not math.isnan(value)])
         else:
             replay(self.scheduler, [None] * (n_steps if self.each_step else n_epochs))
-        self._planned = self._rates()
-        self._warm()
+        self._scale()
 
-    def _advance(self, *value):
-        """A step of the scheduler, which finds the learning rates as it left them."""
-        if not self._is_scaled:
-            self.scheduler.step(*value)
-            return
-        self._put(self._planned)
-        self.scheduler.step(*value)
-        self._planned = self._rates()
-        self._warm()
+    # During the warm-up the scheduler finds the learning rates as it left them.
 
     @property
-    def _is_scaled(self):
-        """Whether the rates are below what the scheduler says."""
-        return self.n_steps + 1 < self.warmup_steps
+    def _is_warming(self):
+        return self.n_steps < self.warmup_steps
 
-    def _warm(self):
-        if self.n_steps < self.warmup_steps:
-            share = (self.n_steps + 1) / self.warmup_steps
-            self._put(self._planned if share == 1 else [rate * share for rate in self._planned])
+    def _scale(self):
+        if self._is_warming:
+            self._planned, share = self._rates(), (self.n_steps + 1) / self.warmup_steps
+            self._put([rate * share for rate in self._planned])
+
+    def _unscale(self):
+        if self._is_warming:
+            self._put(self._planned)
 
     def _rates(self):
         if self.scheduler is None:
@@ -114,8 +108,11 @@ class Schedule:
 
     def as_built(self) -> dict:
         """The settings that decide the learning rates, beside the scheduler's own."""
-        metric = self.metric if self.on_plateau else ''
-        return {'interval': self.interval, 'warmup_steps': self.warmup_steps, 'metric': metric}
+        return {
+            'interval': self.interval,
+            'warmup_steps': self.warmup_steps,
+            'metric': self.metric,
+        }
 
     def state_dict(self) -> dict:
         """The progress; the scheduler itself is saved beside it."""
@@ -123,7 +120,7 @@ class Schedule:
             'n_steps': self.n_steps,
             'n_epochs': self.n_epochs,
             'values': self.values,
-            'planned': self._planned if self._is_scaled else self._rates(),
+            'planned': self._planned if self._is_warming else self._rates(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -131,9 +128,8 @@ class Schedule:
         self.n_steps, self.n_epochs = state['n_steps'], state['n_epochs']
         self.values = list(state['values'])
         if self.warmup_steps:  # it has begun when this was made
-            self._planned = state['planned']
-            self._put(self._planned)
-            self._warm()
+            self._put(state['planned'])
+            self._scale()
 
 
 def replay(scheduler: LRScheduler, values: list[float | None]) -> None:
