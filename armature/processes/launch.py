@@ -132,8 +132,7 @@ def _join(timeout_s, on_cpu):
             'same command, or unset RANK and WORLD_SIZE to train in one process'
         ) from error
     agents[:] = sorted(set(gather(agent())) - {''})
-    may_fork = multiprocessing.get_start_method(allow_none=True) in (None, 'fork')
-    if may_fork and 'forkserver' in multiprocessing.get_all_start_methods():
+    if sys.platform == 'linux':  # elsewhere they are spawned
         worker_options['multiprocessing_context'] = 'forkserver'
         slow = ('torch', 'torchvision', 'pandas')  # what the server imports once for all workers
         multiprocessing.set_forkserver_preload([name for name in slow if name in sys.modules])

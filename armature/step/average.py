@@ -42,6 +42,7 @@ class Average:
         self.ema_decay, self.is_swa = ema_decay, swa_start is not None
         self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
         self.n_steps = self.n_averaged = 0
+        self._warms_up = True  # a run that the first version began goes on as it began
         self._model = bare(model)
         trained = [*self._model.parameters(), *dist.statistics_of(self._model)]
         self._live = [each for each in trained if _has_mean(dist.part(each.detach()))]
@@ -60,7 +61,9 @@ class Average:
         elif self.is_swa:
             get_swa_multi_avg_fn()(*self._parts, self.n_averaged)
         else:
-            decay = min(self.ema_decay, (1 + self.n_averaged) / (10 + self.n_averaged))
+            decay = self.ema_decay
+            if self._warms_up:
+                decay = min(decay, (1 + self.n_averaged) / (10 + self.n_averaged))
             get_ema_multi_avg_fn(decay)(*self._parts, self.n_averaged)
         self.n_averaged += 1
 
@@ -125,11 +128,13 @@ class Average:
 
     def state_dict(self) -> dict:
         """The counts; the weights stand in a checkpoint as `tested`."""
-        return {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
+        counts = {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
+        return {**counts, 'warms_up': self._warms_up}
 
     def load_state_dict(self, state: dict) -> None:
         """state: of `state_dict`, with the weights as 'model' when there are any."""
         self.n_steps, self.n_averaged = state['n_steps'], state['n_averaged']
+        self._warms_up = state.get('warms_up', False)
         if self.n_averaged:
             with self.in_model():
                 load_weights(self._model, state['model'], 'the average of the weights')
