@@ -3,7 +3,6 @@
 Precision, micro-batches and clipping live here, not in the loop.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -12,12 +11,12 @@ import torch
 
 from armature.batch import NO_BATCH, Batch, length
 from armature.config.keys import SCHEDULER, settings_of
-from armature.errors import ConfigError, NonFiniteError
+from armature.errors import NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
-from armature.step.loss_share import Reduction, total_and_parts
+from armature.step.loss_share import Reduction, total_and_parts, weighted
 from armature.step.micro_batches import MicroBatches
-from armature.step.optimizers import needs_closure, owners
+from armature.step.optimizers import clip_values, needs_closure, refuse_combinations
 from armature.step.schedule import Schedule
 
 DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -62,12 +61,7 @@ class Stepper:
         self.device, self.dtype = torch.device(device), DTYPES[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.needs_closure = needs_closure(optimizer)
-        if self.needs_closure and (self.clips or precision == 'fp16' or dist.n_processes() > 1):
-            raise ConfigError(
-                f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be '
-                'combined with trainer.max_grad_norm, trainer.max_grad_value, trainer.precision '
-                '"fp16" or several processes'
-            )
+        refuse_combinations(optimizer, model, changes_gradients=self.clips or precision == 'fp16')
         reduction = Reduction(criterion)
         if microbatch_size or dist.n_processes() > 1:
             reduction.refuse_parts()
@@ -75,12 +69,6 @@ class Stepper:
             microbatch_size, reduction, self.device, model, criterion, self.loss_of
         )
         self._unshared = dist.unshared(self._parameters(), model)
-        has_muon = any(isinstance(each, torch.optim.Muon) for each in owners(optimizer))
-        if has_muon and dist.is_sharded(model):
-            logging.getLogger('trainer').warning(
-                'Muon adds up the parts of a matrix in bf16 (distributed.strategy "fsdp"): the '
-                'number of processes does change the result, single numbers of a step by up to 4 %'
-            )
         # Of the current batch:
         self.batch = NO_BATCH  # what is known of it, see armature/batch.py
         self.loss = None  # so far, a 0-dim tensor
@@ -152,7 +140,7 @@ class Stepper:
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""
-        loss = _weighted(loss, self._weight)
+        loss = weighted(loss, self._weight)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
 
@@ -248,34 +236,3 @@ class Stepper:
             self.scaler.load_state_dict(state['scaler'])
         if self._cutter.is_auto:
             self._cutter.size = state.get('microbatch_size')
-
-
-def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
-    """Bring each gradient between -bound and bound; of complex ones, both parts."""
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse:
-            parameter.grad = gradient.coalesce()
-            gradient = parameter.grad.values()
-        if gradient.is_complex():
-            gradient = torch.view_as_real(gradient)
-        gradient.clamp_(-bound, bound)
-
-
-def _weighted(loss, weight):
-    """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
-    because it is over nothing.
-    """
-    loss, _ = total_and_parts(loss)
-    if loss.numel() > 1:
-        raise ConfigError(
-            f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, as its '
-            'mean is (in a loss of torch: "reduction": "mean")'
-        )
-    loss = loss.reshape(()) if loss.dim() else loss
-    if type(weight) is float and weight == 1:  # a tensor is not looked at: it may be on a GPU
-        return loss
-    weight = loss.new_ones(()) * weight
-    return (loss * weight).where(weight != 0, 0)

@@ -12,8 +12,9 @@ from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.run.checks import LossCheck, check_first_step
 from armature.run.monitor import Monitor
 from armature.step.loss_share import Reduction
+from armature.step.optimizers import clip_values
 from base import BaseDataLoader
-from base.stepper import Stepper, clip_values
+from base.stepper import Stepper
 from tests.conftest import NoisyPoints
 from trainer import Trainer
 

@@ -155,8 +155,6 @@ def test_schedule_per_epoch_ignores_steps_and_the_other_way_round():
         schedule.step()
         schedule.end_epoch({})
         assert scheduler.last_epoch == expected
-    with pytest.raises(ConfigError, match='interval'):
-        Schedule(scheduler, 'batch')
 
 
 @pytest.mark.parametrize('rule', ['', 'minimum loss', 'min', 'off val_loss', 'max '])

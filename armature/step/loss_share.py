@@ -12,6 +12,8 @@ from armature.batch import length
 from armature.errors import ConfigError
 
 IGNORED = -100  # the target that torch leaves out unless told otherwise
+# Their means divide by the weights of the classes in the target.
+OF_CLASSES = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward, F.cross_entropy, F.nll_loss)
 
 
 class WeightedLosses(nn.Module):
@@ -46,6 +48,23 @@ def total_and_parts(loss: Any) -> tuple[Any, Mapping[str, Any]]:
     if isinstance(loss, Mapping):
         return sum(loss.values()), loss
     return loss, {}
+
+
+def weighted(loss: Any, weight: Any) -> torch.Tensor:
+    """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
+    because it is over nothing.
+    """
+    loss, _ = total_and_parts(loss)
+    if loss.numel() > 1:
+        raise ConfigError(
+            f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, as its '
+            'mean is (in a loss of torch: "reduction": "mean")'
+        )
+    loss = loss.reshape(()) if loss.dim() else loss
+    if type(weight) is float and weight == 1:  # a tensor is not looked at: it may be on a GPU
+        return loss
+    weight = loss.new_ones(()) * weight
+    return (loss * weight).where(weight != 0, 0)
 
 
 class Reduction:
@@ -133,7 +152,5 @@ def _weighs_classes(loss):
 
 
 def _is_torchs(loss):
-    return getattr(type(loss), 'forward', None) in (
-        nn.CrossEntropyLoss.forward,
-        nn.NLLLoss.forward,
-    ) or getattr(loss, 'func', loss) in (F.cross_entropy, F.nll_loss)
+    """Whether it is one of OF_CLASSES: a module, a function, or a partial of one."""
+    return getattr(type(loss), 'forward', getattr(loss, 'func', loss)) in OF_CLASSES

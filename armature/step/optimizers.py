@@ -1,12 +1,15 @@
-"""SeveralOptimizers: optimizers that train different parameters are one to the run."""
+"""Optimizers: several that are one to the run, those that evaluate the loss, clipping by value."""
 
 import inspect
+import logging
 from itertools import islice
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from armature.errors import ConfigError
+from armature.processes import dist
 
 
 class SeveralOptimizers(Optimizer):
@@ -58,7 +61,40 @@ def needs_closure(optimizer: Any) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
+def refuse_combinations(optimizer: Any, model: Any, changes_gradients: bool) -> None:
+    """A ConfigError, or a warning, for what an optimizer cannot be combined with.
+
+    changes_gradients: they are clipped or scaled before the step.
+    """
+    if needs_closure(optimizer) and (changes_gradients or dist.n_processes() > 1):
+        raise ConfigError(
+            f'{type(optimizer).__name__} evaluates the loss several times a step: it cannot be '
+            'combined with trainer.max_grad_norm, trainer.max_grad_value, trainer.precision '
+            '"fp16" or several processes'
+        )
+    has_muon = any(isinstance(each, torch.optim.Muon) for each in owners(optimizer))
+    if has_muon and dist.is_sharded(model):
+        logging.getLogger('trainer').warning(
+            'Muon adds up the parts of a matrix in bf16 (distributed.strategy "fsdp"): the '
+            'number of processes does change the result, single numbers of a step by up to 4 %'
+        )
+
+
 def owners(optimizer: Any) -> list:
     """For each group of an optimizer, the one that steps it."""
     inner = optimizer.optimizers if isinstance(optimizer, SeveralOptimizers) else [optimizer]
     return [each for each in inner for _ in getattr(each, 'param_groups', [])]
+
+
+def clip_values(parameters: list[torch.nn.Parameter], bound: float) -> None:
+    """Bring each gradient between -bound and bound; of complex ones, both parts."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            parameter.grad = gradient.coalesce()
+            gradient = parameter.grad.values()
+        if gradient.is_complex():
+            gradient = torch.view_as_real(gradient)
+        gradient.clamp_(-bound, bound)

@@ -10,8 +10,6 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from armature.errors import ConfigError
 from armature.processes import dist
 
-INTERVALS = ('epoch', 'step')
-
 
 class Schedule:
     """Steps `scheduler` after each optimizer step (interval 'step') or after each epoch ('epoch').
@@ -31,15 +29,12 @@ class Schedule:
         self.scheduler, self.interval = scheduler, interval
         self.on_plateau = isinstance(scheduler, ReduceLROnPlateau)
         self.metric = metric if self.on_plateau else ''
-        if interval not in INTERVALS:
-            raise ConfigError(f"lr_scheduler.interval is {interval!r}: expected 'epoch' or 'step'")
         if self.on_plateau and (interval == 'step' or not metric):
             raise ConfigError(
                 'lr_scheduler is ReduceLROnPlateau: it needs interval "epoch" and a '
                 "trainer.monitor such as 'min val_loss'"
             )
         self.each_step = scheduler is not None and interval == 'step'
-        self.each_epoch = scheduler is not None and interval == 'epoch'
         self.warmup_steps = warmup_steps if scheduler is not None else 0
         self.n_steps = self.n_epochs = 0  # so far
         self.values = []  # what a ReduceLROnPlateau was told
@@ -57,14 +52,13 @@ class Schedule:
     def end_epoch(self, log: dict[str, Any]) -> None:
         """To be called with the epoch's averages when it has been validated."""
         self._unscale()
-        if not self.on_plateau:
-            if self.each_epoch:
-                self.scheduler.step()
-        elif self.metric in log:  # a missing one is named by the monitor
+        if self.on_plateau and self.metric in log:  # a missing one is named by the monitor
             # All processes step by the same number.
             self.values.append(dist.on_main(float, log[self.metric]))
             if not math.isnan(self.values[-1]):  # which says nothing of a plateau
                 self.scheduler.step(self.values[-1])
+        elif self.scheduler is not None and self.interval == 'epoch' and not self.on_plateau:
+            self.scheduler.step()
         self.n_epochs += 1
         self._scale()
 
