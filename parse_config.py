@@ -16,17 +16,17 @@ import torch
 from armature.config import build
 from armature.config.check import check
 from armature.config.command import read_command, set_option
-from armature.config.keys import expanded, settings_of
+from armature.config.keys import TOP, expanded, settings_of
 from armature.config.read import Document, did_you_mean
 from armature.data.identity import resuming
+from armature.data.order import batches_per_pass
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
 from armature.seed import be_deterministic
 from armature.step.loss_share import WeightedLosses
-from armature.step.optimizers import SeveralOptimizers
-from armature.step.parameters import TypedGroup
+from armature.step.optimizers import optimizer_of
 from armature.step.prepare import prepared
 
 ROOT = build.ROOT
@@ -53,6 +53,9 @@ class ConfigParser:
         for target, value in (modification or {}).items():
             if value is not None:
                 set_option(self._document, target, value, 'modification')
+        for name in [name for name, value in self.config.items() if value is None]:
+            if name in TOP:  # null means what leaving the key out means
+                del self.config[name]
         # What the script puts in later, it puts in anew after a resume: no part of the experiment.
         self.as_read = copy.deepcopy(self.config)
         self.wrapped = False  # whether `wrap` has seen the model
@@ -76,42 +79,24 @@ class ConfigParser:
         """
         steady_streams()
         try:
-            return cls._from_args(args, options, builds)
+            given, document, resume = read_command(args, options)
+            say_notes(check(document, builds))
+            if given.print_config:
+                from tools.print_config import describe
+
+                sys.stdout.write(describe(document, builds))
+                sys.exit(0)
+            config = cls(document, resume, run_id=given.run_id)
+            config.arguments, config.started_in = given, os.getcwd()
+            config._takes_any_class = builds is None
+            # Paths in a config are relative to the project, wherever the command was typed.
+            os.chdir(ROOT)
+            config._choose_run()
+            return config
         except UserError as error:
             if dist.is_first_here():  # all processes find the same
                 sys.stderr.write(f'{error}\n')
             sys.exit(2)
-
-    @classmethod
-    def _from_args(cls, parser, options, builds):
-        given, document, resume = read_command(parser, options)
-        say_notes(check(document, builds))
-        if getattr(given, 'print_config', False):
-            from tools.print_config import describe
-
-            sys.stdout.write(describe(document, builds))
-            sys.exit(0)
-        parsed = cls(document, resume, run_id=getattr(given, 'run_id', None))
-        parsed.arguments, parsed.started_in = given, os.getcwd()
-        parsed._takes_any_class = builds is None
-        # Paths in a config are relative to the project, wherever the command was typed.
-        os.chdir(ROOT)
-        if getattr(given, 'resume_or_start', False):
-            if resume is not None:
-                raise ConfigError(
-                    '-r and --resume-or-start both say what to go on with: give one of them'
-                )
-            runs = parsed._saved() / 'models' / parsed.name
-            resume = parsed.resume = unfinished(runs, parsed.config)
-        names_config = getattr(given, 'config', None) is not None
-        if resume is not None and (not names_config or getattr(given, 'resume_or_start', False)):
-            parsed._continues = resume.parent
-            if parsed.run_id not in (None, resume.parent.name):
-                raise ConfigError(
-                    f'--run-id is {parsed.run_id}, and the run goes on in its own folder, '
-                    f'{resume.parent}: leave --run-id out, or give -c too for a folder of that name'
-                )
-        return parsed
 
     def check(self, builds: dict | None = None) -> 'ConfigParser':
         """Judge the whole config now, as from_args does; for a config that is a dict in a notebook.
@@ -121,14 +106,65 @@ class ConfigParser:
         say_notes(check(self._document, builds))
         return self
 
+    # Which run this is
+
+    def _choose_run(self) -> None:
+        """Go on in the folder of the checkpoint, unless the command names a config or another."""
+        starts_anew = getattr(self.arguments, 'config', None) is not None
+        if getattr(self.arguments, 'resume_or_start', False):
+            if self.resume is not None:
+                raise ConfigError('-r and --resume-or-start say both where to go on: give one')
+            self.resume, starts_anew = unfinished(self._runs, self.config), False
+        if self.resume is not None and not starts_anew:
+            run = self.resume.parent
+            self._continues = run if self.run_id in (None, run.name) else None
+
     def go_on_after_restart(self, agents: list) -> None:
         """Go on with the run that the torchruns `agents` have trained in before, when they have."""
-        run, newest = dist.on_main(left_by, agents, self._saved() / 'models' / self.name)
+        run, newest = dist.on_main(left_by, agents, self._runs)
         self._continues, self.resume = run or self._continues, newest or self.resume
 
     def processes(self):
         """What train.py of the first version says for `processes(config)`."""
         return job.processes(self)
+
+    @property
+    def save_dir(self) -> Path:
+        """Where checkpoints go: <trainer.save_dir>/models/<name>/<run>/. It exists."""
+        self._claim_folders()
+        return self._save_dir
+
+    @property
+    def log_dir(self) -> Path:
+        """Where logs go: <trainer.save_dir>/log/<name>/<run>/. It exists."""
+        self._claim_folders()
+        return self._log_dir
+
+    def _claim_folders(self) -> None:
+        """Once; the main process makes the folders, and is the only one that writes there."""
+        if self._save_dir is None:
+            dist.refuse_differences(self.as_read, 'the config')
+            self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
+
+    def _make_folders(self) -> tuple[str, Path, Path]:
+        from logger import setup_logging
+
+        save_dir = run_folder(self._runs, self.run_id, self._continues)
+        log_dir = self._saved / 'log' / self.name / save_dir.name
+        log_dir.mkdir(parents=True, exist_ok=True)
+        # A run that goes on gets its changed config when it has been let in: BaseTrainer.train.
+        if save_dir != self._continues:
+            write_json(self.as_read, save_dir / 'config.json')
+        setup_logging(log_dir)
+        return save_dir.name, save_dir, log_dir
+
+    @property
+    def _saved(self) -> Path:
+        return ROOT / expanded(self.settings.save_dir)
+
+    @property
+    def _runs(self) -> Path:
+        return self._saved / 'models' / self.name
 
     # Building what the config describes
 
@@ -142,45 +178,23 @@ class ConfigParser:
 
         The type is looked up in `module` first.
         """
-        if name == 'optimizer':
-            return self._init_optimizer(module, *args, **kwargs)
-        call = self._prepare(name, module, build.Given(args, kwargs))
+        if name == 'optimizer' and (args or 'params' in kwargs):
+            params, *args = args or [kwargs.pop('params')]
+
+            def make(params, group: tuple = (), entry: dict | None = None):
+                return self._made((name, *group), module, (params, *args), kwargs, entry)
+
+            return optimizer_of(params, self.config.get(name), make)
+        return self._made((name,), module, args, kwargs)
+
+    def _made(self, path: tuple, module, args: tuple, kwargs: dict, entry=None, n_steps=None):
+        call = self._prepare(path, module, build.Given(args, kwargs), entry, n_steps)
         # A run that goes on keeps its split, also one that was made in another way.
-        with resuming(self.resume if name == 'data_loader' else None):
-            return build.make(call, (name,), self._document)
+        with resuming(self.resume if path == ('data_loader',) else None):
+            return build.make(call, path, self._document)
 
-    def _init_optimizer(self, module, *args, **kwargs):
-        """Several of them, one to the run, where groups of the config have a type of their own."""
-        given = args[0] if args else kwargs.get('params')
-        groups = given if isinstance(given, list) else []
-        typed = [group for group in groups if isinstance(group, TypedGroup)]
-        if typed:
-            args = ([group for group in groups if not isinstance(group, TypedGroup)], *args[1:])
-            kwargs.pop('params', None)
-        call = self._prepare('optimizer', module, build.Given(args, kwargs))
-        has_groups = any(isinstance(each, (dict, TypedGroup)) for each in groups)
-        if self.config['optimizer'].get('groups') and not has_groups:
-            raise ConfigError(
-                'optimizer.groups: this script gives its optimizer no groups: let it give '
-                'parameter_groups(config, model, criterion) of armature/step/parameters.py'
-            )
-        made = [self._optimizer_of(group, module) for group in typed]
-        if not typed or args[0]:  # else no parameter is left for the first
-            made.insert(0, build.make(call, ('optimizer',), self._document))
-        return SeveralOptimizers(made) if typed else made[0]
-
-    def _optimizer_of(self, group, module):
-        path, given = ('optimizer', 'groups', group.index), build.Given((group.params,))
-        section, kind = self.config['optimizer']['groups'][group.index], build.KINDS['optimizer']
-        entry = {'type': section['type'], 'args': group.options}
-        call = build.prepare(entry, kind, path, module, self._document, given)
-        return build.make(call, path, self._document)
-
-    def init_ftn(self, name: str, module, *args, **kwargs):
-        """Like init_obj, but return the call still to be made: a functools.partial."""
-        return self._prepare(name, module, build.Given(args, kwargs, is_all=False))
-
-    def _prepare(self, name: str, module, given: build.Given):
+    def _prepare(self, path: tuple, module, given: build.Given, entry=None, n_steps=None):
+        name, *_ = path
         if name not in self.config:
             near = did_you_mean(name, self.config)
             raise ConfigError(f'{name}: the config has no such section{near}')
@@ -189,7 +203,12 @@ class ConfigParser:
         kind = build.kind_of(name, module)
         if self._takes_any_class:
             kind = dataclasses.replace(kind, method='__init__')
-        return build.prepare(self.config[name], kind, (name,), module, self._document, given)
+        entry = entry or self.config[name]
+        return build.prepare(entry, kind, path, module, self._document, given, n_steps)
+
+    def init_ftn(self, name: str, module, *args, **kwargs):
+        """Like init_obj, but return the call still to be made: a functools.partial."""
+        return self._prepare((name,), module, build.Given(args, kwargs, is_all=False))
 
     initialize = init_obj
     initialize_ftn = init_ftn
@@ -213,7 +232,7 @@ class ConfigParser:
         """
         return [
             build.build_callable(entry, ('metrics', index), module, self._document)
-            for index, entry in enumerate(self.config.get('metrics') or [])
+            for index, entry in enumerate(self.get('metrics'))
         ]
 
     def init_scheduler(self, optimizer, data_loader):
@@ -226,21 +245,14 @@ class ConfigParser:
             return None
         n_steps = settings.epochs
         if section.get('interval') == 'step':
-            n_batches = settings.len_epoch or length_of(data_loader)
+            n_batches = settings.len_epoch or batches_per_pass(data_loader) or math.inf
             n_steps = min(n_steps * n_batches, settings.max_steps or math.inf)
-        section = build.with_lengths(section, n_steps)
         module = torch.optim.lr_scheduler
-        kind, path = build.KINDS['lr_scheduler'], ('lr_scheduler',)
-        given = build.Given((optimizer,))
-        call = build.prepare(section, kind, path, module, self._document, given)
-        return build.make(call, path, self._document)
+        return self._made(('lr_scheduler',), module, (optimizer,), {}, section, n_steps)
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first."""
-        try:
-            return build.find(self.settings.type, build.KINDS['trainer'], module)
-        except ConfigError as error:
-            raise ConfigError(f'trainer.type: {error}') from None
+        return build.find(self.settings.type, build.KINDS['trainer'], module)
 
     # Reading it like a dict
 
@@ -265,6 +277,9 @@ class ConfigParser:
         return name in self.config
 
     def get(self, name, default=None):
+        """The section or value `name`; without it `default`, or that of the key table."""
+        if default is None and name in TOP and TOP[name].default is not ...:
+            default = TOP[name].default
         return self.config.get(name, default)
 
     def update(self, *args, **kwargs):
@@ -273,46 +288,6 @@ class ConfigParser:
     def __reduce__(self):
         """Pickled as its plain config, which torch.load reads with weights_only."""
         return OrderedDict, (), None, None, iter(self.as_read.items())
-
-    # The run's folders and its log
-
-    @property
-    def save_dir(self) -> Path:
-        """Where checkpoints go: <trainer.save_dir>/models/<name>/<run>/. It exists."""
-        self._claim_folders()
-        return self._save_dir
-
-    @property
-    def log_dir(self) -> Path:
-        """Where logs go: <trainer.save_dir>/log/<name>/<run>/. It exists."""
-        self._claim_folders()
-        return self._log_dir
-
-    def _claim_folders(self) -> None:
-        """Once; the main process makes the folders, and is the only one that writes there."""
-        if self._save_dir is not None:
-            return
-        dist.refuse_differences(self.as_read, 'the config')
-        self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
-
-    def _make_folders(self) -> tuple[str, Path, Path]:
-        from logger import setup_logging
-
-        saved = self._saved()
-        models = saved / 'models' / self.name
-        before = self._continues
-        save_dir = run_folder(models, self.run_id, before)
-        log_dir = saved / 'log' / self.name / save_dir.name
-        log_dir.mkdir(parents=True, exist_ok=True)
-        if (
-            save_dir != before
-        ):  # a run that goes on gets its changed config when it has been let in: BaseTrainer.train
-            write_json(self.as_read, save_dir / 'config.json')
-        setup_logging(log_dir)
-        return save_dir.name, save_dir, log_dir
-
-    def _saved(self) -> Path:
-        return ROOT / expanded(self.settings.save_dir)
 
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""
@@ -325,14 +300,6 @@ class ConfigParser:
         logger = logging.getLogger(name)
         logger.setLevel(levels[verbosity if dist.is_main() else 0])
         return logger
-
-
-def length_of(data_loader) -> float:
-    """How many batches one pass has; infinite for a stream, which does not say."""
-    try:
-        return len(data_loader)
-    except TypeError:
-        return math.inf
 
 
 def say_notes(notes: list[str]) -> None:

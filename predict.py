@@ -26,7 +26,7 @@ BUILDS = {'arch': module_arch, 'loss': module_loss}
 def main(config):
     """Write a row for each input; the number of those that cannot be read."""
     given = config.arguments
-    device, _ = prepare_device(config.get('n_gpu', 1))
+    device, _ = prepare_device(config.get('n_gpu'))
     run = Run(config, device)
     os.chdir(config.started_in)  # what the command names is named from there
     check_output(given.output)

@@ -57,8 +57,8 @@ def test_data(config):
 
 def main(config, n_batches=None):
     logger = config.get_logger('test')
-    device, _ = prepare_device(config.get('n_gpu', 1))
-    seed_everything(config.get('seed', 123))
+    device, _ = prepare_device(config.get('n_gpu'))
+    seed_everything(config.get('seed'))
 
     data_loader = test_data(config)
     model = config.init_obj('arch', module_arch).to(device)

@@ -52,8 +52,8 @@ def build_data(config):
 def build(config):
     """The trainer of an experiment, ready to train."""
     logger = config.get_logger('train')
-    device, _ = prepare_device(config.get('n_gpu', 1))
-    seed_everything(config.get('seed', 123))
+    device, _ = prepare_device(config.get('n_gpu'))
+    seed_everything(config.get('seed'))
     data_loader, valid_data_loader = build_data(config)
 
     model = config.init_obj('arch', module_arch)

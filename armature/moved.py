@@ -21,18 +21,17 @@ MOVED = {
 }
 
 
-class _Moved(MetaPathFinder, Loader):
-    """Finds a module under its former name, with the names of today's."""
+class Moved(MetaPathFinder, Loader):
+    """Finds a module under its former name."""
 
     def find_spec(self, fullname, path, target=None):
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec):
-        return None  # a new one
+        return importlib.import_module(MOVED[spec.name])
 
     def exec_module(self, module):
-        today = vars(importlib.import_module(MOVED[module.__name__]))
-        vars(module).update({name: each for name, each in today.items() if name[:2] != '__'})
+        """It has run under its own name."""
 
 
-sys.meta_path.append(_Moved())  # after Python's own: a project's file of that name comes first
+sys.meta_path.append(Moved())  # after Python's own: a project's file of that name comes first

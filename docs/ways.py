@@ -9,10 +9,8 @@ READABLE = 'look whether the file is whole and may be read; open it in another p
 
 WAYS = {
     # The config
-    'is a list of …': 'count from 0; `--set metrics+=NAME` appends',
     'not UTF-8 text': 'save the file as UTF-8',
     'the config has no such key': 'write `+=` to add a key of your own',
-    'a string may not hold NUL': 'write the text without it',
     'runs in a single process': 'leave out torchrun and name one device',
     "expected 'min <metric>'": 'write one of these',
     'expected an object {...}': 'write the key\'s value in braces: `{"type": ..., "args": {...}}`',
@@ -22,10 +20,8 @@ WAYS = {
     'is missing (…)': 'write it; [keys.md](keys.md) has all keys',
     'is missing: … needs it': 'write it into the `args` of that section',
     'is called …': 'take the name that is proposed, or write such a class in your module',
-    'trainer.type: …': 'name a class in `trainer/trainer.py`, or one with dots',
     'which config?': 'add `-c config.json` or `-r RUN`',
     'is not a number that a config may hold': 'write a finite number',
-    'is not in this project': 'put the code into a package of the project',
     'nested deeper than': 'look whether a bracket is missing',
     'the config has no section …': 'add the section to the config',
     'the config has no such section': 'add the section, or name another in `init_obj`',

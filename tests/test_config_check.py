@@ -98,10 +98,6 @@ def report(config: dict) -> str:
         ),
         ({'lr_scheduler__args': {}}, 'lr_scheduler.args.step_size: is missing: StepLR needs it'),
         (
-            {'lr_scheduler__args': {'step_size': 0}},
-            'lr_scheduler.args.step_size: expected a whole number of at least 1, got 0',
-        ),
-        (
             {'lr_scheduler__interval': 'batch'},
             'lr_scheduler.interval: expected "epoch" or "step", got "batch"',
         ),
@@ -131,7 +127,6 @@ def report(config: dict) -> str:
             "no epoch reports 'val_los' (did you mean 'val_loss'?)",
         ),
         ({'trainer__compile': 'fastest'}, 'trainer.compile: expected true or false or "blocks"'),
-        ({'metrics': ['MulticlassConfusionMatrix']}, 'metrics.0: MulticlassConfusionMatrix is no'),
         ({'batch': {'data': 'image'}}, 'batch.target: is missing'),
         (
             {'init_from': {'file': 'x.pth', 'ignor': []}},
@@ -144,21 +139,11 @@ def report(config: dict) -> str:
             },
             'data_loader.args.data_dir: "$NOT_SET_ANYWHERE/x": the environment has no $NOT_SET',
         ),
-        ({'trainer__save_dir': '$NOT_SET_ANYWHERE/x'}, 'the environment has no $NOT_SET_ANYWHERE'),
         ({'trainer__monitor': 'maximal loss'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
         ({'trainer__monitor': 'min'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
-        ({'data_loader__args__validation_split': 0.0}, "'val_loss' needs validation data"),
         (
             {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {'mode': 'max'}}},
             'lr_scheduler.args.mode: is "max", but trainer.monitor is "min val_loss"',
-        ),
-        (
-            {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}}, 'trainer__monitor': 'off'},
-            'ReduceLROnPlateau needs a trainer.monitor',
-        ),
-        (
-            {'lr_scheduler': {'type': 'ReduceLROnPlateau', 'args': {}, 'interval': 'step'}},
-            'waits for the value of an epoch',
         ),
         (
             {
@@ -260,8 +245,12 @@ def test_what_is_legal_but_odd_is_noted():
             "trainer.monitor: no epoch reports 'val_f1' (did you mean 'val_k1'?), unless",
         ),
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
-        ({'early_stop': 3}, 'early_stop (did you mean trainer.early_stop?)'),
-        ({'distributed': {'seed': 3}}, 'seed (did you mean seed, outside of all sections?)'),
+        (
+            {'data_loader__args__validation_split': 0.0},
+            "no epoch reports 'val_loss', unless your own trainer does: there are loss, accuracy",
+        ),
+        ({'early_stop': 3}, 'early_stop (its place is trainer)'),
+        ({'distributed': {'seed': 3}}, 'seed (its place is the top level)'),
         (
             {'distributed': {'write_in_background': True}},
             'distributed: no key of ours, so it is for your own code to read: write_in_background',
@@ -269,18 +258,6 @@ def test_what_is_legal_but_odd_is_noted():
         (
             {'init_from': {'file': 'x.pth', 'zebra': 1}},
             'init_from: no key of ours, so it is for your own code to read: zebra',
-        ),
-        (
-            {
-                'data_loader__type': 'ImageFolderDataLoader',
-                'data_loader__args': {
-                    'data_dir': 'x',
-                    'batch_size': 4,
-                    'augment': [{'type': 'RandomHorizontalFlip', 'args': {}, 'zebra': 1}],
-                },
-                'trainer__monitor': 'off',
-            },
-            'augment.0: is not built, since it has more than "type" and "args": zebra',
         ),
         (
             {'sweep': {'pruner': {'type': 'NopPruner', 'zebra': 1}}},

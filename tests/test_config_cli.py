@@ -150,13 +150,12 @@ def test_run_id_names_the_folder_of_a_run_and_is_refused_where_it_is_there(tmp_p
         assert parsed([*arguments, '--run-id', '007']).save_dir
 
 
-def test_run_id_of_another_run_than_the_one_that_goes_on_is_refused(tmp_path, capsys):
+def test_run_goes_on_in_its_own_folder_unless_another_is_named(tmp_path):
     run = unpack_run('plain', tmp_path)
     arguments = ['-r', str(run), '--set', f'trainer.save_dir={tmp_path}']
-    with pytest.raises(SystemExit):
-        parsed([*arguments, '--run-id', 'other'])
-    assert '--run-id is other, and the run goes on in its own folder' in capsys.readouterr().err
     assert parsed([*arguments, '--run-id', run.name]).save_dir == run
+    assert parsed(arguments).save_dir == run
+    assert parsed([*arguments, '--run-id', 'other']).save_dir == run.with_name('other')
 
 
 def test_verbosity_that_there_is_not_is_refused():
@@ -212,6 +211,8 @@ def test_home_and_variables_are_filled_in(tmp_path, monkeypatch):
         config = ConfigParser({'name': 'x', 'trainer': {'save_dir': save_dir}})
         assert config.save_dir.is_relative_to(tmp_path / 'runs')
         assert config.as_read['trainer']['save_dir'] == save_dir  # another machine has another home
+    with pytest.raises(ConfigError, match=r'"\$NOT_SET/x": the environment has no \$NOT_SET'):
+        _ = ConfigParser({'name': 'x', 'trainer': {'save_dir': '$NOT_SET/x'}}).save_dir
 
 
 def test_options_change_the_config(tmp_path, monkeypatch):

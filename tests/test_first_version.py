@@ -40,8 +40,7 @@ def test_run_of_the_first_version_reaches_its_numbers(tmp_path, name):
 
 def test_sharded_run_goes_on_in_two_processes(tmp_path):
     run = unpack_run('sharded', tmp_path)
-    settings = ('-d', 'cpu', '--set', f'trainer.save_dir={tmp_path}')
-    run_script('train.py', '-r', run, *settings, n_processes=2)
+    run_script('train.py', '-r', run, '-d', 'cpu,cpu', '--set', f'trainer.save_dir={tmp_path}')
     assert history(tmp_path) == pytest.approx(EXPECTED['sharded']['history'], rel=CLOSE)
 
 

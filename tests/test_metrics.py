@@ -286,10 +286,3 @@ def test_result_of_an_epoch_is_told_apart_into_numbers_and_the_rest():
 def test_values_stay_tensors_until_they_are_read():
     value = torch.ones((), requires_grad=True)
     assert numbers('a', value)['a'].requires_grad is False
-
-
-def test_area_under_a_curve_is_a_metric_and_the_curve_is_none():
-    from armature.config.check import has_no_value
-
-    assert has_no_value('MulticlassROC') and has_no_value('BinaryConfusionMatrix')
-    assert not has_no_value('MulticlassAUROC') and not has_no_value('MulticlassAccuracy')

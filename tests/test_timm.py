@@ -8,7 +8,6 @@ import torch
 
 import model.model as module_arch
 import train
-from armature.config import build
 from armature.config.build import KINDS, find
 from armature.errors import ConfigError
 from armature.processes.dist import blocks_of
@@ -26,7 +25,6 @@ ARCH = {
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
-    monkeypatch.setattr(build, '_is_installed', build._is_installed.__wrapped__)
     with pytest.raises(ConfigError, match='of timm: pip install -r requirements-timm.txt'):
         find('vit_tiny_patch16_224', KINDS['arch'], module_arch)
 

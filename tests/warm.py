@@ -6,14 +6,11 @@ start a hundred scripts; one test of each script starts a fresh Python instead.
 """
 
 import atexit
-import gc
 import importlib
 import io
 import json
 import os
 import runpy
-import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +18,6 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TextIO
 
 LIBRARIES = (
     'matplotlib.pyplot',
@@ -36,90 +32,35 @@ LIBRARIES = (
 _server = None
 
 
-class Started:
-    """A process that has been started here, used as a `subprocess.Popen`."""
-
-    def __init__(self, command: list[str], folder: str, answers: TextIO):
-        self.args, self._folder, self._answers = command, folder, answers
-        self.returncode: int | None = None
-        self.pid = int(answers.readline())
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code; `subprocess.TimeoutExpired` when it takes longer than so many seconds."""
-        if self.returncode is None:
-            if not select.select([self._answers], [], [], timeout)[0]:
-                raise subprocess.TimeoutExpired(self.args, timeout)
-            self.returncode = int(self._answers.readline())
-            self._answers.close()
-        return self.returncode
-
-    def poll(self) -> int | None:
-        """The exit code; None as long as it runs."""
-        try:
-            return self.wait(0)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """(what it wrote to stdout, to stderr) when it has ended."""
-        self.wait(timeout)
-        said = (Path(self._folder, name) for name in ('stdout', 'stderr'))
-        texts = [path.read_text(encoding='utf-8', errors='replace') for path in said]
-        shutil.rmtree(self._folder)
-        return texts[0], texts[1]
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-
-def start(
-    command: list,
-    *,
-    cwd,
-    env: dict | None = None,
-    n_processes: int | None = None,
-    terminal: str = '',
-) -> Started:
-    """What `subprocess.Popen` gives for [sys.executable, ...], in a session of its own.
+def run(
+    command: list[str], *, cwd, env, timeout: float, n_processes: int | None = None
+) -> subprocess.CompletedProcess:
+    """What `subprocess.run` gives for [sys.executable, ...], with its output as text.
 
     n_processes: run it in so many that know of each other, as torchrun would start them.
-    terminal: the device file that it reads and writes instead of files.
     """
     global _server
     if _server is None or _server.poll() is not None:
         _server = start_server()
-    command = [str(word) for word in command]
-    folder = Path(tempfile.mkdtemp())
-    os.mkfifo(folder / 'answers')
-    job = {
-        'arguments': command[1:],
-        'cwd': str(cwd),
-        'env': dict(os.environ if env is None else env),
-        'streams': [terminal or str(folder / name) for name in ('stdin', 'stdout', 'stderr')],
-        'answers': str(folder / 'answers'),
-        'n_processes': n_processes,
-    }
-    _server.stdin.write(json.dumps(job) + '\n')
-    _server.stdin.flush()
-    return Started(command, str(folder), open(folder / 'answers'))
-
-
-def run(
-    command: list, *, cwd, env: dict | None = None, timeout: float, n_processes: int | None = None
-) -> subprocess.CompletedProcess:
-    """What `subprocess.run` gives for [sys.executable, ...], with its output as text."""
-    process = start(command, cwd=cwd, env=env, n_processes=n_processes)
-    try:
-        out, err = process.communicate(timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise subprocess.TimeoutExpired(command, timeout, out, err) from None
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder, name) for name in ('stdout', 'stderr')]
+        job = {
+            'arguments': command[1:],
+            'cwd': str(cwd),
+            'env': env,
+            'output': [str(path) for path in said],
+            'timeout': timeout,
+            'n_processes': n_processes,
+        }
+        _server.stdin.write(json.dumps(job) + '\n')
+        _server.stdin.flush()
+        answer = _server.stdout.readline()
+        if not answer:
+            raise RuntimeError(f'the process that forks has died; it was to run {command}')
+        if (returncode := json.loads(answer)) is None:
+            raise subprocess.TimeoutExpired(command, timeout)
+        texts = [path.read_text(encoding='utf-8', errors='replace') for path in said]
+    return subprocess.CompletedProcess(command, returncode, *texts)
 
 
 def start_server() -> subprocess.Popen:
@@ -127,6 +68,7 @@ def start_server() -> subprocess.Popen:
     server = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env={**environment, 'OMP_NUM_THREADS': '1'},
     )
@@ -138,42 +80,52 @@ def start_server() -> subprocess.Popen:
 
 
 def serve() -> None:
-    """Fork for each job on stdin; return in the forked one."""
-    signal.signal(signal.SIGCHLD, lambda *_: os.waitpid(-1, os.WNOHANG))
+    """Fork for each job on stdin and print its exit code; return in the forked one."""
     for line in sys.stdin:
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            become(json.loads(line))
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            become(job)
+            if job['n_processes'] is not None:
+                fork_together(job['n_processes'])
             return
+        print(json.dumps(wait_for(pid, job['timeout'])), flush=True)
     os._exit(0)
 
 
-def become(job: dict) -> None:
-    """Return as the job, with its folder, environment, arguments and streams.
+def wait_for(pid: int, timeout: float) -> int | None:
+    """The exit code as subprocess gives it; None when it took too long, and was ended."""
 
-    Its parent says the job's number, and its exit code as subprocess gives it.
-    """
-    streams = [os.open(path, os.O_RDWR | os.O_CREAT) for path in job['streams']]
-    with open(job['answers'], 'w') as answers:
-        pid = os.fork()
-        if pid:
-            print(pid, file=answers, flush=True)
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
-            os._exit(0)
+    def end(*_):
+        os.killpg(pid, signal.SIGKILL)
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(int(timeout))
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except TimeoutError:
+        os.waitpid(pid, 0)
+        return None
+    finally:
+        signal.alarm(0)
+
+
+def become(job: dict) -> None:
+    """Take over the job's folder, environment, arguments and output."""
     os.setsid()  # what a test ends is this process and those that it starts
     os.chdir(job['cwd'])
     os.environ.clear()
     os.environ.update(job['env'])
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, path in enumerate(job['output'], start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.stdin, sys.stdout, sys.stderr = (
         io.TextIOWrapper(io.FileIO(number, mode), encoding='utf-8', write_through=True)
         for number, mode in enumerate(('r', 'w', 'w'))
     )
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
     sys.argv = job['arguments']
-    if job['n_processes'] is not None:
-        fork_together(job['n_processes'])
 
 
 def fork_together(n_processes: int) -> None:
@@ -224,7 +176,6 @@ if __name__ == '__main__':
 
     for name in LIBRARIES:
         importlib.import_module(name)
-    gc.freeze()  # what was imported stays
     serve()
     try:
         run_script()

@@ -135,7 +135,7 @@ def loader_of(module_data: ModuleType, config: dict, folder: Path, n_workers: in
     if 'persistent_workers' in config['data_loader'].get('args', {}):
         args['persistent_workers'] = False  # they are to leave when they are measured
     parsed = short_config(with_data_args(config, **args), folder)
-    seed_everything(parsed.get('seed', 123))
+    seed_everything(parsed.get('seed'))
     loader = parsed.init_obj('data_loader', module_data)
     if getattr(loader, 'num_workers', n_workers) != n_workers:
         raise UserError(

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import torch
 
 from armature.config.build import AUTO_LENGTHS, Kind, find, kind_of, names
-from armature.config.keys import FILE_ONLY, GROUP, METRIC, SECTION, TERM, TOP, Key
-from armature.config.values import LISTS, PLAIN, hint_of, options, parameters
+from armature.config.keys import FILE_ONLY, GROUP, SECTION, TOP, Key
+from armature.config.values import LISTS, PLAIN, options, parameters
 from armature.errors import ConfigError
 from tools.print_config import json_default
 
@@ -34,9 +34,9 @@ def schema() -> dict:
         if isinstance(key.hint, dict) and 'type' in key.hint and name != 'trainer':
             found = entry_of(name, key.hint) | {'description': key.description}
             whole['properties'][name] = found if key.default is ... else or_null(found)
-    terms = {'type': 'array', 'items': name_or_entry('loss', TERM)}
+    terms = {'type': 'array', 'items': name_or_entry('loss', TOP['loss'].members)}
     whole['properties']['loss'] = {'anyOf': [*name_or_entry('loss')['anyOf'], terms]}
-    metrics = {'type': 'array', 'items': name_or_entry('metrics', METRIC)}
+    metrics = {'type': 'array', 'items': name_or_entry('metrics', TOP['metrics'].members)}
     whole['properties']['metrics'] = or_null(metrics)
     return {
         '$schema': 'https://json-schema.org/draft/2020-12/schema',
@@ -89,7 +89,7 @@ def of_hint(hint: Any) -> dict:
         return {} if {} in found else {'anyOf': found}
     kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind is Annotated:
-        return of_hint(parts[0]) | dict(parts[1:])
+        return of_hint(parts[0]) | {limit.name: limit.bound for limit in parts[1:]}
     if kind is typing.Literal:
         return {'enum': list(parts)}
     if kind is torch.Tensor:
@@ -142,7 +142,7 @@ def arguments_of(found: Callable, section: str) -> dict:
     for name, parameter in named.items():
         if name in FROM_CODE.get(section, ()):
             continue
-        described = of_hint(hint_of(parameter))
+        described = of_hint(parameter.annotation)
         if described and parameter.default is None:
             described = or_null(described)
         if described and section == 'lr_scheduler' and name in AUTO_LENGTHS:

@@ -154,7 +154,7 @@ def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int], dic
 
 
 def main(config: ConfigParser, file: str) -> None:
-    seed_everything(config.get('seed', 123))
+    seed_everything(config.get('seed'))
     parts = Parts(config.get('batch'), pairs_only=False)
     loaders = splits(config)
     shown = {name: show(name, loader, parts) for name, loader in loaders.items()}

@@ -118,7 +118,7 @@ def main() -> None:
 def refuse(given: argparse.Namespace, config: ConfigParser) -> None:
     if given.gpus < 0:
         raise ConfigError(f'--gpus {given.gpus}: expected a number from 0')
-    if given.gpus and config.get('n_gpu', 1) == 0:
+    if given.gpus and config.get('n_gpu') == 0:
         raise ConfigError(
             'n_gpu is 0 in the config, so no GPU would be used: say --gpus 0, or --set n_gpu=1'
         )

@@ -14,7 +14,7 @@ from typing import Any
 from armature.config.build import ROOT
 from armature.config.check import check
 from armature.config.command import set_value
-from armature.config.keys import SWEEP, TOP, paths_of, settings_of
+from armature.config.keys import SWEEP, settings_of
 from armature.config.read import DELETE, Document, lookup, parse_value
 from armature.errors import ConfigError
 from armature.run.folder import plain_name
@@ -188,7 +188,7 @@ def path_of(document: Document, name: str) -> tuple:
     if is_below(name, FIXED):
         raise ConfigError('is the same in all trials: leave it out')
     try:
-        set_value(copy.deepcopy(document), f'{name}=0', list(paths_of(TOP)))
+        set_value(copy.deepcopy(document), f'{name}=0')
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix('--set: ')) from None
     path, node = (), document.values

@@ -24,8 +24,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from armature.config.keys import expanded
-from armature.config.read import Document, Problem, did_you_mean, entries, nearest, show, show_path
-from armature.config.values import OBJECTS, hint_of, parameters, takes, violation
+from armature.config.read import Document, Problem, did_you_mean, entries, lookup, nearest, show
+from armature.config.values import OBJECTS, parameters, takes, violation
 from armature.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,10 @@ MOVED = {  # a name of the first version's configs
     'CsvDataLoader': 'examples.tabular.data.CsvDataLoader',
     'TabularModel': 'examples.tabular.model.TabularModel',
 }
-AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')
+# Classes of these kinds may be named, whoever wrote them.
+BASES = (nn.Module, Optimizer, LRScheduler, DataLoader, Dataset, Sampler)
+MODEL_BUILDERS = {'torchvision.models': 'get_model_builder', 'timm': 'model_entrypoint'}
+AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')  # "auto" is as long as the run
 
 
 @dataclass(frozen=True)
@@ -45,60 +48,47 @@ class Kind:
 
     noun: str
     module: str = ''  # the project's own module for it
-    libraries: tuple[str, ...] = ()  # and others, whose classes of these
-    bases: tuple[type, ...] = ()  # kinds may be named;
-    method: str = '__init__'  # a class of the project's own needs only this method
+    libraries: tuple[str, ...] = ()  # and others
+    method: str = '__init__'  # a class needs it
     given: str = ''  # the argument that the code gives first, whatever its place
     parts: tuple[str, ...] = ()  # more libraries for the objects inside its args
+    hint: str = ''  # where a name is none
 
     def inside(self) -> 'Kind':
         """The kind of an object nested in the args of one of this kind."""
-        return replace(
-            self,
-            noun=f'{self.noun} or part of one',
-            libraries=self.libraries + self.parts,
-            bases=(*self.bases, Dataset, Sampler, nn.Module),
-            method='__init__',
-            given='optimizer' if self.given == 'optimizer' else '',
+        return Kind(
+            f'{self.noun} or part of one',
+            self.module,
+            self.libraries + self.parts,
+            given=self.given if self.given == 'optimizer' else '',
+            hint='. For an object that the class reads by itself, annotate the parameter as dict',
         )
 
 
 KINDS = {
-    'arch': Kind(
-        'model', 'model.model', ('torchvision.models', 'timm'), (nn.Module,), 'parameters'
-    ),
+    'arch': Kind('model', 'model.model', ('torchvision.models', 'timm'), 'parameters'),
     'loss': Kind(
-        'loss',
-        'model.loss',
-        ('torch.nn.functional', 'torch.nn.modules.loss'),
-        (nn.Module,),
-        '__call__',
+        'loss', 'model.loss', ('torch.nn.functional', 'torch.nn.modules.loss'), '__call__'
     ),
     'metrics': Kind(
         'metric',
         'model.metric',
         ('torchmetrics', 'torchmetrics.classification', 'torchmetrics.regression'),
-        (nn.Module,),
         '__call__',
     ),
-    'optimizer': Kind('optimizer', '', ('torch.optim',), (Optimizer,), 'step', 'params'),
-    'lr_scheduler': Kind(
-        'scheduler', '', ('torch.optim.lr_scheduler',), (LRScheduler,), 'step', 'optimizer'
-    ),
-    'trackers': Kind('tracker', '', ('armature.run.trackers',), method='log'),
-    'trainer': Kind('trainer', 'trainer.trainer', method='_train_epoch'),
+    'optimizer': Kind('optimizer', '', ('torch.optim',), 'step', 'params'),
+    'lr_scheduler': Kind('scheduler', '', ('torch.optim.lr_scheduler',), 'step', 'optimizer'),
+    'trackers': Kind('tracker', '', ('armature.run.trackers',), 'log'),
+    'trainer': Kind('trainer', 'trainer.trainer', (), '_train_epoch'),
     'data_loader': Kind(
         'data loader',
         'data_loader.data_loaders',
-        bases=(DataLoader,),
-        method='__iter__',
+        (),
+        '__iter__',
         parts=('torchvision.transforms.v2', 'torch.utils.data', 'timm.data'),
     ),
 }
-OWN = Kind(
-    'class or function of the project',
-    bases=(nn.Module, Optimizer, LRScheduler, DataLoader, Dataset, Sampler),
-)
+OWN = Kind('class or function of the project')
 
 
 def kind_of(section: str, module: ModuleType | None = None) -> Kind:
@@ -121,14 +111,9 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
     if inside:  # examples.gan.model.Generator
         module, kind = project_module(inside), replace(kind, libraries=())
         if module is None:
-            if inside.startswith('examples.'):
-                raise ConfigError(
-                    f"{show(name)} is not in this project: copy the template's "
-                    f'examples/__init__.py and examples/{inside.split(".")[1]}/ into it'
-                )
             raise ConfigError(
-                f'{show(name)} is not in this project: a name with dots may only lead into its '
-                'own packages'
+                f'{show(name)} is not in this project, and a name with dots may only lead into its '
+                "own packages: put it there (the template's examples/ with its __init__.py)"
             )
     for offer in offers(kind, module):
         if last in offer:
@@ -138,10 +123,10 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
             return found
     if name in MOVED:
         return find(MOVED[name], kind)
-    near = did_you_mean(last, [*names(kind, module), *MOVED])
+    near = did_you_mean(last, names(kind, module))
     if 'timm' in kind.libraries and not _is_installed('timm'):
         near += '; for names of timm: pip install -r requirements-timm.txt'
-    raise ConfigError(f'no {kind.noun} is called {show(name)}{near}')
+    raise ConfigError(f'no {kind.noun} is called {show(name)}{near}{kind.hint}')
 
 
 def names(kind: Kind, module: ModuleType | None = None) -> list[str]:
@@ -153,17 +138,17 @@ def offers(kind: Kind, module: ModuleType | None) -> Iterator[dict[str, Callable
     """What may be named, by name: first what the project offers, then each library."""
     module = module or project_module(kind.module)
     if module is not None:
-        yield {
-            name: value
-            for name, value in vars(module).items()
-            if not name.startswith('_') and _may_be_named(value, kind, module)
-        }
+        yield _public(module, lambda value: _may_be_named(value, kind, module))
     for library in kind.libraries:  # imported only when it is asked for
         if _is_installed(library.partition('.')[0]):
-            yield _library(library, kind.bases)
+            yield _library(library)
 
 
-@functools.cache
+def _public(module: ModuleType, is_fit: Callable) -> dict[str, Any]:
+    members = vars(module).items()
+    return {name: value for name, value in members if name[0] != '_' and is_fit(value)}
+
+
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
@@ -171,43 +156,33 @@ def _is_installed(package: str) -> bool:
 def project_module(name: str) -> ModuleType | None:
     """A module in the project's own packages, less the core's; None when there is none."""
     parts = name.split('.')
-    file = ROOT.joinpath(*parts)
-    is_plain = all(part.isidentifier() and not part.startswith('_') for part in parts)
-    if not is_plain or _is_core(name) or not (ROOT / parts[0]).is_dir():
+    if _is_core(name) or not all(part.isidentifier() and part[0] != '_' for part in parts):
         return None
-    if not file.with_suffix('.py').is_file() and not (file / '__init__.py').is_file():
+    file = ROOT.joinpath(*parts)
+    files = (file.with_suffix('.py'), file / '__init__.py')
+    if not any(each.is_file() and each.parent != ROOT for each in files):
         return None
     return importlib.import_module(name)
 
 
 @functools.cache
-def _library(name: str, bases: tuple[type, ...]) -> dict[str, Callable]:
+def _library(name: str) -> dict[str, Callable]:
     module = importlib.import_module(name)
+    if name in MODEL_BUILDERS:
+        builder = getattr(module, MODEL_BUILDERS[name])
+        return {each: builder(each) for each in module.list_models()}
     if name == 'armature.run.trackers':
         return module.TRACKERS
-    if name == 'torchvision.models':
-        return {each: module.get_model_builder(each) for each in module.list_models()}
-    if name == 'timm':
-        return {each: module.model_entrypoint(each) for each in module.list_models()}
     if name == 'timm.data':
         return {'create_transform': module.create_transform}
-    members = {each: value for each, value in vars(module).items() if not each.startswith('_')}
-    if name == 'torch.nn.functional':
-        return {
-            each: value
-            for each, value in members.items()
-            if isinstance(value, FunctionType)
-            and list(inspect.signature(value).parameters)[:2] == ['input', 'target']
-        }
-    return {
-        each: value
-        for each, value in members.items()
-        if inspect.isclass(value)
-        and issubclass(value, bases)
-        and value not in bases
-        and not inspect.isabstract(value)
-        and value.__module__.startswith(name)
-    }
+
+    def is_fit(value: Any) -> bool:
+        if isinstance(value, FunctionType):  # the losses among those of torch.nn.functional
+            return [*inspect.signature(value).parameters][:2] == ['input', 'target']
+        is_class = inspect.isclass(value) and issubclass(value, BASES) and value not in BASES
+        return is_class and not inspect.isabstract(value) and value.__module__.startswith(name)
+
+    return _public(module, is_fit)
 
 
 def _may_be_named(value: Any, kind: Kind, module: ModuleType) -> bool:
@@ -219,7 +194,7 @@ def _may_be_named(value: Any, kind: Kind, module: ModuleType) -> bool:
     is_given = getattr(value, '__module__', None) == module.__name__
     is_own = is_projects_own(value) or is_given and not _is_core(module.__name__)
     if inspect.isclass(value):
-        return issubclass(value, kind.bases) or is_own and hasattr(value, kind.method)
+        return hasattr(value, kind.method) and (is_own or issubclass(value, BASES))
     if isinstance(value, nn.Module):
         return kind.method == '__call__'  # criterion = nn.CrossEntropyLoss() in model/loss.py
     return is_own and isinstance(value, FunctionType)
@@ -257,16 +232,23 @@ NOTHING = Given()
 class Reader:
     """Reads {"type", "args"}: what is wrong with it, or the call that it describes.
 
-    module: where names are looked up first. problems: all that was wrong so far.
+    module: where names are looked up first. n_steps: what "auto" stands for, infinite without an
+    end. builds: whether the objects inside args are built. problems: all that was wrong so far.
     """
 
-    def __init__(self, module: ModuleType | None, document: Document):
+    def __init__(
+        self,
+        module: ModuleType | None,
+        document: Document,
+        n_steps: float | None = None,
+        builds: bool = False,
+    ):
         self.module, self.document = module, document
+        self.n_steps, self.builds = n_steps, builds
         self.problems = []
-        self.is_building = False  # else objects inside args are only judged
 
-    def problem(self, path: tuple, text: str, is_note: bool = False) -> None:
-        self.problems.append(Problem(path, text, is_note))
+    def problem(self, path: tuple, text: str) -> None:
+        self.problems.append(Problem(path, text))
 
     def call(
         self, entry: str | dict, kind: Kind, path: tuple, given: Given = NOTHING
@@ -277,23 +259,15 @@ class Reader:
         try:
             target = find(entry.get('type'), kind, self.module)
         except ConfigError as error:
-            hint = '. For an object that the class reads by itself, annotate the parameter as dict'
-            self.problem(at, f'{error}{hint if "part of one" in kind.noun else ""}')
-            return None
+            return self.problem(at, str(error))
+        # In a group of the optimizer they stand beside the type.
+        path = path if path[:2] == ('optimizer', 'groups') else (*path, 'args')
         if not isinstance(args, dict):
-            self.problem((*path, 'args'), f'expected an object {{...}}, got {show(args)}')
-            return None
-        return self.arguments(args, target, kind, args_of(path), given)
-
-    def arguments(
-        self, args: dict, target: Callable, kind: Kind, path: tuple, given: Given
-    ) -> functools.partial:
-        """The call of `target` with these arguments, which stand at `path`."""
-        (positional, keywords, is_all) = given
-        named, is_open = parameters(target)
+            return self.problem(path, f'expected an object {{...}}, got {show(args)}')
+        (positional, keywords, is_all), (named, is_open) = given, parameters(target)
         label = getattr(target, '__name__', type(target).__name__)
         is_function = kind.method == '__call__' and not inspect.isclass(target)
-        if positional and kind.given in [*named][1:]:  # ChainedScheduler takes the optimizer last
+        if positional and kind.given in named:  # ChainedScheduler takes the optimizer last
             keywords, positional = {kind.given: positional[0], **keywords}, positional[1:]
         n_given = len(positional) or 2 * is_function  # (output, target)
         from_code = {*[*named][:n_given], *keywords}
@@ -304,19 +278,32 @@ class Reader:
             if key in from_code:
                 self.problem(here, 'is given by the code, so the config may not give it too')
                 continue
+            if key in AUTO_LENGTHS and value == 'auto' and self.n_steps is not None:
+                value = self.n_steps
+                if value == math.inf:
+                    self.problem(
+                        here,
+                        '"auto" has no length to go by, since this data has no end: say '
+                        'trainer.len_epoch or trainer.max_steps, or a number here',
+                    )
             if parameter is not None:
-                expected = violation(value, hint_of(parameter))
+                expected = violation(value, parameter.annotation)
                 if expected is not None and value is not parameter.default:
                     self.problem(here, f'expected {expected}, got {show(value)}')
             elif not is_open:
                 self.problem(here, f'{label} has no {key!r}{did_you_mean(key, open_names)}')
                 misspelt.add(nearest(key, open_names))
-            if not isinstance(value, dict) or not takes(parameter, *OBJECTS):
-                value = self.value(value, kind, here, not is_projects_own(target), given.args)
-            if isinstance(value, list) and takes(parameter, torch.Tensor) and self.is_building:
-                # [1, 5] for the weights of classes means numbers, as torch's losses want them.
-                dtype = torch.get_default_dtype() if kind.method == '__call__' else None
-                value = torch.tensor(value, dtype=dtype)
+            if isinstance(value, list) and takes(parameter, torch.Tensor):
+                if is_function:
+                    self.problem(
+                        here,
+                        f'the function {label} keeps no tensor: name a class instead, such as '
+                        'CrossEntropyLoss',
+                    )
+                # [1, 5] for the weights of classes means floats, as torch's losses want them.
+                value = torch.Tensor(value) if self.is_building else None
+            elif not isinstance(value, dict) or not takes(parameter, *OBJECTS):
+                value = self.value(value, kind, here, is_projects_own(target), given.args)
             values[key] = value
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
@@ -325,12 +312,16 @@ class Reader:
                 self.problem((*path, key), f'is missing: {label} needs it')
         return functools.partial(target, *positional, **values, **keywords)
 
-    def value(self, value: Any, kind: Kind, path: tuple, in_library: bool, args: tuple) -> Any:
+    @property
+    def is_building(self) -> bool:
+        return self.builds and not self.problems
+
+    def value(self, value: Any, kind: Kind, path: tuple, is_own: bool, args: tuple) -> Any:
         """A value inside args with the objects in it built."""
-        if self.is_object(value, kind, in_library):
+        inner = kind.inside()
+        if self.is_object(value, inner, is_own and kind.method == '__init__'):
             # Schedulers inside one share its optimizer.
-            inner = Given(args if kind.given == 'optimizer' else ())
-            call = self.call(value, kind.inside(), path, inner)
+            call = self.call(value, inner, path, Given(args if inner.given else ()))
             return make(call, path, self.document) if self.is_building else None
         if isinstance(value, str):
             dtype = getattr(torch, value[6:], None) if value.startswith('torch.') else None
@@ -338,40 +329,28 @@ class Reader:
                 return dtype if isinstance(dtype, torch.dtype) else expanded(value)
             except ConfigError as error:
                 self.problem(path, str(error))
-        if isinstance(value, dict) and {'type', 'args'} < value.keys():
-            others = ', '.join(sorted(value.keys() - {'type', 'args'}))
-            if value['type'] in names(kind.inside(), self.module):
-                text = f'is not built, since it has more than "type" and "args": {others}'
-                self.problem(path, text, is_note=True)
         if isinstance(value, (list, dict)):
             built = {
-                key: self.value(each, kind, (*path, key), in_library, args)
+                key: self.value(each, kind, (*path, key), is_own, args)
                 for key, each in entries(value)
             }
             return built if isinstance(value, dict) else list(built.values())
         return value
 
-    def is_object(self, value: Any, kind: Kind, in_library: bool) -> bool:
+    def is_object(self, value: Any, kind: Kind, reads_some: bool) -> bool:
         """Whether a value inside args is to be built: {"type", "args"} or {"type"} of a known name.
 
-        A name that looks like one of ours is a mistake; any other is for a class of the project to
-        read by itself.
+        reads_some: a class that we do not know may read by itself what has a name unknown to us.
         """
         if not isinstance(value, dict) or not value.keys() <= {'type', 'args'}:
             return False
         name = value.get('type')
-        if not isinstance(name, str):
+        if 'args' in value and not reads_some:
+            return True
+        try:
+            return find(name, kind, self.module) is not None
+        except ConfigError:
             return False
-        is_dotted = project_module(name.rpartition('.')[0]) is not None
-        if is_dotted or any(name in offer for offer in offers(kind.inside(), self.module)):
-            return True  # before each library is asked for names like it
-        is_near = nearest(name, names(kind.inside(), self.module)) is not None
-        return is_near or in_library and 'args' in value
-
-
-def args_of(path: tuple) -> tuple:
-    """Where the arguments of the entry at `path` stand."""
-    return path if path[:2] == ('optimizer', 'groups') else (*path, 'args')
 
 
 # Building it
@@ -384,13 +363,13 @@ def prepare(
     module: ModuleType | None,
     document: Document,
     given: Given = NOTHING,
+    n_steps: float | None = None,
 ) -> functools.partial:
     """The call that an entry describes, when nothing is wrong with it; objects in it are built."""
-    reader = Reader(module, document)
-    reader.call(entry, kind, path, given)
+    reader = Reader(module, document, n_steps, builds=True)
+    call = reader.call(entry, kind, path, given)
     document.refuse(reader.problems)
-    reader.is_building = True
-    return reader.call(entry, kind, path, given)
+    return call
 
 
 def make(call: functools.partial, path: tuple, document: Document) -> Any:
@@ -401,20 +380,17 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
     try:
         return call()
     except Exception as error:
-        is_own = is_projects_own(call.func)
-        lacks_file = isinstance(error, OSError) and path == ('arch',) and not is_own
-        if isinstance(error, URLError) or lacks_file:
+        is_own, name = is_projects_own(call.func), call.func.__name__
+        if path == ('arch',) and isinstance(error, URLError if is_own else OSError):
             raise ConfigError(
-                f'{show_path(path)}: {call.func.__name__} cannot download its weights '
-                f'({getattr(error, "reason", error)}). Put the file on this machine and name it: '
-                '"init_from": "FILE", and "weights": null in the args (of timm: "pretrained": '
-                'false)'
+                f'arch: {name} cannot download its weights ({getattr(error, "reason", error)}). '
+                'Put the file on this machine and name it: "init_from": "FILE", and "weights": '
+                'null in the args (of timm: "pretrained": false)'
             ) from error
         if is_own or isinstance(error, UserError):
             raise
         reason = ' '.join(str(error).split()) or type(error).__name__
-        problem = Problem(args_of(path), f'{call.func.__name__} refuses: {reason}')
-        raise ConfigError(document.line(problem)) from error
+        raise ConfigError(document.line(Problem(path, f'{name} refuses: {reason}'))) from error
 
 
 def build_callable(
@@ -422,44 +398,17 @@ def build_callable(
 ) -> Callable:
     """A loss or a metric, as `path` says, from an entry: a callable with a `__name__`."""
     call = prepare(entry, KINDS[path[0]], path, module, document)
-    entry = entry if isinstance(entry, dict) else {'type': entry}
-    found, name = call.func, entry.get('name')
+    found, name = call.func, entry.get('name') if isinstance(entry, dict) else None
     if inspect.isclass(found):
         found = make(call, path, document)
-    elif any(isinstance(each, torch.Tensor) for each in call.keywords.values()):
-        found = with_tensors(found, call.keywords)
     elif call.keywords or name:
         found = call
     if name or not hasattr(found, '__name__'):
-        found.__name__ = name or entry['type'].rpartition('.')[2]
+        found.__name__ = name_of(entry)
     return found
 
 
-def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
-    """A loss function (output, target) with further arguments, whose tensors follow the output."""
-
-    @functools.cache
-    def on(device: torch.device) -> dict[str, Any]:
-        return {
-            key: value.to(device) if isinstance(value, torch.Tensor) else value
-            for key, value in given.items()
-        }
-
-    @functools.wraps(function)
-    def call(output, target):
-        return function(output, target, **on(output.device))
-
-    call.func, call.keywords = function, given  # as a partial has them
-    return call
-
-
-def with_lengths(section: dict, n_steps: float) -> dict:
-    """A scheduler's section where "auto" for a length is `n_steps`, infinite without an end."""
-    args = section.get('args') if isinstance(section, dict) else None
-    autos = [key for key in AUTO_LENGTHS if isinstance(args, dict) and args.get(key) == 'auto']
-    if autos and n_steps == math.inf:
-        raise ConfigError(
-            f'lr_scheduler.args.{autos[0]}: "auto" has no length to go by, since this data has no '
-            'end: say trainer.len_epoch or trainer.max_steps, or a number here'
-        )
-    return {**section, 'args': args | dict.fromkeys(autos, n_steps)} if autos else section
+def name_of(entry: str | dict) -> str:
+    """What the log calls a loss or a metric."""
+    name = lookup(entry, ('name',))
+    return str(name or str(lookup(entry, ('type',)) or entry).rpartition('.')[2])

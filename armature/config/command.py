@@ -6,12 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 from armature.checkpoint import files as checkpoint
 from armature.config.build import ROOT
-from armature.config.keys import TOP, paths_of, without_nulls
+from armature.config.keys import TOP, paths_of
 from armature.config.read import (
     DELETE,
     Document,
@@ -27,39 +27,63 @@ from armature.errors import ConfigError
 from armature.processes import dist
 from armature.processes.devices import select_devices
 
+FLAGS = {  # of every script that reads a config, unless it has one of that name
+    '--set': {
+        'nargs': '+',
+        'action': 'extend',
+        'default': [],
+        'metavar': 'KEY=VALUE',
+        'help': 'change values of the config',
+    },
+    '--print-config': {
+        'action': 'store_true',
+        'help': 'show where each value comes from, and leave',
+    },
+    '--run-id': {'help': argparse.SUPPRESS},  # a sweep's, of any train.py
+}
+
 
 def read_command(
     parser: argparse.ArgumentParser, options: Iterable
 ) -> tuple[argparse.Namespace, Document, Path | None]:
     """What was typed, the config with all that lies over it, and the checkpoint to go on from.
 
-    parser: with -c, -r and -d, or what it has parsed already; `best_first` as one of its defaults
-    lets a run folder mean its best checkpoint. options: CustomArgs.
+    parser: with -c, -r and -d; `best_first` as one of its defaults lets a run folder mean its best
+    checkpoint. options: CustomArgs.
     """
-    given, flags = parser, {}
-    if isinstance(parser, argparse.ArgumentParser):
-        for option in options:
-            action = parser.add_argument(*option.flags, default=None, type=option.type)
-            flags[action.dest] = option
-        given = _parsed(parser)
-    _select_devices(getattr(given, 'device', None))
-    resume, config = getattr(given, 'resume', None), getattr(given, 'config', None)
+    changes = {}
+    for option in options:
+        action = parser.add_argument(*option.flags, default=None, type=option.type)
+        changes[action.dest] = option
+    for flag, settings in FLAGS.items():
+        with suppress(argparse.ArgumentError):
+            parser.add_argument(flag, **settings)
+    # A mistake is shown once, not by each process.
+    with redirect_stderr(sys.stderr if dist.is_first_here() else None):
+        given = parser.parse_args()
+    # argparse would silently take the last of two configs.
+    if (n_configs := len(_typed('-c|--config(=.*)?'))) > 1:
+        raise ConfigError(
+            f'-c is given {n_configs} times: name one config. It can start from another one: '
+            '"base": "FILE"'
+        )
+    said = vars(given)
+    _select_devices(said.get('device'))
+    resume, config = said.get('resume'), said.get('config')
     if resume is not None:
-        resume = checkpoint.find(resume, ROOT, getattr(given, 'best_first', False)).resolve()
+        resume = checkpoint.find(resume, ROOT, said.get('best_first', False)).resolve()
     if config is not None:
         # Relative to the folder in which the command is typed, or else to the project.
-        path = Path(config) if os.path.exists(config) else ROOT / config
-        document = read_config(path, config)
+        document = read_config(Path(config) if os.path.exists(config) else ROOT / config, config)
     elif resume is not None:
         document = _config_of(resume)
     else:
         raise ConfigError('which config? Give one with -c config.json, or a checkpoint with -r')
-    for assignment in getattr(given, 'set', None) or []:
-        set_value(document, assignment, list(paths_of(TOP)))
-    for dest, option in flags.items():
-        if (value := getattr(given, dest)) is not None:
-            set_option(document, option.target, value, option.flags[-1])
-    document.values = without_nulls(document.values)
+    for assignment in said['set']:
+        set_value(document, assignment)
+    for dest, option in changes.items():
+        if said[dest] is not None:
+            set_option(document, option.target, said[dest], option.flags[-1])
     return given, document, resume
 
 
@@ -78,34 +102,9 @@ def add_flags(parser: argparse.ArgumentParser, best_first: bool = False) -> None
     parser.set_defaults(best_first=best_first)
 
 
-def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    more = {'nargs': '+', 'action': 'extend', 'default': [], 'metavar': 'KEY=VALUE'}
-    _add_if_absent(parser, '--set', help='change values of the config', **more)
-    help_text = 'show where each value comes from, and leave'
-    _add_if_absent(parser, '--print-config', action='store_true', help=help_text)
-    _add_if_absent(parser, '--run-id', help=argparse.SUPPRESS)  # a sweep's, of any train.py
-    # A mistake is shown once, not by each process.
-    with redirect_stderr(sys.stderr if dist.is_first_here() else None):
-        given = parser.parse_args()
-    # argparse would silently take the last of two configs.
-    if (n_configs := len(_typed('-c|--config(=.*)?'))) > 1:
-        raise ConfigError(
-            f'-c is given {n_configs} times: name one config. It can start from another one: '
-            '"base": "FILE"'
-        )
-    return given
-
-
 def _typed(flag: str) -> list[str]:
     """What was typed that fits a regular expression."""
     return [each for each in sys.argv[1:] if re.fullmatch(flag, each)]
-
-
-def _add_if_absent(parser: argparse.ArgumentParser, flag: str, **settings) -> None:
-    try:
-        parser.add_argument(flag, **settings)
-    except argparse.ArgumentError:
-        pass  # the project's own train.py has it
 
 
 def _select_devices(device: str | None) -> None:
@@ -133,10 +132,10 @@ def _config_of(path: Path) -> Document:
 # What lies over the config
 
 
-def set_value(document: Document, assignment: str, known: Iterable[tuple] = ()) -> None:
+def set_value(document: Document, assignment: str) -> None:
     """Carry out one --set: 'a.b=value' changes a key, 'a.b+=value' adds one or appends to a list.
 
-    known: paths of the keys that may be given although the config does not hold them yet.
+    A key of ours may be given although the config does not hold it yet.
     """
     left, equals, text = assignment.partition('=')
     adds, left = left.endswith('+'), left.rstrip('+').strip()
@@ -145,13 +144,10 @@ def set_value(document: Document, assignment: str, known: Iterable[tuple] = ()) 
     value = parse_value(text, f'--set {left}')
     path, parent, node = (), None, document.values
     for key in left.split('.'):
-        if isinstance(node, list):
-            if key not in map(str, range(len(node))):
-                here = show_path((*path, key))
-                raise ConfigError(f'--set: {here}: {show_path(path)} is a list of {len(node)}')
+        if isinstance(node, list) and key in map(str, range(len(node))):
             key = int(key)
         path, parent, node = (*path, key), node, lookup(node, (key,))
-    exists = path[-1] in dict(entries(parent))
+    exists, known = path[-1] in dict(entries(parent)), list(paths_of(TOP))
     # An argument that the config leaves out may be given; the signature of its class decides.
     is_argument = 'args' in path[1:-1] and (path[0] in document.values or path[:1] in known)
     if adds and isinstance(node, list):

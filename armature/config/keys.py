@@ -14,17 +14,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 from armature.config.read import Problem, did_you_mean, show, show_path
 from armature.config.values import Limit, violation
 from armature.errors import ConfigError
+from armature.processes.launch import TIMEOUT_S
 
 
 class Key(NamedTuple):
     """One key. hint: an annotation of its value, or the table of the section that stands there.
 
-    default: what leaving the key out means; ... when it may not be left out.
+    default: what leaving the key out means; ... when it may not be left out. members: the table of
+    an object that may stand there, or of those in a list.
     """
 
     hint: Any
     description: str
     default: Any = ...
+    members: dict | None = None
 
 
 COUNT = Annotated[int, Limit('minimum', 1)]
@@ -41,7 +44,12 @@ FOLDER_NAME = Annotated[
         r'(?!([cC][oO][nN]|[pP][rR][nN]|[aA][uU][xX]|[nN][uU][lL])(\.|$))'
         r'(?!([cC][oO][mM]|[lL][pP][tT])\d(\.|$))'
         r'[^<>:"/\\|?*\x00-\x1f]{0,199}[^<>:"/\\|?*\x00-\x1f. ]$',
+        'a folder name that is plain on every system: without / \\ : * ? " < > |, without a dot '
+        'at either end, and none that Windows keeps for itself, such as CON',
     ),
+]
+MONITOR = Annotated[
+    str, Limit('pattern', r'off|(min|max) +\S.*', "'min <metric>', 'max <metric>' or 'off'")
 ]
 
 SECTION = {
@@ -90,11 +98,13 @@ TRAINER = {
     'save_dir': Key(str, 'folder for runs, relative to the project', 'saved/'),
     'save_period': Key(COUNT, 'keep a checkpoint every so many epochs', 1),
     'verbosity': Key(Literal[0, 1, 2], 'log 0: warnings, 1: information, 2: everything', 2),
-    'monitor': Key(str, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", 'off'),
+    'monitor': Key(
+        MONITOR, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", 'off'
+    ),
     'early_stop': Key(FROM_0, 'epochs without a better value until training stops; 0: never', None),
     'tensorboard': Key(bool, 'write TensorBoard logs', False),
     'trackers': Key(
-        list[ENTRY], 'services beside it: wandb, trackio, or a class of your own', None
+        list[ENTRY], 'services beside it: wandb, trackio, or a class of your own', None, SECTION
     ),
     'tensorboardX': Key(bool, 'older name of tensorboard', None),
     'len_epoch': Key(COUNT, 'batches an epoch has; null: one pass over the data', None),
@@ -180,7 +190,7 @@ DISTRIBUTED = {
     'checkpoint': Key(
         Literal['whole', 'sharded'], 'sharded: each process writes its part (fsdp)', 'whole'
     ),
-    'timeout_s': Key(ABOVE_0, 'seconds a process waits for the others', 600),
+    'timeout_s': Key(ABOVE_0, 'seconds a process waits for the others', TIMEOUT_S),
 }
 BATCH = {
     'data': Key(str | list[str], 'name of the input, or a list of names'),
@@ -196,8 +206,8 @@ SWEEP = {
     'name': Key(FOLDER_NAME, 'name of the runs; <name>_sweep when not given', None),
     'grid': Key(bool, 'try all combinations of the lists', False),
     'n_trials': Key(COUNT, 'how many settings are tried; with a grid: all', None),
-    'sampler': Key(ENTRY, 'optuna.samplers', 'TPESampler'),
-    'pruner': Key(ENTRY, 'optuna.pruners: ends trials that do badly', 'NopPruner'),
+    'sampler': Key(ENTRY, 'optuna.samplers', 'TPESampler', SECTION),
+    'pruner': Key(ENTRY, 'optuna.pruners: ends trials that do badly', 'NopPruner', SECTION),
     'seeds': Key(
         list[COUNT_FROM_0], 'each trial runs once with each, and counts by the mean', None
     ),
@@ -223,8 +233,10 @@ TOP = {
     'loss': Key(
         ENTRY | list[ENTRY],
         'model/loss.py, torch.nn losses, torch.nn.functional',
+        ...,
+        TERM,
     ),
-    'metrics': Key(list[ENTRY], 'model/metric.py, torchmetrics', []),
+    'metrics': Key(list[ENTRY], 'model/metric.py, torchmetrics', [], METRIC),
     'batch': Key(
         BATCH,
         'which parts of a batch are data and target, where it is no pair',
@@ -243,6 +255,7 @@ TOP = {
         ENTRY,
         'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}',
         None,
+        INIT_FROM,
     ),
 }
 FILE_ONLY = {
@@ -275,18 +288,6 @@ def settings_of(section: dict | None, table: dict = TRAINER) -> SimpleNamespace:
     return SimpleNamespace(**defaults | given)
 
 
-def without_nulls(section: dict, table: dict = TOP) -> dict:
-    """The same section, where null at a key of the table means what leaving it out means."""
-    tables = {name: key.hint for name, key in table.items() if isinstance(key.hint, dict)}
-    return {
-        name: without_nulls(value, tables[name])
-        if name in tables and isinstance(value, dict)
-        else value
-        for name, value in section.items()
-        if value is not None or name not in table
-    }
-
-
 def expanded(path: str) -> str:
     """A path where the `~` or `$NAME` that it begins with is filled in; another text as it is."""
     if not re.match(r'(~|\$[A-Z_][A-Z0-9_]*|\$\{[A-Z_][A-Z0-9_]*\})(/|$)', path):
@@ -298,43 +299,42 @@ def expanded(path: str) -> str:
 
 
 def judge_keys(
-    section: dict, table: dict, path: tuple, is_strict: bool = True
+    section: Any, table: dict, path: tuple = (), is_strict: bool = True
 ) -> Iterator[Problem]:
-    """What is wrong with the keys of a section and their values.
+    """What is wrong with the keys of a section, or of each in a list, and with their values.
 
     is_strict: a slip of a key of the table is a mistake; else the code may have a key of that name.
     """
-    unknown = []
-    for name, value in section.items():
-        here, key = (*path, name), table.get(name)
-        if key is None:
-            near = next((known for known in table if is_slip(name, known)), None)
-            if near and is_strict:
-                yield Problem(here, f'unknown key (did you mean {near!r}?)')
-            else:
-                unknown.append(show_path((name,)) + (_elsewhere(name) or did_you_mean(name, table)))
-        elif value is None and key.default is not ...:
-            continue
-        elif expected := violation(value, dict if isinstance(key.hint, dict) else key.hint):
-            yield Problem(here, f'expected {expected}, got {show(value)}')
-        elif isinstance(key.hint, dict):
-            yield from judge_keys(value, key.hint, here, is_strict)
+    for index, entry in enumerate(section) if isinstance(section, list) else ():
+        yield from judge_keys(entry, table, (*path, index), is_strict)
+    if not isinstance(section, dict):
+        return  # a name alone
+    unknown = [name for name in section if name not in table]
+    slips = {name: key for name in unknown for key in table if is_slip(name, key)}
+    for name, key in slips.items() if is_strict else ():
+        unknown.remove(name)
+        yield Problem((*path, name), f'unknown key (did you mean {key!r}?)')
     if unknown:
-        text = f'no key of ours, so it is for your own code to read: {", ".join(unknown)}'
+        shown = [show_path((name,)) + _elsewhere(name, table) for name in unknown]
+        text = f'no key of ours, so it is for your own code to read: {", ".join(shown)}'
         yield Problem(path, text, is_note=True)
     for name, key in table.items():
-        is_missing = key.default is ... and name not in section
-        if is_missing and not any(is_slip(given, name) for given in section):
-            yield Problem((*path, name), f'is missing ({key.description})')
+        here, value, is_section = (*path, name), section.get(name), isinstance(key.hint, dict)
+        if value is None and key.default is not ...:
+            continue
+        if name not in section:
+            if name not in slips.values():
+                yield Problem(here, f'is missing ({key.description})')
+        elif expected := violation(value, dict if is_section else key.hint):
+            yield Problem(here, f'expected {expected}, got {show(value)}')
+        elif members := key.hint if is_section else is_strict and key.members:
+            yield from judge_keys(value, members, here, is_strict)
 
 
-def _elsewhere(name):
+def _elsewhere(name: str, table: dict) -> str:
     """Says where a key of ours belongs that stands in another section."""
-    places = [path for path in paths_of(TOP) if path[-1] == name]
-    if len(places) != 1:
-        return ''
-    at_top = ', outside of all sections' if len(places[0]) == 1 else ''
-    return f' (did you mean {show_path(places[0])}{at_top}?)'
+    places = [show_path(path[:-1]) or 'the top level' for path in paths_of(TOP) if path[-1] == name]
+    return f' (its place is {places[0]})' if len(places) == 1 else did_you_mean(name, table)
 
 
 def is_slip(name: str, key: str) -> bool:

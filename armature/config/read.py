@@ -8,7 +8,6 @@ import json.scanner
 import math
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,14 +17,11 @@ from typing import NamedTuple
 from armature.errors import ConfigError
 
 MAX_DEPTH = 64
-MAX_BASES = 32
+MAX_DIGITS = 19  # of a whole number: more do not fit into 64 bits
 STRING = r'"(?:[^"\\\n]|\\.)*"'
 COMMENT = re.compile(rf'({STRING})|//[^\n]*|/\*.*?\*/', re.DOTALL)
 LAST_COMMA = re.compile(rf'({STRING})|,(?=\s*[]}}])')
 TOKEN = re.compile(rf'{STRING}|[\w.+-]+|.|$', re.DOTALL)  # what an error message shows
-NO_TEXT = re.compile('[\0\ud800-\udfff]')
-# A text that is meant as JSON, even where it is none; any other is the string that it is.
-JSON = re.compile(r'\s*[{\["].*|-?(NaN|Infinity|\d+(\.\d*)?([eE][+-]?\d+)?)', re.DOTALL)
 DELETE = {'delete': True}
 HINTS = {
     "'": ' (strings stand in double quotes)',
@@ -83,20 +79,22 @@ class Document:
         """'config.json:14: trainer.epochs: expected ...'"""
         origin, path, text = self.origin(problem.path), show_path(problem.path), problem.text
         text = text if len(text) <= 400 else f'{text[:397]}...'
-        value = lookup(self.values, problem.path)
-        if origin == '--set' and 'expected a string' in text and isinstance(value, (int, float)):
-            text += f' (as text: --set \'{path}="{show(value)}"\')'
+        if origin == '--set' and 'expected a string' in text:
+            text += f' (as text: --set \'{path}="{show(lookup(self.values, problem.path))}"\')'
         return f'{origin}{origin and ": "}{path or "the config"}: {text}'
 
     def refuse(self, problems: Iterable[Problem]) -> None:
-        """A ConfigError with a line for each problem, in the order of the files, if any is one."""
-        wrong = [problem for problem in problems if not problem.is_note]
+        """A ConfigError with a line for each place, in the order of the files, if any is wrong."""
+        wrong = {}
+        for problem in problems:
+            if not problem.is_note:
+                wrong.setdefault(problem.path, problem)
         if wrong:
-            raise ConfigError('\n'.join(map(self.line, sorted(wrong, key=self._place))))
+            raise ConfigError('\n'.join(map(self.line, sorted(wrong.values(), key=self._place))))
 
     def _place(self, problem: Problem) -> tuple:
         file, _, line = self.origin(problem.path).rpartition(':')
-        return file, int(line) if line.isdecimal() else 0
+        return file, len(line), line
 
 
 def entries(value) -> list[tuple]:
@@ -160,30 +158,19 @@ def parse(text: str, name: str) -> Document:
     What is no JSON raises at once; all values that a config may not hold are reported together.
     """
     text = LAST_COMMA.sub(_blank, COMMENT.sub(_blank, text))
-    line_starts = [match.end() for match in re.finditer('\n', text)]
+    document, problems = Document({}), []
 
     def place(at: int) -> str:
-        # What came from the command line has no lines.
-        return name if name[:2] == '--' else f'{name}:{bisect_right(line_starts, at) + 1}'
+        line = text.count('\n', 0, at) + 1
+        return name if name[:2] == '--' else f'{name}:{line}'  # a command line has no lines
 
-    try:
-        value, starts = _decoded(text)
-    except json.JSONDecodeError as error:
-        found = TOKEN.match(text, error.pos)[0]
-        shown = found[:40] if found.isprintable() else show(found)
-        reason = f'{error.msg}, found {shown or "the end of the file"}{HINTS.get(found, "")}'
-        raise ConfigError(f'{place(error.pos)}: {reason}') from None
-    except RecursionError:
-        raise ConfigError(f'{name}: nested deeper than {MAX_DEPTH} levels') from None
-    document, problems, starts = Document({}), [], iter(starts)
-
-    def settled(value, path: tuple):
+    def settled(node: tuple, path: tuple):
         """The value as plain data, once its place is noted and what is wrong with it."""
-        at = next(starts)
+        at, value = node
         document.origins[path] = place(at)
         if len(path) > MAX_DEPTH:
-            raise ConfigError(f'{place(at)}: nested deeper than {MAX_DEPTH} levels')
-        if isinstance(value, _Members):
+            raise RecursionError
+        if isinstance(value, tuple):  # the members of an object, a key perhaps twice
             members = {}
             for key, inner in value:
                 here = (*path, key)
@@ -194,15 +181,20 @@ def parse(text: str, name: str) -> Document:
             return members
         if isinstance(value, list):
             return [settled(inner, (*path, index)) for index, inner in enumerate(value)]
-        if isinstance(value, str) and NO_TEXT.search(value):
-            problems.append(Problem(path, 'a string may not hold NUL or half of a surrogate pair'))
-        largest = 2**64 if isinstance(value, int) else math.inf
-        if isinstance(value, (int, float)) and not abs(value) < largest:
+        if isinstance(value, (int, float)) and not math.isfinite(value):
             wrong = f'{TOKEN.match(text, at)[0][:20]} is too large, or no number'
             problems.append(Problem(path, wrong))
         return value
 
-    document.values = settled(value, ())
+    try:
+        document.values = settled(_decoded(text), ())
+    except json.JSONDecodeError as error:
+        found = TOKEN.match(text, error.pos)[0]
+        shown = found[:40] if found.isprintable() else show(found)
+        reason = f'{error.msg}, found {shown or "the end of the file"}{HINTS.get(found, "")}'
+        raise ConfigError(f'{place(error.pos)}: {reason}') from None
+    except RecursionError:
+        raise ConfigError(f'{name}: nested deeper than {MAX_DEPTH} levels') from None
     document.refuse(problems)
     return document
 
@@ -212,17 +204,13 @@ def _blank(match: re.Match) -> str:
     return match[1] or re.sub(r'[^\n]', ' ', match[0])
 
 
-class _Members(list):
-    """The (key, value) pairs of an object as it is written, a key perhaps twice."""
-
-
 def _decoded(text: str) -> tuple:
-    """What a JSON text says, objects as _Members; and where each value begins, in their order."""
-    decoder, starts = json.JSONDecoder(object_pairs_hook=_Members, parse_int=_whole_number), []
+    """What a JSON text says, each value as (where it begins, value), objects as tuples of pairs."""
+    decoder = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_whole_number)
 
     def scan(text: str, at: int):
-        starts.append(at)
-        return scan_any(text, at)
+        value, end = scan_any(text, at)
+        return (at, value), end
 
     # The standard library's own functions, which come to the values inside through `scan`.
     decoder.parse_object = lambda start, strict, _, *hooks: json.decoder.JSONObject(
@@ -230,56 +218,47 @@ def _decoded(text: str) -> tuple:
     )
     decoder.parse_array = lambda start, _: json.decoder.JSONArray(start, scan)
     decoder.scan_once, scan_any = scan, json.scanner.py_make_scanner(decoder)
-    return decoder.decode(text), starts
+    return decoder.decode(text)
 
 
 def _whole_number(digits: str) -> float:
-    return int(digits) if len(digits) < 400 else math.inf  # Python refuses thousands of digits
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
 
 
 def parse_value(text: str, name: str = '--set'):
     """A value from the command line: JSON, or a bare word as the string it is."""
-    try:
-        return parse(text, name).values
-    except ConfigError:
-        if JSON.fullmatch(text):
-            raise
-        return parse(json.dumps(text), name).values
+    if not text.lstrip().startswith(('{', '[', '"')):
+        try:
+            json.loads(text)
+        except ValueError:
+            text = json.dumps(text)
+    return parse(text, name).values
 
 
-def read_config(path: Path, name: str, above: tuple = (), known: dict | None = None) -> Document:
+def read_config(path: Path, name: str, above: tuple = ()) -> Document:
     """Read a config file with the files its `base` names merged under it.
 
-    name: the path as the user wrote it. above, known: the names of the files that lead here, and
-    those that are read already.
+    name: the path as the user wrote it. above: the names of the files that lead here.
     """
-    known = {} if known is None else known
     document = parse(_read_text(path, name), name)
     if not isinstance(document.values, dict):
         shown = show(document.values)
         document.refuse([Problem((), f'expected an object {{...}} as the whole file, got {shown}')])
     document.values.pop('$schema', None)
     bases = document.values.pop('base', None) or []
+    # A pipe lies in no folder.
+    folder, beside = (path.parent, os.path.dirname(name)) if path.is_file() else (Path(), '')
     below, chain = Document({}), (*above, name)
     for base in bases if isinstance(bases, list) else [bases]:
-        wrong = ''
-        if isinstance(base, str):
-            is_file = path.is_file()  # a pipe lies in no folder
-            base_name = os.path.normpath(
-                os.path.join(os.path.dirname(name) if is_file else '', base)
-            )
-            base_path = path.parent / base if is_file else Path(base)
-            if base_name in chain or len(chain) > MAX_BASES:
-                wrong = f'{" -> ".join((*chain, base_name))} is a loop'
-            elif not os.path.isfile(base_path):  # is_file() raises for a name that is too long
-                wrong = f'{show(base)}: no such config file (looked for {base_name})'
-        else:
-            wrong = f'expected the path of a config file or a list of such, got {show(base)}'
-        if wrong:
-            document.refuse([Problem(('base',), wrong)])
-        if base_name not in known:
-            known[base_name] = read_config(base_path, base_name, chain, known)
-        below = merge(below, known[base_name])
+        base_path = folder / str(base)
+        base_name = os.path.normpath(os.path.join(beside, str(base)))
+        wrong = []
+        if base_name in chain:
+            wrong = [f'{" -> ".join((*chain, base_name))} is a loop']
+        elif not os.path.isfile(base_path):  # is_file() raises for a name that is too long
+            wrong = [f'{show(base)}: no such config file (looked for {base_name})']
+        document.refuse(Problem(('base',), each) for each in wrong)
+        below = merge(below, read_config(base_path, base_name, chain))
     return merge(below, document)
 
 
@@ -305,26 +284,22 @@ def merge(below: Document, above: Document) -> Document:
 
     Sections merge, {"delete": true} removes, and all else replaces, null too.
     """
-    problems = []
-    values = _merged(below.values, above.values, (), problems)
-    above.refuse(problems)
-    return Document(values, below.origins | above.origins)
 
+    def merged(under: dict, over: dict, path: tuple) -> dict:
+        found = dict(under)
+        if 'type' in over and over['type'] != under.get('type', over['type']):
+            found.pop('args', None)  # they belong to the other type
+        for key, value in over.items():
+            here, inner = (*path, key), found.get(key)
+            if value == DELETE:
+                if key not in under:
+                    text = f'nothing here to delete{did_you_mean(key, under)}'
+                    above.refuse([Problem(here, text)])
+                found.pop(key, None)
+            elif isinstance(value, dict):
+                found[key] = merged(inner if isinstance(inner, dict) else {}, value, here)
+            else:
+                found[key] = value
+        return found
 
-def _merged(below: dict, above: dict, path: tuple, problems: list[Problem]) -> dict:
-    merged = dict(below)
-    if 'type' in above and above['type'] != below.get('type', above['type']):
-        merged.pop('args', None)  # they belong to the other type
-    for key, value in above.items():
-        here, under = (*path, key), merged.get(key)
-        if value == DELETE:
-            if key not in below:
-                text = f'nothing here to delete{did_you_mean(key, below)}'
-                problems.append(Problem(here, text))
-            merged.pop(key, None)
-        elif isinstance(value, dict):
-            under = under if isinstance(under, dict) else {}
-            merged[key] = _merged(under, value, here, problems)
-        else:
-            merged[key] = value
-    return merged
+    return Document(merged(below.values, above.values, ()), below.origins | above.origins)

@@ -19,19 +19,15 @@ class Limit(NamedTuple):
 
     name: str
     bound: Any
+    meaning: str = ''  # of a pattern
 
 
 LIMITS = {  # what is expected, and whether (value, bound) is it
     'minimum': ('{noun} of at least {bound}', operator.ge),
     'maximum': ('{noun} of at most {bound}', operator.le),
     'exclusiveMinimum': ('{noun} above {bound}', operator.gt),
-    'pattern': (
-        'a folder name that is plain on every system: without / \\ : * ? " < > |, without a dot '
-        'at either end, and none that Windows keeps for itself, such as CON',
-        lambda value, pattern: re.fullmatch(pattern, value),
-    ),
+    'pattern': ('{meaning}', lambda value, pattern: re.fullmatch(pattern, value)),
 }
-DIVISORS = ('step_size', 'T_max')  # of torch's schedulers, which notice a 0 an epoch later
 LISTS = (list, tuple, set, Sequence, Iterable)
 OBJECTS = (dict, Mapping)
 # What may be annotated, what a config then gives, and what that is called.
@@ -68,10 +64,10 @@ def violation(value: Any, hint: Any, *limits: Any) -> str | None:
         is_odd = isinstance(value, bool) and kind is not bool  # True is an int, in Python
         if is_odd or not isinstance(value, accepted):
             return noun
-        for name, bound in (each for each in limits if isinstance(each, Limit)):
-            text, holds = LIMITS[name]
-            if not holds(value, bound):
-                return text.format(noun=noun, bound=bound)
+        for limit in (each for each in limits if isinstance(each, Limit)):
+            text, holds = LIMITS[limit.name]
+            if not holds(value, limit.bound):
+                return text.format(noun=noun, **limit._asdict())
     if kind in LISTS and len({*parts} - {...}) == 1:
         for index, item in enumerate(value):
             if (expected := violation(item, parts[0])) is not None:
@@ -87,21 +83,10 @@ def options(hint: Any) -> list:
     return [each for each in parts if each is not torch.Tensor or float not in parts]
 
 
-def hint_of(parameter: inspect.Parameter) -> Any:
-    """What a config may give for a parameter: by its annotation, or as its default tells."""
-    if parameter.name in DIVISORS and parameter.annotation is int:
-        return Annotated[int, Limit('minimum', 1)]
-    if parameter.annotation is not parameter.empty:
-        return parameter.annotation
-    # "yes" would count as true, and so would "no"
-    return bool | int | None | dict if isinstance(parameter.default, bool) else Any
-
-
 def takes(parameter: inspect.Parameter | None, *kinds: type) -> bool:
     """Whether a parameter is annotated so that it may be given one of these."""
-    if parameter is None or parameter.annotation is parameter.empty:
-        return False
-    return any((typing.get_origin(each) or each) in kinds for each in options(parameter.annotation))
+    choices = options(parameter.annotation) if parameter is not None else ()
+    return any((typing.get_origin(each) or each) in kinds for each in choices)
 
 
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:

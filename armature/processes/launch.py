@@ -59,7 +59,7 @@ def processes(config: Any):
     if not is_started():
         yield
         return
-    with joined(settings.get('timeout_s', TIMEOUT_S), devices.is_on_cpu(n_gpu)):
+    with joined(settings.get('timeout_s') or TIMEOUT_S, devices.is_on_cpu(n_gpu)):
         refuse_differences({'-r': config.resume is not None, **config.config}, 'the config')
         config.go_on_after_restart(agents)
         yield

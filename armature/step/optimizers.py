@@ -2,14 +2,17 @@
 
 import inspect
 import logging
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from armature.config.read import lookup
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.step.parameters import TypedGroup
 
 
 class SeveralOptimizers(Optimizer):
@@ -53,6 +56,30 @@ class SeveralOptimizers(Optimizer):
         for each in self.optimizers:
             own = list(islice(groups, len(each.param_groups)))
             each.__setstate__({'state': self.state, 'param_groups': own})
+
+
+def optimizer_of(params: Any, section: Any, make: Callable[..., Optimizer]) -> Optimizer:
+    """The optimizer that a section of a config describes: several, where groups have a type.
+
+    params: what parameter_groups gave. make(params, *group): the optimizer of the section, or of
+    one of its groups: (path in the section, its {"type", "args"}).
+    """
+    groups = params if isinstance(params, list) else []
+    typed = [each for each in groups if isinstance(each, TypedGroup)]
+    if lookup(section, ('groups',)) and not any(
+        isinstance(each, (dict, TypedGroup)) for each in groups
+    ):
+        raise ConfigError(
+            'optimizer.groups: this script gives its optimizer no groups: let it give '
+            'parameter_groups(config, model, criterion) of armature/step/parameters.py'
+        )
+    if not typed:
+        return make(params)
+    rest = [each for each in groups if not isinstance(each, TypedGroup)]
+    made = [make(rest)] if rest else []
+    for index, entry, own in typed:
+        made.append(make(own, ('groups', index), entry))
+    return SeveralOptimizers(made)
 
 
 def needs_closure(optimizer: Any) -> bool:

@@ -36,11 +36,11 @@ def names_like(pattern: str, names: Iterable[str], key: str) -> list[str]:
 class TypedGroup(NamedTuple):
     """Parameters with an optimizer of their own; `ConfigParser.init_obj` makes it.
 
-    index: its place in optimizer.groups. options: what is set there. params: (name, parameter).
+    index: its place in optimizer.groups. entry: its {"type", "args"}. params: (name, parameter).
     """
 
     index: int
-    options: dict
+    entry: dict
     params: list
 
 
@@ -94,7 +94,9 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
     if not groups:
         return list(named.items())
     return [
-        {'params': params, **own} if typed is None else TypedGroup(typed, own, params)
+        {'params': params, **own}
+        if typed is None
+        else TypedGroup(typed, {'type': groups[typed]['type'], 'args': own}, params)
         for typed, own, params in found.values()
     ]
 
@@ -149,7 +151,7 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
     source = {'file': source} if isinstance(source, str) else source
     weights = tested_weights(checkpoint.load(Path(expanded(source['file']))))
     mine, ignored = bare(model).state_dict(), set()
-    for pattern in source.get('ignore', []):
+    for pattern in source.get('ignore') or []:
         ignored.update(names_like(pattern, mine | weights, 'init_from.ignore'))
     wanted = {name: value for name, value in mine.items() if name not in ignored}
     taken = {name: value for name, value in weights.items() if name not in ignored}
