@@ -4,7 +4,6 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,31 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.batch import NO_BATCH, Parts, call_by_name, to_device
+from armature.batch import Parts, call_by_name, contents_of, to_device
 from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
-from armature.data.order import batches_from, one_pass, samples_of
+from armature.data.order import batches_from, one_pass
 from armature.errors import ConfigError, NonFiniteError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import prepare_device
-from armature.run.checks import broken_weights, check_first_step
+from armature.run.checks import (
+    check_first_step,
+    refuse_broken_losses,
+    refuse_broken_weights,
+    way_back,
+    where,
+)
 from armature.run.console import Console
 from armature.run.epoch import Epoch
-from armature.run.folder import RunFolder, read_json
+from armature.run.folder import RunFolder, as_read
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
-from armature.run.resume import Resume, parts_of, tested_weights_of
+from armature.run.resume import Resume, parts_of
 from armature.run.stop import Stopped, StopRequest
 from armature.run.trackers import Trackers
-from armature.seed import key, rng_state, seed_torch
+from armature.seed import key, seed_torch
 from armature.step.loss_share import Reduction
 from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
@@ -81,19 +86,16 @@ class BaseTrainer(ABC):
             self.model = nn.DataParallel(model, device_ids)
         call_by_name(bare(self.model), self._parts.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
-        self.seed = torch.initial_seed()
 
-        self.start_epoch = 1
         self.epochs_done = 0
         self.step = 0  # optimizer steps since the beginning of the run
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
 
-        self.checkpoint_dir = config.save_dir
         self.console = Console(self)
         self._monitor = Monitor(self.settings.monitor, self.settings.early_stop)
         self._stop = StopRequest(self.settings.max_minutes)
-        self._folder = RunFolder(self.checkpoint_dir)
+        self._folder = RunFolder(config.save_dir)
         self._saver = Saver.from_config(config, self.settings, self.logger)
         self._epoch = None  # what belongs to the one in progress
         self._resume = Resume(self)
@@ -119,7 +121,7 @@ class BaseTrainer(ABC):
         try:
             with self._folder.training(), self._stop.listening():
                 dist.on_main(self._saver.set_aside)
-                self._restore_parts()
+                self._resume.restore_parts()
                 self._resume.data_now()
                 check_first_step(self)
                 if self._finished:
@@ -142,23 +144,15 @@ class BaseTrainer(ABC):
 
     def _begin_record(self):
         """Say in the run's folder what is about to be trained there."""
-        resumed = self.config.resume
+        config, resumed = as_read(self.config), self.config.resume
         self._folder.begin(
-            self._config_as_read(),
+            config,
             self._resume.rows,
             resumed_from=None if resumed is None else str(resumed),
             data=self._resume.data,
             **self._resume.made_by,
         )
-        self.writer.begin(self._config_as_read())
-
-    def _config_as_read(self):
-        """The config without what the script has filled in since, which may be any object."""
-        if hasattr(self.config, 'as_read'):
-            return self.config.as_read
-        # A ConfigParser of the project's own writes it when it reads it.
-        written = self.config.save_dir / 'config.json'
-        return read_json(written) if written.is_file() else self.config.config
+        self.writer.begin(config)
 
     def _train_epochs(self):
         self.console.begin()
@@ -170,31 +164,20 @@ class BaseTrainer(ABC):
                 self._epoch = Epoch(self.optimizer, self.step)
                 if hasattr(getattr(self, 'data_loader', None), 'seek'):
                     self.data_loader.seek(epoch - 1)
-                with self._saying_where():
-                    result = self._train_epoch(epoch)
-                self._finish_epoch(epoch, result)
+                self._finish_epoch(epoch, self._train_epoch(epoch))
                 if self._finished:
                     self.console.end(f'Training ends: {self._finished}')
                     break
-                self._carry_out(max(dist.gather(self._stop.request)))
+                self._stop.grant(max(dist.gather(self._stop.request)))
         # Here and not where it is raised: what has lent the model its weights meanwhile has given
         # them back
         except Stopped:
             self._save_last()
             raise
-
-    @contextmanager
-    def _saying_where(self):
-        """What model, loss or data raise inside keeps its traceback and gains a line."""
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, (UserError, Stopped)):
-                where = f'This was in epoch {self.epochs_done + 1}, after step {self.step}'
-                if self._epoch and self._epoch.step_is_open:
-                    samples = self._samples(self.position)
-                    where = f'{where} had begun, with the samples {samples}'
-                error.add_note(where)
+        except UserError:
+            raise
+        except Exception as error:  # of model, loss or data: keeps its traceback and gains a line
+            error.add_note(where(self))
             raise
 
     @property
@@ -235,25 +218,19 @@ class BaseTrainer(ABC):
             self.data_loader,
             None if reduction.by_samples else reduction.count_in,
         )
-        due, step_key = [*steppers, *trackers], key(self.seed, 'step', dist.rank())
+        step_key = key(self.seed, 'step', dist.rank())
         with self.console.bar(epoch, self.position) as bar:
             self._epoch = Epoch(self.optimizer, self.step, bar, steppers)
-            try:
-                for batch in batches:
-                    self._epoch.begin_step(batch, is_last=self.position + 1 == self.len_epoch)
-                    self.step += 1
-                    for each in due:
-                        each.batch = batch
-                    seed_torch(step_key + self.step, self.device)
-                    self.writer.set_step(self.step)
-                    yield to_device(batch.content, self.device)
-                    if self._epoch.step_is_open:  # a loop of the old template, the first version
-                        self.end_step()
-                    self._epoch.wait()
-            finally:
-                for each in due:
-                    each.batch = NO_BATCH
-        if epoch == self.start_epoch:
+            for content in contents_of(batches, self._epoch, *steppers, *trackers):
+                self._epoch.begin_step(is_last=self.position + 1 == self.len_epoch)
+                self.step += 1
+                seed_torch(step_key + self.step, self.device)
+                self.writer.set_step(self.step)
+                yield to_device(content, self.device)
+                if self._epoch.step_is_open:  # a loop of the old template, the first version
+                    self.end_step()
+                self._epoch.wait()
+        if epoch == 1:
             self._epoch.warn_of_waiting(self.data_loader, self.logger)
         for average in [each.average for each in steppers if each.average is not None]:
             seed_torch(key(self.seed, 'norm', epoch), self.device)
@@ -265,20 +242,27 @@ class BaseTrainer(ABC):
 
         `batches` calls it before the next batch where the loop has not.
         """
-        settings, is_due = self.settings, self._is_due
+        settings, epoch = self.settings, self._epoch
         self.position += 1
         is_last = self.position == self.len_epoch
-        self._epoch.end_step(self.step)
+        epoch.end_step(self.step)
         if is_last or self.position % self.log_step == 0:
-            self._epoch.look_at_losses()
-            self._log_step(self._epoch.bar)
-        if not is_last and is_due(settings.validate_every_steps):
+            epoch.look_at_losses()
+            self._log_step(epoch.bar)
+        if not is_last and self._is_due(settings.validate_every_steps):
             self._validate_between(self.epochs_done + 1)
-        if is_due(settings.save_every_steps):
+        if self._is_due(settings.save_every_steps):
             self._save_last()
         if self.step == settings.max_steps and not is_last:
             self._stop.reason = f'trainer.max_steps ({settings.max_steps})'
-        self._agree(self._epoch.agreement, self._saver.is_due(), self._epoch.broken is not None)
+        # What any of the processes has requested is done in all of them.
+        requests = self._stop.request, self._saver.is_due(), epoch.broken is not None
+        stop, save, is_broken = epoch.agreement.after_step(*requests) or (0, 0, 0)
+        if is_broken:
+            refuse_broken_losses(self)
+        if save:
+            self._save_last()
+        self._stop.grant(stop)
 
     def _is_due(self, every):
         return every is not None and self.step % every == 0
@@ -292,26 +276,11 @@ class BaseTrainer(ABC):
         agreement = dist.Agreement()
         for content in one_pass(loader, self._parts, self.device, *trackers):
             yield content
-            self._agree(agreement)
+            self._stop.grant(*(agreement.after_step(self._stop.request) or ()))
 
     @property
     def _parts(self):
         return Parts(self.config.get('batch'), self.takes_pairs)
-
-    def _agree(self, agreement, *others):
-        requests = agreement.after_step(self._stop.request, *others)
-        if requests is not None or self._stop.reason:
-            self._carry_out(*(requests or (0,)))
-
-    def _carry_out(self, stop, save=0, is_broken=0):
-        """What any of the processes has requested is done in all of them."""
-        if is_broken:
-            self._check_losses()
-        if save:
-            self._save_last()
-        self._stop.grant(stop)
-        if self._stop.reason:
-            raise Stopped(self._stop.reason)
 
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027
         """Called every `log_step` batches and at the end of an epoch."""
@@ -321,16 +290,15 @@ class BaseTrainer(ABC):
 
     def _finish_epoch(self, epoch, result):
         """Report, judge and save an epoch that is trained and validated."""
-        self._check_losses()
+        refuse_broken_losses(self)
         averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
+        self.epochs_done, self.position = epoch, 0
         if not math.isfinite(averages.get('loss', 0)) and self.settings.on_nan == 'stop':
-            raise NonFiniteError(
-                f'epoch {epoch}: the loss is {averages["loss"]}. {self._way_back()}'
-            )
+            loss = averages['loss']
+            raise NonFiniteError(f'epoch {epoch}: the loss is {loss}. {way_back(self)}')
         log = {'epoch': epoch, **averages}
         self.history.append(log)
-        self.epochs_done, self.position = epoch, 0
         self._resume.is_over()
         row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}
         if dist.is_main():
@@ -374,10 +342,10 @@ class BaseTrainer(ABC):
 
     def _write(self, names):
         """Write the present state under `names`; what is not finite is not written."""
-        self._check_losses()
-        self._check_weights()
+        refuse_broken_losses(self)
+        refuse_broken_weights(self)
         dist.share_buffers(bare(self.model))
-        if self._saver.write(self._state(), names):
+        if self._saver.write(self._resume.state_now(), names):
             if dist.is_main():
                 best = self._saver.line['best']
                 self._folder.note_saved(self.epochs_done, self.step, best)
@@ -385,80 +353,11 @@ class BaseTrainer(ABC):
                 f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps'
             )
 
-    def _check_losses(self):
-        """Raise NonFiniteError on the first loss since the last time that is not finite."""
-        broken = dist.gather(self._epoch and self._epoch.look_at_losses())
-        if any(broken) and self.settings.on_nan == 'stop':
-            step, loss = min(filter(None, broken))
-            position = self.position - 1 - (self.step - step)
-            raise NonFiniteError(
-                f'epoch {self.epochs_done + 1}, step {step}: the loss is {loss}. '
-                f'{self._way_back()} Its samples: {self._samples(position)}. Those of the step '
-                'before, whose gradients may have broken the weights: '
-                f'{self._samples(position - 1)}.'
-            )
-
-    def _check_weights(self):
-        broken = sorted(set().union(*dist.gather(broken_weights(bare(self.model)))))
-        if broken:
-            epoch = self.epochs_done + (self.position > 0)  # between two epochs, that before it
-            raise NonFiniteError(
-                f'epoch {epoch}, step {self.step}: {len(broken)} weights are not '
-                f'finite ({", ".join(broken[:3])}); they are not saved. {self._way_back()}'
-            )
-
-    def _way_back(self):
-        newest = self.checkpoint_dir / LAST
-        there = f'The last good state is {newest}. ' if newest.is_file() else ''
-        skip = ', trainer.on_nan "skip" leaves such out' * (self.settings.on_nan == 'stop')
-        return (
-            f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a '
-            f'step{skip}.'
-        )
-
-    def _samples(self, position):
-        """Those of a batch of the epoch in progress."""
-        return samples_of(position, self.epochs_done + 1, self.len_epoch, self.data_loader)
-
-    def _state(self):
-        """Everything a run needs to go on from here, as plain data."""
-        rng, *rng_of_others = dist.gather(rng_state(self.device))
-        tested = tested_weights_of(self)
-        return {
-            'arch': type(bare(self.model)).__name__,
-            'epoch': self.epochs_done,
-            'state_dict': bare(self.model).state_dict(),
-            'optimizer': getattr(self.optimizer, 'state_dict', dict)(),
-            'monitor_best': self.mnt_best,
-            'config': self._config_as_read(),
-            'step': self.step,
-            'samples': self.position * self._batch_size(),
-            'seed': self.seed,
-            'data': self._resume.data_now(),
-            'parts': {
-                # What was measured in an epoch that is finished has been reported.
-                name: part.state_dict()
-                if self.position or not isinstance(part, MetricTracker)
-                else {}
-                for name, part in parts_of(self).items()
-            },
-            'as_built': self._resume.as_built,
-            **({} if tested is None else {'tested': tested}),
-            'finished': bool(self._finished),
-            'rng': rng,
-            'rng_of_others': rng_of_others,
-            'made_by': self._resume.made_by,
-        }
-
     # Resuming (what holds after it: armature/run/resume.py)
 
     def _resume_checkpoint(self, resume_path: str | Path) -> None:
         """Take over model, optimizer, epoch and best."""
         self._resume.take_over(Path(resume_path))
-
-    def _restore_parts(self):
-        """Take over the rest, when training starts and all parts exist."""
-        self._resume.restore_parts()
 
     def _batch_size(self):
         return getattr(getattr(self, 'data_loader', None), 'batch_size', None) or 1
@@ -468,10 +367,17 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    epochs, save_period, monitor = (
-        _of('settings', name) for name in ('epochs', 'save_period', 'monitor')
-    )
-    mnt_mode, mnt_metric, mnt_best, early_stop = (
-        _of('_monitor', name) for name in ('mode', 'metric', 'best', 'early_stop')
-    )
+    @property
+    def start_epoch(self) -> int:
+        return self.epochs_done + 1
+
+    @start_epoch.setter
+    def start_epoch(self, epoch: int) -> None:
+        self.epochs_done = epoch - 1
+
+    checkpoint_dir, seed = _of('_folder', 'folder'), _of('_resume', 'seed')
+    epochs, save_period = _of('settings', 'epochs'), _of('settings', 'save_period')
+    monitor, early_stop = _of('settings', 'monitor'), _of('_monitor', 'early_stop')
+    mnt_mode, mnt_metric = _of('_monitor', 'mode'), _of('_monitor', 'metric')
+    mnt_best = _of('_monitor', 'best')
     loss, metrics = _AlsoCalled('criterion'), _AlsoCalled('metric_ftns')

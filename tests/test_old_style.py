@@ -197,7 +197,7 @@ def test_parts_of_a_gan_are_saved_and_restored_without_being_named(make):
     trained = make(Gan, epochs=2)
     trained.train()
     resumed = make(Gan, resume=trained.checkpoint_dir / 'checkpoint-epoch2.pth', epochs=2)
-    resumed._restore_parts()
+    resumed._resume.restore_parts()
     for part in ('critic', 'optimizers'):
         one, other = (getattr(each, part) for each in (trained, resumed))
         states = [

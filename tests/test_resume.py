@@ -22,7 +22,7 @@ N_STEPS, STEPS_PER_EPOCH = 18, 6
 
 def everything(trainer) -> dict:
     """The whole state of a trainer, but for what made it."""
-    state = checkpoint.to_plain(trainer._state())
+    state = checkpoint.to_plain(trainer._resume.state_now())
     return {name: value for name, value in state.items() if name not in ('made_by', 'config')}
 
 
@@ -494,8 +494,8 @@ def test_buffers_of_the_loss_come_from_the_config_and_what_it_learned_from_the_c
     same, other = trainer([1.0, 2.0], path), trainer([1.0, 5.0], path)
     with torch.no_grad():
         first.criterion.scale += 1
-    same._restore_parts()
-    other._restore_parts()
+    same._resume.restore_parts()
+    other._resume.restore_parts()
     for each in (same, other):
         assert each.criterion.seen == first.criterion.seen > 0
     assert other.criterion.weight.tolist() == [1, 5] and same.criterion.weight.tolist() == [1, 2]

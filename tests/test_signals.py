@@ -12,7 +12,7 @@ import time
 import pytest
 
 from armature.checkpoint import files as checkpoint
-from armature.run.stop import DEBOUNCE_S, StopRequest
+from armature.run.stop import DEBOUNCE_S, Stopped, StopRequest
 from tests.conftest import ROOT, run_script
 
 
@@ -81,7 +81,8 @@ def test_second_ctrl_c_a_second_later_leaves_at_once():
     with stop.listening():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # torchrun delivers one Ctrl-C twice
-        stop.grant(stop.request)
+        with pytest.raises(Stopped, match='SIGINT'):
+            stop.grant(stop.request)
         assert (stop.reason, stop.exit_code) == ('SIGINT', 130)
         stop._received_at -= DEBOUNCE_S
         with pytest.raises(KeyboardInterrupt):

@@ -240,7 +240,7 @@ def test_longer_run_follows_the_longer_schedule(experiment, name, length):
     short = trainer(1)
     short.train()
     longer = trainer(2, resume=short.checkpoint_dir / 'checkpoint-last.pth')
-    longer._restore_parts()
+    longer._resume.restore_parts()
     fresh = trainer(2)
     rates = rates_ahead(fresh.schedule, 12, 6)
     if name == 'OneCycleLR':  # it sets its rates when it steps
@@ -511,7 +511,7 @@ def test_parameters_of_the_loss_train_and_resume(experiment):
     assert first.criterion.scale.item() != 1
     resumed = trainer(epochs=1)
     resumed._resume.state = checkpoint.load(first.checkpoint_dir / 'checkpoint-last.pth')
-    resumed._restore_parts()
+    resumed._resume.restore_parts()
     assert torch.equal(resumed.criterion.scale, first.criterion.scale)
     names = settings_of(PointModel(), [{'match': 'loss.*', 'lr': 1}], Scaled())
     assert [len(group['params']) for group in names] == [6, 1] and names[1]['lr'] == 1

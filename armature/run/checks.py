@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from armature.errors import ConfigError, DataError
+from armature.checkpoint.files import LAST
+from armature.checkpoint.weights import bare
+from armature.data.order import samples_of
+from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
 
 # What goes into the loss
@@ -210,14 +213,61 @@ def lone_sample(loader: Any, microbatch_size: int | None) -> str:
 # What breaks later
 
 
-def broken_weights(model: nn.Module) -> list[str]:
-    """Names of weights that are not finite.
+def refuse_broken_losses(trainer: Any) -> None:
+    """Raise NonFiniteError on the first loss since the last time that is not finite."""
+    broken = dist.gather(trainer._epoch and trainer._epoch.look_at_losses())
+    if any(broken) and trainer.settings.on_nan == 'stop':
+        step, loss = min(filter(None, broken))
+        position = trainer.position - 1 - (trainer.step - step)
+        raise NonFiniteError(
+            f'epoch {trainer.start_epoch}, step {step}: the loss is {loss}. {way_back(trainer)} '
+            f'Its samples: {_samples(trainer, position)}. Those of the step before, whose '
+            f'gradients may have broken the weights: {_samples(trainer, position - 1)}.'
+        )
+
+
+def refuse_broken_weights(trainer: Any) -> None:
+    """Raise NonFiniteError when a weight is not finite.
 
     What does not train may be infinite on purpose, as masks are: there only a nan counts.
     """
+    broken = sorted(set().union(*dist.gather(broken_weights(bare(trainer.model)))))
+    if broken:
+        epoch = trainer.epochs_done + (trainer.position > 0)  # between two epochs, that before it
+        raise NonFiniteError(
+            f'epoch {epoch}, step {trainer.step}: {len(broken)} weights are not finite '
+            f'({", ".join(broken[:3])}); they are not saved. {way_back(trainer)}'
+        )
+
+
+def broken_weights(model: nn.Module) -> list[str]:
+    """Names of the weights of which the part in this process is not finite."""
     broken = []
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         mine = dist.part(value)
         if not mine.isfinite().all() and (value.requires_grad or mine.isnan().any()):
             broken.append(name)
     return broken
+
+
+def way_back(trainer: Any) -> str:
+    newest = trainer.checkpoint_dir / LAST
+    there = f'The last good state is {newest}. ' if newest.is_file() else ''
+    return (
+        f'{there}Look at the samples and the learning rate; trainer.max_grad_norm bounds a step, '
+        'trainer.on_nan "skip" leaves out one that is not finite.'
+    )
+
+
+def where(trainer: Any) -> str:
+    """Where the training is, for what model, loss or data raise."""
+    place = f'This was in epoch {trainer.start_epoch}, after step {trainer.step}'
+    if trainer._epoch and trainer._epoch.step_is_open:
+        samples = _samples(trainer, trainer.position)
+        place = f'{place} had begun, with the samples {samples}'
+    return place
+
+
+def _samples(trainer, position):
+    """Those of a batch of the epoch in progress."""
+    return samples_of(position, trainer.start_epoch, trainer.len_epoch, trainer.data_loader)

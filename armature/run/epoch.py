@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from armature.batch import NO_BATCH, Batch
+from armature.batch import NO_BATCH
 from armature.processes import dist
 from armature.run.folder import rates_of
 
@@ -32,9 +32,9 @@ class Epoch:
         self._waited_s = 0.0
         self._logged = self._begun, step
 
-    def begin_step(self, batch: Batch, is_last: bool) -> None:
+    def begin_step(self, is_last: bool) -> None:
         self._waited_s += time.perf_counter() - self._asked
-        self.batch, self.step_is_open = batch, True
+        self.step_is_open = True
         if is_last:
             self._rates = rates_of(self._optimizer)
 

@@ -309,6 +309,15 @@ def unfinished(runs: Path, config: dict) -> Path | None:
     return newest
 
 
+def as_read(config: Any) -> dict:
+    """The config without what the script has filled in since, which may be any object."""
+    if hasattr(config, 'as_read'):
+        return config.as_read
+    # A ConfigParser of the project's own writes it when it reads it.
+    written = config.save_dir / CONFIG
+    return read_json(written) if written.is_file() else config.config
+
+
 # What made it
 
 

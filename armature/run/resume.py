@@ -33,7 +33,9 @@ from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 from armature.record import TABLE, read_table, values_of
-from armature.seed import AT_START, set_rng_state
+from armature.run.folder import as_read
+from armature.run.metrics import MetricTracker
+from armature.seed import AT_START, rng_state, set_rng_state
 from armature.step.average import Average
 from armature.step.optimizers import owners
 from armature.step.schedule import Schedule, replay
@@ -287,7 +289,8 @@ class Resume:
         self.trainer, self.state = trainer, {}
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
-        self.made_by = trainer._folder.made_by(trainer.seed, trainer.device)
+        self.seed = torch.initial_seed()
+        self.made_by = trainer._folder.made_by(self.seed, trainer.device)
         self.rows = []  # of metrics.csv, of the epochs that are done
 
     def is_over(self) -> None:
@@ -303,7 +306,6 @@ class Resume:
         if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
             self._load_optimizer('optimizer', trainer.optimizer, state['optimizer'])
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
-        trainer.start_epoch = trainer.epochs_done + 1
         table = path.parent / TABLE  # the first version kept it in the state
         self.rows = state.get('history') or read_table(table, trainer.epochs_done)
         trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self.rows]
@@ -380,6 +382,37 @@ class Resume:
             for note in identity.refuse_changes(before, self.data, self._data_may_change()):
                 trainer.logger.warning(note)
         return self.data or {}
+
+    def state_now(self) -> dict:
+        """Everything a run needs to go on from here, as plain data."""
+        trainer = self.trainer
+        rng, *rng_of_others = dist.gather(rng_state(trainer.device))
+        tested = tested_weights_of(trainer)
+        return {
+            'arch': type(bare(trainer.model)).__name__,
+            'epoch': trainer.epochs_done,
+            'state_dict': bare(trainer.model).state_dict(),
+            'optimizer': getattr(trainer.optimizer, 'state_dict', dict)(),
+            'monitor_best': trainer.mnt_best,
+            'config': as_read(trainer.config),
+            'step': trainer.step,
+            'samples': trainer.position * trainer._batch_size(),
+            'seed': self.seed,
+            'data': self.data_now(),
+            'parts': {
+                # What was measured in an epoch that is finished has been reported.
+                name: part.state_dict()
+                if trainer.position or not isinstance(part, MetricTracker)
+                else {}
+                for name, part in parts_of(trainer).items()
+            },
+            'as_built': self.as_built,
+            **({} if tested is None else {'tested': tested}),
+            'finished': bool(trainer._finished),
+            'rng': rng,
+            'rng_of_others': rng_of_others,
+            'made_by': self.made_by,
+        }
 
     # What the checkpoint says
 

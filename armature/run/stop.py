@@ -56,13 +56,15 @@ class StopRequest:
                 # torchrun ends this process, in which a step has failed since another is gone.
                 signal.raise_signal(signal.Signals[self._signal])
 
-    def grant(self, request: int) -> None:
-        """Stop for `request`, if it is one."""
+    def grant(self, request: int = 0) -> None:
+        """Raise Stopped for `request`, if it is one, and when there is a reason already."""
         if request and not self.reason:
             signals = '/'.join(name for name, code in EXIT_CODES.items() if code == request)
             over = f'trainer.max_minutes ({self.max_minutes})'
             self.reason = over if request == TIME else self._signal or signals
             self.exit_code = 0 if request == TIME else request
+        if self.reason:
+            raise Stopped(self.reason)
 
     def _time_is_over(self):
         self.request = self.request or TIME
