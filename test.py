@@ -22,7 +22,7 @@ from armature.processes import dist
 from armature.processes.launch import processes
 from armature.run.console import results, shown_path
 from armature.run.folder import write_test
-from armature.run.plots import Pictures, save_pictures
+from armature.run.plots import save_pictures
 from armature.seed import seed_everything
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
@@ -71,18 +71,22 @@ def main(config, n_batches=None):
         data_loader.load_state_dict(saved['parts']['data_loader'])
     if hasattr(data_loader, 'use_class_names'):
         data_loader.use_class_names(saved.get('data', {}).get('class_names'))
-    metrics = config.init_metrics(module_metric)
-    metrics = MetricTracker('loss', metrics=metrics, loss=criterion, data=data_loader)
-    pictures = Pictures(config['trainer'].get('pictures') or [], data_loader)
+    metrics = MetricTracker(
+        'loss',
+        metrics=config.init_metrics(module_metric),
+        loss=criterion,
+        data=data_loader,
+        pictures=config['trainer'].get('pictures'),
+    )
 
     call_by_name(model, config.get('batch'))
-    batches = one_pass(data_loader, Parts(config.get('batch')), device, metrics, pictures)
+    batches = one_pass(data_loader, Parts(config.get('batch')), device, metrics)
     batches = itertools.islice(batches, n_batches)
-    values = evaluate(model, batches, criterion, metrics, pictures=pictures)
+    values = evaluate(model, batches, criterion, metrics)
     by_class = metrics.by_class(values)
     for line in results(values, by_class):
         logger.info(line)
-    n_samples, drawn = sum(dist.gather(metrics.n_samples)), pictures.draw()
+    n_samples, drawn = sum(dist.gather(metrics.n_samples)), metrics.pictures.draw()
     if dist.is_main():
         written = write_test(
             config.resume,

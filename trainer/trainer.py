@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from armature.data.order import epoch_length
 from armature.processes import dist
-from armature.run.plots import Pictures
 from base import BaseTrainer
 from base.stepper import Stepper
 from utils import MetricTracker
@@ -54,8 +53,9 @@ class Trainer(BaseTrainer):
         self.train_metrics = MetricTracker(
             'loss', data=data_loader, skip_non_finite=skips, **measured
         )
-        self.valid_metrics = MetricTracker('loss', data=valid_data_loader, **measured)
-        self.pictures = Pictures(self.settings.pictures or [], data_loader)
+        self.valid_metrics = MetricTracker(
+            'loss', data=valid_data_loader, pictures=self.settings.pictures, **measured
+        )
 
     @property
     def takes_pairs(self) -> bool:
@@ -84,22 +84,16 @@ class Trainer(BaseTrainer):
 
     def _valid_epoch(self, epoch: int) -> dict[str, float]:
         """Averages over the validation data by name; of averaged weights, where a run has them."""
-        self.pictures.reset()
-        batches = self.watched(self.valid_data_loader, self.valid_metrics, self.pictures)
+        batches = self.watched(self.valid_data_loader, self.valid_metrics)
         with self.stepper.tested_weights():
             dist.share_buffers(self.model)
             log = evaluate(
-                self.model,
-                batches,
-                self.criterion,
-                self.valid_metrics,
-                self.stepper.autocast,
-                self.pictures,
+                self.model, batches, self.criterion, self.valid_metrics, self.stepper.autocast
             )
         self.writer.set_step(self.step, 'valid')
         for name, value in log.items():
             self.writer.add_scalar(name, value)
-        for name, figure in self.pictures.draw().items():
+        for name, figure in self.valid_metrics.pictures.draw().items():
             self.writer.add_figure(name, figure)
         if self.settings.log_images:
             self._log_images()
@@ -160,7 +154,6 @@ def evaluate(
     criterion: Callable,
     metrics: MetricTracker,
     autocast: Callable = nullcontext,
-    pictures: Pictures | None = None,
 ) -> dict[str, float]:
     """Averages of loss and metrics over (data, target) batches on the model's device.
 
@@ -173,6 +166,4 @@ def evaluate(
             output = model(data)
             loss = criterion(output, target)
         metrics.measure(loss, output, target)
-        if pictures:
-            pictures.update(output, target)
     return metrics.result()

@@ -11,6 +11,7 @@ import torch
 from armature.batch import NO_BATCH, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.run.plots import Pictures
 from armature.step.loss_share import Reduction, total_and_parts
 
 RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
@@ -32,6 +33,7 @@ class MetricTracker:
     skip_non_finite: leave out values that are nan or infinite, with their samples.
     data: the loader of what is measured; it knows the names of the classes, for vectors with a
     value for each, and may know that no target is ignored.
+    pictures: kinds of armature/run/plots.py; `measure` gathers what `pictures.draw()` needs.
     """
 
     MOST_PENDING = 5000  # values kept before they are read anyway: bounds their memory
@@ -44,18 +46,18 @@ class MetricTracker:
         loss: Any = None,
         skip_non_finite: bool = False,
         data: Any = None,
+        pictures: Iterable[str] | None = None,
     ):
         self.writer = writer
         self.skip_non_finite = skip_non_finite
         self.class_names = getattr(data, 'class_names', None)
+        self.pictures = Pictures(pictures or (), self.class_names)
         self.batch = NO_BATCH  # the one that is due; see dist.in_step
         self._loss, self._reduction = loss, Reduction(loss, data)
-        self._keys = list(dict.fromkeys(keys))
+        self._keys = keys
         self._owners = dict.fromkeys(RESERVED, 'what every run reports') | {
             key: f'the {key} of the trainer' for key in keys
         }
-        for name in getattr(loss, 'names', ()):
-            self._claim(name, f'the part {name} of the loss')
         self._functions, self._stateful = {}, {}
         for index, metric in enumerate(metrics):
             name = getattr(metric, '__name__', type(metric).__name__)
@@ -82,7 +84,7 @@ class MetricTracker:
         # Of each key: total and count since the reset, and since `recent` was last asked.
         self._sums = {key: [0.0, 0, 0.0, 0] for key in self._keys}
         self._pending = []  # (key, value, number of samples), not read yet
-        for metric in self._stateful.values():
+        for metric in (*self._stateful.values(), self.pictures):
             metric.reset()
 
     def measure(self, loss: Any, output: Any, target: Any) -> None:
@@ -103,6 +105,7 @@ class MetricTracker:
             self._add(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
             metric.update(output, target, loss.device)
+        self.pictures.update(output, target)
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number or a tensor with one element."""
@@ -111,14 +114,14 @@ class MetricTracker:
         if self.writer is not None:
             self.writer.add_scalar(key, value)
         if key not in self._sums:
-            known = ', '.join(self._keys) or 'no keys'
-            raise KeyError(f'no metric {key!r} here: this tracker was made for {known}')
-        self._add(key, value, n)
+            known = ', '.join(self._keys)
+            raise KeyError(f'no metric {key!r} here: this tracker was made for: {known}')
+        self._add(key, value, n.reshape(()) if isinstance(n, torch.Tensor) else n)
 
     def _add(self, name: str, value: Any, n: Any) -> None:
         """Keep a value of one batch until somebody asks; several, when it is a vector or a dict."""
         if isinstance(value, torch.Tensor) and value.dim() == 0 and name in self._sums:
-            self._pending.append((name, value.detach(), n))
+            self._pending.append((name, value.detach() if value.requires_grad else value, n))
         else:
             for each, number in numbers(name, value, self.class_names).items():
                 if each not in self._sums:
@@ -175,15 +178,18 @@ class MetricTracker:
             if isinstance(each, torch.Tensor):
                 alike.setdefault((each.dtype, each.device), []).append(place)
         for places in alike.values():
-            values = torch.stack([given[place].reshape(()) for place in places])
+            values = torch.stack([given[place] for place in places])
             for place, value in zip(places, values.tolist()):
                 given[place] = value
         for (key, *_), value, n in zip(self._pending, given[::2], given[1::2]):
             value, n = float(value), float(n)
             # The mean over nothing is nan, and counts for nothing.
             if n and (math.isfinite(value) or not self.skip_non_finite):
-                sums, more = self._sums[key], (value * n, n) * 2
-                self._sums[key] = [total + each for total, each in zip(sums, more)]
+                sums = self._sums[key]
+                sums[0] += value * n
+                sums[1] += n
+                sums[2] += value * n
+                sums[3] += n
         self._pending.clear()
 
     def state_dict(self) -> dict:

@@ -1,11 +1,11 @@
 """Pictures: how a classifier does on data, class by class, drawn by matplotlib."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from armature.batch import NO_BATCH
 from armature.errors import ConfigError
 from armature.processes import dist
 
@@ -19,31 +19,27 @@ READABLE = 20  # classes: with more of them, cells hold no numbers and curves ha
 
 
 class Pictures:
-    """Gathers the outputs of a pass over data and draws `kinds`. Without any it is false.
+    """Gathers the outputs of a pass over data and draws `kinds` of pictures of them.
 
-    Outputs are (batch, classes) scores, targets (batch,) class indices. data: the loader, which
-    may know the names of the classes.
+    Outputs are (batch, classes) scores, targets (batch,) class indices.
     """
 
-    def __init__(self, kinds: list[str], data: Any = None):
+    def __init__(self, kinds: Iterable[str], class_names: list[str] | None = None):
         for kind in kinds:
             if kind not in KINDS:
                 raise ConfigError(
                     f'trainer.pictures: no picture is called {kind!r}: expected some of '
                     f'{", ".join(KINDS)}'
                 )
-        self.kinds = kinds
-        self.class_names = getattr(data, 'class_names', None)
-        self.batch = NO_BATCH  # one that is another process's is left out
+        self.kinds, self.class_names = kinds, class_names
         self.reset()
-
-    def __bool__(self) -> bool:
-        return bool(self.kinds)
 
     def reset(self) -> None:
         self._metrics = {}
 
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        if not self.kinds:
+            return
         shapes = [tuple(getattr(each, 'shape', ())) for each in (output, target)]
         if len(shapes[0]) != 2 or shapes[0][1] < 2 or len(shapes[1]) != 1:
             raise ConfigError(
@@ -59,8 +55,7 @@ class Pictures:
                 metric = make(output.shape[1], validate_args=False, **options).to(output.device)
                 metric.dist_sync_fn = dist.gather_tensors
                 self._metrics[kind] = metric
-            if not self.batch.share.is_padding:
-                self._metrics[kind].update(output.detach().float(), target)
+            self._metrics[kind].update(output.float(), target)
 
     def draw(self) -> dict[str, Any]:
         """Each picture by its name, as a matplotlib Figure; none before the first update."""
