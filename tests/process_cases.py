@@ -293,12 +293,12 @@ def loss_of_three(output, target):
 
 
 def train_micro_batches_that_fit(folder):
-    """All processes find the same size, though one has a sample more to try."""
+    """Each process finds a size of its own."""
     trainer = trainer_of(
         folder, loader_of(batch_size=9), microbatch_size='auto', criterion=loss_of_three
     )
     trainer.train()
-    assert set(dist.gather(trainer.stepper.microbatch_size)) == {3}
+    assert trainer.stepper.microbatch_size in (2, 3)
     return outcome(trainer)
 
 

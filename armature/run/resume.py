@@ -92,7 +92,7 @@ def parts_of(trainer: Any) -> dict[str, Any]:
 def tested_weights_of(trainer: Any) -> dict | None:
     """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
     averages = [part for part in parts_of(trainer).values() if isinstance(part, Average)]
-    return next((each.tested() for each in averages if each.is_of(trainer.model)), None)
+    return next((each.tested() for each in averages if each.model is bare(trainer.model)), None)
 
 
 def _optimizers_of(trainer):

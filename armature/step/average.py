@@ -43,8 +43,8 @@ class Average:
         self.start, self.every = (swa_start, swa_every) if self.is_swa else (1, 1)
         self.n_steps = self.n_averaged = 0
         self._warms_up = True  # a run that the first version began goes on as it began
-        self._model = bare(model)
-        trained = [*self._model.parameters(), *dist.statistics_of(self._model)]
+        self.model = bare(model)
+        trained = [*self.model.parameters(), *dist.statistics_of(self.model)]
         self._live = [each for each in trained if _has_mean(dist.part(each.detach()))]
         self._mine = [each.detach().clone() for each in self._live]
         both = self._mine, self._live
@@ -81,7 +81,7 @@ class Average:
 
     @torch.no_grad()
     def _exchange(self):
-        dist.reshard(self._model)
+        dist.reshard(self.model)
         for mine, live in zip(self._mine, self._live):
             kept = live.clone()
             live.copy_(mine)
@@ -97,12 +97,12 @@ class Average:
             return
         # What else each training batch changes is put back.
         averaged = set(map(id, self._live))
-        others = [each for each in self._model.buffers() if id(each) not in averaged]
+        others = [each for each in self.model.buffers() if id(each) not in averaged]
         with self.in_model(), torch.no_grad():
             kept = [buffer.clone() for buffer in others]
             try:
                 # Each in a tuple, of which torch takes the first part.
-                update_bn(((data,) for data in inputs), self._model)
+                update_bn(((data,) for data in inputs), self.model)
             finally:
                 for buffer, value in zip(others, kept):
                     buffer.copy_(value)
@@ -112,11 +112,8 @@ class Average:
         if not self.n_averaged:
             return None
         mine = {id(live): mine for live, mine in zip(self._live, self._mine)}
-        state = self._model.state_dict(keep_vars=True)
+        state = self.model.state_dict(keep_vars=True)
         return {name: mine.get(id(value), value) for name, value in state.items()}
-
-    def is_of(self, model: nn.Module) -> bool:
-        return self._model is bare(model)
 
     def __str__(self) -> str:
         if self.is_swa:
@@ -137,7 +134,7 @@ class Average:
         self._warms_up = state.get('warms_up', False)
         if self.n_averaged:
             with self.in_model():
-                load_weights(self._model, state['model'], 'the average of the weights')
+                load_weights(self.model, state['model'], 'the average of the weights')
 
 
 def _has_mean(values):

@@ -22,7 +22,7 @@ class MicroBatches:
     """Takes batches apart.
 
     size: samples that go through the model at once; None: the whole batch; 'auto': as many as fit,
-    tried at the first batch and, in a single process, at each one whose samples are larger.
+    tried at the first batch and at each one whose samples are larger.
     loss_of(*part): the loss by `model` and `criterion`, for 'auto' and to keep step with other
     processes.
     """
@@ -59,10 +59,10 @@ class MicroBatches:
         weight = batch.share.weight
         if self._reduction.is_sum:
             weight = float(dist.n_processes() * (not batch.share.is_padding))
-        size = self.size or batch.n_samples or 1
-        n_parts = n_passes = max(1, -(-batch.n_samples // size))
-        if self.size and self._has_equal_passes:
-            n_passes = max(n_parts, -(-batch.share.largest // size))
+        most = max(batch.n_samples, batch.share.largest, 1)
+        size = self.size or most
+        n_parts = max(1, -(-batch.n_samples // size))
+        n_passes = -(-most // size) if self._has_equal_passes else n_parts
         if n_passes == 1:
             return [(content, weight)]
         return self._parts(content, batch, weight, n_parts, n_passes)
@@ -113,18 +113,15 @@ class MicroBatches:
         """Halve the size until a pass forward and backward is possible; leaves no other trace."""
         sizes = []
         map_tensors(lambda tensor: sizes.append(tensor.numel()), content)
-        n_each = sum(sizes) / batch.n_samples
-        # Processes try together, and each has batches of its own.
-        if n_each <= self._n_tried or (self._n_tried and dist.n_processes() > 1):
+        n_each, most = sum(sizes) / batch.n_samples, batch.n_samples
+        if n_each <= self._n_tried:
             return
-        # Of the process that has most samples: all of them are to find the same size.
-        most = max(batch.n_samples, batch.share.largest)
         self._n_tried, size = n_each, min(self.size or most, most)
         modules = [each for each in (self._model, self._criterion) if isinstance(each, nn.Module)]
         kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         before = rng_state(self._device)
-        dist.share_gradients(self._model, wanted=False)  # another may have memory for more
-        while any(dist.gather(failure := self._failure(content, batch, size))):
+        dist.share_gradients(self._model, wanted=False)  # each process finds a size of its own
+        while failure := self._failure(content, batch, size):
             if self._device.type != 'cpu':  # torch.accelerator.empty_cache knows no MPS
                 torch.get_device_module(self._device).empty_cache()
             if size == 1:
