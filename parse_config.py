@@ -149,7 +149,7 @@ class ConfigParser:
     def _make_folders(self) -> tuple[str, Path, Path]:
         from logger import setup_logging
 
-        save_dir = run_folder(self._runs, self.run_id, self._continues)
+        save_dir = run_folder(self._runs, self.run_id, self._continues, self.resume)
         log_dir = self._saved / 'log' / self.name / save_dir.name
         log_dir.mkdir(parents=True, exist_ok=True)
         # A run that goes on gets its changed config when it has been let in: BaseTrainer.train.

@@ -96,7 +96,7 @@ class BaseTrainer(ABC):
         self._monitor = Monitor(self.settings.monitor, self.settings.early_stop)
         self._stop = StopRequest(self.settings.max_minutes)
         self._folder = RunFolder(config.save_dir)
-        self._saver = Saver.from_config(config, self.settings, self.logger)
+        self._saver = Saver(config.save_dir, self.settings, config.get('distributed'))
         self._epoch = None  # what belongs to the one in progress
         self._resume = Resume(self)
         if config.resume is not None:
@@ -120,7 +120,6 @@ class BaseTrainer(ABC):
         """
         try:
             with self._folder.training(), self._stop.listening():
-                dist.on_main(self._saver.set_aside)
                 self._resume.restore_parts()
                 self._resume.data_now()
                 check_first_step(self)
@@ -145,6 +144,7 @@ class BaseTrainer(ABC):
     def _begin_record(self):
         """Say in the run's folder what is about to be trained there."""
         config, resumed = as_read(self.config), self.config.resume
+        self._saver.bring_best()
         self._folder.begin(
             config,
             self._resume.rows,

@@ -23,7 +23,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -33,8 +32,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.distributed.tensor import Shard
 
 from armature.checkpoint import files as checkpoint
+from armature.config.keys import settings_of
 from armature.errors import CheckpointError, UserError
 from armature.run.folder import RunFolder, claim
 
@@ -162,6 +163,21 @@ def small_state(epoch: int = 1) -> dict:
             'made_by': {'torch': '2.15'},
         }
     )
+
+
+def saver_in(run: Path, is_sharded: bool = False, **settings) -> checkpoint.Saver:
+    """The Saver of a run with these settings; sharded, in this one process."""
+    saver = checkpoint.Saver(run, settings_of(settings))
+    saver.is_sharded = is_sharded
+    return saver
+
+
+def state_in_rows(epoch: int) -> dict:
+    """`small_state` whose weights say that the processes, one here, share their rows."""
+    state = small_state(epoch)
+    for tensor in state['state_dict'].values():
+        tensor.placements = [Shard(0)]
+    return state
 
 
 # Damaged files
@@ -659,44 +675,44 @@ def prune_crashes(n: int, folder: Path) -> Result:
     def check(run: Path) -> str:
         found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
         kept = {'model_best.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'}
-        checkpoint.prune(checkpoint.numbered(run), keep=2)
+        checkpoint.prune(run, keep=2)
         left = {path.name for path in run.iterdir()}
         if not kept <= found.keys() or left != kept:
             return f'broken: {sorted(found)} {sorted(left)}'
         return f'{len(found)} files'
 
-    return _crashes(
-        n, folder, prepare, lambda run: checkpoint.prune(checkpoint.numbered(run), keep=2), check
-    )
+    return _crashes(n, folder, prepare, lambda run: checkpoint.prune(run, keep=2), check)
 
 
 def going_back_crashes(n: int, folder: Path) -> Result:
-    """Killed at any system call of going back: no checkpoint is lost, and going back again
-    works."""
-    names = {f'checkpoint-epoch{epoch}.pth' for epoch in range(1, 5)}
-    names |= {checkpoint.LAST, checkpoint.BEST}
+    """Killed at any system call of going back: what was there is untouched, the new run holds
+    only whole files, and going back again works."""
 
     def prepare(run: Path) -> None:
-        saver = checkpoint.Saver(run, logging.getLogger('faults'))
+        saver = saver_in(run)
         for epoch in range(1, 5):
-            best = [checkpoint.BEST] * (epoch == 3)
+            best = [checkpoint.BEST] * (epoch == 2)
             saver.write(
                 small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth', *best]
             )
+        for number in (1, 2):
+            (run / f'new{number}').mkdir()
 
-    def go_back(run: Path) -> None:
-        path = run / 'checkpoint-epoch2.pth'
-        saver = checkpoint.Saver(run, logging.getLogger('faults'))
+    def go_back(run: Path, new: str = 'new1') -> None:
+        path = run / 'checkpoint-epoch3.pth'
+        saver = saver_in(run / new)
         saver.go_on_from(checkpoint.load(path), path)
-        saver.set_aside()
+        saver.bring_best()
+        saver.write(small_state(4), [checkpoint.LAST])
 
     def check(run: Path) -> str:
-        heads = [path for path in run.rglob('*.pth') if path.name != checkpoint.WEIGHTS]
-        found = {path.name: checkpoint.load(path)['epoch'] for path in heads}
-        go_back(run)
-        left = {path.name for path in run.glob('*.pth')}
-        whole = left == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth'} and names <= found.keys()
-        return f'{len(found)} files' if whole else f'broken: {sorted(found)} {sorted(left)}'
+        old = [checkpoint.load(path).get('epoch') for path in run.glob('*.pth')]
+        new = {path.name: checkpoint.load(path) for path in (run / 'new1').glob('*.pth')}
+        go_back(run, 'new2')
+        again = {path.name for path in (run / 'new2').glob('*.pth')}
+        if len(old) != 7 or again != {checkpoint.LAST, checkpoint.BEST, checkpoint.WEIGHTS}:
+            return f'broken: {old} {sorted(new)} {sorted(again)}'
+        return f'{3 + len(new)} files'
 
     return _crashes(n, folder, prepare, go_back, check)
 
@@ -704,13 +720,10 @@ def going_back_crashes(n: int, folder: Path) -> Result:
 def sharded_crashes(n: int, folder: Path) -> Result:
     """Killed at any system call of a sharded save and its prune: every head has all of its
     parts."""
-    from armature.checkpoint import sharded  # noqa: F401 (before the forks)
 
-    def write(run: Path, *epochs: int) -> None:
-        saver = checkpoint.Saver(run, logging.getLogger('faults'), is_sharded=True)
-        for epoch in epochs:
-            saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
-            checkpoint.prune(checkpoint.numbered(run), keep=1)
+    def write(run: Path, epoch: int) -> None:
+        saver = saver_in(run, is_sharded=True, keep_last=1)
+        saver.write(state_in_rows(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
 
     def check(run: Path) -> str:
         states = [checkpoint.load(path) for path in run.glob('*.pth')]
@@ -724,15 +737,11 @@ def sharded_crashes(n: int, folder: Path) -> Result:
             return f'broken: {right} {n_folders} folders'
         return 'new' if newest == 2 else 'old'
 
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that a single process writes them
-        return _crashes(n, folder, lambda run: write(run, 1), lambda run: write(run, 2), check)
+    return _crashes(n, folder, lambda run: write(run, 1), lambda run: write(run, 2), check)
 
 
 def parts(n: int, folder: Path) -> Result:
     """A sharded checkpoint whose parts are damaged or missing is refused, and passed over."""
-    from armature.checkpoint import sharded  # noqa: F401
-
     rng, outcomes = random.Random(2), {}
 
     def damaged(path: Path) -> None:
@@ -742,7 +751,7 @@ def parts(n: int, folder: Path) -> Result:
 
     def unlisted(path: Path) -> None:
         head = checkpoint.load_head(run / checkpoint.LAST)
-        del head['shards']['files'][path.name]
+        head['shards']['n_parts'] -= 1
         path.unlink()
         checkpoint.save(head, run / checkpoint.LAST)
 
@@ -750,11 +759,9 @@ def parts(n: int, folder: Path) -> Result:
     for trial, damage in zip(range(n), kinds):
         run = folder / str(trial)
         run.mkdir()
-        saver = checkpoint.Saver(run, logging.getLogger('faults'), is_sharded=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            saver.write(small_state(1), ['checkpoint-epoch1.pth'])
-            saver.write(small_state(2), [checkpoint.LAST])
+        saver = saver_in(run, is_sharded=True)
+        saver.write(state_in_rows(1), ['checkpoint-epoch1.pth'])
+        saver.write(state_in_rows(2), [checkpoint.LAST])
         place = run / checkpoint.load_head(run / checkpoint.LAST)['shards']['folder']
         victim = rng.choice(sorted(place.iterdir()))
         damage(victim)
@@ -781,7 +788,7 @@ def full_disks(n: int, folder: Path) -> Result:
                 run_folder.begin({'name': 'after'}, [{'epoch': 1, 'loss': 0.5}], command=['x' * 99])
                 for epoch in range(2, 40):
                     run_folder.add_row({'epoch': epoch, 'loss': 0.5})
-                saver = checkpoint.Saver(run, logging.getLogger('faults'), stops=False)
+                saver = saver_in(run, on_save_error='warn')
                 saved = saver.write(small_state(2), [checkpoint.LAST])
                 run_folder.note(last={'epoch': 2})
             outcome = 'saved' if saved else 'warned'

@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import shutil
-import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -83,10 +82,6 @@ def test_a_schedulers_state_comes_back_equal(tmp_path, make):
     assert same(checkpoint.load(tmp_path / 'a.pth')['parts']['scheduler'], scheduler.state_dict())
 
 
-class HasConfig:
-    config = {'name': 'x', 'at': Path('a/b')}
-
-
 @pytest.mark.parametrize(
     'value, plain',
     [
@@ -96,7 +91,6 @@ class HasConfig:
         (np.str_('x'), 'x'),
         (Path('a/b'), 'a/b'),
         (OrderedDict(a=np.float32(1)), {'a': 1.0}),
-        (HasConfig(), {'name': 'x', 'at': 'a/b'}),
         ({1: (2, [3])}, {1: (2, [3])}),
         ({1, 2}, {1, 2}),
         (Counter('aab'), Counter('aab')),
@@ -198,7 +192,7 @@ def test_a_prune_that_is_killed_leaves_what_is_to_stay(tmp_path):
     assert_held(faults.prune_crashes(10, tmp_path))
 
 
-def test_going_back_that_is_killed_loses_no_checkpoint(tmp_path):
+def test_going_back_that_is_killed_leaves_what_was_there(tmp_path):
     assert_held(faults.going_back_crashes(10, tmp_path))
 
 
@@ -442,8 +436,7 @@ def test_when_all_are_damaged_or_none_is_there_it_is_one_error(run):
 def test_the_newest_run_is_the_one_begun_last(tmp_path):
     for age, name in enumerate(('20260101_000000', '20251231_235959_9', 'my_run')):
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').touch()
-        os.utime(tmp_path / name / 'config.json', (1e9 - age, 1e9 - age))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     (tmp_path / 'notes.txt').touch()
     assert checkpoint.newest_run(tmp_path).name == '20260101_000000'
     assert checkpoint.newest_run(tmp_path / 'absent') is None
@@ -456,7 +449,7 @@ def test_the_newest_run_is_the_one_begun_last(tmp_path):
 
 
 def test_prune_keeps_the_newest_and_the_best(run):
-    checkpoint.prune(checkpoint.numbered(run), keep=1)
+    checkpoint.prune(run, keep=1)
     assert {path.name for path in run.glob('*.pth')} == {
         'checkpoint-last.pth',
         'checkpoint-epoch3.pth',
@@ -467,19 +460,16 @@ def test_prune_keeps_the_newest_and_the_best(run):
 def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
     flip(run / 'checkpoint-epoch3.pth')
     before = files(run)
-    checkpoint.prune(checkpoint.numbered(run), keep=1)
+    checkpoint.prune(run, keep=1)
     assert files(run) == before
-    checkpoint.prune(checkpoint.numbered(run), keep=2)
+    checkpoint.prune(run, keep=2)
     assert not (run / 'checkpoint-epoch1.pth').exists() and (run / 'checkpoint-epoch2.pth').exists()
 
 
-def test_saving_looks_into_a_folder_of_many_files_only_once(tmp_path, monkeypatch):
-    looked, glob = [], Path.glob
-    monkeypatch.setattr(Path, 'glob', lambda *args: looked.append(args) or glob(*args))
-    saver = checkpoint.Saver(tmp_path, logging.getLogger(), keep_last=2)
+def test_a_saver_keeps_the_numbered_files_that_it_is_to_keep(tmp_path):
+    saver = faults.saver_in(tmp_path, keep_last=2)
     for epoch in range(1, 6):
         saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
-    assert len(looked) == 2
     assert names_in(tmp_path) == {
         'checkpoint-last.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'
     }  # fmt: skip
@@ -491,18 +481,22 @@ def test_saving_looks_into_a_folder_of_many_files_only_once(tmp_path, monkeypatc
 @pytest.fixture
 def line(tmp_path):
     """Five epochs, numbered by their Saver; the first and the fourth were the best so far."""
-    saver = checkpoint.Saver(tmp_path, logging.getLogger())
+    folder = tmp_path / 'line'
+    folder.mkdir()
+    saver = faults.saver_in(folder)
     for epoch in range(1, 6):
         best = [checkpoint.BEST] * (epoch in (1, 4))
         names = [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth', *best]
         assert saver.write(small_state(epoch), names)
-    return tmp_path
+    return folder
 
 
-def go_back_to(path):
-    saver = checkpoint.Saver(path.parent, logging.getLogger('tests'))
+def go_on_in(folder, path):
+    """A Saver in `folder` of a run that goes on from the checkpoint `path`."""
+    folder.mkdir(exist_ok=True)
+    saver = faults.saver_in(folder)
     saver.go_on_from(checkpoint.load(path), path)
-    saver.set_aside()
+    saver.bring_best()
     return saver
 
 
@@ -511,19 +505,12 @@ def names_in(folder):
 
 
 def test_weights_alone_are_those_of_the_best(line):
-    def weights():
-        plain = torch.load(line / 'weights.pth', weights_only=True)
-        return first_difference(plain, checkpoint.load(line / 'model_best.pth')['state_dict'])
-
-    assert weights() == ''
-    saver = go_back_to(line / 'checkpoint-epoch2.pth')
-    assert not (line / 'weights.pth').exists() and (line / 'set-aside-1/weights.pth').exists()
-    saver.write(small_state(3) | {'finished': True}, [checkpoint.LAST])
-    assert weights() == ''
+    plain = torch.load(line / 'weights.pth', weights_only=True)
+    assert not first_difference(plain, checkpoint.load(line / 'model_best.pth')['state_dict'])
 
 
 def test_weights_alone_are_the_last_where_nothing_is_monitored(tmp_path):
-    saver = checkpoint.Saver(tmp_path, logging.getLogger())
+    saver = faults.saver_in(tmp_path)
     for epoch in (1, 2):
         saver.write(small_state(epoch), [checkpoint.LAST])
         assert not (tmp_path / 'weights.pth').exists()
@@ -546,85 +533,59 @@ def test_a_test_takes_the_best_of_a_run_where_it_is_whole(run, caplog):
     assert 'model_best.pth is damaged: falling back on' in caplog.text
 
 
-def test_going_back_leaves_one_line_of_files_and_loses_none(line, caplog):
-    caplog.set_level(logging.INFO)
-    saver = go_back_to(line / 'checkpoint-epoch2.pth')
-    assert names_in(line) == {'checkpoint-epoch1.pth', 'checkpoint-epoch2.pth', 'model_best.pth'}
-    assert checkpoint.load(line / 'model_best.pth')['epoch'] == 1  # the best of this line
-    aside = line / 'set-aside-1'
-    assert names_in(aside) == {
-        *(f'checkpoint-epoch{epoch}.pth' for epoch in (3, 4, 5)),
-        'checkpoint-last.pth',
-        'model_best.pth',
-    }
-    assert checkpoint.load(checkpoint.find(str(aside)))['epoch'] == 5
-    assert len(caplog.records) == 1 and 'set-aside-1' in caplog.text
-    saver.write(small_state(3), [checkpoint.LAST, 'checkpoint-epoch3.pth'])
-    checkpoint.prune(checkpoint.numbered(line), keep=2)
-    assert names_in(line) >= {'checkpoint-epoch2.pth', 'checkpoint-epoch3.pth'}
-    flip(line / 'checkpoint-last.pth')
-    flip(line / 'checkpoint-epoch3.pth')
-    assert checkpoint.find(str(line)).name == 'checkpoint-epoch2.pth'
+def test_a_checkpoint_is_behind_when_one_that_is_whole_is_ahead_of_it(line):
+    epochs = [line / f'checkpoint-epoch{epoch}.pth' for epoch in range(1, 6)]
+    last, best = line / 'checkpoint-last.pth', line / 'model_best.pth'
+    assert [checkpoint.is_behind(path) for path in (last, *epochs[3:], best)] == [
+        False, True, False, True
+    ]  # fmt: skip
+    flip(last)
+    flip(epochs[4])
+    assert [checkpoint.is_behind(path) for path in (last, *epochs[2:], best)] == [
+        False, True, False, False, False
+    ]  # fmt: skip
 
 
-def test_going_on_from_the_newest_moves_nothing(line):
+def test_going_on_in_the_same_folder_goes_on_with_its_line(line):
     before = files(line)
-    saver = go_back_to(line / 'checkpoint-last.pth')
-    assert files(line) == before and saver.line['best'] == [4, 40]
+    saver = go_on_in(line, line / 'checkpoint-last.pth')
+    assert files(line) == before and saver.line == {'best': [4, 40], 'parent': None}
 
 
-def test_going_back_to_the_best_sets_aside_what_came_after_it(line):
-    go_back_to(line / 'model_best.pth')
-    assert names_in(line) == {
-        *(f'checkpoint-epoch{epoch}.pth' for epoch in (1, 2, 3, 4)),
-        'model_best.pth',
-    }
+@pytest.mark.parametrize('epoch, best', [(5, 4), (4, 4), (2, 1)])
+def test_a_new_folder_names_its_parent_and_gets_the_best_of_the_line(line, tmp_path, epoch, best):
+    before = files(line)
+    parent = line / f'checkpoint-epoch{epoch}.pth'
+    saver = go_on_in(tmp_path / 'new', parent)
+    assert checkpoint.load(tmp_path / 'new' / checkpoint.BEST)['epoch'] == best
+    plain = torch.load(tmp_path / 'new' / 'weights.pth', weights_only=True)
+    assert not first_difference(plain, small_state(best)['state_dict'])
+    saver.write(small_state(epoch + 1), [checkpoint.LAST])
+    run = checkpoint.load(tmp_path / 'new' / checkpoint.LAST)['run']
+    assert run == {'best': [best, 10 * best], 'parent': str(parent)}
+    assert files(line) == before
 
 
-def test_going_back_twice_keeps_both_lines(line):
-    go_back_to(line / 'checkpoint-epoch4.pth').write(small_state(5), [checkpoint.LAST])
-    go_back_to(line / 'checkpoint-epoch1.pth')
-    assert names_in(line) == {'checkpoint-epoch1.pth', 'model_best.pth'}
-    assert names_in(line / 'set-aside-1') >= {'checkpoint-epoch5.pth'}
-    assert names_in(line / 'set-aside-2') >= {'checkpoint-epoch3.pth', 'checkpoint-last.pth'}
+def test_a_best_that_is_not_there_any_more_is_said(line, tmp_path, caplog):
+    flip(line / 'checkpoint-epoch1.pth')  # model_best.pth is that of epoch 4
+    saver = go_on_in(tmp_path / 'new', line / 'checkpoint-epoch2.pth')
+    assert not names_in(tmp_path / 'new') and saver.line['best'] is None
+    assert 'that of epoch 1' in caplog.text
 
 
-def test_a_damaged_file_is_set_aside_too(line):
-    flip(line / 'checkpoint-epoch5.pth')
-    flip(line / 'checkpoint-last.pth')
-    go_back_to(line / 'checkpoint-epoch4.pth')
-    assert names_in(line / 'set-aside-1') == {'checkpoint-epoch5.pth', 'checkpoint-last.pth'}
-    assert checkpoint.find(str(line)).name == 'checkpoint-epoch4.pth'
+def test_a_sharded_best_comes_along_with_its_parts(tmp_path):
+    (tmp_path / 'line').mkdir()
+    saver = faults.saver_in(tmp_path / 'line', is_sharded=True)
+    saver.write(faults.state_in_rows(1), ['checkpoint-epoch1.pth', checkpoint.BEST])
+    saver.write(faults.state_in_rows(2), [checkpoint.LAST, checkpoint.BEST])
+    go_on_in(tmp_path / 'new', tmp_path / 'line' / 'checkpoint-epoch1.pth')
+    best = checkpoint.load(tmp_path / 'new' / checkpoint.BEST)
+    assert same(best['state_dict'], small_state(1)['state_dict'])
 
 
-def test_going_back_takes_the_parts_of_sharded_checkpoints_along(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that a single process writes them
-        saver = checkpoint.Saver(tmp_path, logging.getLogger(), is_sharded=True)
-        for epoch in (1, 2, 3):
-            saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
-    go_back_to(tmp_path / 'checkpoint-epoch1.pth')
-    aside = tmp_path / 'set-aside-1'
-    assert checkpoint.load(checkpoint.find(str(aside)))['epoch'] == 3
-    assert checkpoint.load(checkpoint.find(str(tmp_path)))['epoch'] == 1
-    assert len(list(aside.glob('shards-*'))) == 2 and len(list(tmp_path.glob('shards-*'))) == 1
-
-
-def test_files_of_the_first_version_are_set_aside_by_their_epoch(run):
-    go_back_to(run / 'checkpoint-epoch1.pth')
-    assert names_in(run) == {'checkpoint-epoch1.pth'}
-
-
-def test_a_run_that_goes_on_elsewhere_names_its_parent(line, tmp_path):
-    (tmp_path / 'other').mkdir()
-    saver = checkpoint.Saver(tmp_path / 'other', logging.getLogger())
-    before = checkpoint.load(line / 'checkpoint-epoch3.pth')
-    saver.go_on_from(before, line / 'checkpoint-epoch3.pth')
-    saver.set_aside()
-    saver.write(small_state(4), [checkpoint.LAST])
-    run = checkpoint.load(tmp_path / 'other' / checkpoint.LAST)['run']
-    assert run == {'best': None, 'parent': str(line / 'checkpoint-epoch3.pth')}
-    assert before['run']['parent'] is None and len(names_in(line)) == 7
+def test_a_run_of_the_first_version_brings_no_best(run, tmp_path):
+    go_on_in(tmp_path / 'new', run / 'checkpoint-epoch1.pth')
+    assert not names_in(tmp_path / 'new')
 
 
 # Converting

@@ -7,16 +7,16 @@ import io
 import json
 import math
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from armature.checkpoint import files as checkpoint
-from armature.checkpoint import sharded
+from armature.compare import first_difference
 from armature.errors import CheckpointError
 from tests import warm
 from tests.conftest import ROOT
@@ -273,7 +273,7 @@ def test_sharded_checkpoint_is_a_whole_one_in_a_single_process(results, sharded_
 )
 def test_missing_or_damaged_part_is_named_and_passed_over(sharded_run, damage, caplog):
     folder = parts_of_last(sharded_run)
-    part = sorted(folder.glob('__*'))[-1]
+    part = sorted(folder.glob('rank*.pth'))[-1]
     damage(part)
     with pytest.raises(CheckpointError, match=f'{part.name} is (missing|damaged)'):
         checkpoint.load(sharded_run / 'checkpoint-last.pth')
@@ -283,38 +283,31 @@ def test_missing_or_damaged_part_is_named_and_passed_over(sharded_run, damage, c
     )
 
 
-@pytest.mark.parametrize('module', ['pathlib', 'pathlib._local'])
-@pytest.mark.parametrize('name', ['PosixPath', 'WindowsPath'])
-def test_parts_of_any_python_and_system_are_read(module, name):
-    pickled = f'c{module}\n{name}\n(Vsaved\ntR.'.encode()  # name('saved')
-    assert str(sharded._Unpickler(io.BytesIO(pickled)).load()) == 'saved'
-
-
 def test_parts_run_no_code(sharded_run, tmp_path):
     class Evil:
         def __reduce__(self):
             return Path.touch, (tmp_path / 'it ran',)
 
-    folder, head = (
-        parts_of_last(sharded_run),
-        checkpoint.load_head(sharded_run / 'checkpoint-last.pth'),
-    )
-    (folder / '.metadata').write_bytes(pickle.dumps(Evil()))
-    head['shards']['files']['.metadata'] = sharded._sha256(
-        folder / '.metadata'
-    )  # whoever writes it can say so
-    checkpoint.save(head, sharded_run / 'checkpoint-last.pth')
-    with pytest.raises(CheckpointError, match=rf'names {Path.__module__}\.Path\.touch'):
+    # Whoever writes a part can write its digest, too.
+    evil = io.BytesIO()
+    torch.save({'format': 2, 'state_dict': {}, 'parts': Evil()}, evil)
+    checkpoint.add_digest(evil)
+    (parts_of_last(sharded_run) / 'rank0.pth').write_bytes(evil.getvalue())
+    with pytest.raises(CheckpointError, match='it asks to run'):
         checkpoint.load(sharded_run / 'checkpoint-last.pth')
     assert not (tmp_path / 'it ran').exists()
 
 
-def test_head_cannot_name_parts_elsewhere(sharded_run):
+@pytest.mark.parametrize('shards', [{'folder': '../run'}, {'n_parts': 0}, {'n_parts': 10**9}])
+def test_head_cannot_name_parts_elsewhere_or_any_number_of_them(sharded_run, shards):
     head = checkpoint.load_head(sharded_run / 'checkpoint-last.pth')
-    for shards in (
-        {**head['shards'], 'folder': '../run'},
-        {**head['shards'], 'files': {'../config.json': ''}},
-    ):
-        checkpoint.save({**head, 'shards': shards}, sharded_run / 'checkpoint-last.pth')
-        with pytest.raises(CheckpointError, match='is missing|as the folder of its parts'):
-            checkpoint.load(sharded_run / 'checkpoint-last.pth')
+    changed = {**head, 'shards': head['shards'] | shards}
+    checkpoint.save(changed, sharded_run / 'checkpoint-last.pth')
+    with pytest.raises(CheckpointError, match='in no form that is read here'):
+        checkpoint.load(sharded_run / 'checkpoint-last.pth')
+
+
+def test_whole_checkpoint_can_be_made_of_a_sharded_one(sharded_run, tmp_path):
+    state = checkpoint.load(sharded_run / 'checkpoint-last.pth')
+    checkpoint.save(state, tmp_path / 'whole.pth')
+    assert first_difference(checkpoint.load(tmp_path / 'whole.pth'), state) == ''

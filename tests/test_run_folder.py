@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from armature import record as record_module
-from armature.checkpoint.files import load, newest_run
+from armature.checkpoint.files import load, newest_run, save
 from armature.errors import ConfigError, UserError
 from armature.record import read_table, values_of
 from armature.run import folder as folder_module
@@ -60,9 +60,24 @@ def test_a_run_of_the_first_version_is_older_than_one_begun_today(tmp_path):
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, caplog):
     run = claim(tmp_path / 'models', 'one')
     (run / 'config.json').write_text('{}')
-    assert run_folder(tmp_path / 'models', None, run) == run and not caplog.records
-    other = run_folder(tmp_path / 'others', None, run)
+    assert run_folder(tmp_path / 'models', None, run, None) == run and not caplog.records
+    other = run_folder(tmp_path / 'others', None, run, None)
     assert other != run and f'{run} is no run in' in caplog.text and str(other) in caplog.text
+
+
+def test_a_run_that_goes_back_goes_on_elsewhere(tmp_path, caplog):
+    run = claim(tmp_path, 'one')
+    (run / 'config.json').write_text('{}')
+    first, last = run / 'checkpoint-epoch1.pth', run / 'checkpoint-last.pth'
+    save({'state_dict': {}, 'epoch': 1}, first)
+    save({'state_dict': {}, 'epoch': 2}, last)
+    assert run_folder(tmp_path, None, run, last) == run and not caplog.records
+    other = run_folder(tmp_path, None, run, first)
+    assert other.parent == tmp_path and other != run
+    assert f'{first} is not the newest of its run: the run goes on in {other}' in caplog.text
+    # torchrun starts a job again that has gone on in the new folder from there.
+    (other / 'config.json').write_text('{}')
+    assert run_folder(tmp_path, None, other, first) == other
 
 
 # Who may train there

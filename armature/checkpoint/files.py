@@ -7,38 +7,38 @@ lost in a copy. The first version kept it beside it, in NAME.pth.sha256, which i
 
 import hashlib
 import io
+import itertools
 import logging
 import math
+import mmap
 import os
 import pickle
+import secrets
 import shutil
-import struct
 import time
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 
-from armature.checkpoint import old, packed
+from armature.checkpoint import old, packed, sharded
+from armature.checkpoint.plain import to_plain
 from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
-from armature.record import CONFIG, RECORD, read_object
+from armature.record import RECORD, read_object
 
 FORMAT = 2
-FORMATS = (1, 2)  # those that are read; 1 is the first version's
+FORMATS = (1, FORMAT)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 WEIGHTS = 'weights.pth'  # the tested weights alone
 CONTENT = {
-    int: ('format', 'epoch', 'step', 'samples', 'seed'),
-    (int, float): ('monitor_best',),
+    int: ('format', 'epoch', 'step', 'samples'),
+    (int, float): ('monitor_best', 'seed'),
     str: ('arch',),
     list: ('history', 'rng_of_others'),
     dict: (
@@ -46,12 +46,13 @@ CONTENT = {
         'made_by', 'shards', 'run',
     ),
 }  # fmt: skip
-LEAVES = {bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size}
 DIGEST_PREFIX = b'sha256:'
 DIGEST_BYTES = len(DIGEST_PREFIX) + 64  # the comment at the end of every file that we write
+ZIP = b'PK\3\4'  # begins a zip archive
 END_RECORD = b'PK\x05\x06'  # begins a zip archive's last record
 END_RECORD_BYTES = 22  # its size without a comment
 FOLDER = 0x10  # the attribute of a record that is a folder under DOS
+MAX_PARTS = 2**16
 MAX_PICKLE_BYTES = 32 * 2**20  # an empty list is one byte in a pickle and a hundred in memory
 REPLACE_S = 1.0  # how long a file may be open elsewhere before replacing it counts as failed
 logger = logging.getLogger(__name__)
@@ -60,14 +61,14 @@ logger = logging.getLogger(__name__)
 # Writing
 
 
-def save(state: dict, path: Path, *also: Path) -> None:
-    """Write `state` (brought to plain data here) to `path`, and under the names `also` beside it.
+def save(state: dict, *paths: Path) -> None:
+    """Write `state` (brought to plain data here) under each of these names, in one folder.
 
     The names share one file where the file system can: replace a checkpoint, do not write into it.
     Raises CheckpointError when it cannot be written; what was there before is then still there,
     and nothing else.
     """
-    _save({'format': FORMAT, **to_plain(state)}, [Path(each) for each in (path, *also)])
+    _save({'format': FORMAT, **to_plain(state)}, paths)
 
 
 def save_weights(state: dict, path: Path) -> None:
@@ -79,15 +80,12 @@ def save_weights(state: dict, path: Path) -> None:
     )
 
 
-def _save(state: dict, paths: list[Path]) -> None:
+def _save(state, paths):
     # Serialise to memory first: a full disk is then an honest OSError while we write bytes. Inside
     # torch.save it would be a confusing complaint about positions in an archive.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    try:
-        _pickle_in(buffer)  # what load() would not take is not written in the first place
-    except ValueError as error:
-        raise CheckpointError(f'the state cannot be saved: {error}') from error
+    _pickle_in(buffer)  # what load() would not take is not written in the first place
     add_digest(buffer)
     try:
         with buffer.getbuffer() as content:
@@ -105,10 +103,8 @@ def add_digest(buffer: io.BytesIO) -> None:
 
     torch.load reads such a file like any other, also with mmap.
     """
-    buffer.seek(-END_RECORD_BYTES, io.SEEK_END)
-    assert buffer.read(4) == END_RECORD, 'torch.save writes no comment'
     buffer.seek(-2, io.SEEK_END)
-    buffer.write(struct.pack('<H', DIGEST_BYTES))  # the length of the comment
+    buffer.write(DIGEST_BYTES.to_bytes(2, 'little'))  # the length of the comment
     with buffer.getbuffer() as body:
         digest = hashlib.sha256(body).hexdigest()
     buffer.write(DIGEST_PREFIX + digest.encode())
@@ -128,7 +124,7 @@ def _write_all(paths, content):
         for each, path in zip(unfinished, paths):
             replace(each, path)  # readers see the old file or the new one, never half of one
         sync_folder(paths[0].parent)  # the renames themselves survive a power cut
-        for path in paths:  # the first version's, of the file that was there before
+        for path in paths:  # of a file of the first version that was there before
             _sidecar(path).unlink(missing_ok=True)
     finally:
         for each in unfinished:
@@ -185,82 +181,37 @@ def _sidecar(path):
     return path.with_name(f'{path.name}.sha256')
 
 
-def to_plain(value: Any, where: str = '', depth: int = 0) -> Any:
-    """A copy of `value` in tensors, dicts, lists, tuples, sets, strings and numbers.
-
-    numpy's numbers and arrays become numbers and tensors, a Path a string, an OrderedDict a dict,
-    and an object with a dict `config` (ConfigParser) that dict. A tensor that shows a part of a
-    bigger one leaves the rest behind. A CheckpointError names what is none of these.
-    """
-    kind = type(value)
-    if kind in LEAVES:
-        return value
-    if depth > old.MAX_DEPTH:
-        raise CheckpointError(
-            f'the state cannot be saved: {where[:60]}... is nested too deeply, or contains itself'
-        )
-
-    def inner(each, name):
-        return to_plain(each, f'{where}.{name}'.lstrip('.'), depth + 1)
-
-    if kind in (torch.Tensor, torch.nn.Parameter):
-        value = value.detach()
-        if value.layout == torch.sparse_coo:
-            return value
-        if value.layout == torch.strided:
-            is_whole = value.nbytes == value.untyped_storage().nbytes()
-            return value if is_whole else value.clone()
-    elif isinstance(value, dict):
-        plain = {inner(key, 'key'): inner(each, key) for key, each in value.items()}
-        return Counter(plain) if kind is Counter else plain
-    elif kind in (list, tuple, set):
-        return kind([inner(each, index) for index, each in enumerate(value)])
-    elif isinstance(value, np.generic) and type(value.item()) in LEAVES:
-        return value.item()
-    elif isinstance(value, np.ndarray) and value.dtype.isnative:
-        with suppress(TypeError):  # of something else than numbers
-            return torch.from_numpy(value.copy())
-    elif isinstance(value, Path):
-        return str(value)
-    elif isinstance(getattr(value, 'config', None), dict):
-        return to_plain(value.config, where, depth + 1)
-    raise CheckpointError(
-        f'the state cannot be saved: {where or "it"} is a {kind.__module__}.{kind.__qualname__}; '
-        'keep numbers, strings, tensors, lists or dicts there'
-    )
-
-
 # Reading
 
 
-def load(
-    path: Path, model: torch.nn.Module | None = None, optimizer: torch.optim.Optimizer | None = None
-) -> dict:
+def load(path: Path, model: torch.nn.Module | None = None) -> dict:
     """The checkpoint in `path`, verified, on the CPU; no code that it holds is run.
 
-    model, optimizer: what a sharded checkpoint is read for, in all processes together. Raises
-    CheckpointError, whatever is wrong with the file.
+    model: what a sharded checkpoint is read for, in all processes together. Raises CheckpointError,
+    whatever is wrong with the file.
     """
-    path, head = Path(path), load_head(path)
-    if not head.get('shards'):
-        return head
-    from armature.checkpoint import sharded  # torch's own part takes a while to import
-
-    with _saying_what_is_wrong(path):
-        return sharded.read(head, path.parent, model, optimizer)
-
-
-def load_head(path: Path) -> dict:
-    """As `load`, of a sharded checkpoint everything but the tensors of model and optimizer."""
     path = Path(path)
     with _saying_what_is_wrong(path):
-        if path.suffix == '.safetensors':
-            return _checked(packed.read(path))
-        with path.open('rb') as file:
-            verified = is_whole(file, path)
-            if verified is False:
-                raise ValueError('it is damaged: its content is not what was written')
-            return _checked(_read(file, verified))
+        state = _read(path)
+        if state.get('shards'):
+            files = _verified_parts(state, path, in_all=model is not None)
+            # Looked at one tensor at a time: all of them together may not fit into memory.
+            parts = [_read(file, is_verified=True, is_lazy=True)['state_dict'] for file in files]
+            state = _checked(sharded.joined(state, parts, model))
+        return state
+
+
+def load_head(path: Path, with_parts: bool = False) -> dict:
+    """As `load`, of a sharded checkpoint everything but the tensors of model and optimizer.
+
+    The tensors stay in the file until they are looked at. with_parts: verify its parts, too.
+    """
+    path = Path(path)
+    with _saying_what_is_wrong(path):
+        head = _read(path, is_lazy=True)
+        if with_parts and head.get('shards'):
+            _verified_parts(head, path)
+        return head
 
 
 @contextmanager
@@ -283,51 +234,86 @@ def _saying_what_is_wrong(path):
         ) from error
 
 
-def is_whole(file: BinaryIO, path: Path) -> bool | None:
+def _verified_parts(head, path, in_all=False):
+    """The files with the parts of a sharded checkpoint; a ValueError names one that is not whole.
+
+    in_all: all processes are here, and those of a machine share the work.
+    """
+    shards = head['shards']
+    folder, n_parts = path.parent / str(shards.get('folder')), shards.get('n_parts', 0)
+    is_beside = folder.parent == path.parent and folder.name.startswith('shards-')
+    if not is_beside or not 0 < n_parts <= MAX_PARTS:
+        raise ValueError(
+            f'its parts in {folder} are in no form that is read here. If an earlier version wrote '
+            'them, go on with that one and "distributed.checkpoint": "whole" for an epoch'
+        )
+    files = [folder / _part_name(number) for number in range(n_parts)]
+    mine = files[dist.local_rank() :: dist.n_local()] if in_all else files
+    broken = [file for file in mine if not file.is_file() or not is_whole(file)]
+    if in_all:
+        broken = [file for each in dist.gather(broken) for file in each]
+    if broken:
+        state = 'damaged' if broken[0].is_file() else 'missing'
+        raise ValueError(
+            f'its part {broken[0]} is {state}. A copied checkpoint needs its folder {folder.name} '
+            'beside it'
+        )
+    return files
+
+
+def _part_name(number):
+    return f'rank{number}.pth'
+
+
+def is_whole(path: Path) -> bool | None:
     """Whether the bytes are those that were written; None when nothing in or beside it tells.
 
     A zip archive without our comment counts as somebody else's only when it ends exactly as such
     an archive ends: else cutting off our comment would hide any other damage.
     """
-    n_bytes = file.seek(0, io.SEEK_END)
-    file.seek(max(0, n_bytes - DIGEST_BYTES))
-    end = file.read()
-    file.seek(0)
-    if end.startswith(DIGEST_PREFIX):
-        digest, n_left = hashlib.sha256(), n_bytes - DIGEST_BYTES
-        while chunk := file.read(min(n_left, 2**20)):
-            digest.update(chunk)
-            n_left -= len(chunk)
-        return end[len(DIGEST_PREFIX) :] == digest.hexdigest().encode()
-    if _sidecar(path).is_file():
-        digest = _sidecar(path).read_bytes()[:64].decode('ascii', 'replace')
-        return hashlib.file_digest(file, 'sha256').hexdigest() == digest
-    ends_plainly = end[-END_RECORD_BYTES:].startswith(END_RECORD) and end[-2:] == b'\0\0'
-    return None if ends_plainly or not _is_zip(file) else False
-
-
-def _is_zip(file):
-    file.seek(0)
-    return file.read(4) == b'PK\3\4'
-
-
-def _read(file, verified):
-    if _is_zip(file):
-        names = old.names_in(_pickle_in(file, check_sums=not verified))
-    else:  # torch's format until 1.5: five pickles, then the tensors
-        file.seek(0)
-        stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-        names = set().union(*(old.names_in(stream) for _ in range(5)))
-    n_bytes = file.seek(0, io.SEEK_END)
-    file.seek(0)
     with (
-        warnings.catch_warnings(),
-        torch.sparse.check_sparse_tensor_invariants(),
-        torch.serialization.safe_globals(old.stand_ins(names)),
+        path.open('rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as whole,
     ):
-        warnings.filterwarnings('ignore')  # about torch's own ways of reading
-        content = torch.load(file, map_location='cpu', weights_only=True)
-    return old.as_checkpoint(content, n_bytes)
+        end = content[-DIGEST_BYTES:]
+        if end.startswith(DIGEST_PREFIX):
+            digest = hashlib.sha256(whole[:-DIGEST_BYTES]).hexdigest()
+            return end[len(DIGEST_PREFIX) :] == digest.encode()
+        if _sidecar(path).is_file():
+            return _sidecar(path).read_bytes()[:64] == hashlib.sha256(whole).hexdigest().encode()
+        ends_plainly = end[-END_RECORD_BYTES:].startswith(END_RECORD) and end.endswith(b'\0\0')
+        return None if ends_plainly or content[:4] != ZIP else False
+
+
+def _read(path, is_verified=False, is_lazy=False):
+    """The content of a file in the form of a checkpoint."""
+    if path.suffix == '.safetensors':
+        return _checked(packed.read(path))
+    is_verified = is_verified or is_whole(path)
+    if is_verified is False:
+        raise ValueError('it is damaged: its content is not what was written')
+    with path.open('rb') as file:
+        is_zip = file.read(4) == ZIP
+        file.seek(0)
+        if is_zip:
+            names = old.names_in(_pickle_in(file, check_sums=not is_verified))
+        else:  # torch's format until 1.5: five pickles, then the tensors
+            stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+            names = set().union(*(old.names_in(stream) for _ in range(5)))
+        file.seek(0)
+        is_lazy = is_lazy and is_zip
+        with (
+            warnings.catch_warnings(),
+            torch.sparse.check_sparse_tensor_invariants(),
+            torch.serialization.safe_globals(old.stand_ins(names)),
+        ):
+            warnings.filterwarnings('ignore')  # about torch's own ways of reading
+            content = torch.load(
+                path if is_lazy else file, map_location='cpu', weights_only=True, mmap=is_lazy
+            )
+        n_bytes = os.fstat(file.fileno()).st_size
+    return _checked(old.as_checkpoint(content, n_bytes))
 
 
 def _pickle_in(file, check_sums=False):
@@ -361,7 +347,10 @@ def _pickle_in(file, check_sums=False):
         )
     structure = archive.getinfo(f'{roots.pop()}/data.pkl')
     if structure.file_size > MAX_PICKLE_BYTES:
-        raise ValueError(f'it holds more than {MAX_PICKLE_BYTES >> 20} MiB beside its tensors')
+        raise CheckpointError(
+            f'a checkpoint may hold {MAX_PICKLE_BYTES >> 20} MiB beside its tensors, not '
+            f'{structure.file_size >> 20}: keep what is large in tensors'
+        )
     if check_sums and (broken := archive.testzip()):
         raise ValueError(f'its record {broken} is damaged')
     return io.BytesIO(archive.read(structure))
@@ -378,7 +367,7 @@ def _checked(state):
             value = state.get(key)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise ValueError(f'its {key!r} is a {type(value).__name__}')
-            if kind is int and key != 'seed' and (value or 0) < 0:
+            if kind is int and (value or 0) < 0:
                 raise ValueError(f'its {key!r} is {value}')
     if not all(isinstance(row, dict) for row in state.get('history') or []):
         raise ValueError("its 'history' is no list of rows")
@@ -395,92 +384,52 @@ def _checked(state):
 class Saver:
     """Brings the state of a run to the disk; to be called in all processes together.
 
-    is_sharded: each process writes its part. stops: whether a checkpoint that cannot be written is
-    an error, or only a warning. keep_last: see `prune`. every_s: how old the newest checkpoint may
-    become until another one is due.
+    The checkpoints in a folder are one line: each is a later moment of the same training.
+    settings: the section `trainer`, with its defaults; sharing: the section `distributed`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        logger: logging.Logger,
-        *,
-        is_sharded: bool = False,
-        stops: bool = True,
-        keep_last: int | None = None,
-        every_s: float = math.inf,
-    ):
-        self.folder, self.logger = folder, logger
-        self.is_sharded, self.stops, self.keep_last = is_sharded, stops, keep_last
-        self.every_s, self._due = every_s, time.monotonic() + every_s
+    def __init__(self, folder: Path, settings: Any, sharing: dict | None = None):
+        self.folder, self.settings = folder, settings
+        # Each process writes its part.
+        self.is_sharded = dist.is_joined() and (sharing or {}).get('checkpoint') == 'sharded'
         self.saved = None  # (epochs, steps) of the newest
         self.line = {'best': None, 'parent': None}  # (epochs, steps), file that it went on from
-        self._numbered = None  # the numbered files, read from the folder once
-        self._has_parts = is_sharded
-        self._gone_back_to, self._moment = None, [0, 0]
-
-    @classmethod
-    def from_config(cls, config: Any, settings: Any, logger: logging.Logger) -> 'Saver':
-        """As the sections `trainer` (with its defaults: `settings`) and `distributed` say."""
-        sharing = (config.get('distributed') or {}) if dist.is_joined() else {}
-        return cls(
-            config.save_dir,
-            logger,
-            is_sharded=sharing.get('checkpoint') == 'sharded',
-            stops=settings.on_save_error == 'stop',
-            keep_last=settings.keep_last,
-            every_s=60 * (settings.save_every_minutes or math.inf),
-        )
+        self._best_elsewhere = None  # the folder that it came from, [epochs, steps] of its best
+        self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
-        return time.monotonic() >= self._due
+        minutes = self.settings.save_every_minutes or math.inf
+        return time.monotonic() >= self._saved_at + 60 * minutes
 
     def go_on_from(self, state: dict, path: Path) -> None:
         """The run goes on from `state`, which was read from `path`: in its line, when that is in
         this folder, else in a new one that names its parent."""
-        if path.resolve().parent != self.folder.resolve():
-            self.line['parent'] = str(path)
+        line = state.get('run') or {}
+        if path.resolve().parent == self.folder.resolve():
+            self.line |= line
             return
-        self.line |= state.get('run') or {}
-        if path.name != LAST:  # behind which everything is
-            self._gone_back_to = self.folder / path.name
-            self._moment = [state.get('epoch', 0), state.get('step', 0)]
+        self.line['parent'] = str(path)
+        if line.get('best'):
+            self._best_elsewhere = path.resolve().parent, line['best']
 
-    def set_aside(self) -> None:
-        """After going back, move the checkpoints ahead into a folder of their own, in one process.
-
-        One line of files is left: the best, the last and those that `keep_last` counts are of it.
-        """
-        if self._gone_back_to is None:
+    def bring_best(self) -> None:
+        """Bring the best of a line that goes on in a new folder there, in one process."""
+        if self._best_elsewhere is None:
             return
-        weights, best = self.folder / WEIGHTS, self.folder / BEST
-        places = {path: _place(path) for path in self.folder.glob('*.pth') if path != weights}
-        ahead = {
-            path for path, (moment, _) in places.items() if (moment or [math.inf]) > self._moment
-        }
-        if not ahead:
-            return
-        left = places.keys() - ahead
-        weights_of_best = [WEIGHTS] if best in ahead and weights.exists() else []
-        parts = {places[path][1] for path in ahead} - {places[path][1] for path in left} - {None}
-        count = 1
-        while (aside := self.folder / f'set-aside-{count}').exists():
-            count += 1
-        try:
-            aside.mkdir()
-            for name in [*weights_of_best, *sorted(path.name for path in ahead), *parts]:
-                os.replace(self.folder / name, aside / name)
-            # The best of the line that goes on may be left as the checkpoint of its epoch.
-            for path in left:
-                if places[path][0] == self.line['best'] and not best.exists():
-                    _second_name(path, best)
-        except OSError as error:
-            raise CheckpointError(
-                f'{self.folder}: what is ahead of {self._gone_back_to.name} cannot be moved to '
-                f'{aside}: {error.strerror or error}'
-            ) from error
-        self.logger.info(
-            f'Going back to {self._gone_back_to.name}: what was ahead of it is in {aside} now'
+        folder, best = self._best_elsewhere
+        for path in (folder / BEST, folder / f'checkpoint-epoch{best[0]}.pth'):
+            with suppress(CheckpointError, OSError):
+                head = load_head(path, with_parts=True)
+                if moment(head) == best:
+                    if head.get('shards'):
+                        parts = head['shards']['folder']
+                        shutil.copytree(folder / parts, self.folder / parts)
+                    self._save(head, [self.folder / BEST])
+                    self.line['best'] = best
+                    return
+        logger.warning(
+            f'{folder} cannot give the best of this line, that of epoch {best[0]}: there is no '
+            f'{BEST} until an epoch is better'
         )
 
     def write(self, state: dict, names: list[str]) -> bool:
@@ -488,65 +437,79 @@ class Saver:
         the training."""
         line = self.line
         if BEST in names:
-            line = {**line, 'best': [state['epoch'], state['step']]}
+            line = {**line, 'best': moment(state)}
         state = {**state, 'run': line}
-        paths = [self.folder / name for name in names]
         try:
             if self.is_sharded:
-                from armature.checkpoint import sharded
-
-                head = sharded.write(state, self.folder)
-                dist.on_main(_save_head, head, *paths)
-            else:
-                dist.on_main(self._save, dist.whole(state, only_in_main=True), paths)
+                state = self._with_parts_written(state)
+            whole = dist.whole(state, only_in_main=True)
+            dist.on_main(self._save, whole, [self.folder / name for name in names])
         except CheckpointError as error:
-            if self.stops:
+            if self.settings.on_save_error == 'stop':
                 raise
-            self.logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
+            logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
             return False
         self.saved, self.line = (state['epoch'], state['step']), line
-        self._due = time.monotonic() + self.every_s
-        if self.keep_last is not None:
-            dist.on_main(self._prune, paths)
+        self._saved_at = time.monotonic()
         return True
 
-    def _prune(self, written):
-        """Looks into the folder only once: it may hold thousands of files."""
-        if self._numbered is None:
-            self._numbered = numbered(self.folder)
-            self._has_parts |= any(self.folder.glob('shards-*'))
-        found = by_number([*self._numbered, *written])
-        self._numbered = prune(found, self.keep_last, self._has_parts)
+    def _with_parts_written(self, state):
+        """The head of `state`; what each process holds of the rest is written, in a new folder."""
+        token = dist.gather(secrets.token_hex(4))[0]
+        folder = self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}-{token}'
+        head, part = sharded.split(state)
+        problem = None
+        try:
+            folder.mkdir(exist_ok=True)
+            save({'state_dict': part}, folder / _part_name(dist.rank()))
+        except (OSError, CheckpointError) as error:
+            problem = str(error)
+        for said in filter(None, dist.gather(problem)):
+            dist.on_main(shutil.rmtree, folder, True)
+            raise CheckpointError(said)
+        head['shards'] |= {'folder': folder.name, 'n_parts': dist.n_processes()}
+        return head
 
     def _save(self, state: dict, paths: list[Path]) -> None:
-        weights, best = self.folder / WEIGHTS, self.folder / BEST
+        best = self.folder / BEST
         # First, so that a kill leaves none that are older than the best; a resume repeats the step.
-        if best in paths:
-            save_weights(state, weights)
-        elif state.get('finished') and not (best.exists() and weights.exists()):
-            save_weights(load(best) if best.exists() else state, weights)
+        is_for_use = best in paths or (state.get('finished') and not best.exists())
+        if is_for_use and not state.get('shards'):
+            save_weights(state, self.folder / WEIGHTS)
         save(state, *paths)
+        if self.settings.keep_last is not None:
+            prune(self.folder, self.settings.keep_last)
+        _remove_unused_parts(self.folder)
 
 
-def _place(path):
-    """([epochs done, steps done], the folder of its parts) of a checkpoint, where it has them.
+def moment(head: dict) -> list[int]:
+    """[epochs done, steps done] of a checkpoint."""
+    return [head.get('epoch', 0), head.get('step', 0)]
 
-    A damaged one has neither.
-    """
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all numbered checkpoints but the newest `keep`, once one of those is verified."""
+    found = numbered(folder)
+    if len(found) > keep and _first_whole(found[:keep])[0]:
+        for path in found[keep:]:
+            with suppress(OSError):  # somebody reads it, on Windows: the next save tries again
+                path.unlink()
+
+
+def _remove_unused_parts(folder):
+    """Remove the folders of parts that no head names any more."""
+    parts = list(folder.glob('shards-*'))
     try:
-        head = load_head(path)
+        heads = [load_head(path) for path in folder.glob('*.pth')] if parts else []
     except CheckpointError:
-        return None, None
-    return [head.get('epoch', 0), head.get('step', 0)], (head.get('shards') or {}).get('folder')
+        return  # what a damaged one needs, nobody can tell
+    named = [(head.get('shards') or {}).get('folder') for head in heads]
+    for part in parts:
+        if part.name not in named:
+            shutil.rmtree(part, ignore_errors=True)
 
 
-def _save_head(head, *paths):
-    sync_folder(paths[0].parent / head['shards']['folder'])
-    save(head, *paths)
-    _remove_unused_parts(paths[0].parent)
-
-
-# Choosing and removing
+# Choosing
 
 
 def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
@@ -558,33 +521,30 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
     there is a good one. A folder that tools.card has packed means its weights.
     """
     try:
-        return _find(text, root, best_first)
+        for path in (Path(text), root / text):
+            means = None if path.exists() else path.name
+            if means == 'best':
+                path = path.with_name(BEST)
+            if path.is_file():
+                return path
+            folder = path.parent if means == 'last' else path
+            if folder.is_dir():
+                return _found_in(folder, best_first and folder == path)
     except OSError as error:  # no right to look there, a name that is too long
         raise CheckpointError(f'{text} cannot be read: {error.strerror or error}') from error
-
-
-def _find(text: str, root: Path, best_first: bool) -> Path:
-    for path in (Path(text), root / text):
-        if path.is_file():
-            return path
-        folder = path.parent if path.name in ('last', 'best') and not path.exists() else path
-        if not folder.is_dir():
-            continue
-        if folder != path and path.name == 'best':
-            if (folder / BEST).is_file():
-                return folder / BEST
-            raise CheckpointError(f'{folder} holds no {BEST}')
-        if newest := newest_valid(folder, best_first and folder == path):
-            return newest
-        if (folder / packed.FILE).is_file():
-            return folder / packed.FILE
-        run = newest_run(folder)
-        hint = f'; do you mean its newest run, {run}?' if run else ''
-        hint = hint or ': -r takes a checkpoint, or the folder of a run'
-        raise CheckpointError(f'{folder} holds no checkpoint{hint}')
     raise CheckpointError(
         f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best'
     )
+
+
+def _found_in(folder, best_first):
+    if path := newest_valid(folder, best_first):
+        return path
+    if (folder / packed.FILE).is_file():
+        return folder / packed.FILE
+    run = newest_run(folder)
+    hint = f'do you mean its newest run, {run}?' if run else '-r takes one, or the folder of a run'
+    raise CheckpointError(f'{folder} holds no checkpoint: {hint}')
 
 
 def newest_valid(folder: Path, best_first: bool = False) -> Path | None:
@@ -592,87 +552,54 @@ def newest_valid(folder: Path, best_first: bool = False) -> Path | None:
 
     A CheckpointError when all are damaged.
     """
-    damaged = []
-    best = [folder / BEST]
-    for path in dict.fromkeys([*best * best_first, folder / LAST, *numbered(folder), *best]):
-        if not path.is_file():
-            continue
-        problem = _problem(path, has_parts=any(folder.glob('shards-*')))
-        if problem is None:
-            if damaged:
-                names = ' and '.join(map(str, damaged))
-                logger.warning(f'{names} is damaged: falling back on {path}')
-            return path
-        damaged.append(path)
+    return newest(folder, best_first)[0]
+
+
+def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
+    """As `newest_valid`, with the head of that checkpoint; of none, with an empty one."""
+    order = _newest_first(folder, best_first)
+    path, head, problems = _first_whole(order)
+    damaged = [str(each) for each in order[: len(problems)]]
+    if damaged and path is None:
+        names = ', '.join(damaged)
+        raise CheckpointError(f'every checkpoint in {folder} is damaged: {names}.\n{problems[-1]}')
     if damaged:
-        names = ', '.join(path.name for path in damaged)
-        raise CheckpointError(f'every checkpoint in {folder} is damaged: {names}.\n{problem}')
-    return None
+        logger.warning(f'{" and ".join(damaged)} is damaged: falling back on {path}')
+    return path, head
 
 
-def prune(found: list[Path], keep: int, has_parts: bool = True) -> list[Path]:
-    """Remove of numbered checkpoints all but the first `keep`, once one of those is verified.
-
-    has_parts: whether some are sharded. Returns those that are left. model_best.pth always stays.
-    """
-    assert keep >= 1
-    if len(found) <= keep or all(_problem(path, has_parts) for path in found[:keep]):
-        return found
-    try:
-        for path in reversed(found[keep:]):
-            _sidecar(path).unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f'{path} could not be removed: {error.strerror or error}') from error
-    if has_parts:
-        _remove_unused_parts(path.parent)
-    return found[:keep]
+def is_behind(path: Path) -> bool:
+    """Whether a checkpoint that is whole is ahead of this one, in its folder."""
+    before = itertools.takewhile(lambda each: each != path, _newest_first(path.parent))
+    _, head, _ = _first_whole(before)
+    return bool(head) and moment(head) > moment(load_head(path))
 
 
-def _remove_unused_parts(folder):
-    """Remove the folders of parts that no head names any more.
+def _first_whole(paths):
+    """(the first of these checkpoints that is whole, its head, the errors of those before it)."""
+    problems = []
+    for path in paths:
+        try:
+            return path, load_head(path, with_parts=True), problems
+        except CheckpointError as error:
+            problems.append(error)
+    return None, {}, problems
 
-    One that is newer than all that are named may still be waiting for its head.
-    """
-    parts = set(folder.glob('shards-*'))
-    places = [_place(path) for path in folder.glob('*.pth')] if parts else []
-    if any(moment is None for moment, _ in places):
-        return  # what a damaged one needs, nobody can tell
-    named = {folder / name for _, name in places if name}
-    newest = max((part.stat().st_mtime for part in parts & named), default=0)
-    for part in parts - named:
-        if part.stat().st_mtime < newest:
-            shutil.rmtree(part, ignore_errors=True)
+
+def _newest_first(folder, best_first=False):
+    best = [folder / BEST]
+    order = [*best * best_first, folder / LAST, *numbered(folder), *best]
+    return [path for path in dict.fromkeys(order) if path.is_file()]
 
 
 def numbered(folder: Path) -> list[Path]:
     """checkpoint-epoch{N}.pth, the highest N first."""
-    return by_number(folder.glob('checkpoint-epoch*.pth'))
-
-
-def by_number(paths: Iterable[Path]) -> list[Path]:
     found = {}
-    for path in paths:
+    for path in folder.glob('checkpoint-epoch*.pth'):
         number = path.stem.removeprefix('checkpoint-epoch')
         if number.isdecimal():
             found[int(number)] = path
     return [found[epoch] for epoch in sorted(found, reverse=True)]
-
-
-def _problem(path, has_parts):
-    """What is wrong with a file; its bytes are compared where its digest is known, else it is
-    loaded."""
-    try:
-        with path.open('rb') as file:
-            if not is_whole(file, path):
-                load_head(path)
-        if has_parts and (head := load_head(path)).get('shards'):
-            from armature.checkpoint import sharded
-
-            return sharded.problem(head, path.parent)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return None
 
 
 def newest_run(folder: Path) -> Path | None:
@@ -682,9 +609,7 @@ def newest_run(folder: Path) -> Path | None:
 
 
 def begun(run: Path) -> datetime:
-    """When a run was begun, by its record; without one (the first version) by its files."""
+    """When a run was begun, by its record; without one (the first version) when it was changed."""
     with suppress(ValueError, TypeError):
         return datetime.fromisoformat(read_object(run / RECORD)[0].get('begun'))
-    config = run / CONFIG
-    seconds = (config if config.is_file() else run).stat().st_mtime
-    return datetime.fromtimestamp(seconds, UTC)
+    return datetime.fromtimestamp(run.stat().st_mtime, UTC)

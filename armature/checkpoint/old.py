@@ -10,18 +10,19 @@ import logging
 import pickletools
 import re
 import sys
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from armature.checkpoint.plain import LEAVES, MAX_DEPTH, ROWS, mapped
 from armature.errors import CheckpointError
 
 # What is taken over from a file that is not ours.
 KEYS = {'arch', 'epoch', 'state_dict', 'optimizer', 'monitor_best', 'config'}
-MAX_DEPTH, MAX_VALUES = 100, 3 * 10**6
+MAX_VALUES = 2 * 10**6
 
 # A call into these is refused when we do not know it, rather than quietly left undone. INERT are
 # at home in pickled objects: calling their stand-ins loses nothing that a checkpoint needs.
@@ -147,15 +148,7 @@ def _numpy_number(kind, content):
     return np.frombuffer(content, kind.dtype, count=1)[0].item()
 
 
-def _reconstructed(*_):
-    return NumpyArray()
-
-
-def _path(*parts):
-    return str(PurePosixPath(*parts))
-
-
-PATHS = ('Path', 'PurePath', 'PosixPath', 'PurePosixPath', 'WindowsPath', 'PureWindowsPath')
+PATHS = ('PosixPath', 'PurePosixPath', 'WindowsPath', 'PureWindowsPath')
 KNOWN = {
     'builtins.bytes': lambda: b'',
     'builtins.dict': lambda *_: OrderedDict(),
@@ -164,8 +157,15 @@ KNOWN = {
     'numpy.dtype': NumpyType,
     'numpy.ndarray': NumpyArray,
     **{f'numpy.{core}.multiarray.scalar': _numpy_number for core in ('core', '_core')},
-    **{f'numpy.{core}.multiarray._reconstruct': _reconstructed for core in ('core', '_core')},
-    **{f'{module}.{name}': _path for module in ('pathlib', 'pathlib._local') for name in PATHS},
+    **{
+        f'numpy.{core}.multiarray._reconstruct': lambda *_: NumpyArray()
+        for core in ('core', '_core')
+    },
+    **{
+        f'{module}.{name}': lambda *parts: str(PurePosixPath(*parts))
+        for module in ('pathlib', 'pathlib._local')
+        for name in PATHS
+    },
 }
 
 
@@ -179,21 +179,19 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     file without 'format', which is not ours, the keys of the old template count, and names lose
     the prefixes of wrappers.
     """
-    check_extent(content, n_bytes)
     if not isinstance(content, dict):
         raise ValueError(f'it holds a {type(content).__name__}')
     if name := getattr(content, '__dict__', {}).get(STANDS_FOR):
         raise ValueError(f'it holds an object of class {name} as a whole; save its state_dict()')
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         content = {'state_dict': content}
-    state, left_out = {}, []
+    state, convert = {}, _Converter(n_bytes)
     for key in content if 'format' in content else KEYS & content.keys():
+        value = _config_of(content[key]) if key == 'config' else content[key]
         try:
-            state[key] = _plain(_config_of(content[key]) if key == 'config' else content[key])
+            state[key] = mapped(value, convert)
         except TypeError as error:
-            left_out.append(f'{key} (for {error})')
-    if left_out:
-        logger.warning(f'This is no plain data and left out: {", ".join(left_out)}')
+            logger.warning(f'This is no plain data and left out: {key} (for {error})')
     if 'format' not in state and isinstance(state.get('state_dict'), dict):
         state['state_dict'] = _bare_names(state['state_dict'])
         best = state.get('monitor_best')
@@ -202,26 +200,37 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     return state
 
 
-def check_extent(content: Any, n_bytes: int) -> None:
-    """Refuse what is nested too deeply to walk, few objects used so often that a copy would be
-    huge, and tensors that a file of `n_bytes` cannot hold."""
-    n_values, storages, left = 0, {}, [(content, 0)]
-    while left:
-        value, depth = left.pop()
-        n_values += 1
-        children = ()
+class _Converter:
+    """Makes the values in a file of `n_bytes` plain.
+
+    It refuses few objects used so often that a copy would be huge, and tensors that the file
+    cannot hold.
+    """
+
+    def __init__(self, n_bytes: int):
+        self.n_bytes, self.n_values, self.storages = n_bytes, 0, {}
+
+    def __call__(self, value: Any, where: str) -> Any:
+        """`value`, or what stands for it; a TypeError names what has no plain form."""
+        self.n_values += 1
+        if self.n_values > MAX_VALUES:
+            raise ValueError('it holds too many values')
+        kind, name = type(value), getattr(value, '__dict__', {}).get(STANDS_FOR)
         if isinstance(value, torch.Tensor):
-            parts = [value._indices(), value._values()] if value.is_sparse else [value]
-            storages.update((part.data_ptr(), part.untyped_storage().nbytes()) for part in parts)
-            if max(sum(part.nbytes for part in parts), sum(storages.values())) > n_bytes:
-                raise ValueError(f'it describes a tensor {[*value.shape]} that it does not hold')
-        elif isinstance(value, dict):
-            children = [*value, *value.values(), *getattr(value, '__dict__', {}).values()]
-        elif type(value) in (list, tuple, set):
-            children = value
-        if depth > MAX_DEPTH or n_values + len(left) + len(children) > MAX_VALUES:
-            raise ValueError('it is nested too deeply or holds too many values')
-        left += [(child, depth + 1) for child in children]
+            self._check_extent(value)
+            return value.detach()
+        if kind is NumpyArray:
+            return value.tensor
+        if isinstance(value, dict) and (value or not name) or kind in LEAVES | ROWS:
+            return value
+        raise TypeError(name or getattr(value, '__name__', kind.__name__))
+
+    def _check_extent(self, tensor):
+        for part in [tensor._indices(), tensor._values()] if tensor.is_sparse else [tensor]:
+            storage = part.untyped_storage()
+            self.storages[storage.data_ptr()] = storage.nbytes()
+            if max(part.nbytes, sum(self.storages.values())) > self.n_bytes:
+                raise ValueError(f'it describes a tensor {[*tensor.shape]} that it does not hold')
 
 
 def _config_of(value):
@@ -231,23 +240,6 @@ def _config_of(value):
         for name in ('_config', 'config', '_ConfigParser__config'):
             if name in attributes:
                 return attributes[name]
-    return value
-
-
-def _plain(value):
-    """`value` without stand-ins and ordered dicts; a TypeError names what cannot be replaced."""
-    if isinstance(value, OrderedDict) and not value and STANDS_FOR in vars(value):
-        raise TypeError(vars(value)[STANDS_FOR])
-    if isinstance(value, dict) and type(value) is not Counter:
-        return {key: _plain(each) for key, each in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(map(_plain, value))
-    if isinstance(value, NumpyArray):
-        return value.tensor
-    if isinstance(value, torch.nn.Parameter):
-        return value.detach()
-    if isinstance(value, (type, NumpyType)) or type(value).__module__ == 'torch.storage':
-        raise TypeError(getattr(value, '__name__', type(value).__name__))
     return value
 
 

@@ -57,12 +57,11 @@ def adapted(
 
 def merged(weights: dict) -> dict:
     """The weights of the model alone: those that LoRA has adapted are added up."""
-    names = [name for name in weights if f'{name}.lora_scale' in weights]
-    parts = {name: [f'{name}.{part}' for part in LORA] for name in names}
-    added = {part for name in names for part in parts[name]}
-    return {name: value for name, value in weights.items() if name not in added} | {
-        name: adapted(weights[name], *(weights[part] for part in parts[name])) for name in names
-    }
+    own = dict(weights)
+    for name, weight in weights.items():
+        if f'{name}.lora_scale' in weights:
+            own[name] = adapted(weight, *(own.pop(f'{name}.{part}') for part in LORA))
+    return own
 
 
 def load_weights(model: nn.Module, weights: dict, source: object) -> None:

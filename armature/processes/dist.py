@@ -400,16 +400,14 @@ def whole(state: Any, only_in_main: bool = False) -> Any:
     return tensor.cpu() if is_main() else None
 
 
-def empty(size: torch.Size, dtype: torch.dtype, like: Any = None) -> torch.Tensor:
-    """A tensor to be filled: in parts as `like` is, if that has the same size, else on the CPU."""
-    if hasattr(like, 'full_tensor') and like.shape == size:
-        return torch.zeros_like(like, dtype=dtype, requires_grad=False)
-    return torch.zeros(size, dtype=dtype)
-
-
 def part(tensor: torch.Tensor) -> torch.Tensor:
     """What this process holds of a tensor."""
     return tensor.to_local() if hasattr(tensor, 'to_local') else tensor
+
+
+def is_in_rows(tensor: torch.Tensor) -> bool:
+    """Whether each process holds some of its rows, in the order of their ranks: as FSDP2 cuts."""
+    return [each.is_shard(0) for each in getattr(tensor, 'placements', [])] == [True]
 
 
 def reshard(model: nn.Module) -> None:

@@ -25,9 +25,9 @@ from armature.checkpoint.files import (
     BEST,
     begun,
     free_bytes,
-    load_head,
+    is_behind,
+    newest,
     newest_run,
-    newest_valid,
     replace,
 )
 from armature.compare import first_difference
@@ -56,16 +56,25 @@ def plain_name(key: str, value: Any) -> str:
     return value
 
 
-def run_folder(runs: Path, run_id: str | None, before: Path | None) -> Path:
-    """Where a run trains: in `before`, the folder of the run that it goes on with, or a new one."""
+def run_folder(runs: Path, run_id: str | None, before: Path | None, resume: Path | None) -> Path:
+    """Where a run trains: in `before`, the folder of the run that it goes on with, or a new one.
+
+    resume: the checkpoint that it goes on from. A folder holds one line of them, so going back
+    starts a new one.
+    """
     if before is None:
         return claim(runs, run_id)
     is_here = before.parent == runs.resolve() and (before / 'config.json').is_file()
-    if is_here and os.access(before, os.W_OK):
+    if not is_here:
+        why = f'{before} is no run in {runs}'
+    elif not os.access(before, os.W_OK):
+        why = f'{before} cannot be written'
+    elif resume is not None and resume.parent == before and is_behind(resume):
+        why = f'{resume} is not the newest of its run'
+    else:
         return before
     folder = claim(runs, run_id)
-    why = 'cannot be written' if is_here else f'is no run in {runs}'
-    logger.warning(f'{before} {why}: the run goes on in {folder}')
+    logger.warning(f'{why}: the run goes on in {folder}')
     return folder
 
 
@@ -286,19 +295,17 @@ def left_by(agents: list[str], runs: Path) -> tuple[Path | None, Path | None]:
     """
     for lock in runs.glob(f'*/{LOCK}'):
         if set(agents) & set(lock.read_text().splitlines()):
-            newest = newest_valid(lock.parent)
-            head = load_head(newest) if newest is not None else {}
+            path, head = newest(lock.parent)
             writers = (head.get('made_by') or {}).get('agents', [])
-            return lock.parent, newest if set(writers) & set(agents) else None
+            return lock.parent, path if set(writers) & set(agents) else None
     return None, None
 
 
 def unfinished(runs: Path, config: dict) -> Path | None:
     """The newest checkpoint of the newest of `runs`; None without one, or when it is finished."""
     run = newest_run(runs)
-    newest = newest_valid(run) if run is not None else None
-    head = load_head(newest) if newest is not None else {'finished': True}
-    if head.get('finished'):
+    path, head = newest(run) if run is not None else (None, {})
+    if path is None or head.get('finished'):
         return None
     if different := first_difference(head['config'], config):
         raise ConfigError(
@@ -306,7 +313,7 @@ def unfinished(runs: Path, config: dict) -> Path | None:
             f'with that run as it was: -r {run}. Or start a new one: leave --resume-or-start out, '
             'or change "name".'
         )
-    return newest
+    return path
 
 
 def as_read(config: Any) -> dict:

@@ -299,7 +299,7 @@ class Resume:
     def take_over(self, path: Path) -> None:
         """Model, optimizer, epoch and best. The other parts follow when all of them exist."""
         trainer = self.trainer
-        state = self.state = checkpoint.load(path, bare(trainer.model), trainer.optimizer)
+        state = self.state = checkpoint.load(path, bare(trainer.model))
         if 'as_built' not in state:
             _refuse_another_config(state, trainer.config)
         load_weights(trainer.model, state['state_dict'], path)
