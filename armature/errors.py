@@ -5,16 +5,14 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 # The signals that ask for a clean stop, and the exit codes that a shell expects after them.
-EXIT_CODES = {
-    name: code
-    for name, code in (('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143))
-    if hasattr(signal, name)
-}
-STOP_SIGNALS = {getattr(signal, name) for name in EXIT_CODES}
+STOP_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+if hasattr(signal, 'SIGUSR1'):  # Windows has none
+    STOP_CODES[signal.SIGUSR1] = 143
 
 
 class UserError(ValueError):
@@ -103,22 +101,19 @@ class _SteadyStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            return self._give_up()
+        return self._do(self._stream.write, text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            self._give_up()
+        self._do(self._stream.flush)
 
-    def _give_up(self) -> int:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # what still waits in its buffer goes there as well
-        os.close(nowhere)
-        return 0
+    def _do(self, action: Callable, *args: str) -> Any:
+        try:
+            return action(*args)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # what waits in its buffer goes there as well
+            os.close(nowhere)
+            return 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -276,7 +276,8 @@ class BaseTrainer(ABC):
         agreement = dist.Agreement()
         for content in one_pass(loader, self._parts, self.device, *trackers):
             yield content
-            self._stop.grant(*(agreement.after_step(self._stop.request) or ()))
+            (stop,) = agreement.after_step(self._stop.request) or (0,)
+            self._stop.grant(stop)
 
     @property
     def _parts(self):

@@ -20,7 +20,8 @@ signature_of = cache(inspect.signature)  # looking takes longer than writing
 
 
 class TensorboardWriter:
-    """Passes every `add_*` of torch's SummaryWriter on, with the current step unless one is given.
+    """Passes `flush` and each `add_*` of torch's SummaryWriter on, with the current step unless one
+    is given.
 
     `set_step(step, mode)` says which step the next calls belong to; the tag becomes 'tag/mode',
     except for histograms and embeddings. Where TensorBoard is off, all of it does nothing.
@@ -81,21 +82,14 @@ class TensorboardWriter:
     def set_step(self, step: int, mode: str = 'train') -> None:
         self.step, self.mode = step, mode
 
-    def flush(self) -> None:
-        self._end('flush')
-
     def close(self) -> None:
-        self._end('close')
+        if vars(self).get('writer') is not None:  # opens none
+            self._safely('close', self.writer.close)
         if self._trackers:  # last: they may take a while, and a cluster does not wait for ever
             self._trackers.close()
 
-    def _end(self, how: str) -> None:
-        writer = vars(self).get('writer')  # opens none
-        if writer is not None:
-            self._safely(how, getattr(writer, how))
-
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith('add_'):
+        if not name.startswith('add_') and name != 'flush':
             raise AttributeError(f'TensorboardWriter has no {name!r}')
 
         def add(*args: Any, **kwargs: Any) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data.dataloader import default_collate
 
 from armature.batch import Batch, map_leaves, takes_pinned
 from armature.data.augment import Augment
-from armature.errors import STOP_SIGNALS, ConfigError, DataError, UserError
+from armature.errors import STOP_CODES, ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.processes.devices import prepared_device
 from armature.processes.launch import worker_options
@@ -238,7 +238,7 @@ def reading(loader: DataLoader) -> Iterator[Iterator]:
     """iter(loader); what happens to its workers is one line, and they leave at the end."""
     # The signals that stop a run wait until the workers can say what they do about them.
     has_masks = hasattr(signal, 'pthread_sigmask')
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if has_masks else None
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_CODES) if has_masks else None
     try:
         with warnings.catch_warnings():
             # torch's, where it cannot pickle what workers need: what is raised then is clearer
@@ -317,7 +317,7 @@ class WorkerStart:
             signal.signal(
                 signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
             )
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_CODES)
         trainer = multiprocessing.parent_process()
         if trainer is not None and trainer.pid != os.getppid():
             # Of a fork server: torch looks whether that lives, and it lives as long as a worker.

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from armature.errors import EXIT_CODES, UserError, report
+from armature.errors import STOP_CODES, UserError, report
 from armature.processes import devices
 from armature.processes.dist import (
     gather,
@@ -85,8 +85,7 @@ def launch(n: int, folder: str) -> None:
         sys.stderr.write(f'error: process {failure.local_rank} of {n} was ended by {name}\n')
         sys.exit(128 - failure.exitcode)
     except SignalException as error:
-        name = signal.Signals(error.sigval).name
-        sys.exit(EXIT_CODES.get(name, 128 + error.sigval))
+        sys.exit(STOP_CODES.get(error.sigval, 128 + error.sigval))
     sys.exit(0)
 
 

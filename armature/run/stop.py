@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from armature.errors import EXIT_CODES, STOP_SIGNALS
+from armature.errors import STOP_CODES
 from armature.processes import dist
 
 TIME = 1  # the request to stop because the time is over
@@ -43,7 +43,7 @@ class StopRequest:
             timer.start()
         previous = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere they are not ours
-            previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            previous = {number: signal.signal(number, self._note) for number in STOP_CODES}
         has_failed = True
         try:
             yield self
@@ -56,10 +56,10 @@ class StopRequest:
                 # torchrun ends this process, in which a step has failed since another is gone.
                 signal.raise_signal(signal.Signals[self._signal])
 
-    def grant(self, request: int = 0) -> None:
+    def grant(self, request: int) -> None:
         """Raise Stopped for `request`, if it is one, and when there is a reason already."""
         if request and not self.reason:
-            signals = '/'.join(name for name, code in EXIT_CODES.items() if code == request)
+            signals = '/'.join(each.name for each, code in STOP_CODES.items() if code == request)
             over = f'trainer.max_minutes ({self.max_minutes})'
             self.reason = over if request == TIME else self._signal or signals
             self.exit_code = 0 if request == TIME else request
@@ -73,7 +73,7 @@ class StopRequest:
         now = time.monotonic()
         if not self._signal:
             self._signal, self._received_at = signal.Signals(number).name, now
-            self.request = EXIT_CODES[self._signal]
+            self.request = STOP_CODES[number]
             if dist.is_first_here():
                 text = f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'
                 with contextlib.suppress(OSError):  # nobody listens
