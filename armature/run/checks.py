@@ -137,9 +137,7 @@ def check_first_step(trainer: Any) -> None:
         checked.keywords = getattr(criterion, 'keywords', {})
         trainer.criterion = checked
 
-    loader, size = getattr(trainer, 'data_loader', None), trainer.settings.microbatch_size
-    cause = lone_sample(loader, None if size == 'auto' else size)
-    if cause and isinstance(trainer.model, nn.Module):
+    if isinstance(trainer.model, nn.Module) and (cause := _lone_sample(trainer)):
         _refuse_lone_samples(trainer.model, cause)
 
 
@@ -196,15 +194,16 @@ def _refuse_lone_samples(model, cause):
     handles = {norm: norm.register_forward_pre_hook(look) for norm in norms}
 
 
-def lone_sample(loader: Any, microbatch_size: int | None) -> str:
+def _lone_sample(trainer):
     """Where an epoch has one sample alone, in words; '' when it has not or it is not known."""
+    loader, size_at_once = getattr(trainer, 'data_loader', None), trainer.settings.microbatch_size
     batch_size, sampler = getattr(loader, 'batch_size', None), getattr(loader, 'sampler', None)
     if not batch_size or not hasattr(sampler, '__len__'):
         return ''
     last = 0 if getattr(loader, 'drop_last', False) else len(sampler) % batch_size
     for size, what in ((min(batch_size, len(sampler)), 'a batch'), (last, 'the last batch')):
         share = max(1, size // dist.n_processes())
-        at_once = microbatch_size or share + 1
+        at_once = size_at_once if isinstance(size_at_once, int) else share + 1
         if size and 1 in (at_once, share % at_once):
             return f'{what} (size {size}) leaves one sample by itself'
     return ''
