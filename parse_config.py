@@ -3,6 +3,7 @@
 import argparse
 import copy
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -143,7 +144,6 @@ class ConfigParser:
     def _claim_folders(self) -> None:
         """Once; the main process makes the folders, and is the only one that writes there."""
         if self._save_dir is None:
-            dist.refuse_differences(self.as_read, 'the config')
             self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
 
     def _make_folders(self) -> tuple[str, Path, Path]:
@@ -178,22 +178,19 @@ class ConfigParser:
 
         The type is looked up in `module` first.
         """
-        if name == 'optimizer' and (args or 'params' in kwargs):
-            params, *args = args or [kwargs.pop('params')]
+        make = functools.partial(self._made, module)
+        if name == 'optimizer':
+            return optimizer_of(self.config.get(name), make, args, kwargs)
+        return make((name,), args, kwargs)
 
-            def make(params, group: tuple = (), entry: dict | None = None):
-                return self._made((name, *group), module, (params, *args), kwargs, entry)
-
-            return optimizer_of(params, self.config.get(name), make)
-        return self._made((name,), module, args, kwargs)
-
-    def _made(self, path: tuple, module, args: tuple, kwargs: dict, entry=None, n_steps=None):
-        call = self._prepare(path, module, build.Given(args, kwargs), entry, n_steps)
+    def _made(self, module, path: tuple, args: tuple, kwargs: dict, entry=None, n_steps=None):
+        call = self._call(module, path, build.Given(args, kwargs), entry, n_steps)
         # A run that goes on keeps its split, also one that was made in another way.
         with resuming(self.resume if path == ('data_loader',) else None):
             return build.make(call, path, self._document)
 
-    def _prepare(self, path: tuple, module, given: build.Given, entry=None, n_steps=None):
+    def _call(self, module, path: tuple, given: build.Given, entry=None, n_steps=None):
+        """The call that `entry`, or the section at `path`, describes, when nothing is wrong."""
         name, *_ = path
         if name not in self.config:
             near = did_you_mean(name, self.config)
@@ -204,11 +201,12 @@ class ConfigParser:
         if self._takes_any_class:
             kind = dataclasses.replace(kind, method='__init__')
         entry = entry or self.config[name]
-        return build.prepare(entry, kind, path, module, self._document, given, n_steps)
+        reader = build.Reader(module, self._document, n_steps)
+        return reader.prepared(entry, kind, path, given)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""
-        return self._prepare((name,), module, build.Given(args, kwargs, is_all=False))
+        return self._call(module, (name,), build.Given(args, kwargs, is_all=False))
 
     initialize = init_obj
     initialize_ftn = init_ftn
@@ -217,10 +215,10 @@ class ConfigParser:
         """The loss as a callable (output, target) -> loss: a function, or an nn.Module."""
         section = self.config['loss']
         if not isinstance(section, list):
-            return build.build_callable(section, ('loss',), module, self._document)
+            return self._function(module, ('loss',), section)
         terms = []
         for index, entry in enumerate(section):
-            term = build.build_callable(entry, ('loss', index), module, self._document)
+            term = self._function(module, ('loss', index), entry)
             weight = entry.get('weight', 1.0) if isinstance(entry, dict) else 1.0
             terms.append((term.__name__, term, weight))
         return WeightedLosses(terms)
@@ -231,9 +229,14 @@ class ConfigParser:
         Those of torchmetrics have update() and compute().
         """
         return [
-            build.build_callable(entry, ('metrics', index), module, self._document)
+            self._function(module, ('metrics', index), entry)
             for index, entry in enumerate(self.get('metrics'))
         ]
+
+    def _function(self, module, path: tuple, entry):
+        kind = build.KINDS[path[0]]
+        call = build.Reader(module, self._document).prepared(entry, kind, path)
+        return build.with_name(call, entry, path, self._document)
 
     def init_scheduler(self, optimizer, data_loader):
         """The learning rate scheduler, None without one.
@@ -248,7 +251,7 @@ class ConfigParser:
             n_batches = settings.len_epoch or batches_per_pass(data_loader) or math.inf
             n_steps = min(n_steps * n_batches, settings.max_steps or math.inf)
         module = torch.optim.lr_scheduler
-        return self._made(('lr_scheduler',), module, (optimizer,), {}, section, n_steps)
+        return self._made(module, ('lr_scheduler',), (optimizer,), {}, section, n_steps)
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first."""
@@ -291,9 +294,7 @@ class ConfigParser:
 
     def get_logger(self, name: str, verbosity: int = 2) -> logging.Logger:
         """A logger that shows warnings (0), information (1) or everything (2)."""
-        levels = {0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
-        if verbosity not in levels:
-            raise ConfigError(f'get_logger: verbosity is {verbosity!r}: expected 0, 1 or 2')
+        levels = (logging.WARNING, logging.INFO, logging.DEBUG)
         if not logging.root.handlers:
             who = '' if dist.is_main() else f'[process {dist.rank()}] '
             logging.basicConfig(format=f'{who}%(message)s', stream=sys.stdout)

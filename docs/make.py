@@ -6,9 +6,10 @@ tests/test_docs.py fails where one of them is not what this would write.
 import json
 from pathlib import Path
 
-from armature.config.keys import TOP, Key
+from armature.config.keys import Key
 from docs import drawing, errors
 from tools.schema import of_hint
+from tools.sweep_keys import ALL
 
 DOCS = Path(__file__).resolve().parent
 
@@ -36,7 +37,7 @@ NOUNS = {
 
 
 def keys_page() -> str:
-    return KEYS + '\n'.join(key_rows('', TOP)) + '\n'
+    return KEYS + '\n'.join(key_rows('', ALL)) + '\n'
 
 
 def key_rows(section: str, table: dict[str, Key]) -> list[str]:

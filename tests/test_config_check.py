@@ -245,10 +245,6 @@ def test_what_is_legal_but_odd_is_noted():
             "trainer.monitor: no epoch reports 'val_f1' (did you mean 'val_k1'?), unless",
         ),
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
-        (
-            {'data_loader__args__validation_split': 0.0},
-            "no epoch reports 'val_loss', unless your own trainer does: there are loss, accuracy",
-        ),
         ({'early_stop': 3}, 'early_stop (its place is trainer)'),
         ({'distributed': {'seed': 3}}, 'seed (its place is the top level)'),
         (
@@ -258,10 +254,6 @@ def test_what_is_legal_but_odd_is_noted():
         (
             {'init_from': {'file': 'x.pth', 'zebra': 1}},
             'init_from: no key of ours, so it is for your own code to read: zebra',
-        ),
-        (
-            {'sweep': {'pruner': {'type': 'NopPruner', 'zebra': 1}}},
-            'sweep.pruner: no key of ours, so it is for your own code to read: zebra',
         ),
         (
             {'trainer__trackers': [{'type': 'wandb', 'zebra': 1}]},

@@ -297,7 +297,9 @@ def test_a_list_for_a_tensor_of_a_class_becomes_one_of_floats():
     criterion = loss_of('CrossEntropyLoss', weight=[1, 5, 1])
     assert torch.equal(criterion.weight, torch.tensor([1.0, 5.0, 1.0]))
     for name in ('cross_entropy', 'multi_margin_loss'):
-        with pytest.raises(ConfigError, match=f'loss.args.weight: the function {name} keeps no'):
+        with pytest.raises(
+            ConfigError, match=f'loss.args.weight: {name} keeps no tensor: name a class'
+        ):
             loss_of(name, weight=[1, 5, 1])
 
 

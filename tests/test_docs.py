@@ -21,6 +21,7 @@ from armature.config.keys import TOP, paths_of
 from armature.config.read import read_config
 from parse_config import ConfigParser
 from tests.conftest import ROOT
+from tools.sweep_keys import ALL
 
 PAGES = [
     path.relative_to(ROOT).as_posix()
@@ -252,7 +253,7 @@ def test_model_and_trainer_of_the_page_train(monkeypatch, tmp_path):
 
 @functools.cache
 def keys() -> set[str]:
-    return {'.'.join(path) for path in paths_of(TOP)}
+    return {'.'.join(path) for path in paths_of(ALL)}
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -298,7 +298,7 @@ def test_transfer_starts_from_the_other_model_and_keeps_a_part(tmp_path, file, k
 
 
 def test_trainer_type_has_to_name_a_trainer():
-    with pytest.raises(ConfigError, match='trainer.type'):
+    with pytest.raises(ConfigError, match='no trainer is called "GanTrainr"'):
         ConfigParser({'name': 'x', 'trainer': {'type': 'GanTrainr'}}).trainer_class(
             train.module_trainer
         )

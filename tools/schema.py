@@ -12,12 +12,21 @@ from typing import Annotated, Any
 import torch
 
 from armature.config.build import AUTO_LENGTHS, Kind, find, kind_of, names
-from armature.config.keys import FILE_ONLY, GROUP, SECTION, TOP, Key
+from armature.config.keys import GROUP, SECTION, TOP, Key
 from armature.config.values import LISTS, PLAIN, options, parameters
 from armature.errors import ConfigError
 from tools.print_config import json_default
+from tools.sweep_keys import ALL
 
 TYPES = ('boolean', 'integer', 'number', 'string', 'null', 'object', 'array')  # as in PLAIN
+FILE_ONLY = {
+    'base': Key(
+        str | list,
+        'config file or files to start from, relative to this one',
+        None,
+    ),
+    '$schema': Key(str, 'JSON Schema for your editor, see tools/schema.py', None),
+}
 # What the template's train.py passes itself; a config that gives it too is refused.
 FROM_CODE = {
     'optimizer': ('params',),
@@ -29,7 +38,7 @@ FROM_CODE = {
 
 def schema() -> dict:
     """The schema as plain data."""
-    whole = section_of(TOP | FILE_ONLY)
+    whole = section_of(ALL | FILE_ONLY)
     for name, key in TOP.items():
         if isinstance(key.hint, dict) and 'type' in key.hint and name != 'trainer':
             found = entry_of(name, key.hint) | {'description': key.description}

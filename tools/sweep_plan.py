@@ -14,13 +14,14 @@ from typing import Any
 from armature.config.build import ROOT
 from armature.config.check import check
 from armature.config.command import set_value
-from armature.config.keys import SWEEP, settings_of
+from armature.config.keys import judge_keys, settings_of
 from armature.config.read import DELETE, Document, lookup, parse_value
 from armature.errors import ConfigError
 from armature.run.folder import plain_name
 from armature.run.monitor import Monitor
 from tools import sweep_search as search
 from tools.run_records import SEED, is_below
+from tools.sweep_keys import SWEEP
 
 FIXED = ('name', 'trainer.save_dir', 'trainer.monitor', 'sweep')  # what may not vary
 MOST_CHECKED = 300  # combinations; of more, each value is checked by itself
@@ -131,6 +132,7 @@ def make_plan(document: Document, quick: list[str], builds: dict[str, ModuleType
             'the config has no "sweep": say what to try, such as "sweep": {"grid": true, "params": '
             '{"optimizer.args.lr": [0.1, 0.01]}}, or --param optimizer.args.lr=0.1,0.01'
         )
+    document.refuse(judge_keys(document.values['sweep'], SWEEP, ('sweep',)))
     for note in check(document, builds):
         sys.stderr.write(f'note: {note}\n')
     settings = settings_of(document.values.pop('sweep'), SWEEP)

@@ -38,6 +38,7 @@ MOVED = {  # a name of the first version's configs
 }
 # Classes of these kinds may be named, whoever wrote them.
 BASES = (nn.Module, Optimizer, LRScheduler, DataLoader, Dataset, Sampler)
+PARTS = ('torchvision.transforms.v2', 'torch.utils.data', 'timm.data')  # of a data loader
 MODEL_BUILDERS = {'torchvision.models': 'get_model_builder', 'timm': 'model_entrypoint'}
 AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')  # "auto" is as long as the run
 
@@ -51,7 +52,6 @@ class Kind:
     libraries: tuple[str, ...] = ()  # and others
     method: str = '__init__'  # a class needs it
     given: str = ''  # the argument that the code gives first, whatever its place
-    parts: tuple[str, ...] = ()  # more libraries for the objects inside its args
     hint: str = ''  # where a name is none
 
     def inside(self) -> 'Kind':
@@ -59,7 +59,7 @@ class Kind:
         return Kind(
             f'{self.noun} or part of one',
             self.module,
-            self.libraries + self.parts,
+            self.libraries + PARTS,
             given=self.given if self.given == 'optimizer' else '',
             hint='. For an object that the class reads by itself, annotate the parameter as dict',
         )
@@ -80,13 +80,7 @@ KINDS = {
     'lr_scheduler': Kind('scheduler', '', ('torch.optim.lr_scheduler',), 'step', 'optimizer'),
     'trackers': Kind('tracker', '', ('armature.run.trackers',), 'log'),
     'trainer': Kind('trainer', 'trainer.trainer', (), '_train_epoch'),
-    'data_loader': Kind(
-        'data loader',
-        'data_loader.data_loaders',
-        (),
-        '__iter__',
-        parts=('torchvision.transforms.v2', 'torch.utils.data', 'timm.data'),
-    ),
+    'data_loader': Kind('data loader', 'data_loader.data_loaders', (), '__iter__'),
 }
 OWN = Kind('class or function of the project')
 
@@ -233,19 +227,20 @@ class Reader:
     """Reads {"type", "args"}: what is wrong with it, or the call that it describes.
 
     module: where names are looked up first. n_steps: what "auto" stands for, infinite without an
-    end. builds: whether the objects inside args are built. problems: all that was wrong so far.
+    end. problems: all that was wrong so far.
     """
 
-    def __init__(
-        self,
-        module: ModuleType | None,
-        document: Document,
-        n_steps: float | None = None,
-        builds: bool = False,
-    ):
-        self.module, self.document = module, document
-        self.n_steps, self.builds = n_steps, builds
+    def __init__(self, module: ModuleType | None, document: Document, n_steps: float | None = None):
+        self.module, self.document, self.n_steps = module, document, n_steps
         self.problems = []
+        self.builds = False  # else objects inside args are only judged
+
+    def prepared(self, *what: Any) -> functools.partial:
+        """As `call`, with the objects inside args built; a ConfigError when anything is wrong."""
+        self.builds = True
+        call = self.call(*what)
+        self.document.refuse(self.problems)
+        return call
 
     def problem(self, path: tuple, text: str) -> None:
         self.problems.append(Problem(path, text))
@@ -265,7 +260,7 @@ class Reader:
         if not isinstance(args, dict):
             return self.problem(path, f'expected an object {{...}}, got {show(args)}')
         (positional, keywords, is_all), (named, is_open) = given, parameters(target)
-        label = getattr(target, '__name__', type(target).__name__)
+        label = entry['type']
         is_function = kind.method == '__call__' and not inspect.isclass(target)
         if positional and kind.given in named:  # ChainedScheduler takes the optimizer last
             keywords, positional = {kind.given: positional[0], **keywords}, positional[1:]
@@ -275,36 +270,31 @@ class Reader:
         values, misspelt = {}, set()  # one mistake is one line
         for key, value in args.items():
             here, parameter = (*path, key), named.get(key)
-            if key in from_code:
-                self.problem(here, 'is given by the code, so the config may not give it too')
-                continue
             if key in AUTO_LENGTHS and value == 'auto' and self.n_steps is not None:
                 value = self.n_steps
-                if value == math.inf:
-                    self.problem(
-                        here,
-                        '"auto" has no length to go by, since this data has no end: say '
-                        'trainer.len_epoch or trainer.max_steps, or a number here',
-                    )
-            if parameter is not None:
-                expected = violation(value, parameter.annotation)
-                if expected is not None and value is not parameter.default:
-                    self.problem(here, f'expected {expected}, got {show(value)}')
-            elif not is_open:
+            expected = None if parameter is None else violation(value, parameter.annotation)
+            is_tensor = isinstance(value, list) and takes(parameter, torch.Tensor)
+            if key in from_code:
+                self.problem(here, 'is given by the code, so the config may not give it too')
+            elif parameter is None and not is_open:
                 self.problem(here, f'{label} has no {key!r}{did_you_mean(key, open_names)}')
                 misspelt.add(nearest(key, open_names))
-            if isinstance(value, list) and takes(parameter, torch.Tensor):
-                if is_function:
-                    self.problem(
-                        here,
-                        f'the function {label} keeps no tensor: name a class instead, such as '
-                        'CrossEntropyLoss',
-                    )
-                # [1, 5] for the weights of classes means floats, as torch's losses want them.
-                value = torch.Tensor(value) if self.is_building else None
-            elif not isinstance(value, dict) or not takes(parameter, *OBJECTS):
-                value = self.value(value, kind, here, is_projects_own(target), given.args)
-            values[key] = value
+            elif isinstance(value, float) and math.isinf(value):
+                self.problem(
+                    here,
+                    '"auto" has no length to go by, since this data has no end: say '
+                    'trainer.len_epoch or trainer.max_steps, or a number here',
+                )
+            elif expected is not None and value is not parameter.default:
+                self.problem(here, f'expected {expected}, got {show(value)}')
+            elif is_tensor and is_function:
+                self.problem(here, f'{label} keeps no tensor: name a class, as CrossEntropyLoss is')
+            elif is_tensor:
+                values[key] = torch.Tensor(value)
+            elif isinstance(value, dict) and takes(parameter, *OBJECTS):
+                values[key] = value
+            else:
+                values[key] = self.value(value, kind, here, is_projects_own(target), given.args)
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
             is_needed = named[key].default is inspect.Parameter.empty
@@ -312,17 +302,13 @@ class Reader:
                 self.problem((*path, key), f'is missing: {label} needs it')
         return functools.partial(target, *positional, **values, **keywords)
 
-    @property
-    def is_building(self) -> bool:
-        return self.builds and not self.problems
-
     def value(self, value: Any, kind: Kind, path: tuple, is_own: bool, args: tuple) -> Any:
         """A value inside args with the objects in it built."""
         inner = kind.inside()
         if self.is_object(value, inner, is_own and kind.method == '__init__'):
             # Schedulers inside one share its optimizer.
             call = self.call(value, inner, path, Given(args if inner.given else ()))
-            return make(call, path, self.document) if self.is_building else None
+            return make(call, path, self.document) if self.builds and not self.problems else None
         if isinstance(value, str):
             dtype = getattr(torch, value[6:], None) if value.startswith('torch.') else None
             try:
@@ -356,22 +342,6 @@ class Reader:
 # Building it
 
 
-def prepare(
-    entry: str | dict,
-    kind: Kind,
-    path: tuple,
-    module: ModuleType | None,
-    document: Document,
-    given: Given = NOTHING,
-    n_steps: float | None = None,
-) -> functools.partial:
-    """The call that an entry describes, when nothing is wrong with it; objects in it are built."""
-    reader = Reader(module, document, n_steps, builds=True)
-    call = reader.call(entry, kind, path, given)
-    document.refuse(reader.problems)
-    return call
-
-
 def make(call: functools.partial, path: tuple, document: Document) -> Any:
     """Make a call that a config describes.
 
@@ -393,17 +363,16 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
         raise ConfigError(document.line(Problem(path, f'{name} refuses: {reason}'))) from error
 
 
-def build_callable(
-    entry: str | dict, path: tuple, module: ModuleType | None, document: Document
+def with_name(
+    call: functools.partial, entry: str | dict, path: tuple, document: Document
 ) -> Callable:
-    """A loss or a metric, as `path` says, from an entry: a callable with a `__name__`."""
-    call = prepare(entry, KINDS[path[0]], path, module, document)
-    found, name = call.func, entry.get('name') if isinstance(entry, dict) else None
+    """The loss or metric of an entry, whose call that is: a callable with a `__name__`."""
+    found, has_own = call.func, lookup(entry, ('name',)) is not None
     if inspect.isclass(found):
         found = make(call, path, document)
-    elif call.keywords or name:
+    elif call.keywords or has_own:
         found = call
-    if name or not hasattr(found, '__name__'):
+    if has_own or not hasattr(found, '__name__'):
         found.__name__ = name_of(entry)
     return found
 

@@ -98,10 +98,7 @@ def _monitor(config: dict) -> Iterator[Problem]:
     metric = str(_dict(config, 'trainer').get('monitor')).partition(' ')[2].strip()
     reported = [*entries(config.get('metrics')), *entries(config.get('loss'))]
     names = ['loss', *(name_of(entry) for index, entry in reported if isinstance(index, int))]
-    loader = _dict(config, 'data_loader', 'args')
-    validates = loader.get('validation_split', True) or loader.get('n_folds')
-    if validates or config.get('valid_data_loader'):
-        names += [f'val_{name}' for name in names]
+    names += [f'val_{name}' for name in names]
     if metric and metric not in names:
         is_misspelt = any(is_slip(metric.removeprefix('val_'), name) for name in names)
         text = f'no epoch reports {metric!r}{did_you_mean(metric, names)}'

@@ -150,6 +150,7 @@ def set_value(document: Document, assignment: str) -> None:
     exists, known = path[-1] in dict(entries(parent)), list(paths_of(TOP))
     # An argument that the config leaves out may be given; the signature of its class decides.
     is_argument = 'args' in path[1:-1] and (path[0] in document.values or path[:1] in known)
+    is_argument |= path[0] == 'sweep'  # whose own table does
     if adds and isinstance(node, list):
         node.append(value)
         document.mark((*path, len(node) - 1), value, '--set')

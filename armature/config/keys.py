@@ -196,31 +196,6 @@ BATCH = {
     'data': Key(str | list[str], 'name of the input, or a list of names'),
     'target': Key(str | list[str], 'name of the target, or a list of names'),
 }
-SWEEP = {
-    'params': Key(
-        dict,
-        '{"optimizer.args.lr": {"low": 1e-5, "high": 0.1, "log": true}}: ranges, or lists of '
-        'values',
-        {},
-    ),
-    'name': Key(FOLDER_NAME, 'name of the runs; <name>_sweep when not given', None),
-    'grid': Key(bool, 'try all combinations of the lists', False),
-    'n_trials': Key(COUNT, 'how many settings are tried; with a grid: all', None),
-    'sampler': Key(ENTRY, 'optuna.samplers', 'TPESampler', SECTION),
-    'pruner': Key(ENTRY, 'optuna.pruners: ends trials that do badly', 'NopPruner', SECTION),
-    'seeds': Key(
-        list[COUNT_FROM_0], 'each trial runs once with each, and counts by the mean', None
-    ),
-    'folds': Key(
-        Annotated[int, Limit('minimum', 2)],
-        'cross-validation: each trial runs once on each of so many folds',
-        None,
-    ),
-    'parallel': Key(
-        COUNT, 'trials that may run at a time; the search for one knows none of these', 4
-    ),
-}
-
 TOP = {
     'name': Key(FOLDER_NAME, 'name of the experiment, and of its folder'),
     'n_gpu': Key(COUNT_FROM_0, 'GPUs to use; 0: the CPU', 1),
@@ -250,21 +225,13 @@ TOP = {
     'lr_scheduler': Key(SCHEDULER, 'torch.optim.lr_scheduler', None),
     'trainer': Key(TRAINER, 'the run'),
     'distributed': Key(DISTRIBUTED, 'when several processes train', {}),
-    'sweep': Key(SWEEP, 'a search: python -m tools.sweep', None),
+    'sweep': Key(dict, 'a search: python -m tools.sweep', None),
     'init_from': Key(
         ENTRY,
         'checkpoint to take only the weights from, or {"file", "ignore": [patterns]}',
         None,
         INIT_FROM,
     ),
-}
-FILE_ONLY = {
-    'base': Key(
-        str | list,
-        'config file or files to start from, relative to this one',
-        None,
-    ),
-    '$schema': Key(str, 'JSON Schema for your editor, see tools/schema.py', None),
 }
 
 

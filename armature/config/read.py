@@ -77,8 +77,7 @@ class Document:
 
     def line(self, problem: Problem) -> str:
         """'config.json:14: trainer.epochs: expected ...'"""
-        origin, path, text = self.origin(problem.path), show_path(problem.path), problem.text
-        text = text if len(text) <= 400 else f'{text[:397]}...'
+        origin, path, text = self.origin(problem.path), show_path(problem.path), problem.text[:400]
         if origin == '--set' and 'expected a string' in text:
             text += f' (as text: --set \'{path}="{show(lookup(self.values, problem.path))}"\')'
         return f'{origin}{origin and ": "}{path or "the config"}: {text}'
@@ -246,12 +245,10 @@ def read_config(path: Path, name: str, above: tuple = ()) -> Document:
         document.refuse([Problem((), f'expected an object {{...}} as the whole file, got {shown}')])
     document.values.pop('$schema', None)
     bases = document.values.pop('base', None) or []
-    # A pipe lies in no folder.
-    folder, beside = (path.parent, os.path.dirname(name)) if path.is_file() else (Path(), '')
     below, chain = Document({}), (*above, name)
     for base in bases if isinstance(bases, list) else [bases]:
-        base_path = folder / str(base)
-        base_name = os.path.normpath(os.path.join(beside, str(base)))
+        base_path = path.parent / str(base)
+        base_name = os.path.normpath(os.path.join(os.path.dirname(name), str(base)))
         wrong = []
         if base_name in chain:
             wrong = [f'{" -> ".join((*chain, base_name))} is a loop']
@@ -274,9 +271,7 @@ def _read_text(path: Path, name: str) -> str:
         raise ConfigError(f'{name}:{line}: not UTF-8 text') from None
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
-        others = path.parent.glob('*.json') if isinstance(error, FileNotFoundError) else ()
-        near = did_you_mean(path.name, [each.name for each in others])
-        raise ConfigError(f'{show_path((name,))}: cannot be read: {reason}{near}') from None
+        raise ConfigError(f'{show_path((name,))}: cannot be read: {reason}') from None
 
 
 def merge(below: Document, above: Document) -> Document:

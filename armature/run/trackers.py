@@ -100,9 +100,8 @@ class Trackers:
         makers = {}
         for entry in self._entries:
             name = entry['type'] if isinstance(entry, dict) else entry
-            makers[name] = build.prepare(
-                entry, build.KINDS['trackers'], ('trackers',), None, Document({})
-            )
+            reader = build.Reader(None, Document({}))
+            makers[name] = reader.prepared(entry, build.KINDS['trackers'], ('trackers',))
         if self._sent.is_file():
             self._sent_before = int(self._sent.read_text())
         of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}

@@ -58,27 +58,29 @@ class SeveralOptimizers(Optimizer):
             each.__setstate__({'state': self.state, 'param_groups': own})
 
 
-def optimizer_of(params: Any, section: Any, make: Callable[..., Optimizer]) -> Optimizer:
+def optimizer_of(section: Any, make: Callable, args: tuple, kwargs: dict) -> Optimizer:
     """The optimizer that a section of a config describes: several, where groups have a type.
 
-    params: what parameter_groups gave. make(params, *group): the optimizer of the section, or of
-    one of its groups: (path in the section, its {"type", "args"}).
+    make: ConfigParser's. args, kwargs: what the script gives, first what parameter_groups gave.
     """
-    groups = params if isinstance(params, list) else []
+    given, path = args[0] if args else kwargs.get('params'), ('optimizer',)
+    groups = given if isinstance(given, list) else []
     typed = [each for each in groups if isinstance(each, TypedGroup)]
-    if lookup(section, ('groups',)) and not any(
-        isinstance(each, (dict, TypedGroup)) for each in groups
+    rest = [each for each in groups if not isinstance(each, TypedGroup)]
+    if (
+        lookup(section, ('groups',))
+        and not typed
+        and not any(isinstance(each, dict) for each in rest)
     ):
         raise ConfigError(
             'optimizer.groups: this script gives its optimizer no groups: let it give '
             'parameter_groups(config, model, criterion) of armature/step/parameters.py'
         )
     if not typed:
-        return make(params)
-    rest = [each for each in groups if not isinstance(each, TypedGroup)]
-    made = [make(rest)] if rest else []
+        return make(path, args, kwargs)
+    made = [make(path, (), kwargs | {'params': rest})] if rest else []
     for index, entry, own in typed:
-        made.append(make(own, ('groups', index), entry))
+        made.append(make((*path, 'groups', index), (own,), {}, entry))
     return SeveralOptimizers(made)
 
 
