@@ -14,6 +14,7 @@ import model.model as module_arch
 from armature.batch import Parts, call_by_name
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
+from armature.config.build import KINDS, find
 from armature.config.command import add_flags
 from armature.data.identity import identity_of
 from armature.data.order import one_pass
@@ -35,23 +36,25 @@ BUILDS = {  # the sections of a config that this script makes objects of
     'loss': module_loss,
     'metrics': module_metric,
 }
+TESTING = {'shuffle': False, 'validation_split': 0.0, 'training': False}
 
 
 def test_data(config):
     """The loader of "test_data_loader"; without one the training's, of its test data."""
     if 'test_data_loader' not in config:
         settings = config['data_loader']
-        loader_class = config.init_ftn('data_loader', module_data).func
-        args = settings.get('args', {})
-        taken = inspect.signature(loader_class).parameters.keys() | args.keys()
-        if 'training' not in taken:
+        loader_class = find(settings['type'], KINDS['data_loader'], module_data)
+        args, testing = settings.get('args', {}), TESTING
+        parameters = inspect.signature(loader_class).parameters.values()
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            taken = {each.name for each in parameters}
+            testing = {name: value for name, value in TESTING.items() if name in taken}
+        if 'training' not in testing:
             raise ConfigError(
                 'the config does not say what to test on: write a "test_data_loader", which is '
                 f'like "data_loader", or let {loader_class.__name__} take training=False'
             )
-        testing = {'shuffle': False, 'validation_split': 0.0, 'training': False}
-        args = args | {name: testing[name] for name in testing if name in taken}
-        config['test_data_loader'] = settings | {'args': args}
+        config['test_data_loader'] = settings | {'args': args | testing}
     return config.init_obj('test_data_loader', module_data)
 
 

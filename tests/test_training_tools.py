@@ -16,6 +16,8 @@ from armature.compare import first_difference
 from armature.config.read import read_config
 from armature.errors import ConfigError, UserError
 from armature.run.plots import Pictures, save_pictures
+from base import BaseDataLoader
+from data_loader.datasets import digits
 from examples.gan.trainer import GanTrainer
 from parse_config import ROOT, ConfigParser
 from tests.conftest import run_script
@@ -25,7 +27,7 @@ from tools.find_lr import drawn, find_lr, steepest
 from tools.overfit import overfit
 from tools.profile_steps import profile
 from tools.run_files import read_test
-from tools.smoke import smoke
+from tools.smoke import load_script, smoke
 from trainer import Trainer
 from utils import write_json
 
@@ -302,6 +304,29 @@ def test_trainer_type_has_to_name_a_trainer():
         ConfigParser({'name': 'x', 'trainer': {'type': 'GanTrainr'}}).trainer_class(
             train.module_trainer
         )
+
+
+class Few(BaseDataLoader):
+    def __init__(self, batch_size, training=True):
+        super().__init__(digits(training), batch_size)
+
+
+class Untold(BaseDataLoader):
+    def __init__(self, batch_size):
+        super().__init__(digits(True), batch_size)
+
+
+def test_loader_of_ones_own_is_tested_with_what_it_takes_or_refused():
+    script = load_script(ROOT / 'test.py')
+
+    def loader(name):
+        section = {'type': f'tests.test_training_tools.{name}', 'args': {'batch_size': 8}}
+        values = {'name': 'x', 'trainer': {'epochs': 1}, 'data_loader': section}
+        return script.test_data(ConfigParser(values))
+
+    assert len(loader('Few').dataset) == len(digits(False))
+    with pytest.raises(ConfigError, match='what to test on.*Untold'):
+        loader('Untold')
 
 
 def test_average_is_what_test_py_measures(tmp_path):
