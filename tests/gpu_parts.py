@@ -1193,7 +1193,7 @@ def processes(folder):
         run = run_in(folder, 'parts')
         must('train.py', '-r', run, '--set', f'trainer.epochs={sized(8, 4)}', n_processes=1)
         must('test.py', '-r', run)
-        n_files = len(glob.glob(str(run / '**' / '*.distcp'), recursive=True))
+        n_files = len(glob.glob(str(run / '**' / 'rank*.pth'), recursive=True))
         value = float(history(folder, 'parts')[-1]['val_accuracy'])
         before = float(history(folder, 'alone')[-1]['val_accuracy'])
         return f'{n_files} parts, accuracy {value:.3f} against {before:.3f}', value > before - 0.05

@@ -36,16 +36,13 @@ FORMAT = 2
 FORMATS = (1, FORMAT)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 WEIGHTS = 'weights.pth'  # the tested weights alone
-CONTENT = {
-    int: ('format', 'epoch', 'step', 'samples'),
-    (int, float): ('monitor_best', 'seed'),
-    str: ('arch',),
-    list: ('history', 'rng_of_others'),
-    dict: (
-        'state_dict', 'tested', 'optimizer', 'config', 'parts', 'as_built', 'data', 'rng',
-        'made_by', 'shards', 'run',
-    ),
-}  # fmt: skip
+KINDS = {
+    'arch': str,
+    'epoch': int,
+    'optimizer': dict,
+    'config': dict,
+    'monitor_best': (int, float),
+}  # of the entries that files of other programs may have, too
 DIGEST_PREFIX = b'sha256:'
 DIGEST_BYTES = len(DIGEST_PREFIX) + 64  # the comment at the end of every file that we write
 ZIP = b'PK\3\4'  # begins a zip archive
@@ -116,35 +113,23 @@ def _write_all(paths, content):
     # atomic only within one file system.
     unfinished = [path.with_name(f'.{path.name}.tmp') for path in paths]
     try:
-        for each in unfinished:  # what a process that was killed has left
-            each.unlink(missing_ok=True)
-        _write(unfinished[0], content)
-        for each in unfinished[1:]:
-            _second_name(unfinished[0], each)
+        for each in unfinished:
+            each.unlink(missing_ok=True)  # what a process that was killed has left
+            try:
+                os.link(unfinished[0], each)
+            except OSError:  # it is the first, or there are no hard links here
+                with each.open('xb') as file:  # never into one that is there
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
         for each, path in zip(unfinished, paths):
             replace(each, path)  # readers see the old file or the new one, never half of one
+            _sidecar(path).unlink(missing_ok=True)  # of a file of the first version
         sync_folder(paths[0].parent)  # the renames themselves survive a power cut
-        for path in paths:  # of a file of the first version that was there before
-            _sidecar(path).unlink(missing_ok=True)
     finally:
         for each in unfinished:
             with suppress(OSError):  # the folder is gone or read-only: the first error says so
                 each.unlink(missing_ok=True)
-
-
-def _write(path, content):
-    # Never into a file that is there: it may be a second name of a good one.
-    with path.open('xb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _second_name(path, name):
-    try:
-        os.link(path, name)
-    except OSError:  # no hard links here
-        _write(name, path.read_bytes())
 
 
 def replace(source: Path, target: Path) -> None:
@@ -324,27 +309,23 @@ def _pickle_in(file, check_sums=False):
     """
     archive = zipfile.ZipFile(file)
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    names = [info.filename for info in infos]
-    roots = {name.partition('/')[0] for name in names}
-    starts = [info.header_offset for info in infos] + [archive.start_dir]
-    ends = [0] + [
-        info.header_offset + 30 + len(info.filename) + info.compress_size for info in infos
-    ]
-    if (
-        starts[0] != 0
-        or any(end > start for end, start in zip(ends, starts))
-        or len(roots) != 1
-        or len({name.lower() for name in names}) < len(names)
-        or any(not each.filename.isascii() or each.filename != each.orig_filename for each in infos)
-    ):
+    roots = {info.filename.partition('/')[0] for info in infos}
+    is_sound, end, names = len(roots) == 1 and infos[0].header_offset == 0, 0, set()
+    for info in infos:
+        name = info.filename
+        is_sound &= name.isascii() and name == info.orig_filename and name.lower() not in names
+        is_sound &= info.header_offset >= end
+        end = info.header_offset + 30 + len(name) + info.compress_size
+        names.add(name.lower())
+        if info.compress_type or info.compress_size != info.file_size:
+            raise ValueError('it holds compressed records, which torch never writes')
+        if info.external_attr & FOLDER:
+            raise ValueError(
+                'a record of it is marked as a folder, for which torch would read whatever was in '
+                'memory'
+            )
+    if not is_sound or end > archive.start_dir:
         raise ValueError('its directory of records is wrong')
-    if any(info.compress_type or info.compress_size != info.file_size for info in infos):
-        raise ValueError('it holds compressed records, which torch never writes')
-    if any(info.external_attr & FOLDER for info in infos):
-        raise ValueError(
-            'a record of it is marked as a folder, for which torch would read whatever was in '
-            'memory'
-        )
     structure = archive.getinfo(f'{roots.pop()}/data.pkl')
     if structure.file_size > MAX_PICKLE_BYTES:
         raise CheckpointError(
@@ -358,19 +339,14 @@ def _pickle_in(file, check_sums=False):
 
 def _checked(state):
     """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
-    if not isinstance(state.get('state_dict'), dict):
-        raise ValueError("it has no 'state_dict'")
     if state.get('format', FORMAT) not in FORMATS:
         raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMATS}')
-    for kind, keys in CONTENT.items():
-        for key in keys:
-            value = state.get(key)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise ValueError(f'its {key!r} is a {type(value).__name__}')
-            if kind is int and (value or 0) < 0:
-                raise ValueError(f'its {key!r} is {value}')
-    if not all(isinstance(row, dict) for row in state.get('history') or []):
-        raise ValueError("its 'history' is no list of rows")
+    for key, kind in KINDS.items():
+        value = state.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f'its {key!r} is a {type(value).__name__}')
+    if not isinstance(state.get('state_dict'), dict):
+        raise ValueError("it has no 'state_dict'")
     for name, value in state['state_dict'].items():
         is_tensor = isinstance(value, torch.Tensor)
         if not isinstance(name, str) or not (is_tensor or name.endswith('_extra_state')):
@@ -587,8 +563,9 @@ def _first_whole(paths):
 
 
 def _newest_first(folder, best_first=False):
-    best = [folder / BEST]
-    order = [*best * best_first, folder / LAST, *numbered(folder), *best]
+    order = [folder / LAST, *numbered(folder), folder / BEST]
+    if best_first:
+        order.insert(0, folder / BEST)
     return [path for path in dict.fromkeys(order) if path.is_file()]
 
 
