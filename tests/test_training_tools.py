@@ -316,17 +316,19 @@ class Untold(BaseDataLoader):
         super().__init__(digits(True), batch_size)
 
 
-def test_loader_of_ones_own_is_tested_with_what_it_takes_or_refused():
+def test_loader_of_ones_own_is_tested_with_what_it_takes_or_refused(monkeypatch):
     script = load_script(ROOT / 'test.py')
 
-    def loader(name):
-        section = {'type': f'tests.test_training_tools.{name}', 'args': {'batch_size': 8}}
+    def loader(kind):
+        monkeypatch.setattr(kind, '__module__', script.module_data.__name__)
+        monkeypatch.setattr(script.module_data, kind.__name__, kind, raising=False)
+        section = {'type': kind.__name__, 'args': {'batch_size': 8}}
         values = {'name': 'x', 'trainer': {'epochs': 1}, 'data_loader': section}
         return script.test_data(ConfigParser(values))
 
-    assert len(loader('Few').dataset) == len(digits(False))
+    assert len(loader(Few).dataset) == len(digits(False))
     with pytest.raises(ConfigError, match='what to test on.*Untold'):
-        loader('Untold')
+        loader(Untold)
 
 
 def test_average_is_what_test_py_measures(tmp_path):
