@@ -186,7 +186,7 @@ class Stepper:
         if not self.scaler.is_enabled():  # which judges gradients itself
             gradients = [each.grad for each in parameters if each.grad is not None]
             is_finite &= dist.whole(torch.nn.utils.get_total_norm(gradients)).isfinite()
-        if dist.sums([not is_finite.item()])[0] == 0:
+        if all(dist.gather(is_finite.item())):
             self.n_skipped_in_a_row = 0
             return True
         self.n_skipped += 1

@@ -43,7 +43,7 @@ def is_joined() -> bool:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return dist.get_rank() if is_joined() else int(os.environ.get('RANK') or 0)
+    return int(os.environ.get('RANK') or 0)
 
 
 def n_processes() -> int:
@@ -109,15 +109,6 @@ def on_main(action: Callable, *args: Any) -> Any:
     if error is not None:
         raise error
     return result
-
-
-def sums(numbers: list[float]) -> list[float]:
-    """The sum over the processes of each number, in float64."""
-    if not is_joined() or not numbers:
-        return numbers
-    total = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
 
 
 def gather_tensors(tensor: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
@@ -217,13 +208,12 @@ class Agreement:
     """
 
     def __init__(self):
-        self._is_alone = n_processes() == 1
         self._n_left = self._n_steps = 1  # until they ask each other again; since they did
         self._since = time.monotonic()
 
     def after_step(self, *requests: int) -> Sequence[int] | None:
         """The largest of each request of any process; None when nobody asked after this step."""
-        if self._is_alone:
+        if n_processes() == 1:
             return requests
         self._n_left -= 1
         if self._n_left > 0:
