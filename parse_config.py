@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import sys
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,8 +34,8 @@ ROOT = build.ROOT
 CustomArgs = namedtuple('CustomArgs', 'flags type target')
 
 
-class ConfigParser:
-    """The config of one run: read, checked, and the objects that it describes.
+class ConfigParser(UserDict):
+    """The config of one run, a dict: read, checked, and the objects that it describes.
 
     Building one touches no disk: `save_dir` and `log_dir` claim the run's folders when first asked
     for.
@@ -54,19 +54,19 @@ class ConfigParser:
         for target, value in (modification or {}).items():
             if value is not None:
                 set_option(self._document, target, value, 'modification')
-        for name in [name for name, value in self.config.items() if value is None]:
-            if name in TOP:  # null means what leaving the key out means
-                del self.config[name]
+        self.data = self._document.values
+        for name in TOP:
+            if self.data.get(name, ...) is None:  # null means what leaving the key out means
+                del self.data[name]
         # What the script puts in later, it puts in anew after a resume: no part of the experiment.
-        self.as_read = copy.deepcopy(self.config)
+        self.as_read = copy.deepcopy(self.data)
         self.wrapped = False  # whether `wrap` has seen the model
         self.arguments = None  # what the command line said, for the script
         self.resume = None if resume is None else Path(resume)
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
-        self.name = plain_name('name', self.config.get('name'))
+        self.name = plain_name('name', self.data.get('name'))
         self.started_in = os.curdir  # the folder in which the command was typed
         self._continues = None  # the run folder that a resumed run goes on in
-        self._save_dir = self._log_dir = None
         # Scripts of old projects do with what they build as they like: it may be of any class.
         self._takes_any_class = False
 
@@ -115,7 +115,7 @@ class ConfigParser:
         if getattr(self.arguments, 'resume_or_start', False):
             if self.resume is not None:
                 raise ConfigError('-r and --resume-or-start say both where to go on: give one')
-            self.resume, starts_anew = unfinished(self._runs, self.config), False
+            self.resume, starts_anew = unfinished(self._runs, self.data), False
         if self.resume is not None and not starts_anew:
             run = self.resume.parent
             self._continues = run if self.run_id in (None, run.name) else None
@@ -132,21 +132,23 @@ class ConfigParser:
     @property
     def save_dir(self) -> Path:
         """Where checkpoints go: <trainer.save_dir>/models/<name>/<run>/. It exists."""
-        self._claim_folders()
-        return self._save_dir
+        return self._folders[0]
 
     @property
     def log_dir(self) -> Path:
         """Where logs go: <trainer.save_dir>/log/<name>/<run>/. It exists."""
-        self._claim_folders()
-        return self._log_dir
+        return self._folders[1]
 
-    def _claim_folders(self) -> None:
-        """Once; the main process makes the folders, and is the only one that writes there."""
-        if self._save_dir is None:
-            self.run_id, self._save_dir, self._log_dir = dist.on_main(self._make_folders)
+    _save_dir, _log_dir = save_dir, log_dir
 
-    def _make_folders(self) -> tuple[str, Path, Path]:
+    @functools.cached_property
+    def _folders(self) -> tuple[Path, Path]:
+        """The main process makes the folders, and is the only one that writes there."""
+        folders = dist.on_main(self._make_folders)
+        self.run_id = folders[0].name
+        return folders
+
+    def _make_folders(self) -> tuple[Path, Path]:
         from logger import setup_logging
 
         save_dir = run_folder(self._runs, self.run_id, self._continues, self.resume)
@@ -156,7 +158,7 @@ class ConfigParser:
         if save_dir != self._continues:
             write_json(self.as_read, save_dir / 'config.json')
         setup_logging(log_dir)
-        return save_dir.name, save_dir, log_dir
+        return save_dir, log_dir
 
     @property
     def _saved(self) -> Path:
@@ -180,7 +182,7 @@ class ConfigParser:
         """
         make = functools.partial(self._made, module)
         if name == 'optimizer':
-            return optimizer_of(self.config.get(name), make, args, kwargs)
+            return optimizer_of(self.data.get(name), make, args, kwargs)
         return make((name,), args, kwargs)
 
     def _made(self, module, path: tuple, args: tuple, kwargs: dict, entry=None, n_steps=None):
@@ -192,15 +194,15 @@ class ConfigParser:
     def _call(self, module, path: tuple, given: build.Given, entry=None, n_steps=None):
         """The call that `entry`, or the section at `path`, describes, when nothing is wrong."""
         name, *_ = path
-        if name not in self.config:
-            near = did_you_mean(name, self.config)
+        if name not in self:
+            near = did_you_mean(name, self)
             raise ConfigError(f'{name}: the config has no such section{near}')
         if self.settings.deterministic:
             be_deterministic()
         kind = build.kind_of(name, module)
         if self._takes_any_class:
             kind = dataclasses.replace(kind, method='__init__')
-        entry = entry or self.config[name]
+        entry = entry or self.data[name]
         reader = build.Reader(module, self._document, n_steps)
         return reader.prepared(entry, kind, path, given)
 
@@ -213,7 +215,7 @@ class ConfigParser:
 
     def init_loss(self, module):
         """The loss as a callable (output, target) -> loss: a function, or an nn.Module."""
-        section = self.config['loss']
+        section = self.data['loss']
         if not isinstance(section, list):
             return self._function(module, ('loss',), section)
         terms = []
@@ -243,7 +245,7 @@ class ConfigParser:
 
         A length of "auto" is what the run has of its steps (or epochs).
         """
-        section, settings = self.config.get('lr_scheduler'), self.settings
+        section, settings = self.data.get('lr_scheduler'), self.settings
         if not section:
             return None
         n_steps = settings.epochs
@@ -261,32 +263,20 @@ class ConfigParser:
 
     @property
     def config(self) -> dict:
-        return self._document.values
+        return self.data
 
     _config = config
 
     @property
     def settings(self) -> SimpleNamespace:
         """The trainer section with the defaults of the key table filled in."""
-        return settings_of(self.config.get('trainer'))
-
-    def __getitem__(self, name):
-        return self.config[name]
-
-    def __setitem__(self, name, value):
-        self.config[name] = value
-
-    def __contains__(self, name):
-        return name in self.config
+        return settings_of(self.get('trainer'))
 
     def get(self, name, default=None):
         """The section or value `name`; without it `default`, or that of the key table."""
         if default is None and name in TOP and TOP[name].default is not ...:
             default = TOP[name].default
-        return self.config.get(name, default)
-
-    def update(self, *args, **kwargs):
-        self.config.update(*args, **kwargs)
+        return self.data.get(name, default)
 
     def __reduce__(self):
         """Pickled as its plain config, which torch.load reads with weights_only."""

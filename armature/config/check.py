@@ -45,7 +45,7 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
 
 def table_of(builds: dict) -> dict[str, Key]:
     """The key table, less the sections that the script does not build."""
-    sections = [name for name in TOP if kind_of(name) is not OWN and name != 'trainer']
+    sections = [name for name in TOP if kind_of(name) not in (OWN, KINDS['trainer'])]
     unjudged = {name: Key(Any, '', None) for name in sections if name not in builds}
     return dict.fromkeys(builds, Key(SECTION, '', None)) | TOP | unjudged
 

@@ -277,12 +277,12 @@ def judge_keys(
     if not isinstance(section, dict):
         return  # a name alone
     unknown = [name for name in section if name not in table]
-    slips = {name: key for name in unknown for key in table if is_slip(name, key)}
-    for name, key in slips.items() if is_strict else ():
-        unknown.remove(name)
+    slips = {name: key for name in unknown for key in table if is_strict and is_slip(name, key)}
+    for name, key in slips.items():
         yield Problem((*path, name), f'unknown key (did you mean {key!r}?)')
-    if unknown:
-        shown = [show_path((name,)) + _elsewhere(name, table) for name in unknown]
+    others = [name for name in unknown if name not in slips]
+    if others:
+        shown = [show_path((name,)) + _elsewhere(name, table) for name in others]
         text = f'no key of ours, so it is for your own code to read: {", ".join(shown)}'
         yield Problem(path, text, is_note=True)
     for name, key in table.items():

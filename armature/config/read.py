@@ -60,14 +60,16 @@ class Document:
     def put(self, path: tuple, value, origin: str) -> None:
         """Set one value, with the sections on the way to it."""
         node = self.values
-        for depth, key in enumerate(path[:-1], 1):
-            if isinstance(node, dict) and node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-            if not isinstance(node, list if isinstance(path[depth], int) else dict):
-                here = show_path(path[:depth])
-                raise ConfigError(f'{origin}: {show_path(path)}: {here} is {show(node)}')
-        node[path[-1]] = value
+        try:
+            for key in path[:-1]:
+                if isinstance(node, dict) and node.get(key) is None:
+                    node[key] = {}
+                node = node[key]
+            node[path[-1]] = value
+        except TypeError:
+            raise ConfigError(
+                f'{origin}: {show_path(path)}: there is no section, but {show(node)}'
+            ) from None
         self.mark(path, value, origin)
 
     def mark(self, path: tuple, value, origin: str) -> None:
@@ -205,7 +207,10 @@ def _blank(match: re.Match) -> str:
 
 def _decoded(text: str) -> tuple:
     """What a JSON text says, each value as (where it begins, value), objects as tuples of pairs."""
-    decoder = json.JSONDecoder(object_pairs_hook=tuple, parse_int=_whole_number)
+    decoder = json.JSONDecoder(
+        object_pairs_hook=tuple,
+        parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else math.inf,
+    )
 
     def scan(text: str, at: int):
         value, end = scan_any(text, at)
@@ -218,10 +223,6 @@ def _decoded(text: str) -> tuple:
     decoder.parse_array = lambda start, _: json.decoder.JSONArray(start, scan)
     decoder.scan_once, scan_any = scan, json.scanner.py_make_scanner(decoder)
     return decoder.decode(text)
-
-
-def _whole_number(digits: str) -> float:
-    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
 
 
 def parse_value(text: str, name: str = '--set'):
