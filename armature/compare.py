@@ -13,24 +13,17 @@ def differences(one: Any, other: Any, where: str = '') -> Iterator[tuple[str, An
 
     A place is written such as 'optimizer.state.0.step'.
     """
+    are_lists = isinstance(one, (list, tuple)) and isinstance(other, (list, tuple))
+    if are_lists and len(one) == len(other):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict):
-        inner = [(key, one.get(key, ABSENT), other.get(key, ABSENT)) for key in {**one, **other}]
-    elif (
-        isinstance(one, (list, tuple))
-        and isinstance(other, (list, tuple))
-        and len(one) == len(other)
-    ):
-        inner = [(index, *pair) for index, pair in enumerate(zip(one, other))]
-    else:
-        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-            are_equal = torch.equal(one, other)
-        else:
-            are_equal = one == other
-        if not are_equal:
-            yield where or 'everything', one, other
+        for key in {**one, **other}:
+            place = f'{where}.{key}' if where else str(key)
+            yield from differences(one.get(key, ABSENT), other.get(key, ABSENT), place)
         return
-    for name, *pair in inner:
-        yield from differences(*pair, f'{where}.{name}' if where else str(name))
+    are_tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+    if not (torch.equal(one, other) if are_tensors else one == other):
+        yield where or 'everything', one, other
 
 
 def first_difference(one: Any, other: Any) -> str:

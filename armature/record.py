@@ -6,10 +6,10 @@ import csv
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
-import sys
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -109,7 +109,7 @@ def is_trained(folder: Path) -> bool:
 
 def versions(project: Path) -> dict[str, str]:
     """Of Python and of each installed package that a requirements*.txt of the project names."""
-    found = {'python': '.'.join(map(str, sys.version_info[:3]))}
+    found = {'python': platform.python_version()}
     for file in sorted(project.glob('requirements*.txt')):
         text = file.read_text(encoding='utf-8', errors='replace')
         for name in re.findall(r'^[A-Za-z0-9][\w.-]*', text, re.MULTILINE):

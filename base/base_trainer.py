@@ -168,7 +168,7 @@ class BaseTrainer(ABC):
                 if self._finished:
                     self.console.end(f'Training ends: {self._finished}')
                     break
-                self._stop.grant(max(dist.gather(self._stop.request)))
+                self._stop.grant(max(dist.gather(self._stop.requested())))
         # Here and not where it is raised: what has lent the model its weights meanwhile has given
         # them back
         except Stopped:
@@ -256,7 +256,7 @@ class BaseTrainer(ABC):
         if self.step == settings.max_steps and not is_last:
             self._stop.reason = f'trainer.max_steps ({settings.max_steps})'
         # What any of the processes has requested is done in all of them.
-        requests = self._stop.request, self._saver.is_due(), epoch.broken is not None
+        requests = self._stop.requested(), self._saver.is_due(), epoch.broken is not None
         stop, save, is_broken = epoch.agreement.after_step(*requests) or (0, 0, 0)
         if is_broken:
             refuse_broken_losses(self)
@@ -276,7 +276,7 @@ class BaseTrainer(ABC):
         agreement = dist.Agreement()
         for content in one_pass(loader, self._parts, self.device, *trackers):
             yield content
-            (stop,) = agreement.after_step(self._stop.request) or (0,)
+            (stop,) = agreement.after_step(self._stop.requested()) or (0,)
             self._stop.grant(stop)
 
     @property

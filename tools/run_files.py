@@ -40,7 +40,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if found and found.get('version') != VERSION:
         note = f'{RECORD} is of version {found.get("version")}, this program knows {VERSION}'
     kinds = dict.fromkeys(TEXTS, str) | dict.fromkeys((*OBJECTS, 'best', 'last'), dict)
-    kinds |= {'command': list, 'classes': list, 'seconds': (int, float)}
+    kinds |= {'command': list, 'seconds': (int, float)}
     for key, kind in kinds.items():
         if not isinstance(found.get(key), kind):
             found[key] = {} if key in OBJECTS else None
@@ -51,6 +51,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         if not isinstance(found['git'].get(key), kind):
             found['git'].pop(key, None)
     record = {'version': VERSION, 'run': folder.resolve().name, 'seed': None} | found
+    classes = record['data'].get('class_names')
+    record['classes'] = classes if isinstance(classes, list) else None
     config, rows = read_config(folder), []
     record['name'] = str(record.get('name') or folder.resolve().parent.name)
     settings = config.get('trainer')

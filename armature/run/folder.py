@@ -136,7 +136,14 @@ class RunFolder:
             'command': list(sys.argv),
             'git': code,
             'versions': records.versions(PROJECT) | {'torch': str(torch.__version__)},
-            'hardware': hardware(device),
+            'hardware': {
+                'device': device_name(device),
+                'machine': platform.machine(),
+                'system': platform.platform(),
+                'threads': torch.get_num_threads(),
+                'processes': dist.n_processes(),
+                'n_cpus': os.cpu_count(),
+            },
             'seed': seed,
             'agents': job.agents,
         }
@@ -160,30 +167,29 @@ class RunFolder:
             # A run that goes on and is refused is left as it was.
             if self.record or (dist.is_main() and self._before().get('state') == 'prepared'):
                 self.note(**end, ended=datetime.now(UTC).isoformat())
-            if self._lock_file is not None:
+            if self._lock_file:
                 self._lock_file.close()
                 records.locked_here.discard(self.folder.resolve())
 
     def _lock(self) -> None:
         with self._writing(stops=True):
-            self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked while it is open)
-        try:
-            records.lock(self._lock_file, alone=True)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                self._lock_file.close()
-                raise UserError(
-                    f'{self.folder} is being trained by another process ({error.strerror}). '
-                    'Wait for it, stop it, or start a new run with -c config.json'
-                ) from None
-            logger.warning(
-                f'{self.folder} cannot be locked ({error.strerror}), as on some network '
-                'drives: see to it yourself that no other training writes there'
-            )
-        with self._writing(stops=True):
-            self._lock_file.truncate(0)
-            self._lock_file.write('\n'.join(job.agents))
-            self._lock_file.flush()
+            handle = self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked while open)
+            try:
+                records.lock(handle, alone=True)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                    handle.close()
+                    raise UserError(
+                        f'{self.folder} is being trained by another process ({error.strerror}). '
+                        'Wait for it, stop it, or start a new run with -c config.json'
+                    ) from None
+                logger.warning(
+                    f'{self.folder} cannot be locked ({error.strerror}), as on some network '
+                    'drives: see to it yourself that no other training writes there'
+                )
+            handle.truncate(0)
+            handle.write('\n'.join(job.agents))
+            handle.flush()
         records.locked_here.add(self.folder.resolve())
 
     def begin(self, config: dict, rows: list[dict], **facts: Any) -> None:
@@ -193,15 +199,13 @@ class RunFolder:
         """
         before = self._before()
         self._began = time.monotonic() - (before.get('seconds') or 0)
-        trainer, data = config.get('trainer') or {}, facts.get('data') or {}
         record = {
             'version': records.VERSION,
             'name': config.get('name'),
             'run': self.folder.name,
             'state': 'running',
             'begun': begun(self.folder).isoformat(),
-            'monitor': trainer.get('monitor', 'off'),
-            'classes': data.get('class_names'),
+            'monitor': (config.get('trainer') or {}).get('monitor', 'off'),
             'trackers': before.get('trackers'),
             **facts,
         }
@@ -271,11 +275,12 @@ class RunFolder:
 
 def rates_of(optimizer: Any) -> dict[str, float]:
     """The learning rate, lr; with several groups that of each: lr/NAME, or its number."""
-    groups = getattr(optimizer, 'param_groups', [])
-    names = [f'lr/{group.get("name", index)}' for index, group in enumerate(groups)]
-    names = ['lr'] if len(names) == 1 else names
-    rates = zip(names, (group.get('lr') for group in groups))
-    return {name: float(rate) for name, rate in rates if rate is not None}  # Adafactor's own: None
+    groups, rates = getattr(optimizer, 'param_groups', []), {}
+    for index, group in enumerate(groups):
+        if group.get('lr') is not None:  # Adafactor chooses its own
+            name = 'lr' if len(groups) == 1 else f'lr/{group.get("name", index)}'
+            rates[name] = float(group['lr'])
+    return rates
 
 
 def _as_csv(rows: list[dict], columns: list[str], header: bool = False) -> str:
@@ -325,18 +330,7 @@ def as_read(config: Any) -> dict:
     return read_json(written) if written.is_file() else config.config
 
 
-# What made it
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    return {
-        'device': device_name(device),
-        'machine': platform.machine(),
-        'system': platform.platform(),
-        'threads': torch.get_num_threads(),
-        'processes': dist.n_processes(),
-        'n_cpus': os.cpu_count(),
-    }
+# Other files
 
 
 def write_test(checkpoint: Path, epoch: int | None, **found: Any) -> Path:
@@ -362,8 +356,7 @@ def write_test(checkpoint: Path, epoch: int | None, **found: Any) -> Path:
 
 def read_json(fname: str | Path) -> OrderedDict:
     """The content of a JSON file, keys in the file's order."""
-    with open(fname, encoding='utf-8') as handle:
-        return json.load(handle, object_hook=OrderedDict)
+    return json.loads(Path(fname).read_text(encoding='utf-8'), object_hook=OrderedDict)
 
 
 def write_json(content: Any, fname: str | Path) -> None:

@@ -41,7 +41,6 @@ from armature.step.optimizers import owners
 from armature.step.schedule import Schedule, replay
 
 DERIVED = {'initial_lr', 'base_lrs', '_last_lr', '_schedule_phases'}  # from other options
-MISFITS = (ValueError, KeyError, RuntimeError, TypeError)  # what load_state_dict raises
 # Attributes, or names in earlier checkpoints, and the names that their states are saved under.
 NAMES = {
     '_monitor': 'monitor',
@@ -136,6 +135,11 @@ def as_built(trainer: Any) -> dict[str, dict]:
     for name, part in parts.items():
         if name in optimizers:
             built[name] = optimizer_as_built(part)
+            schedules = [each for each in parts.values() if isinstance(each, Schedule)]
+            for schedule in schedules:  # of which a warm-up has begun
+                if _steers(schedule, part):
+                    for group, rate in zip(built[name]['groups'], schedule.rates_as_built):
+                        group['lr'] = copy.deepcopy(rate)
         elif isinstance(part, LRScheduler):
             steered = [each for each, optimizer in optimizers.items() if _steers(part, optimizer)]
             built[name] = {
@@ -148,11 +152,6 @@ def as_built(trainer: Any) -> dict[str, dict]:
         elif name == 'criterion' and isinstance(part, nn.Module):
             buffers = {name: buffer.detach().cpu().clone() for name, buffer in part.named_buffers()}
             built[name] = {'type': type(part).__name__, 'buffers': buffers}
-    for schedule in parts.values():  # a warm-up has begun when the schedule was made
-        for name, optimizer in optimizers.items() if isinstance(schedule, Schedule) else ():
-            if name in built and _steers(schedule, optimizer):
-                for group, rate in zip(built[name]['groups'], schedule.rates_as_built):
-                    group['lr'] = copy.deepcopy(rate)
     return built
 
 
@@ -223,17 +222,17 @@ def _fitted(name, optimizer, saved, before, now):
     kinds = [each['type'] for each in now['groups']]
     old_kinds = [each.get('type', kinds[0]) for each in before['groups']]
     are_named = all('param_names' in group for group in (*groups, *old_groups))
-    sizes, old_sizes = ([len(each['params']) for each in both] for both in (groups, old_groups))
-    numbers = _numbers(groups, kinds, are_named)
-    old_numbers = _numbers(old_groups, old_kinds, are_named)
-    is_lbfgs = 'LBFGS' in kinds and 'LBFGS' in old_kinds
-    if is_lbfgs and [*numbers] != [*old_numbers] or not are_named and sizes != old_sizes:
+    key = 'param_names' if are_named else 'params'
+    names, old_names = ([each[key] for each in both] for both in (groups, old_groups))
+    are_one = not are_named or 'LBFGS' in kinds and 'LBFGS' in old_kinds
+    if are_one and names != old_names:
         raise CheckpointError(
-            f'{name}: its groups have {sizes} parameters, and {old_sizes} in the checkpoint, whose '
-            'states cannot be found by name: LBFGS keeps one history of all its parameters '
-            'together, and without named_parameters() none has a name. Keep the groups as they '
-            f'were, {OR_NEW_RUN}'
+            f'{name}: its groups hold {_short(names)}, and {_short(old_names)} in the checkpoint, '
+            'where the state of each cannot be found by its name: LBFGS keeps one history of all '
+            'its parameters together, and without named_parameters() they have no names. Keep the '
+            f'groups as they were, {OR_NEW_RUN}'
         )
+    numbers, old_numbers = _numbers(groups, kinds, key), _numbers(old_groups, old_kinds, key)
     state = {
         numbers[each]: saved['state'][number]
         for each, number in old_numbers.items()
@@ -251,13 +250,12 @@ def _fitted(name, optimizer, saved, before, now):
     return {'state': state, 'param_groups': fitted}, n_fresh
 
 
-def _numbers(groups, kinds, are_named):
+def _numbers(groups, kinds, key):
     """{(class that steps it, name): number} of the parameters in an optimizer's state."""
-    names = 'param_names' if are_named else 'params'
     return {
         (kind, name): number
         for group, kind in zip(groups, kinds)
-        for name, number in zip(group[names], group['params'])
+        for name, number in zip(group[key], group['params'])
     }
 
 
@@ -335,19 +333,23 @@ class Resume:
         samples, batch_size = state.get('samples', 0), trainer._batch_size()
         if samples:
             self._refuse_another_order()
-        parts, saved, done = parts_of(trainer), self._saved(), set()
+        parts, saved, done, fresh = parts_of(trainer), self._saved(), [], []
         for name, optimizer in _optimizers_of(trainer).items():
             if name in parts and name in saved:
                 self._load_optimizer(name, optimizer, saved[name])
-                done.add(name)
-            done |= self._replay_if_changed(name, optimizer)
+                done.append(name)
+            done += self._replay_if_changed(name, optimizer)
         for name, part in parts.items():
             # What the beginning of an epoch resets is left to `restore_sums`.
             is_later = samples and hasattr(part, 'reset')
-            if name in saved and name not in done and not is_later:
+            if name in done or is_later:
+                continue
+            if name in saved:
                 self._restore(name, part, saved[name])
-            elif name not in saved and name not in done and part.state_dict():
-                self._say(f'The checkpoint holds no state for {name}: it starts fresh.')
+            elif part.state_dict():
+                fresh.append(name)
+        if fresh:
+            self._say(f'Without a state in the checkpoint, fresh from here on: {", ".join(fresh)}')
         for name in saved.keys() - parts.keys():
             self._say(f'The checkpoint holds a state for {name}, which this trainer does not have.')
         trainer.position, rest = divmod(samples, batch_size)
@@ -367,10 +369,10 @@ class Resume:
                 _load(name, part, saved[name])
 
     def restore_rng(self) -> None:
-        if 'rng' in self.state:
-            saved = [self.state['rng'], *self.state.get('rng_of_others', [])]
-            if dist.rank() < len(saved):
-                set_rng_state(saved[dist.rank()], self.trainer.device)
+        saved = [self.state.get('rng'), *self.state.get('rng_of_others', [])]
+        mine = dict(enumerate(saved)).get(dist.rank())
+        if mine:
+            set_rng_state(mine, self.trainer.device)
 
     def data_now(self) -> dict:
         """Which data is trained on; when a run goes on, a ConfigError for another than before."""
@@ -449,13 +451,13 @@ class Resume:
 
     def _keep_seed(self) -> None:
         """Where no script has chosen a seed, go on with the one that torch chose for the run."""
-        trainer, seed = self.trainer, self.state.get('seed')
-        if seed is None or trainer.seed != AT_START:
+        trainer, seed = self.trainer, self.state.get('seed', AT_START)
+        if trainer.seed != AT_START:
             return
         trainer.seed = self.made_by['seed'] = seed
         for name in ('data_loader', 'valid_data_loader'):
             loader = getattr(trainer, name, None)
-            if hasattr(loader, 'reseed') and loader.seed == AT_START:
+            if getattr(loader, 'seed', None) == AT_START:
                 loader.reseed(seed)
 
     def _refuse_another_order(self):
@@ -482,6 +484,7 @@ class Resume:
             saved = part.state_dict()
         elif isinstance(part, Schedule):
             saved = self._progress(name, part)
+            self._refuse_another_pace(part, saved['n_steps'])
         elif isinstance(part, Average):
             if changed and part.is_swa and saved['n_averaged']:
                 raise ConfigError(
@@ -506,37 +509,35 @@ class Resume:
 
         Returns the names of the parts that are where the run is then.
         """
-        then, now = self._then, self.as_built
-        parts = parts_of(self.trainer).items()
-        steering = {each: part for each, part in parts if _steers(part, optimizer)}
+        then, now, parts = self._then, self.as_built, parts_of(self.trainer)
+        steering = [each for each in parts if _steers(parts[each], optimizer)]
         gone = [each for each in then if then[each].get('optimizer') == name]
-        reasons = []
-        for each in dict.fromkeys([*steering, *gone]):
-            reasons += changes(then.get(each), now.get(each), each)
-        schedules = {each: part for each, part in steering.items() if isinstance(part, Schedule)}
-        for each, schedule in schedules.items():
-            self._refuse_another_pace(each, schedule)
-        if not reasons and not changes(then.get(name, now[name]), now[name]):
+        changed = []
+        for each in dict.fromkeys(steering + gone):
+            changed += changes(then.get(each), now.get(each), each)
+        if not changed and not changes(then.get(name, now[name]), now[name]):
             # It has stepped, in another process: torch would warn of a schedule begun early.
             optimizer._opt_called = True
-            return set()
+            return []
+        self._say(*changed)
         for group, settings in zip(optimizer.param_groups, _settings(optimizer, now[name])):
             group |= settings
-        why = f'it cannot be replayed with {"; ".join(reasons or ["other options"])}'
-        schedulers = [each for each in steering if each not in schedules]
+        schedulers = [each for each in steering if isinstance(parts[each], LRScheduler)]
         if len(schedulers) > 1:
             raise ConfigError(
                 f'{", ".join(schedulers)} all set the learning rates of {name}, in an order that '
-                f'is not known: {why}. Keep the settings of the checkpoint, {OR_NEW_RUN}'
+                'is not known: they cannot be replayed with other settings. Keep those of the '
+                f'checkpoint, {OR_NEW_RUN}'
             )
         for each in schedulers:
-            self._replay(each, steering[each], schedules, why)
-            reasons.append(f'{each}: replayed to step {self.state.get("step", 0)}')
-        self._say(*reasons)
-        return set(steering)
+            self._replay(
+                each, parts[each], {other: parts[other] for other in steering if other != each}
+            )
+        return steering
 
-    def _replay(self, name, scheduler, schedules, why):
+    def _replay(self, name, scheduler, schedules):
         """Step a scheduler that is as built now as often as the run has."""
+        self._say(f'{name}: replayed to step {self.state.get("step", 0)}')
         for each, schedule in schedules.items():
             at, then = self._progress(each, schedule), self._then.get(each, {})
             is_known = then.get('metric') == schedule.metric
@@ -546,6 +547,7 @@ class Resume:
                     'epochs so far are not in the checkpoint. Keep trainer.monitor and the '
                     f'scheduler as they were, {OR_NEW_RUN}'
                 )
+            self._refuse_another_pace(schedule, at['n_steps'])
             schedule.replay(at['n_steps'], at['n_epochs'], at['values'])
             if at['n_steps'] or at['n_epochs']:
                 return
@@ -555,14 +557,13 @@ class Resume:
         on_plateau = isinstance(scheduler, ReduceLROnPlateau)
         if is_between or on_plateau or 'last_epoch' not in saved:
             raise ConfigError(
-                f'{name}: {why}, because the trainer steps it by values of its own. Keep the '
-                f'settings of the checkpoint, {OR_NEW_RUN}'
+                f'{name}: the trainer steps it by values of its own, so it cannot be replayed with '
+                f'other settings. Keep those of the checkpoint, {OR_NEW_RUN}'
             )
         replay(scheduler, [None] * (saved['last_epoch'] - scheduler.last_epoch))
 
-    def _refuse_another_pace(self, name, schedule):
+    def _refuse_another_pace(self, schedule, n_steps):
         """Steps of another size, or more of them an epoch, are no place in a schedule of steps."""
-        n_steps = self._progress(name, schedule)['n_steps']
         changed = changes(self._then.get('pace', {}), self.as_built['pace'])
         follows = schedule.each_step or n_steps < schedule.warmup_steps
         if n_steps and changed and follows and not self._data_may_change():
@@ -577,7 +578,7 @@ class Resume:
 def _load(name, part, saved):
     try:
         part.load_state_dict(saved)
-    except MISFITS as error:
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f'the state of {name} in the checkpoint does not fit: {error}') from (
             error
         )

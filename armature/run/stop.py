@@ -1,6 +1,7 @@
 """StopRequest: who asked the run to stop (a signal, the time limit), noted for a safe moment."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -28,7 +29,8 @@ class StopRequest:
 
     def __init__(self, max_minutes: float | None = None):
         self.max_minutes = max_minutes
-        self.request = 0  # TIME, or the exit code that a signal asks for; 0: none
+        self.request = 0  # the exit code that a signal asks for; 0: none
+        self._until = math.inf  # of time.monotonic
         self.reason = ''
         self.exit_code = 0
         self._signal, self._received_at = '', 0.0
@@ -36,11 +38,7 @@ class StopRequest:
     @contextmanager
     def listening(self):
         """Inside, the signals are noted instead of killing the process, and the time runs."""
-        seconds = min(60 * (self.max_minutes or 0), threading.TIMEOUT_MAX)
-        timer = threading.Timer(seconds, self._time_is_over)
-        timer.daemon = True
-        if self.max_minutes is not None:
-            timer.start()
+        self._until = time.monotonic() + 60 * (self.max_minutes or math.inf)
         previous = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere they are not ours
             previous = {number: signal.signal(number, self._note) for number in STOP_CODES}
@@ -49,25 +47,24 @@ class StopRequest:
             yield self
             has_failed = False
         finally:
-            timer.cancel()
             for number, handler in previous.items():
                 signal.signal(number, handler)
             if has_failed and self._signal and not self.reason and dist.n_processes() > 1:
                 # torchrun ends this process, in which a step has failed since another is gone.
                 signal.raise_signal(signal.Signals[self._signal])
 
+    def requested(self) -> int:
+        """The exit code that a signal asks for, TIME when the time is over; 0 when nothing is."""
+        return self.request or TIME * (time.monotonic() >= self._until)
+
     def grant(self, request: int) -> None:
         """Raise Stopped for `request`, if it is one, and when there is a reason already."""
         if request and not self.reason:
-            signals = '/'.join(each.name for each, code in STOP_CODES.items() if code == request)
-            over = f'trainer.max_minutes ({self.max_minutes})'
-            self.reason = over if request == TIME else self._signal or signals
-            self.exit_code = 0 if request == TIME else request
+            self.reason, self.exit_code = self._signal or 'a signal to another process', request
+            if request == TIME:
+                self.reason, self.exit_code = f'trainer.max_minutes ({self.max_minutes})', 0
         if self.reason:
             raise Stopped(self.reason)
-
-    def _time_is_over(self):
-        self.request = self.request or TIME
 
     def _note(self, number, frame):
         now = time.monotonic()

@@ -86,7 +86,7 @@ class Trackers:
     def __init__(self, entries: list | None, folder: Any, log_dir: str | Path):
         self._entries = entries if entries and dist.is_main() else []
         self._folder, self._sent = folder, Path(log_dir) / 'trackers.sent'
-        self._sent_before = -1
+        self._sent_before = int(self._sent.read_text()) if self._sent.is_file() else -1
         self._queue = queue.Queue(MAX_WAITING)
         self._thread = None
         self._step, self._values = None, {}
@@ -102,8 +102,6 @@ class Trackers:
             name = entry['type'] if isinstance(entry, dict) else entry
             reader = build.Reader(None, Document({}))
             makers[name] = reader.prepared(entry, build.KINDS['trackers'], ('trackers',))
-        if self._sent.is_file():
-            self._sent_before = int(self._sent.read_text())
         of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}
         self._folder.note(trackers=of_run)
         run = {**self._folder.record, 'config': config, **of_run}
