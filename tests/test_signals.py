@@ -125,7 +125,7 @@ def test_time_limit_saves_and_leaves_with_zero_and_resume_or_start_goes_on(tmp_p
     assert 'Resume training' in second.stdout and len(list(tmp_path.glob('models/*/*'))) == 1
     both = ['-r', next(tmp_path.glob('models/*/*'))]
     refused = run_script('train.py', *both, '--resume-or-start', check=False)
-    assert refused.returncode == 2 and 'give one of them' in refused.stderr
+    assert refused.returncode == 2 and 'say both where to go on: give one' in refused.stderr
     other = run_script(
         'train.py', '-c', 'config.json', '--resume-or-start', *settings, '--lr', '0.5', check=False
     )
