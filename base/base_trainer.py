@@ -20,13 +20,7 @@ from armature.errors import ConfigError, NonFiniteError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import prepare_device
-from armature.run.checks import (
-    check_first_step,
-    refuse_broken_losses,
-    refuse_broken_weights,
-    way_back,
-    where,
-)
+from armature.run import checks
 from armature.run.console import Console
 from armature.run.epoch import Epoch
 from armature.run.folder import RunFolder, as_read
@@ -122,7 +116,7 @@ class BaseTrainer(ABC):
             with self._folder.training(), self._stop.listening():
                 self._resume.restore_parts()
                 self._resume.data_now()
-                check_first_step(self)
+                checks.check_first_step(self)
                 if self._finished:
                     self.console.end(f'This run is finished: {self._finished}')
                     return
@@ -177,7 +171,7 @@ class BaseTrainer(ABC):
         except UserError:
             raise
         except Exception as error:  # of model, loss or data: keeps its traceback and gains a line
-            error.add_note(where(self))
+            error.add_note(checks.where(self))
             raise
 
     @property
@@ -259,7 +253,7 @@ class BaseTrainer(ABC):
         requests = self._stop.requested(), self._saver.is_due(), epoch.broken is not None
         stop, save, is_broken = epoch.agreement.after_step(*requests) or (0, 0, 0)
         if is_broken:
-            refuse_broken_losses(self)
+            checks.refuse_broken_losses(self)
         if save:
             self._save_last()
         self._stop.grant(stop)
@@ -291,13 +285,13 @@ class BaseTrainer(ABC):
 
     def _finish_epoch(self, epoch, result):
         """Report, judge and save an epoch that is trained and validated."""
-        refuse_broken_losses(self)
+        checks.refuse_broken_losses(self)
         averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         self.epochs_done, self.position = epoch, 0
         if not math.isfinite(averages.get('loss', 0)) and self.settings.on_nan == 'stop':
             loss = averages['loss']
-            raise NonFiniteError(f'epoch {epoch}: the loss is {loss}. {way_back(self)}')
+            raise NonFiniteError(f'epoch {epoch}: the loss is {loss}. {checks.way_back(self)}')
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self._resume.is_over()
@@ -343,8 +337,8 @@ class BaseTrainer(ABC):
 
     def _write(self, names):
         """Write the present state under `names`; what is not finite is not written."""
-        refuse_broken_losses(self)
-        refuse_broken_weights(self)
+        checks.refuse_broken_losses(self)
+        checks.refuse_broken_weights(self)
         dist.share_buffers(bare(self.model))
         if self._saver.write(self._resume.state_now(), names):
             if dist.is_main():

@@ -142,7 +142,7 @@ def test_average_is_what_is_validated_saved_and_tested(experiment):
     from trainer.trainer import evaluate
     from utils import MetricTracker
 
-    with trainer.weight_average.in_model():
+    with trainer.stepper.average.in_model():
         log = evaluate(
             trainer.model,
             trainer.watched(trainer.valid_data_loader),
@@ -242,12 +242,12 @@ def test_longer_run_follows_the_longer_schedule(experiment, name, length):
     longer = trainer(2, resume=short.checkpoint_dir / 'checkpoint-last.pth')
     longer._resume.restore_parts()
     fresh = trainer(2)
-    rates = rates_ahead(fresh.schedule, 12, 6)
+    rates = rates_ahead(fresh.stepper.schedule, 12, 6)
     if name == 'OneCycleLR':  # it sets its rates when it steps
         longer.lr_scheduler.step()
         assert longer.optimizer.param_groups[0]['lr'] == pytest.approx(rates[7])
     else:
-        assert rates_ahead(longer.schedule, 6, 6) == pytest.approx(rates[6:])
+        assert rates_ahead(longer.stepper.schedule, 6, 6) == pytest.approx(rates[6:])
 
 
 def report_of(**sections):
@@ -871,7 +871,7 @@ def test_features_combine_and_resume_exactly(experiment, case):
     def trainer(resume=None, **more):
         made = experiment.trainer(resume, **options, **more)
         if case['warmup']:
-            made.schedule.__init__(
+            made.stepper.schedule.__init__(
                 made.lr_scheduler, case['interval'], made.mnt_metric, case['warmup']
             )
         return made

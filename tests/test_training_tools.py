@@ -188,8 +188,6 @@ def test_pictures_show_what_torchmetrics_computes(tmp_path):
     ]
     files = save_pictures(drawn, tmp_path)
     assert len(files) == 3 and all(file.read_bytes()[:4] == b'\x89PNG' for file in files)
-    with pytest.raises(ConfigError, match='trainer.pictures'):
-        Pictures(['confusion']).update(output, target)
     with pytest.raises(ConfigError, match='outputs'):
         pictures.update(torch.randn(3, 2, 2), target)
 

@@ -47,7 +47,6 @@ class Trainer(BaseTrainer):
         self.stepper = Stepper.from_config(
             config, self.model, criterion, optimizer, lr_scheduler, self.len_epoch
         )
-        self.schedule, self.weight_average = self.stepper.schedule, self.stepper.average
         measured = {'metrics': metric_ftns, 'loss': criterion}
         skips = self.settings.on_nan == 'skip'
         self.train_metrics = MetricTracker(

@@ -61,7 +61,8 @@ class Console:
             if math.isfinite(trainer.early_stop):
                 patience = f', stops after {trainer.early_stop:g} epochs without a better one'
             self._say(f'Best: {best} {trainer.mnt_metric}{patience}')
-        if (average := getattr(trainer, 'weight_average', None)) is not None:
+        average = getattr(getattr(trainer, 'stepper', None), 'average', None)
+        if average is not None:
             self._say(f'Validated and tested: {average}')
 
     @contextmanager
@@ -144,12 +145,15 @@ class Console:
         return f'To train longer: {command} --set trainer.{longer}'
 
 
-def table_line(columns: dict[str, str], first: tuple[str, ...], width: int) -> tuple[str, str]:
+def table_line(columns: dict[str, str], first: tuple[str, ...], width: float) -> tuple[str, str]:
     """(names, values), aligned, of the columns that fit into `width` characters.
 
     Those named `first` come before those of the validation, and these before any other.
     """
-    cells = {name: cell(name, text) for name, text in columns.items()}
+    cells = {}
+    for name, text in columns.items():
+        size = max(len(name), len(text), 5 if name in ('epoch', 'time') else CELL)
+        cells[name] = name.rjust(size), text.rjust(size)
     left, kept = width + 2, set()
     for name in sorted(cells, key=lambda name: (name not in first, not name.startswith('val_'))):
         if len(cells[name][0]) + 2 <= left:
@@ -157,12 +161,6 @@ def table_line(columns: dict[str, str], first: tuple[str, ...], width: int) -> t
             kept.add(name)
     kept = [pair for name, pair in cells.items() if name in kept]
     return '  '.join(name for name, _ in kept), '  '.join(text for _, text in kept)
-
-
-def cell(name: str, text: str) -> tuple[str, str]:
-    """Both of one length."""
-    size = max(len(name), len(text), 5 if name in ('epoch', 'time') else CELL)
-    return name.rjust(size), text.rjust(size)
 
 
 def results(values: dict[str, float], by_class: dict[str, dict[str, float]]) -> list[str]:
@@ -174,11 +172,9 @@ def results(values: dict[str, float], by_class: dict[str, dict[str, float]]) -> 
     classes = list(next(iter(by_class.values()), []))
     size = max(map(len, classes), default=0)
     for each in classes:
-        row = [cell(name, shown(of[each])) for name, of in by_class.items()]
-        header, line = zip(cell('class', each.rjust(size)), *row)
-        if each == classes[0]:
-            lines += ['', '  '.join(header)]
-        lines.append('  '.join(line))
+        row = {name: shown(of[each]) for name, of in by_class.items()}
+        header, line = table_line({'class': each.rjust(size)} | row, (), math.inf)
+        lines += [line] if each != classes[0] else ['', header, line]
     return lines
 
 
