@@ -86,10 +86,10 @@ class BaseTrainer(ABC):
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
 
+        self._folder = RunFolder(config.save_dir)  # with which logging begins
         self.console = Console(self)
         self._monitor = Monitor(self.settings.monitor, self.settings.early_stop)
         self._stop = StopRequest(self.settings.max_minutes)
-        self._folder = RunFolder(config.save_dir)
         self._saver = Saver(config.save_dir, self.settings, config.get('distributed'))
         self._epoch = None  # what belongs to the one in progress
         self._resume = Resume(self)
