@@ -169,7 +169,7 @@ def changes(then: Any, now: Any, name: str = '') -> list[str]:
 
 
 def _short(value):
-    text = repr(value.tolist() if isinstance(value, torch.Tensor) else value)
+    text = repr(value)
     return text if len(text) < 60 else f'{text[:57]}...'
 
 
@@ -307,11 +307,10 @@ class Resume:
         table = path.parent / TABLE  # the first version kept it in the state
         self.rows = state.get('history') or read_table(table, trainer.epochs_done)
         trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self.rows]
-        if trainer.mnt_mode != 'off' and self._monitor_then() == trainer.monitor:
+        if self._monitor_then() == trainer.monitor:
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
         trainer._saver.go_on_from(state, path)
-        samples = state.get('samples', 0)
-        place = {'epoch': trainer.epochs_done, 'step': trainer.step, 'samples': samples}
+        place = {key: state.get(key) for key in ('epoch', 'step', 'samples')}
         dist.refuse_differences(place, str(path))
         made_by = changes(state.get('made_by', {}), self.made_by)
         if changed := [line for line in made_by if line.partition(':')[0] in MATTERS]:
@@ -389,7 +388,6 @@ class Resume:
         """Everything a run needs to go on from here, as plain data."""
         trainer = self.trainer
         rng, *rng_of_others = dist.gather(rng_state(trainer.device))
-        tested = tested_weights_of(trainer)
         return {
             'arch': type(bare(trainer.model)).__name__,
             'epoch': trainer.epochs_done,
@@ -409,7 +407,7 @@ class Resume:
                 for name, part in parts_of(trainer).items()
             },
             'as_built': self.as_built,
-            **({} if tested is None else {'tested': tested}),
+            'tested': tested_weights_of(trainer),
             'finished': bool(trainer._finished),
             'rng': rng,
             'rng_of_others': rng_of_others,
