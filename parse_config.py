@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import dataclasses
 import functools
 import logging
 import math
@@ -201,7 +200,7 @@ class ConfigParser(UserDict):
             be_deterministic()
         kind = build.kind_of(name, module)
         if self._takes_any_class:
-            kind = dataclasses.replace(kind, method='__init__')
+            kind = kind._replace(method='__init__')
         entry = entry or self.data[name]
         reader = build.Reader(module, self._document, n_steps)
         return reader.prepared(entry, kind, path, given)
@@ -253,7 +252,7 @@ class ConfigParser(UserDict):
             n_batches = settings.len_epoch or batches_per_pass(data_loader) or math.inf
             n_steps = min(n_steps * n_batches, settings.max_steps or math.inf)
         module = torch.optim.lr_scheduler
-        return self._made(module, ('lr_scheduler',), (optimizer,), {}, section, n_steps)
+        return self._made(module, ('lr_scheduler',), (optimizer,), {}, n_steps=n_steps)
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first."""

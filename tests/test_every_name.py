@@ -1,7 +1,6 @@
 """Every name of torch, torchvision and torchmetrics works from a config, without a line of code."""
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -150,7 +149,7 @@ def metric_cases():
         'Fairness',
     )
     kind = config_types.KINDS['metrics']
-    for name in sorted(set(config_types.names(replace(kind, module='')))):
+    for name in sorted(set(config_types.names(kind._replace(module='')))):
         where = config_types.find(name, kind).__module__
         if (
             any(part in name for part in other)
@@ -199,7 +198,7 @@ def test_every_metric_of_predictions_and_targets_computes():
 
 @pytest.mark.filterwarnings('ignore:.*NLLLoss2d. has been deprecated')
 def test_every_loss_of_torch_is_found_by_name():
-    kind = replace(config_types.KINDS['loss'], module='')
+    kind = config_types.KINDS['loss']._replace(module='')
     names = sorted(config_types.names(kind))
     for name in names:
         criterion = config_of(loss={'type': name, 'args': LOSS_ARGS.get(name, {})}).init_loss(

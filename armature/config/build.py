@@ -11,7 +11,6 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -43,8 +42,7 @@ MODEL_BUILDERS = {'torchvision.models': 'get_model_builder', 'timm': 'model_entr
 AUTO_LENGTHS = ('T_max', 'total_steps', 'total_iters')  # "auto" is as long as the run
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """What one section may name: where it is looked up, and what has to come out."""
 
     noun: str
@@ -103,7 +101,7 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
         raise ConfigError(f'expected the name of a {kind.noun}, got {show(name)}')
     inside, _, last = name.rpartition('.')
     if inside:  # examples.gan.model.Generator
-        module, kind = project_module(inside), replace(kind, libraries=())
+        module, kind = project_module(inside), kind._replace(libraries=())
         if module is None:
             raise ConfigError(
                 f'{show(name)} is not in this project, and a name with dots may only lead into its '
