@@ -491,13 +491,11 @@ class Resume:
                 )
             # The first version kept the weights with the counts.
             saved = {'model': self.state.get('tested'), **saved}
-        elif name == 'criterion' and changed and then['type'] != now['type']:
-            saved = part.state_dict()
-        elif (
-            name == 'criterion' and changed
-        ):  # what the loss has learned goes on, buffers that are built otherwise stay
+        elif name == 'criterion' and changed:
+            # What a loss has learned goes on, and its buffers that are built otherwise stay.
             mine, built = part.state_dict(), differences(then['buffers'], now['buffers'])
-            saved = saved | {place: mine[place] for place, *_ in built if place in mine}
+            stay = {place: mine[place] for place, *_ in built if place in mine}
+            saved = saved | stay if then['type'] == now['type'] else mine
         self._say(*changed)
         _load(name, part, saved)
 
