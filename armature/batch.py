@@ -16,9 +16,9 @@ The contract:
 """
 
 import copy
-import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ WHOLE = Share()
 CPU = torch.device('cpu')
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class Batch:
     """A batch and what is known of it. n_samples and indices are those of this process's share."""
 
@@ -103,40 +103,36 @@ def cut(content: Any, n_samples: int, rows: slice, lists_are_parts: bool = False
 
 def is_structure(content: Any) -> bool:
     """Whether it is made of contents, rather than one of its own (such as a PackedSequence)."""
-    if isinstance(content, (torch.Tensor, type)) or callable(getattr(content, 'to', None)):
+    if isinstance(content, type) or callable(getattr(content, 'to', None)):
         return False
-    return isinstance(content, (list, tuple, Mapping)) or dataclasses.is_dataclass(content)
+    return isinstance(content, (list, tuple, Mapping)) or is_dataclass(content)
 
 
 def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
     """A structure of the same type, with `function` applied to each of its entries."""
-    if type(content) in (list, tuple):
-        return type(content)([function(each) for each in content])
     if isinstance(content, Mapping):
-        made = {} if type(content) is dict else copy.copy(content)
-        if not isinstance(made, MutableMapping):
-            raise _cannot_rebuild(content)
-        for name, value in content.items():
-            made[name] = function(value)
-        return made
-    if dataclasses.is_dataclass(content):
-        made = copy.copy(content)
-        for field in dataclasses.fields(content):
-            value = function(getattr(content, field.name))
-            object.__setattr__(made, field.name, value)  # a frozen one as well
-        return made
-    parts = [function(each) for each in content]
+        entries = dict(content)
+    elif isinstance(content, (list, tuple)):
+        entries = dict(enumerate(content))
+    else:
+        entries = {field.name: getattr(content, field.name) for field in fields(content)}
+    entries = {name: function(each) for name, each in entries.items()}
     try:
-        return type(content)(*parts) if hasattr(content, '_fields') else type(content)(parts)
+        if isinstance(content, (list, tuple)):
+            values = entries.values()
+            return type(content)(*values) if hasattr(content, '_fields') else type(content)(values)
+        made = copy.copy(content)
+        for name, each in entries.items():
+            if isinstance(content, Mapping):
+                made[name] = each
+            else:
+                object.__setattr__(made, name, each)  # of a frozen dataclass as well
+        return made
     except TypeError as error:
-        raise _cannot_rebuild(content) from error
-
-
-def _cannot_rebuild(content: Any) -> DataError:
-    return DataError(
-        f'a batch holds a {type(content).__name__}, which cannot be made anew with other entries: '
-        'give the class a method to(device), or take a dict or a dataclass'
-    )
+        raise DataError(
+            f'a batch holds a {type(content).__name__}, which cannot be made anew with other '
+            'entries: give the class a method to(device), or take a dict or a dataclass'
+        ) from error
 
 
 def map_leaves(function: Callable[[Any], Any], content: Any) -> Any:
@@ -144,6 +140,13 @@ def map_leaves(function: Callable[[Any], Any], content: Any) -> Any:
     if is_structure(content):
         return rebuilt(content, lambda entry: map_leaves(function, entry))
     return function(content)
+
+
+def leaves(content: Any) -> list[Any]:
+    """All that is in it and is no structure."""
+    found = []
+    map_leaves(found.append, content)
+    return found
 
 
 def map_tensors(function: Callable[[torch.Tensor], Any], content: Any) -> Any:
@@ -184,14 +187,10 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def length(content: Any) -> int:
-    """The rows of the first leaf that has some: for a content that no loader of ours made."""
-    if isinstance(content, torch.Tensor):
-        return content.shape[0] if content.dim() else 1
-    if not is_structure(content):
-        return 0
-    found = []
-    rebuilt(content, lambda entry: found.append(length(entry)))
-    return next(filter(None, found), 0)
+    """The rows of the first tensor that has some: for a content that no loader of ours made."""
+    tensors = [each for each in leaves(content) if isinstance(each, torch.Tensor)]
+    rows = (each.shape[0] if each.dim() else 1 for each in tensors)
+    return next(filter(None, rows), 0)
 
 
 class Parts:
@@ -227,16 +226,13 @@ class Parts:
 
     def _named(self, part: str, content: Mapping) -> Any:
         names = self.names[part]
-        missing = [
-            name for name in ([names] if isinstance(names, str) else names) if name not in content
-        ]
-        if missing:
+        wanted = [names] if isinstance(names, str) else names
+        if any(name not in content for name in wanted):
             raise DataError(
                 f'batch.{part} is {names!r}, and the dataset gives {described(content)}'
             )
-        if isinstance(names, str):
-            return content[names]
-        return {name: content[name] for name in names}
+        named = {name: content[name] for name in wanted}
+        return named[names] if isinstance(names, str) else named
 
 
 def _no_pair(content: Any) -> str:

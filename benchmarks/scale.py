@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from armature.data.identity import fingerprint
 from armature.data.order import WeightedRandomSampler
 from base import BaseDataLoader
 
@@ -40,7 +41,7 @@ def measure(name: str, dataset: Dataset, **options) -> None:
     built = time.process_time()
     next(iter(loader))
     first = time.process_time()
-    loader.fingerprint()
+    fingerprint(dataset)
     print(
         f'{name:34s}{built - started:8.2f} s to construct{first - built:8.2f} s to the first batch'
         f'{time.process_time() - first:8.2f} s for the fingerprint'

@@ -54,10 +54,13 @@ class DigitsDataLoader(BaseDataLoader):
         return ImageInput(28, 'L', [MEAN], [STD])
 
 
-class MnistDataLoader(BaseDataLoader):
-    """MNIST in memory, as bytes until a batch is made; downloaded to `data_dir` if missing."""
+class _TorchvisionImages(BaseDataLoader):
+    """Base: images of torchvision's dataset `name` in memory, as bytes until a batch is made.
 
-    name, mean, std = 'MNIST', [0.1307], [0.3081]
+    They are downloaded to `data_dir` if missing, and are `size` x `size`.
+    """
+
+    name, size, mode, mean, std = '', 28, 'L', [0.5], [0.25]
 
     def __init__(self, data_dir: str, batch_size: int, *, training: bool = True, **options: Any):
         super().__init__(
@@ -70,40 +73,32 @@ class MnistDataLoader(BaseDataLoader):
 
     @classmethod
     def input_format(cls, args: dict, state: dict) -> InputFormat:
-        return ImageInput(28, 'L', cls.mean, cls.std)
+        return ImageInput(cls.size, cls.mode, cls.mean, cls.std)
 
 
-class FashionMnistDataLoader(MnistDataLoader):
+class MnistDataLoader(_TorchvisionImages):
+    """MNIST: handwritten digits."""
+
+    name, mean, std = 'MNIST', [0.1307], [0.3081]
+
+
+class FashionMnistDataLoader(_TorchvisionImages):
     """Fashion-MNIST: ten kinds of clothes, in the form of MNIST."""
 
     name, mean, std = 'FashionMNIST', [0.2860], [0.3530]
 
 
-class CifarDataLoader(BaseDataLoader):
-    """CIFAR-10 or -100 in memory, as bytes until a batch is made; downloaded if missing."""
+class CifarDataLoader(_TorchvisionImages):
+    """CIFAR-10 or -100."""
 
+    size, mode = 32, 'RGB'
     mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
     def __init__(
-        self,
-        data_dir: str,
-        batch_size: int,
-        *,
-        training: bool = True,
-        n_classes: Literal[10, 100] = 10,
-        **options: Any,
+        self, data_dir: str, batch_size: int, *, n_classes: Literal[10, 100] = 10, **options: Any
     ):
-        super().__init__(
-            downloaded(f'CIFAR{n_classes}', data_dir, training),
-            batch_size,
-            batch_transform=Standardize(self.mean, self.std),
-            evaluation=not training,
-            **options,
-        )
-
-    @classmethod
-    def input_format(cls, args: dict, state: dict) -> InputFormat:
-        return ImageInput(32, 'RGB', cls.mean, cls.std)
+        self.name = f'CIFAR{n_classes}'
+        super().__init__(data_dir, batch_size, **options)
 
 
 class ImageFolderDataLoader(BaseDataLoader):
@@ -126,7 +121,6 @@ class ImageFolderDataLoader(BaseDataLoader):
         mean: list | None = None,
         std: list | None = None,
         transform: Callable | None = None,
-        target_transform: Callable | None = None,
         **options: Any,
     ):
         root = Path(data_dir)
@@ -136,15 +130,15 @@ class ImageFolderDataLoader(BaseDataLoader):
                 f'{root.resolve()} has no folder "test": say where the test data is in '
                 '"test_data_loader"'
             )
-        how = {
-            'size': size,
-            'mode': mode,
-            'transform': transform,
-            'target_transform': target_transform,
-        }
-        dataset = ImageFolder(parts['train'], **how)
+
+        def images(part: str, classes: list[str] | None = None) -> ImageFolder:
+            return ImageFolder(parts[part], size, mode, classes, transform)
+
+        dataset, self._valid_folder = images('train'), None
         if not training:
-            dataset = ImageFolder(parts['test'], classes=dataset.classes, **how)
+            dataset = images('test', dataset.classes)
+        elif 'valid' in parts:
+            self._valid_folder = images('valid', dataset.classes)
         super().__init__(
             dataset,
             batch_size,
@@ -152,13 +146,10 @@ class ImageFolderDataLoader(BaseDataLoader):
             evaluation=not training,
             **options,
         )
-        self._valid_folder = None
-        if training and 'valid' in parts:
-            self._valid_folder = ImageFolder(parts['valid'], classes=dataset.classes, **how)
-            if self.valid_sampler is not None:
-                raise ConfigError(
-                    f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
-                )
+        if self._valid_folder is not None and self.valid_sampler is not None:
+            raise ConfigError(
+                f'{root.resolve()} has a folder "valid": leave out validation_split and n_folds'
+            )
 
     @classmethod
     def input_format(cls, args: dict, state: dict) -> InputFormat:

@@ -57,7 +57,7 @@ class ImageFolder(Dataset):
     """Images in one folder per class: (uint8 image (channels, size, size), number of its class).
 
     classes: their names, in the order of their numbers; None takes the folders that are there.
-    mode: 'RGB' or 'L' (grey). transform: of the image tensor; target_transform: of the class.
+    mode: 'RGB' or 'L' (grey). transform: of the image tensor.
     """
 
     def __init__(
@@ -67,10 +67,9 @@ class ImageFolder(Dataset):
         mode: str = 'RGB',
         classes: list[str] | None = None,
         transform: Callable | None = None,
-        target_transform: Callable | None = None,
     ):
         self.root, self.size, self.mode = folder, size, mode
-        self.transform, self.target_transform = transform, target_transform
+        self.transform = transform
         there = [each.name for each in _folders(folder)]
         self.classes = classes or there
         unknown = [name for name in there if name not in self.classes]
@@ -101,11 +100,9 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image = torch.from_numpy(read_image(self.paths[index], self.size, self.mode))
-        target = self.targets[index]
-        return (
-            image if self.transform is None else self.transform(image),
-            target if self.target_transform is None else self.target_transform(target),
-        )
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, self.targets[index]
 
     def notes(self) -> list[str]:
         """What was left out, for whoever looks at the data."""

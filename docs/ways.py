@@ -29,7 +29,6 @@ WAYS = {
     # Data
     'is for streams (IterableDataset)': 'take `BaseDataLoader` for a dataset with a length',
     'batch.… is …': 'name parts that the dataset gives',
-    'weights has … numbers': 'give a weight for each class, or "balanced"',
     'say where the test data is': 'write one of the two',
     'test rows are encoded': 'measure with `test.py -r RUN`, which does so',
     'no class has two samples': 'leave `stratify` out',

@@ -19,7 +19,6 @@ from base import BaseDataLoader
 from data_loader.data_loaders import (
     ImageFolderDataLoader,
     MnistDataLoader,
-    RandomSampler,
     WeightedRandomSampler,
 )
 from data_loader.datasets import Standardize
@@ -827,7 +826,7 @@ def shown(capsys, loader):
     [
         WeightedRandomSampler('balanced'),
         WeightedRandomSampler('balanced', num_samples=50),
-        RandomSampler(replacement=True),
+        WeightedRandomSampler([1, 1, 1, 1]),
         None,
     ],
     ids=lambda sampler: type(sampler).__name__,

@@ -9,7 +9,11 @@ import shutil
 import sys
 
 import pytest
+import torch
+from sklearn import model_selection as sk
 
+from armature.data.split import SPLIT_KEY, Split
+from armature.errors import ConfigError
 from tests.conftest import ROOT, run_script
 from tests.first_version.resume import (
     HERE,
@@ -27,8 +31,30 @@ RUNS = [name for name in EXPECTED if name not in ('project', 'sharded')]
 CLOSE = 1e-4
 
 
+# By classes, groups and folds: scikit-learn made these splits, and the frame does not any more.
+REFUSED = {
+    'tabular': sk.StratifiedShuffleSplit(1, test_size=240, random_state=SPLIT_KEY % 2**32),
+    'groups': sk.GroupShuffleSplit(1, test_size=0.2, random_state=SPLIT_KEY % 2**32),
+    'plateau': sk.KFold(5, random_state=SPLIT_KEY % 2**32, shuffle=True),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_run_whose_split_is_not_made_any_more_is_refused_in_one_line(tmp_path, name):
+    with pytest.raises(ConfigError, match='start a new run from its weights'):
+        resumed(unpack_run(name, tmp_path))
+
+
 @pytest.mark.parametrize('name', RUNS)
-def test_run_of_the_first_version_reaches_its_numbers(tmp_path, name):
+def test_run_of_the_first_version_reaches_its_numbers(tmp_path, name, monkeypatch):
+    if name in REFUSED:  # all else of such a run is read as it was
+
+        def split(n_samples, *_, classes, groups, fold, **__):
+            parts = list(REFUSED[name].split(range(n_samples), classes, groups))
+            train, valid = (torch.as_tensor(sorted(part)) for part in parts[fold])
+            return Split(train, valid, {'version': 1})
+
+        monkeypatch.setattr('base.base_data_loader.split_indices', split)
     reached, expected = resumed(unpack_run(name, tmp_path)), EXPECTED[name]
     assert_epochs_agree(reached['epochs'], expected['epochs'])
     assert reached['history'] == pytest.approx(expected['history'], rel=CLOSE)

@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from armature.data.workers import options_of_torch
 from armature.errors import ConfigError, UserError
 from armature.processes import devices
 from armature.processes import launch as job
+from base import BaseDataLoader
 from tests import process_faults
 from tests.conftest import ROOT
 
@@ -142,8 +142,11 @@ def test_several_macs_train_on_their_cpus(monkeypatch):
 
 
 def test_data_is_kept_and_pinned_for_the_device_that_n_gpu_chose(monkeypatch):
+    def loader():
+        return BaseDataLoader([0], 1, False, 0.0, 0)
+
     pretend(monkeypatch, 'cuda', 1)
     assert devices.prepare_device(0)[0] == devices.prepared_device()
-    assert devices.prepared_device().type == 'cpu' and not options_of_torch(0)['pin_memory']
+    assert devices.prepared_device().type == 'cpu' and not loader().pin_memory
     assert devices.prepare_device(1)[0] == devices.prepared_device()
-    assert devices.prepared_device().type == 'cuda' and options_of_torch(0)['pin_memory']
+    assert devices.prepared_device().type == 'cuda' and loader().pin_memory

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import model.metric as module_metric
-from armature.batch import CannotCut, Parts, cut, map_leaves, to_device
+from armature.batch import CannotCut, Parts, cut, leaves, map_leaves, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import packed
 from armature.config.build import ROOT
@@ -97,8 +97,7 @@ class Exported(nn.Module):
 
 
 def tensors_in(content: Any) -> list[torch.Tensor]:
-    found = []
-    map_leaves(found.append, content)
+    found = leaves(content)
     if not all(isinstance(each, torch.Tensor) for each in found):
         raise ExportError('a model is exported that takes and gives tensors, and this one does not')
     return found

@@ -185,7 +185,6 @@ def measured(
     n_ahead = (getattr(loader, 'prefetch_factor', None) or 2) * n_workers + 1
     reading_s = pace(batches, seconds, n_ahead)
     training_s = seconds_per_step(trainer, batches, seconds, n_ahead)
-    batches.close()
     return start_s, reading_s, training_s
 
 

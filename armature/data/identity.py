@@ -27,13 +27,13 @@ READING_S = 2  # and how long reading them may take
 N_SIZES = 10_000  # files whose size is looked at
 N_SAID = 3  # changes that are listed
 
-_resumed = ContextVar('the data of the run that goes on', default=None)
+_resumed = ContextVar('the data of the run that goes on; empty for a new run')
 
 
 @contextlib.contextmanager
 def resuming(checkpoint: Path | None) -> Iterator[None]:
     """Inside, loaders are built for the run that goes on from `checkpoint`, if there is one."""
-    token = _resumed.set(checkpoint and data_of(load_head(checkpoint), checkpoint))
+    token = _resumed.set(data_of(load_head(checkpoint), checkpoint) if checkpoint else {})
     try:
         yield
     finally:
@@ -42,7 +42,7 @@ def resuming(checkpoint: Path | None) -> Iterator[None]:
 
 def resumed() -> dict:
     """The "data" of the checkpoint that a run goes on from; empty for a new run."""
-    return _resumed.get() or {}
+    return _resumed.get({})
 
 
 def data_of(checkpoint: dict, path: Path | None = None) -> dict:
@@ -73,17 +73,17 @@ def identity_of(loader: Any) -> dict:
 def changes(before: dict, now: dict) -> list[str]:
     """What is different in the data, in words."""
 
-    def facts(identity: dict) -> dict:
-        """Whatever is known, by name."""
-        split = identity.get('split') or {}
-        classes = {'classes': identity.get('class_names')}
-        return {**(identity.get('fingerprint') or {}), **classes, **(split.get('settings') or {})}
+    def known(identity: dict) -> dict:
+        settings = (identity.get('split') or {}).get('settings') or {}
+        facts = {'classes': identity.get('class_names'), **settings}
+        facts = (identity.get('fingerprint') or {}) | facts
+        return {name: value for name, value in facts.items() if value is not None}
 
-    old, new = facts(before), facts(now)
+    old, new = known(before), known(now)
     found = [
         f'{name}: {value} before, {new[name]} now'
         for name, value in old.items()
-        if new.get(name, value) != value and not (name == 'classes' and None in (value, new[name]))
+        if new.get(name, value) != value
     ]
     others = f'{len(found) - N_SAID} more of what was looked at'
     return found if len(found) <= N_SAID else [*found[:N_SAID], others]

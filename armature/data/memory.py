@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.batch import CPU, WHOLE, length, map_leaves, map_tensors
+from armature.batch import CPU, WHOLE, leaves, length, map_tensors
 from armature.compare import first_difference
 from armature.data.identity import digest
-from armature.data.workers import Fetcher, Reader
+from armature.data.workers import Reader, Workers, about_sample
 from armature.errors import ConfigError
-from armature.seed import own_randomness, rng_state
+from armature.seed import rng_state
 
 CHUNK = 256  # samples read at a time
 N_TWICE = 64  # of the first ones are read twice: a dataset may draw from generators of its own
@@ -34,24 +34,19 @@ class InMemory(Dataset):
 
     def take(self, indices: torch.Tensor) -> Any:
         """The rows at `indices`, in one copy."""
-        return _rows(self.tensors, indices)
+        tensors = self.tensors
+        # As map_tensors does, without a call for each: it would show in each step.
+        if type(tensors) is list and all(type(each) is torch.Tensor for each in tensors):
+            return [each.index_select(0, indices) for each in tensors]
+        return map_tensors(lambda tensor: tensor.index_select(0, indices), tensors)
 
     def to(self, device: torch.device) -> 'InMemory':
         """The same on `device`."""
-        if device == self.device:
-            return self
         return InMemory(map_tensors(lambda tensor: tensor.to(device), self.tensors))
 
     @property
     def device(self) -> torch.device:
-        return _leaves(self.tensors)[0].device
-
-
-def _rows(tensors: Any, indices: torch.Tensor) -> Any:
-    # As map_tensors does, without a call for each: it would show in each step.
-    if type(tensors) is list and all(type(each) is torch.Tensor for each in tensors):
-        return [each.index_select(0, indices) for each in tensors]
-    return map_tensors(lambda tensor: tensor.index_select(0, indices), tensors)
+        return leaves(self.tensors)[0].device
 
 
 class FixedReader(Reader):
@@ -60,58 +55,56 @@ class FixedReader(Reader):
     Memory would hold those of one pass.
     """
 
-    def read(self, number: int, indices: list[int]) -> list:
-        with own_randomness(0):
-            before = rng_state(CPU)
-            samples = self._read(number, indices)
-            is_random = first_difference(before, rng_state(CPU)) != ''
-            if indices[0] == 0:
-                again = self._read(number, indices[:N_TWICE])
-                is_random |= digest(again) != digest(samples[:N_TWICE])
-            if is_random:
-                raise ConfigError(
-                    'in_memory would freeze the random transforms of '
-                    f'{type(self.dataset).__name__}: give them as "augment", or leave in_memory out'
-                )
-            return samples
-
-    def begin(self, *parts: int | str) -> None:
-        """Nothing: else the generators would move."""
+    def samples(self, seed: int, number: int, indices: list[int]) -> list:
+        before, samples = rng_state(CPU), []
+        twice = indices[:N_TWICE] if indices[0] == 0 else []
+        for index in indices + twice:
+            try:
+                samples.append(self.dataset[index])
+            except Exception as error:
+                raise about_sample(index, self.dataset, error)  # noqa: B904 (it may be the same)
+        samples, again = samples[: len(indices)], samples[len(indices) :]
+        is_random = first_difference(before, rng_state(CPU)) != ''
+        if is_random or digest(again) != digest(samples[: len(twice)]):
+            raise ConfigError(
+                f'in_memory would freeze the random transforms of {type(self.dataset).__name__}: '
+                'give them as "augment", or leave in_memory out'
+            )
+        return samples
 
 
 def read_into_memory(dataset: Dataset, options: dict) -> InMemory:
     """All samples of a dataset; options: of torch's loader, for the workers that read them."""
     n_samples, tensors = len(dataset), None
-    fetcher = Fetcher(
-        FixedReader(dataset, 0),
-        {name: value for name, value in options.items() if name != 'persistent_workers'},
-    )
+    workers = Workers(FixedReader(dataset), options | {'persistent_workers': False})
     chunks = torch.arange(n_samples).split(CHUNK)
-    for batch in fetcher.batches((0, indices, WHOLE) for indices in chunks):
+    requests = ((0, 0, indices.tolist(), WHOLE) for indices in chunks)
+    for *_, indices, content in workers.answers(requests):
         if tensors is None:
-            map_leaves(refuse_other_than_tensor, batch.content)
-            n_bytes = sum(tensor.nbytes for tensor in _leaves(batch.content))
-            refuse_what_does_not_fit(n_samples, n_bytes / batch.n_samples)
+            refuse_other_than_tensors(content)
+            n_bytes = sum(tensor.nbytes for tensor in leaves(content))
+            refuse_what_does_not_fit(n_samples, n_bytes / len(indices))
             tensors = map_tensors(
-                lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), batch.content
+                lambda tensor: tensor.new_empty((n_samples, *tensor.shape[1:])), content
             )
-        for rows, values in zip(_leaves(tensors), _leaves(batch.content)):
+        for rows, values in zip(leaves(tensors), leaves(content)):
             if rows.shape[1:] != values.shape[1:]:
                 shapes = f'{tuple(rows.shape[1:])} and {tuple(values.shape[1:])}'
                 raise ConfigError(
                     f'in_memory needs samples of one shape, but there are {shapes}. Leave it out, '
                     'or bring them to one size'
                 )
-            rows[batch.indices] = values
+            rows[indices] = values
     return InMemory(tensors)
 
 
-def refuse_other_than_tensor(leaf: Any) -> None:
-    if not isinstance(leaf, torch.Tensor):
-        raise ConfigError(
-            f'in_memory needs samples of tensors and numbers: there is {type(leaf).__name__} '
-            f'{str(leaf)[:40]!r}'
-        )
+def refuse_other_than_tensors(content: Any) -> None:
+    for leaf in leaves(content):
+        if not isinstance(leaf, torch.Tensor):
+            raise ConfigError(
+                f'in_memory needs samples of tensors and numbers: there is {type(leaf).__name__} '
+                f'{str(leaf)[:40]!r}'
+            )
 
 
 def refuse_what_does_not_fit(n_samples: int, sample_bytes: float) -> None:
@@ -137,9 +130,3 @@ def free_bytes() -> float:
     except (OSError, ValueError):
         pass
     return min(limits)
-
-
-def _leaves(content: Any) -> list[torch.Tensor]:
-    found = []
-    map_tensors(found.append, content)
-    return found

@@ -1,40 +1,41 @@
-"""What comes when: the orders of a pass, the plan of batches, and where a run stands.
+"""What comes when: the orders of a pass, loaders that can begin anywhere, where a run stands.
 
 Orders are samplers that a config can name. Unlike torch's they are made without the data (`bind`
-tells them), and draw from torch's generator, which the plan keys by pass. Epochs follow each
+tells them), and draw from torch's generator, which the loader keys by pass. Epochs follow each
 other through the passes over a loader, and any batch can be gone to.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import CPU, WHOLE, Batch, Share, contents_of, length, sent, to_device
+from armature.batch import WHOLE, Batch, contents_of, length, takes_pinned, to_device
+from armature.data.identity import class_names_of
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
-from armature.seed import key, own_randomness, seed_torch
+from armature.processes.devices import prepared_device
+from armature.processes.launch import worker_options
+from armature.seed import key, seed_torch
 
 
 class Order(Sampler):
     """Base: `order()` is an epoch's indices, drawn anew each time."""
 
-    num_samples = None  # of an epoch; None: as many as there are
-
     def bind(self, indices: torch.Tensor, classes: Callable[[], np.ndarray]) -> 'Order':
         """Go through `indices`; classes() are the classes of those samples."""
         self.indices = indices
-        self.is_whole = torch.equal(indices, torch.arange(len(indices)))
         return self
 
     def order(self) -> torch.Tensor:
         return self.indices
 
     def __len__(self) -> int:
-        return self.num_samples or len(self.indices)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order().tolist())
@@ -45,22 +46,10 @@ class SequentialSampler(Order):
 
 
 class RandomSampler(Order):
-    """The samples in a random order, each once.
-
-    replacement: draw `num_samples` (None: as many as there are) independently of each other.
-    """
-
-    def __init__(self, replacement: bool = False, num_samples: int | None = None):
-        self.replacement, self.num_samples = replacement, num_samples
+    """The samples in a random order, each once."""
 
     def order(self) -> torch.Tensor:
-        n_samples = len(self.indices)
-        if self.replacement:
-            return self.indices[torch.randint(n_samples, (len(self),))]
-        n_rounds = -(-len(self) // n_samples)
-        places = torch.cat([torch.randperm(n_samples) for _ in range(n_rounds)])
-        # Where all samples are gone through, a place is an index.
-        return places[: len(self)] if self.is_whole else self.indices[places[: len(self)]]
+        return self.indices[torch.randperm(len(self.indices))]
 
 
 class WeightedRandomSampler(Order):
@@ -74,22 +63,27 @@ class WeightedRandomSampler(Order):
         self.weights, self.num_samples = weights, num_samples
 
     def bind(self, indices, classes):
-        found, which, counts = numbered(classes())
+        found, which, counts = np.unique(
+            np.ravel(classes()), return_inverse=True, return_counts=True
+        )
         if self.weights == 'balanced':
             weights = 1 / counts
         elif found.dtype.kind in 'iu' and found[0] >= 0 and found[-1] < len(self.weights):
             weights = np.asarray(self.weights, dtype=float)[found]
-        else:
-            raise ConfigError(
-                f'sampler: weights has {len(self.weights)} numbers, and there are classes up to '
-                f'{found[-1]}'
-            )
+        else:  # too few numbers, or classes that are none
+            weights = np.zeros(1)
         if not weights.sum() > 0:
-            raise ConfigError('sampler: no class has a weight above 0: give one to some')
+            raise ConfigError(
+                f'sampler: weights are {self.weights}, and there are classes up to {found[-1]}: '
+                'give each class a number, and some one above 0'
+            )
         self._counts = torch.from_numpy(counts)
         self._weights = torch.from_numpy(weights * counts)  # of a whole class
-        self._by_class = torch.from_numpy(by_class(which))
+        self._by_class = torch.from_numpy(np.argsort(which, kind='stable'))
         return super().bind(indices, classes)
+
+    def __len__(self) -> int:
+        return self.num_samples or len(self.indices)
 
     def order(self) -> torch.Tensor:
         # First a class, then one of its samples: torch.multinomial over all samples takes no more
@@ -101,69 +95,94 @@ class WeightedRandomSampler(Order):
         return self.indices[self._by_class[first[drawn] + place_in_class]]
 
 
-def numbered(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the classes there are, sorted; (n,) which of them each sample has; how many have it)."""
-    import pandas as pd
-
-    # In linear time, unlike np.unique; nan is a class, as it is there.
-    which, found = pd.factorize(classes.ravel(), sort=True, use_na_sentinel=False)
-    return found, which, np.bincount(which)
+# Loaders
 
 
-def by_class(which: np.ndarray) -> np.ndarray:
-    """(n,) the samples in the order of their classes: what `numbered` says of them."""
-    is_small = which.max() < 2**16  # sorted in linear time
-    return np.argsort(which.astype(np.uint16) if is_small else which, kind='stable')
+class SeekableLoader(DataLoader):
+    """Base of our loaders, which have a method batches(number=0, first=0, n_batches=None).
+
+    It gives `n_batches` (None: the rest of the pass) from batch `first` of pass `number` on,
+    through the passes after it; the contract is in armature/batch.py. Iterating gives the contents
+    of the next pass, or of the one that `seek` has named. `share` is what this process has of the
+    newest batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int = 0,
+        collate_fn: Callable = default_collate,
+        *,
+        sampler: Iterable[int] | None = None,
+        seed: int | None = None,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
+        persistent_workers: bool | None = None,
+        prefetch_factor: int | None = None,
+        timeout: float | None = None,
+        worker_init_fn: Callable | None = None,
+        multiprocessing_context: Any = None,
+    ):
+        if batch_size < dist.n_processes() or num_workers < 0:
+            raise ConfigError(
+                f'batch_size is {batch_size} and num_workers {num_workers}: expected at least '
+                f'{dist.n_processes()}, a sample for each process, and at least 0'
+            )
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.class_names = getattr(self, 'class_names', None) or class_names_of(dataset)
+        self.share, self._due = WHOLE, (0, 0)  # pass and batch
+        pins = takes_pinned(prepared_device()) if pin_memory is None else pin_memory
+        options = {'num_workers': num_workers, 'pin_memory': pins}
+        if num_workers:  # torch refuses these without any, as with --set ...num_workers=0
+            given = {
+                'persistent_workers': persistent_workers,
+                'prefetch_factor': prefetch_factor,
+                'timeout': timeout,
+                'worker_init_fn': worker_init_fn,
+                'multiprocessing_context': multiprocessing_context,
+            }
+            given = {name: value for name, value in given.items() if value is not None}
+            options |= worker_options | given
+        self.torch_options = options
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            collate_fn=collate_fn,
+            drop_last=drop_last,
+            **options,
+        )
+
+    def seek(self, number: int, batch: int = 0) -> None:
+        """Let the next iteration be pass `number` (from 0), from its batch `batch` (from 0) on."""
+        self._due = number, batch
+
+    def __iter__(self) -> Iterator[Any]:
+        number, first = self._due
+        self.seek(number + 1)
+        return map(self._content, self.batches(number, first))
+
+    def _content(self, batch: Batch) -> Any:
+        if batch.share is not self.share:
+            self.share = batch.share
+        return batch.content
 
 
-# What is due
-
-
-class Plan:
-    """Which samples each batch holds: a function of the seed and the number of the pass."""
-
-    def __init__(self, sampler: Iterable[int], batch_size: int, drop_last: bool, seed: int):
-        self.sampler, self.batch_size = sampler, batch_size
-        self.drop_last, self.seed = drop_last, seed
-
-    def indices(self, number: int) -> torch.Tensor:
-        """(n_samples,) the samples of pass `number` in their order."""
-        its_key = key(self.seed, 'order', number)
-        if not isinstance(self.sampler, Order):
-            with own_randomness(its_key):
-                return torch.as_tensor(list(self.sampler), dtype=torch.long)
-        with torch.random.fork_rng(devices=[]):  # the others' states take ten times as long to keep
-            seed_torch(its_key)
-            return self.sampler.order()
-
-    def batches(
-        self, number: int, first: int, n_batches: int, device: torch.device = CPU
-    ) -> Iterator[tuple[int, torch.Tensor, Share]]:
-        """(pass, indices, share) of what this process has of each of `n_batches`.
-
-        They begin with batch `first` of pass `number`, and go on through the passes after it.
-        device: where the indices are to be; they go there once a pass.
-        """
-        size, is_alone = self.batch_size, dist.n_processes() == 1
-        while n_batches > 0:
-            order = self.indices(number)
-            n_in_pass = len(order) - len(order) % size if self.drop_last else len(order)
-            if not n_in_pass:
-                name = type(self.sampler).__name__
-                raise DataError(f'{name} gives {len(order)} samples, too few for a batch')
-            order = order[first * size : min(n_in_pass, (first + n_batches) * size)]
-            order = sent(order, device)
-            # In two steps, so that the first batch of many does not wait until all are cut.
-            for many in order.split(1000 * size):
-                for indices in many.split(size):
-                    yield (number, indices, WHOLE) if is_alone else (number, *dist.share(indices))
-            n_batches -= -(-len(order) // size)
-            number, first = number + 1, 0
+def knows_batches(loader: Any) -> bool:
+    """Whether its `batches()` belongs to its iteration, which a subclass may have written anew."""
+    kind = type(loader)
+    is_anew = issubclass(kind, SeekableLoader) and kind.__iter__ is not SeekableLoader.__iter__
+    return hasattr(kind, 'batches') and not is_anew
 
 
 def batches_of(loader: Iterable) -> Iterator[Batch]:
-    """A pass over any loader: its batches, with what is known of them (see armature/batch.py)."""
-    return loader.batches() if _knows_batches(type(loader)) else _sized(loader)
+    """The first pass over any loader: its batches, with what is known of them."""
+    if knows_batches(loader):
+        return loader.batches()
+    if hasattr(loader, 'seek'):
+        loader.seek(0)
+    return _sized(loader)
 
 
 def one_pass(
@@ -173,8 +192,6 @@ def one_pass(
 
     parts: see armature/batch.py. `batch` of each holder is the Batch that is due.
     """
-    if hasattr(loader, 'seek'):
-        loader.seek(0)
     batches = dist.in_step(map(parts, batches_of(loader)), loader)
     for content in contents_of(batches, *holders):
         yield to_device(content, device)
@@ -190,49 +207,41 @@ def batches_from(
 ) -> Iterator[Batch]:
     """The batches of `epoch` (from 1; `len_epoch` of them) from batch `position` (from 0) on.
 
-    A loader that cannot `seek` (torch's own) draws its order anew, keyed, and is read up to there;
-    `after_reading_up` is called then.
+    A loader that cannot begin there (torch's own) draws its order anew, keyed, and is read up to
+    it; `after_reading_up` is called then.
     """
     number, first = pass_and_batch(position, epoch, len_epoch, loader)
-    if _knows_batches(type(loader)):
+    if knows_batches(loader):
         return loader.batches(number, first, len_epoch - position)
-    return _read_up(loader, number, first, len_epoch - position, seed, after_reading_up)
+    batches = _read_up(loader, number, first, seed, after_reading_up)
+    return itertools.islice(batches, len_epoch - position)
 
 
 def _read_up(
-    loader: Iterable, number: int, first: int, n_left: int, seed: int, after_reading_up: Callable
+    loader: Iterable, first_pass: int, first: int, seed: int, after_reading_up: Callable
 ) -> Iterator[Batch]:
-    """`n_left` batches of another's loader, from batch `first` of pass `number` on."""
-    while n_left > 0:
-        pass_key, index = key(seed, 'pass', number), 0
+    """Batches of another's loader without an end, from batch `first` of a pass on."""
+    for number in itertools.count(first_pass):
+        pass_key = key(seed, 'pass', number)
         seed_torch(pass_key)
         if hasattr(loader, 'seek'):  # one of ours with an __iter__ of its own
-            loader.seek(number, first)
-            index = first
+            loader.seek(number)
         elif hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
             loader.sampler.set_epoch(number)
-        batches, n_before, is_ahead = _sized(loader), n_left, index < first
-        while n_left > 0:
-            if is_ahead and index == first:
+        batches = _sized(loader)
+        for index in itertools.count():
+            if index == first > 0:
                 after_reading_up()
             # What a sample draws must not depend on what the model drew before.
             seed_torch(pass_key + index)
             batch = next(batches, None)
             if batch is None:
                 break
-            index += 1
-            if index > first:
-                n_left -= 1
+            if index >= first:
                 yield batch
-        if n_left == n_before and first == 0:
+        if index == 0:
             raise DataError(f'{type(loader).__name__} gives no batches')
-        number, first = number + 1, 0
-
-
-def _knows_batches(loader_class: type) -> bool:
-    """Whether its `batches()` belongs to its `__iter__`, which a subclass may have written anew."""
-    owner = next((each for each in loader_class.__mro__ if '__iter__' in vars(each)), object)
-    return 'batches' in vars(owner)
+        first = 0
 
 
 def _sized(loader: Iterable) -> Iterator[Batch]:

@@ -9,12 +9,11 @@ memory of before: samples that are appended move nobody.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from armature.data.order import by_class, numbered
 from armature.errors import ConfigError
 from armature.seed import key
 
@@ -61,24 +60,32 @@ def split_indices(
     }
     before = before or {}
     state = {'version': before.get('version', VERSION), 'settings': settings}
-    is_plain = names is classes is groups is n_folds is None
-    if state['version'] == VERSION and is_plain and isinstance(validation_split, float):
+    is_plain = classes is groups is n_folds is None
+    is_valid = np.zeros(n_samples, dtype=bool)
+    if state['version'] != VERSION:
+        if not is_plain:
+            raise ConfigError(
+                'this run was begun by an earlier version, whose split by classes, groups or folds '
+                'is not made any more: start a new run from its weights ("init_from")'
+            )
+        is_valid[_former_order(n_samples, state['version'])[:n_valid]] = True
+    elif is_plain and names is None and isinstance(validation_split, float):
         is_valid = _one_of_each_few(n_samples, validation_split)
-    elif state['version'] == VERSION:
-        bounds = before.get('bounds', {}) if before.get('settings') == settings else {}
-        hashes, labels, members = _hashed(n_samples, names, classes, groups)
-        state['bounds'] = {}
-        is_valid = np.zeros(n_samples, dtype=bool)
-        ends = _ends(n_valid, n_folds, fold, [len(hashes[each]) for each in members])
-        for label, its_members, its_ends in zip(labels, members, ends):
-            its_hashes = hashes[its_members]
-            low, high = bounds.get(label) or _bounds(np.sort(its_hashes), its_ends)
-            is_valid[its_members] = (its_hashes > low) & (its_hashes <= high)
-            state['bounds'][label] = [low, high]
-    elif state['version'] == 0 and classes is groups is n_folds is None:
-        is_valid = _of_old_template(n_samples, n_valid)
     else:
-        is_valid = _of_first_version(n_samples, n_valid, n_folds, fold, classes, groups)
+        hashes, members = _hashed(n_samples, names, classes, groups)
+        sizes = [len(hashes[each]) for each in members.values()]
+        if n_folds is None:
+            ends = [(0, end) for end in _shared_out(n_valid, sizes)]
+        else:
+            ends = [(fold * n // n_folds, (fold + 1) * n // n_folds) for n in sizes]
+        known = before.get('bounds', {}) if before.get('settings') == settings else {}
+        bounds = state['bounds'] = {}
+        for (label, indices), its_ends in zip(members.items(), ends):
+            its_hashes = hashes[indices]
+            ordered = np.sort(its_hashes)
+            low, high = known.get(label) or [_bound(ordered, end) for end in its_ends]
+            is_valid[indices] = (its_hashes > low) & (its_hashes <= high)
+            bounds[label] = [low, high]
     train, valid = everybody[~is_valid], everybody[is_valid]
     if not len(train) or not len(valid):
         raise ConfigError(
@@ -110,28 +117,32 @@ def _n_valid(n_samples: int, validation_split: float, n_folds: int | None, fold:
     return n_valid
 
 
-def _hashed(n_samples: int, names: Any, classes: Any, groups: Any) -> tuple[Any, list, list]:
-    """((n_samples,) hash of each sample's key, the classes, which samples each of them has)."""
+def _hashed(
+    n_samples: int,
+    names: Sequence[str] | None,
+    classes: Sequence | None,
+    groups: Sequence | None,
+) -> tuple[np.ndarray, dict[str, slice | np.ndarray]]:
+    """((n_samples,) hash of each sample's key, the samples of each class; '' without classes)."""
     if groups is not None:
-        found, of_sample = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-        hashes = _of_names(found.tolist())[of_sample]
-    else:
-        hashes = _of_indices(n_samples) if names is None else _of_names(names)
+        names = np.asarray(groups).astype(str).tolist()
+    hashes = _of_indices(n_samples) if names is None else _of_names(names)
     if classes is None:
-        return hashes, [''], [slice(None)]
-    labels, which, counts = numbered(np.asarray(classes))
+        return hashes, {'': slice(None)}
+    labels, which, counts = np.unique(np.ravel(classes), return_inverse=True, return_counts=True)
     if counts.max() == 1:
         raise ConfigError(
             'this split cannot be made: stratify keeps the shares of classes, and no class has two '
             'samples'
         )
     if groups is not None:  # a group counts to the class that most of its samples have
+        found, of_sample = np.unique(hashes, return_inverse=True)
         table = np.zeros((len(found), len(labels)), dtype=np.int64)
         np.add.at(table, (of_sample, which), 1)
         which = table.argmax(1)[of_sample]
-    counts = np.bincount(which, minlength=len(labels))
-    members = np.split(by_class(which), np.cumsum(counts)[:-1])
-    return hashes, [str(each) for each in labels.tolist()], members
+        counts = np.bincount(which, minlength=len(labels))
+    by_class = np.split(np.argsort(which, kind='stable'), np.cumsum(counts)[:-1])
+    return hashes, dict(zip(map(str, labels.tolist()), by_class))
 
 
 def _of_indices(n_samples: int) -> np.ndarray:
@@ -153,60 +164,25 @@ def _one_of_each_few(n_samples: int, share: float) -> np.ndarray:
     return (hashes == smallest[which]) & (which < n_valid)
 
 
-def _ends(n_valid: int, n_folds: int | None, fold: int, n_in: list[int]) -> list[tuple[int, int]]:
-    """For each class, as large as `n_in`, where its validation part begins and ends by hash."""
-    if n_folds is not None:
-        return [(fold * n // n_folds, (fold + 1) * n // n_folds) for n in n_in]
-    # Shared out by size, so that the sum is right; each class keeps some for training.
-    shares = np.diff(np.rint(np.cumsum(n_in) * (n_valid / sum(n_in))), prepend=0)
-    return [(0, max(0, min(int(share), n - 1))) for share, n in zip(shares, n_in)]
+def _shared_out(n_valid: int, sizes: list[int]) -> list[int]:
+    """How many of each class are validated on: `n_valid` in all; each keeps some for training."""
+    shares = np.diff(np.rint(np.cumsum(sizes) * (n_valid / sum(sizes))), prepend=0)
+    return [max(0, min(int(share), size - 1)) for share, size in zip(shares, sizes)]
 
 
-def _bounds(ordered: np.ndarray, ends: tuple[int, int]) -> list[int]:
-    """The hashes that those before each end do not exceed; as near as groups allow."""
-    bounds = []
-    for end in ends:
-        if end in (0, len(ordered)):
-            bounds.append(LARGEST if end else -1)
-            continue
-        bound = int(ordered[end - 1])
-        first, last = (np.searchsorted(ordered, bound, side) for side in ('left', 'right'))
-        bounds.append(bound if last - end <= end - first else bound - 1)
-    return bounds
+def _bound(ordered: np.ndarray, end: int) -> int:
+    """What the first `end` hashes do not exceed, and the others do; as near as groups allow."""
+    if end in (0, len(ordered)):
+        return LARGEST if end else -1
+    bound = int(ordered[end - 1])
+    first, last = np.searchsorted(ordered, [bound, bound + 1])
+    return bound if last - end <= end - first else bound - 1
 
 
-# The splits of runs that began before
-
-
-def _mask(n_samples: int, valid: Any) -> torch.Tensor:
-    is_valid = torch.zeros(n_samples, dtype=torch.bool)
-    is_valid[valid] = True
-    return is_valid
-
-
-def _of_old_template(n_samples: int, n_valid: int) -> torch.Tensor:
-    order = np.arange(n_samples)
-    np.random.RandomState(0).shuffle(order)
-    return _mask(n_samples, order[:n_valid])
-
-
-def _of_first_version(n_samples, n_valid, n_folds, fold, classes, groups) -> torch.Tensor:
-    if classes is groups is n_folds is None:
-        generator = torch.Generator().manual_seed(SPLIT_KEY)
-        return _mask(n_samples, torch.randperm(n_samples, generator=generator)[:n_valid])
-    from sklearn import model_selection as sk
-
-    mixed = {'random_state': SPLIT_KEY % 2**32}
-    if n_folds is None and groups is None:
-        splits = sk.StratifiedShuffleSplit(1, test_size=n_valid, **mixed)
-    elif n_folds is None and classes is None:
-        splits = sk.GroupShuffleSplit(1, test_size=n_valid / n_samples, **mixed)
-    else:
-        n_folds, mixed['shuffle'] = n_folds or max(2, round(n_samples / n_valid)), True
-        if groups is None:
-            splits = (sk.KFold if classes is None else sk.StratifiedKFold)(n_folds, **mixed)
-        elif classes is None:
-            splits = sk.GroupKFold(n_folds)
-        else:
-            splits = sk.StratifiedGroupKFold(n_folds, **mixed)
-    return _mask(n_samples, list(splits.split(range(n_samples), classes, groups))[fold][1])
+def _former_order(n_samples: int, version: int) -> np.ndarray:
+    """The order whose first samples an earlier version validated on."""
+    if version == 0:
+        order = np.arange(n_samples)
+        np.random.RandomState(0).shuffle(order)
+        return order
+    return torch.randperm(n_samples, generator=torch.Generator().manual_seed(SPLIT_KEY)).numpy()

@@ -1,6 +1,6 @@
 """What happens where samples are read, in a loader's workers or without any.
 
-Keyed randomness, errors that name the sample, signals, and which options torch's loader gets.
+Keyed randomness, augmentation, errors that name the sample, signals, and torch's own loader.
 """
 
 import atexit
@@ -12,92 +12,79 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import Batch, map_leaves, takes_pinned
-from armature.data.augment import Augment
+from armature.batch import Batch, map_leaves
 from armature.errors import STOP_CODES, ConfigError, DataError, UserError
-from armature.processes import dist
-from armature.processes.devices import prepared_device
-from armature.processes.launch import worker_options
 from armature.seed import key, own_randomness, seed_sample
-
-NOT_PICKLABLE = (AttributeError, TypeError, pickle.PicklingError)  # it depends on the Python
 
 
 class Reader(Dataset):
-    """Makes the planned batches of a dataset, in a worker or without any.
+    """Makes the batches that are requested of a dataset, in a worker or without any.
 
-    Each sample draws its random numbers from (seed, pass, index); of a dataset with `__getitems__`,
-    which reads several samples at once, the whole batch does.
+    Each sample draws its random numbers from (seed, pass, index).
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        seed: int,
-        augment: Augment | None = None,
+        transforms: Sequence[Callable] = (),
         collate_fn: Callable = default_collate,
         batch_transform: Callable | None = None,
     ):
-        self.dataset, self.seed, self.augment = dataset, seed, augment
+        self.dataset, self.transforms = dataset, transforms
         self.collate_fn, self.batch_transform = collate_fn, batch_transform
         self.class_map = None  # (own classes,) the number that training gives each
 
-    def __getitems__(self, planned: tuple) -> tuple | UserError:
-        """(pass, indices, share, content) of a planned batch.
+    def __getitem__(self, request: tuple) -> tuple | UserError:
+        """(seed, pass, share, indices, content) for a request (seed, pass, indices, share).
 
         A UserError is returned: raised in a worker, it would bring the worker's traceback along.
         """
-        number, indices, share = planned
+        seed, number, indices, share = request
         try:
-            samples = self.read(number, indices)
-            content = self.finished(self.collated(indices, samples))
+            return seed, number, share, *self._read(seed, number, indices)
         except UserError as error:
             return error
-        # A collate_fn of one's own may leave out samples that are None.
-        kept = [index for index, sample in zip(indices, samples) if sample is not None]
-        return number, kept, share, content
 
-    def read(self, number: int, indices: list[int]) -> list:
-        """The samples at `indices` in pass `number`."""
+    def batch(self, answer: tuple) -> Batch:
+        """The Batch of what `__getitem__` returned, in the process that trains."""
+        seed, number, share, indices, content = answer
+        batch = Batch(content, len(indices), torch.tensor(indices), share)
+        batch.lists_are_parts = self.collate_fn is default_collate
+        if self.batch_transform is None:
+            batch.collate = lambda rows: self._read(seed, number, indices[rows])[1]
+        return batch
+
+    def _read(self, seed: int, number: int, indices: list[int]) -> tuple[list[int], Any]:
+        """(the indices that are in it, the content) of a batch."""
         with own_randomness(0):
-            return self._read(number, indices)
+            samples = self.samples(seed, number, indices)
+            content = self.finished(self._collated(indices, samples))
+        # A collate_fn of one's own may leave out samples that are None.
+        return [index for index, each in zip(indices, samples) if each is not None], content
 
-    def _read(self, number: int, indices: list[int]) -> list:
-        read_at_once, samples = getattr(self.dataset, '__getitems__', None), []
-        if read_at_once is not None:
-            self.begin('batch', number, indices[0])
-            samples = read_at_once(indices)
-        for place, index in enumerate(indices):
+    def samples(self, seed: int, number: int, indices: list[int]) -> list:
+        """The samples at `indices` in pass `number`, augmented."""
+        samples = []
+        for index in indices:
             try:
-                if read_at_once is None:
-                    self.begin('sample', number, index)
-                    samples.append(self.dataset[index])
-                if self.augment is not None and samples[place] is not None:
-                    its_key = key(self.seed, 'augment', number, index)
-                    augmented = functools.partial(self.augment.one, key=its_key)
-                    samples[place] = on_input(augmented, samples[place])
-            except UserError as error:
-                raise DataError(f'sample {index}: {error}') from error
+                seed_sample(key(seed, 'sample', number, index))
+                sample = self.dataset[index]
+                if self.transforms and sample is not None:
+                    its_key = key(seed, 'augment', number, index)
+                    sample = on_input(augmented, sample, self.transforms, its_key)
             except Exception as error:
-                name = type(self.dataset).__name__
-                error.add_note(f'This happened while sample {index} of {name} was read.')
-                raise
+                raise about_sample(index, self.dataset, error)  # noqa: B904 (it may be the same)
+            samples.append(sample)
         return samples
 
-    def begin(self, *parts: int | str) -> None:
-        """Start the generators where they start for what the parts say."""
-        seed_sample(key(self.seed, *parts))
-
-    def collated(self, indices: list[int], samples: list) -> Any:
+    def _collated(self, indices: list[int], samples: list) -> Any:
         try:
             return self.collate_fn(samples)
         except Exception as error:
@@ -121,111 +108,56 @@ class Reader(Dataset):
         return [*content[:-1], self.class_map[target]]
 
 
-def on_input(transform: Callable, content: Any) -> Any:
+def about_sample(index: int, dataset: Dataset, error: Exception) -> Exception:
+    """The error, which says now that it is about this sample."""
+    if isinstance(error, UserError):
+        return DataError(f'sample {index}: {error}')
+    error.add_note(f'This happened while sample {index} of {type(dataset).__name__} was read.')
+    return error
+
+
+def on_input(transform: Callable, content: Any, *more: Any) -> Any:
     """`content` with its input transformed: the first part of a tuple or list."""
     if type(content) in (tuple, list):
-        return [transform(content[0]), *content[1:]]
-    return transform(content)
+        return [transform(content[0], *more), *content[1:]]
+    return transform(content, *more)
+
+
+def augmented(data: Any, transforms: Sequence[Callable], its_key: int) -> Any:
+    """The input of the sample with this key, after one transform after the other.
+
+    Number i draws from generators that start at key + i. To be called where the global generators
+    are ours (`own_randomness`).
+    """
+    for number, transform in enumerate(transforms):
+        # A tensor may be on a GPU. (An array of numpy has a device, too, which is a text.)
+        seed_sample(its_key + number, data.device if isinstance(data, torch.Tensor) else None)
+        data = transform(data)
+    return data
+
+
+def augmented_batch(
+    data: torch.Tensor, transforms: Sequence[Callable], keys: Sequence[int]
+) -> torch.Tensor:
+    """(batch, ...) inputs, each with its key; what `augmented` gives for each."""
+    with own_randomness(0):
+        return torch.stack(
+            [augmented(one, transforms, its_key) for one, its_key in zip(data, keys)]
+        )
 
 
 def _why_no_batch(indices: list[int], samples: list) -> str:
     def shape(leaf: Any) -> Any:
         return tuple(leaf.shape) if hasattr(leaf, 'shape') else type(leaf).__name__
 
-    first, *others = [(index, map_leaves(shape, each)) for index, each in zip(indices, samples)]
-    other = next((each for each in others if each[1] != first[1]), None)
-    if other is None:
-        return (
-            f'sample {first[0]} is {first[1]}, and a batch is made of tensors, arrays, numbers and '
-            'texts: return these, or say in "collate_fn" how samples become a batch'
-        )
+    shapes = [map_leaves(shape, each) for each in samples]
+    odd = next((place for place, each in enumerate(shapes) if each != shapes[0]), 0)
+    said = [f'sample {indices[place]} is {shapes[place]}' for place in sorted({0, odd})]
     return (
-        f'samples {first[0]} and {other[0]} are {first[1]} and {other[1]}, which fit into no batch:'
-        ' bring them to one size, or say in "collate_fn" how samples become a batch (PadCollate '
-        'for sequences)'
+        f'{" and ".join(said)}: a batch is made of tensors, arrays, numbers and texts, all of one '
+        'size. Let the dataset return these, or say in "collate_fn" how samples become a batch '
+        '(PadCollate for sequences)'
     )
-
-
-class Fetcher:
-    """torch's DataLoader of planned batches: whatever makes them, they come as planned."""
-
-    def __init__(self, reader: Reader, options: dict):
-        self.reader, self._planned = reader, _Planned()
-        options = {**options, 'worker_init_fn': WorkerStart(options.get('worker_init_fn'))}
-        self._loader = DataLoader(
-            reader,
-            batch_sampler=self._planned,
-            collate_fn=as_it_is,
-            generator=torch.Generator(),
-            **options,
-        )
-
-    def batches(self, planned: Iterable[tuple]) -> Iterator[Batch]:
-        """planned: (pass, indices, share) of each."""
-        self._planned.batches = planned
-        lists_are_parts = self.reader.collate_fn is default_collate
-        with reading(self._loader) as fetched:
-            for each in fetched:
-                if isinstance(each, UserError):
-                    raise each
-                number, indices, share, content = each
-                batch = Batch(content, len(indices), torch.tensor(indices), share)
-                batch.lists_are_parts = lists_are_parts
-                if self.reader.batch_transform is None:
-                    batch.collate = functools.partial(self._collate_anew, number, indices)
-                yield batch
-
-    def _collate_anew(self, number: int, indices: list[int], rows: slice) -> Any:
-        """The content of the samples `rows` of a batch, read and collated by themselves."""
-        samples = self.reader.read(number, indices[rows])
-        return self.reader.finished(self.reader.collated(indices[rows], samples))
-
-
-def as_it_is(batch: Any) -> Any:
-    """For torch's loader, whose own collating would come after ours."""
-    return batch
-
-
-class _Planned:
-    """What the workers are asked for, as a batch sampler; another object for each iteration."""
-
-    batches = ()
-
-    def __iter__(self) -> Iterator[tuple]:
-        return map(_with_list, self.batches)
-
-
-def _with_list(planned: tuple) -> tuple:
-    number, indices, share = planned
-    return number, indices.tolist(), share  # a tensor would go to the workers by a file
-
-
-def options_of_torch(num_workers: int, **given: Any) -> dict:
-    """What torch's DataLoader gets for its workers, with defaults that suit the machine."""
-    options = {
-        'num_workers': num_workers,
-        'pin_memory': takes_pinned(prepared_device()),
-        **worker_options,
-        **{name: value for name, value in given.items() if value is not None},
-    }
-    if num_workers == 0:
-        # torch refuses what is for workers when there are none, as with --set ...num_workers=0
-        for name in ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context'):
-            options.pop(name, None)
-    return options
-
-
-def refuse_numbers(batch_size: int, num_workers: int) -> None:
-    if batch_size < 1 or num_workers < 0:
-        raise ConfigError(
-            f'batch_size is {batch_size} and num_workers {num_workers}: expected at least 1, and '
-            'at least 0'
-        )
-    if batch_size < dist.n_processes():
-        raise ConfigError(
-            f'batch_size is {batch_size}, and {dist.n_processes()} processes share each batch: '
-            'expected at least one sample for each'
-        )
 
 
 # Workers
@@ -233,48 +165,81 @@ def refuse_numbers(batch_size: int, num_workers: int) -> None:
 _started = weakref.WeakSet()
 
 
-@contextmanager
-def reading(loader: DataLoader) -> Iterator[Iterator]:
-    """iter(loader); what happens to its workers is one line, and they leave at the end."""
-    # The signals that stop a run wait until the workers can say what they do about them.
-    has_masks = hasattr(signal, 'pthread_sigmask')
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_CODES) if has_masks else None
-    try:
-        with warnings.catch_warnings():
-            # torch's, where it cannot pickle what workers need: what is raised then is clearer
-            warnings.simplefilter('ignore', UserWarning)
-            iterator = iter(loader)
-    except NOT_PICKLABLE:
-        _refuse_what_cannot_be_sent(loader)
-        raise
-    finally:
-        if has_masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-    _started.add(iterator)
-    try:
-        yield iterator
-    except RuntimeError as error:
-        if not str(error).startswith(('DataLoader worker (pid', 'DataLoader timed out')):
-            raise
-        raise DataError(
-            f'{error}: a worker of the data loader died or fell silent. When memory is short, '
-            'fewer num_workers or a smaller prefetch_factor help'
-        ) from error
-    finally:
-        if not loader.persistent_workers:
-            _end(iterator)
+class Workers:
+    """torch's DataLoader as what runs a `reader` in workers, or in this process without any.
+
+    reader: a Dataset that answers requests in `__getitem__`, or a stream of answers.
+    """
+
+    def __init__(self, reader: Dataset, options: dict):
+        self._requests = _Requests()
+        is_stream = isinstance(reader, IterableDataset)
+        start = functools.partial(start_worker, options.get('worker_init_fn'))
+        self._loader = DataLoader(
+            reader,
+            batch_size=None,
+            sampler=None if is_stream else self._requests,
+            collate_fn=as_it_is,
+            generator=torch.Generator(),
+            **{**options, 'worker_init_fn': start},
+        )
+
+    def answers(self, requests: Iterable[tuple] = ()) -> Iterator[Any]:
+        """What the reader makes of each request, in their order; a UserError is raised."""
+        self._requests.due = requests
+        iterator = self._begun()
+        try:
+            for answer in iterator:
+                if isinstance(answer, UserError):
+                    raise answer
+                yield answer
+        except RuntimeError as error:
+            if not str(error).startswith(('DataLoader worker (pid', 'DataLoader timed out')):
+                raise
+            raise DataError(
+                f'{error}: a worker of the data loader died or fell silent. When memory is short, '
+                'fewer num_workers or a smaller prefetch_factor help'
+            ) from error
+        finally:
+            self._requests.due = ()
+            if not self._loader.persistent_workers:
+                _end(iterator)
+
+    def _begun(self) -> Iterator[Any]:
+        """iter(loader), in which the workers start."""
+        # The signals that stop a run wait until the workers can say what they do about them.
+        has_masks = hasattr(signal, 'pthread_sigmask')
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_CODES) if has_masks else None
+        try:
+            with warnings.catch_warnings():
+                # torch's, where it cannot pickle what workers need: what is raised then is clearer
+                warnings.simplefilter('ignore', UserWarning)
+                iterator = iter(self._loader)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:  # as Pythons differ
+            raise ConfigError(
+                'the workers of the loader are started anew here, not forked, so all that they '
+                f'need is pickled, and this cannot be: {error}. Use functions and classes of a '
+                'module instead of lambdas and local ones, or num_workers 0'
+            ) from error
+        finally:
+            if has_masks:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        _started.add(iterator)
+        return iterator
 
 
-def _refuse_what_cannot_be_sent(loader: DataLoader) -> None:
-    """A ConfigError when workers that are started anew, not forked, cannot be sent the data."""
-    try:
-        ForkingPickler.dumps((loader.dataset, loader.worker_init_fn))
-    except NOT_PICKLABLE as error:
-        raise ConfigError(
-            'the workers of the loader are started anew here, not forked, so all that they need is '
-            f'pickled, and this cannot be: {error}. Use functions and classes of a module instead '
-            'of lambdas and local ones, or num_workers 0'
-        ) from error
+class _Requests:
+    """What is requested, as torch's loader asks its sampler; others in each iteration."""
+
+    due = ()
+
+    def __iter__(self) -> Iterator[tuple]:
+        return iter(self.due)
+
+
+def as_it_is(answer: Any) -> Any:
+    """For torch's loader, which would make tensors of arrays and numbers."""
+    return answer
 
 
 def _end(iterator: Iterator) -> None:
@@ -289,38 +254,31 @@ def _end(iterator: Iterator) -> None:
 def _end_workers() -> None:
     """At exit: Python would send the workers that are left one SIGTERM, and wait for ever.
 
-    They live through it (see WorkerStart).
+    They live through it (see `start_worker`).
     """
     for iterator in list(_started):
         _end(iterator)
 
 
-def _leave_after(trainer: Any) -> None:
-    trainer.join()
-    os._exit(1)
-
-
-class WorkerStart:
-    """Lets a worker live through a signal sent to the whole process group.
+def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
+    """Let a worker live through a signal sent to the whole process group.
 
     The trainer needs it for the step it finishes. SIGINT and SIGUSR1 are left to the trainer, and
     so is the first SIGTERM; a second one ends the worker.
     """
+    for each in STOP_CODES:
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
+    if hasattr(signal, 'pthread_sigmask'):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_CODES)
+    trainer = multiprocessing.parent_process()
+    if trainer is not None and trainer.pid != os.getppid():
+        # Of a fork server: torch looks whether that lives, and it lives as long as a worker.
+        threading.Thread(target=_leave_after, args=(trainer,), daemon=True).start()
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
 
-    def __init__(self, worker_init_fn: Callable[[int], None] | None):
-        self.worker_init_fn = worker_init_fn
 
-    def __call__(self, worker_id: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, 'pthread_sigmask'):  # not on Windows
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            signal.signal(
-                signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-            )
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_CODES)
-        trainer = multiprocessing.parent_process()
-        if trainer is not None and trainer.pid != os.getppid():
-            # Of a fork server: torch looks whether that lives, and it lives as long as a worker.
-            threading.Thread(target=_leave_after, args=(trainer,), daemon=True).start()
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker_id)
+def _leave_after(trainer: Any) -> None:
+    trainer.join()
+    os._exit(1)

@@ -168,7 +168,8 @@ def _known_labels(trainer, target):
         return set()
     if not torch.equal(labels[: len(target)].to(target.device), target):
         return set()
-    return {each for each in loader.sample_classes() or [] if isinstance(each, int)}
+    classes = loader.sample_classes()
+    return set() if classes is None or classes.dtype.kind not in 'iu' else set(classes.tolist())
 
 
 # A batch of one sample

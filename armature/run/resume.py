@@ -456,7 +456,7 @@ class Resume:
         for name in ('data_loader', 'valid_data_loader'):
             loader = getattr(trainer, name, None)
             if getattr(loader, 'seed', None) == AT_START:
-                loader.reseed(seed)
+                loader.seed = seed
 
     def _refuse_another_order(self):
         """Inside an epoch, another seed or order would give some samples twice, others never."""
