@@ -63,7 +63,7 @@ WAYS = {
     # Checkpoints, runs, resuming
     'weights are not finite': 'a lower learning rate; `trainer.max_grad_norm`',
     'the loss is …': 'look at the samples named; a lower learning rate',
-    'every checkpoint in': 'take a copy, or begin anew',
+    'every checkpoint is damaged': 'take a copy, or begin anew',
     'the run folder': RIGHTS,
     'nested too deeply, or contains itself': 'keep plain data in `state_dict()`',
     'the state cannot be saved': 'keep numbers, texts, tensors, lists and dicts in `state_dict()`',

@@ -755,7 +755,9 @@ def parts(n: int, folder: Path) -> Result:
         path.unlink()
         checkpoint.save(head, run / checkpoint.LAST)
 
-    kinds = cycle((Path.unlink, damaged, unlisted, lambda path: os.truncate(path, 3)))
+    kinds = cycle(
+        (Path.unlink, damaged, unlisted, lambda path: os.truncate(path, rng.choice((0, 3))))
+    )
     for trial, damage in zip(range(n), kinds):
         run = folder / str(trial)
         run.mkdir()

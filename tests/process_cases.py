@@ -134,10 +134,11 @@ def trainer_of(
 def outcome(trainer):
     """The history and the weights after training, as plain data."""
     state = dict(trainer.model.state_dict())
-    weights = dist.whole(state)
-    for name, value in dist.whole(state, only_in_main=True).items():
-        is_left_out = hasattr(state[name], 'full_tensor') and not dist.is_main()
-        assert is_left_out if value is None else torch.equal(value, weights[name])
+    weights = {name: dist.whole(value) for name, value in state.items()}
+    for name, value in state.items():
+        in_main = dist.whole(value, only_in_main=True)
+        is_left_out = hasattr(value, 'full_tensor') and not dist.is_main()
+        assert is_left_out if in_main is None else torch.equal(in_main, weights[name])
     return {
         'history': trainer.history,
         'step': trainer.step,

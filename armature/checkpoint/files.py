@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from armature.checkpoint import old, packed, sharded
-from armature.checkpoint.plain import to_plain
+from armature.checkpoint.plain import mapped, to_plain
 from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
@@ -182,7 +182,7 @@ def load(path: Path, model: torch.nn.Module | None = None) -> dict:
             files = _verified_parts(state, path, in_all=model is not None)
             # Looked at one tensor at a time: all of them together may not fit into memory.
             parts = [_read(file, is_verified=True, is_lazy=True)['state_dict'] for file in files]
-            state = _checked(sharded.joined(state, parts, model))
+            state = sharded.joined(state, parts, model)
         return state
 
 
@@ -256,6 +256,8 @@ def is_whole(path: Path) -> bool | None:
     A zip archive without our comment counts as somebody else's only when it ends exactly as such
     an archive ends: else cutting off our comment would hide any other damage.
     """
+    if not path.stat().st_size:
+        return False  # there is nothing to map
     with (
         path.open('rb') as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -418,7 +420,7 @@ class Saver:
         try:
             if self.is_sharded:
                 state = self._with_parts_written(state)
-            whole = dist.whole(state, only_in_main=True)
+            whole = mapped(state, lambda value, _: dist.whole(value, only_in_main=True))
             dist.on_main(self._save, whole, [self.folder / name for name in names])
         except CheckpointError as error:
             if self.settings.on_save_error == 'stop':
@@ -535,12 +537,11 @@ def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
     """As `newest_valid`, with the head of that checkpoint; of none, with an empty one."""
     order = _newest_first(folder, best_first)
     path, head, problems = _first_whole(order)
-    damaged = [str(each) for each in order[: len(problems)]]
+    damaged = ' and '.join(str(each) for each in order[: len(problems)])
     if damaged and path is None:
-        names = ', '.join(damaged)
-        raise CheckpointError(f'every checkpoint in {folder} is damaged: {names}.\n{problems[-1]}')
+        raise CheckpointError(f'every checkpoint is damaged: {damaged}.\n{problems[-1]}')
     if damaged:
-        logger.warning(f'{" and ".join(damaged)} is damaged: falling back on {path}')
+        logger.warning(f'{damaged} is damaged: falling back on {path}')
     return path, head
 
 

@@ -98,7 +98,8 @@ def _asks_to_run(name):
 
 def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
     """For torch.serialization.safe_globals: a stand-in for each name that torch does not know."""
-    return [(KNOWN.get(name) or _stand_in(name), name) for name in names]
+    known = {name: name.replace('._core.', '.core.').replace('._local.', '.') for name in names}
+    return [(KNOWN.get(known[name]) or _stand_in(name), name) for name in names]
 
 
 def _stand_in(name):
@@ -148,24 +149,23 @@ def _numpy_number(kind, content):
     return np.frombuffer(content, kind.dtype, count=1)[0].item()
 
 
-PATHS = ('PosixPath', 'PurePosixPath', 'WindowsPath', 'PureWindowsPath')
-KNOWN = {
+def _path(*parts):
+    return str(PurePosixPath(*parts))
+
+
+KNOWN = {  # under the names that numpy 1 and Python before 3.13 give them
     'builtins.bytes': lambda: b'',
     'builtins.dict': lambda *_: OrderedDict(),
     'collections.defaultdict': lambda *_: OrderedDict(),
     'collections.deque': lambda *_: [],
     'numpy.dtype': NumpyType,
     'numpy.ndarray': NumpyArray,
-    **{f'numpy.{core}.multiarray.scalar': _numpy_number for core in ('core', '_core')},
-    **{
-        f'numpy.{core}.multiarray._reconstruct': lambda *_: NumpyArray()
-        for core in ('core', '_core')
-    },
-    **{
-        f'{module}.{name}': lambda *parts: str(PurePosixPath(*parts))
-        for module in ('pathlib', 'pathlib._local')
-        for name in PATHS
-    },
+    'numpy.core.multiarray.scalar': _numpy_number,
+    'numpy.core.multiarray._reconstruct': lambda *_: NumpyArray(),
+    'pathlib.PosixPath': _path,
+    'pathlib.PurePosixPath': _path,
+    'pathlib.PureWindowsPath': _path,
+    'pathlib.WindowsPath': _path,
 }
 
 
@@ -194,8 +194,7 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
             logger.warning(f'This is no plain data and left out: {key} (for {error})')
     if 'format' not in state and isinstance(state.get('state_dict'), dict):
         state['state_dict'] = _bare_names(state['state_dict'])
-        best = state.get('monitor_best')
-        if isinstance(best, torch.Tensor) and best.numel() == 1:
+        if torch.is_tensor(best := state.get('monitor_best')):
             state['monitor_best'] = best.item()
     return state
 

@@ -373,18 +373,14 @@ def share_buffers(model: nn.Module) -> None:
         buffer.copy_(values)
 
 
-def whole(state: Any, only_in_main: bool = False) -> Any:
-    """A state with the parts of each sharded tensor put together; to be called in all processes.
+def whole(value: Any, only_in_main: bool = False) -> Any:
+    """A sharded tensor put together, in all processes; what is none as it is.
 
     only_in_main: on the CPU there, and None in the others, so that they hold one at a time.
     """
-    if not is_joined():
-        return state
-    if isinstance(state, dict):
-        return {name: whole(value, only_in_main) for name, value in state.items()}
-    if not hasattr(state, 'full_tensor'):
-        return state
-    tensor = state.full_tensor()
+    if not hasattr(value, 'full_tensor'):
+        return value
+    tensor = value.full_tensor()
     if not only_in_main:
         return tensor
     return tensor.cpu() if is_main() else None
