@@ -175,7 +175,7 @@ def train_last_batch_of_one(folder):
 
 
 def train_workers(folder):
-    options = {'num_workers': 2, 'persistent_workers': False}  # they leave with each pass
+    options = {'num_workers': 1, 'persistent_workers': False}  # they leave with each pass
     return trained(folder, loader=loader_of(batch_size=11, in_memory=False, **options))
 
 

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 
@@ -17,6 +16,7 @@ from armature.record import read_table
 from armature.run import console
 from armature.run.console import results, shown, shown_time, table_line
 from base import BaseTrainer
+from tests import warm
 from tests.conftest import ROOT
 
 ROW = re.compile(r'^ *\d+/\d+ ')
@@ -196,13 +196,11 @@ def on_terminal(folder, columns, term='xterm'):
     environment = {**os.environ, 'TERM': term, 'OMP_NUM_THREADS': '1'}
     environment.pop('COLUMNS', None)  # it would count instead of the terminal's size
     settings = [f'trainer.save_dir={folder}', 'trainer.epochs=2', 'trainer.log_step=2']
-    process = subprocess.Popen(
+    process = warm.start(
         [sys.executable, 'train.py', '-c', 'config.json', '-d', 'cpu', '--set', *settings],
         cwd=ROOT,
-        stdin=ours,
-        stdout=ours,
-        stderr=ours,
         env=environment,
+        terminal=ours,
     )
     os.close(ours)
     sent = b''
@@ -215,7 +213,7 @@ def on_terminal(folder, columns, term='xterm'):
             break
         sent += part
     os.close(main)
-    assert process.wait() == 0
+    assert process.wait(60) == 0
     return sent.decode()
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,10 +20,9 @@ from armature.errors import CheckpointError
 from tests import warm
 from tests.conftest import ROOT
 
-TRAININGS = [
+IN_THREE = [  # which share a batch as unevenly as can be
     'train_even',
     'train_last_batch_of_one',
-    'train_workers',
     'train_micro_batches',
     'train_epochs_across_passes',
     'train_stream',
@@ -37,14 +35,17 @@ TRAININGS = [
     'train_in_shards',
     'train_checkpointed',
     'train_old_loop',
-    'train_uneven_micro_batches',
-    'train_micro_batches_that_fit',
     'train_lora',
-    'train_lora_in_compiled_blocks',
     'train_stream_of_whole_batches',
     'train_with_muon',
 ]
-IN_THREE = [case for case in TRAININGS if case != 'train_workers']  # starting six takes 20 s
+IN_TWO = [
+    'train_workers',  # starting those of three takes 20 s
+    'train_last_batch_of_one',
+    'train_micro_batches',
+    'train_uneven_micro_batches',
+    'train_micro_batches_that_fit',
+]
 OTHERS = [
     'evaluate_exactly',
     'correlate_in_two_parts',
@@ -53,27 +54,8 @@ OTHERS = [
     'count_bytes',
     'interrupted',
     'interrupted_in_shards',
-    'train_with_muon_in_shards',
-    'uninterrupted',
 ]
 RESUMED = ['resumed', 'resumed_from_shards']
-
-
-def start(n_processes, script, *arguments, **environment):
-    """`script` in so many processes: by torchrun, also for one; None is plain python."""
-    torchrun = (
-        []
-        if n_processes is None
-        else ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={n_processes}']
-    )
-    return subprocess.Popen(
-        [sys.executable, *torchrun, str(script), *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', **environment},
-    )
 
 
 def run_cases(n_processes, folder, before, *cases):
@@ -98,12 +80,15 @@ def results(tmp_path_factory):
     None is a run without torchrun.
     """
     folder = tmp_path_factory.mktemp('processes')
+    in_three = [*IN_THREE, *OTHERS, 'train_lora_in_compiled_blocks']
+    in_two = [*IN_TWO, *OTHERS, *RESUMED, 'train_with_muon_in_shards', 'refusals']
+    in_one = dict.fromkeys([*IN_THREE, *IN_TWO])
+    in_one = [*in_one, *OTHERS, *RESUMED, 'train_with_muon_in_shards']
+    in_one += ['uninterrupted', 'uninterrupted_plainly']
     return {
-        3: run_cases(3, folder / '3', '-', *IN_THREE, *OTHERS),
-        2: run_cases(2, folder / '2', folder / '3', *TRAININGS, *OTHERS, *RESUMED, 'refusals'),
-        None: run_cases(
-            None, folder / '1', folder / '2', *TRAININGS, *OTHERS, *RESUMED, 'uninterrupted_plainly'
-        ),
+        3: run_cases(3, folder / '3', '-', *in_three),
+        2: run_cases(2, folder / '2', folder / '3', *in_two),
+        None: run_cases(None, folder / '1', folder / '2', *in_one),
     }
 
 
@@ -137,7 +122,7 @@ def assert_equal_up_to_rounding(one, other):
 
 
 @pytest.mark.parametrize(
-    'case, n_processes', [(case, 2) for case in TRAININGS] + [(case, 3) for case in IN_THREE]
+    'case, n_processes', [(case, 2) for case in IN_TWO] + [(case, 3) for case in IN_THREE]
 )
 def test_processes_train_as_one_does(results, case, n_processes):
     assert len(results[None][case]['history']) == 2
@@ -145,30 +130,27 @@ def test_processes_train_as_one_does(results, case, n_processes):
 
 
 def test_sharded_model_trains_as_a_whole_one_does(results):
-    whole = results[2][
-        'train_micro_batches'
-    ]  # differs in the size of micro-batches only, which changes nothing
-    assert_equal_up_to_rounding(whole, results[2]['train_sharded'])
-    assert_equal_up_to_rounding(whole, results[2]['train_in_shards'])
+    # Differs in the size of micro-batches only, which changes nothing
+    whole = results[3]['train_micro_batches']
+    assert_equal_up_to_rounding(whole, results[3]['train_sharded'])
+    assert_equal_up_to_rounding(whole, results[3]['train_in_shards'])
 
 
-@pytest.mark.parametrize('n_processes', [2, 3])
-def test_muon_on_parts_of_a_matrix_is_muon_but_for_its_bf16(results, n_processes):
+def test_muon_on_parts_of_a_matrix_is_muon_but_for_its_bf16(results):
     """Of a way of up to 16 steps of 1e-4; and it resumes exactly."""
-    whole, parts = (results[n]['train_with_muon_in_shards'] for n in (None, n_processes))
+    whole, parts = (results[n]['train_with_muon_in_shards'] for n in (None, 2))
     assert max(each for _, each in differences(whole['weights'], parts['weights'])) < 1e-4
     assert parts['uninterrupted'] == parts['weights']
 
 
 def test_lora_in_compiled_blocks_in_parts_trains_as_plain_lora_does(results):
-    assert_equal_up_to_rounding(
-        results[2]['train_lora'], results[2]['train_lora_in_compiled_blocks']
-    )
+    compiled = results[3]['train_lora_in_compiled_blocks']
+    assert_equal_up_to_rounding(results[None]['train_lora'], compiled)
 
 
 @pytest.mark.parametrize('case', ['train_even', 'train_sharded', 'train_in_shards'])
 def test_checkpoint_of_any_strategy_is_the_plain_models(results, case):
-    for n_processes in (None, 2, 3):
+    for n_processes in (None, 3):
         result = results[n_processes][case]
         state = checkpoint.load(Path(result['run']) / 'checkpoint-last.pth')
         assert {name: value.tolist() for name, value in state['state_dict'].items()} == result[

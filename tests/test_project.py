@@ -39,7 +39,8 @@ def test_new_project_trains_resumes_and_passes_its_own_tests(tmp_path):
         not [path for path in folder.rglob('*') if path.name in left_out]
         and not (folder / 'data').exists()
     )
-    assert '1 passed' in run_script('-m', 'pytest', cwd=folder).stdout
+    alone = ('-n', 0, '--basetemp', tmp_path / 'tests')
+    assert '1 passed' in run_script('-m', 'pytest', *alone, cwd=folder).stdout
     assert git(folder, 'status', '--porcelain').stdout == ''
 
 

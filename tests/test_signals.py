@@ -13,11 +13,15 @@ import pytest
 
 from armature.checkpoint import files as checkpoint
 from armature.run.stop import DEBOUNCE_S, Stopped, StopRequest
+from tests import warm
 from tests.conftest import ROOT, run_script
 
 
-def start(tmp_path, *arguments, n_workers=0, method='fork'):
-    """train.py on the digits in a process group of its own, as a shell starts it."""
+def start(tmp_path, n_workers=0, method='fork', fresh=False):
+    """train.py on the digits in a process group of its own, as a shell starts it.
+
+    fresh: in a Python that has imported nothing yet.
+    """
     (tmp_path / 'slow.json').write_text(f'''{{"base": "{ROOT}/config.json", "name": "slow",
         "data_loader": {{"args": {{"num_workers": {n_workers}}}}},
         "trainer": {{"save_dir": "{tmp_path}", "epochs": 2000,
@@ -35,14 +39,11 @@ def start(tmp_path, *arguments, n_workers=0, method='fork'):
     program += f'if __name__ == "__main__": runpy.run_path({script!r}, run_name="__main__")\n'
     script = tmp_path / 'start.py'
     script.write_text(program)
-    return subprocess.Popen(
-        [sys.executable, script, '-c', tmp_path / 'slow.json', *arguments],
-        start_new_session=True,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
+    command = [sys.executable, script, '-c', tmp_path / 'slow.json']
+    where = {'cwd': ROOT, 'env': {**os.environ, 'OMP_NUM_THREADS': '1'}}
+    if fresh:
+        return subprocess.Popen(command, start_new_session=True, **where)
+    return warm.start(command, **where)
 
 
 def wait_for_epoch(tmp_path, epoch, process):
@@ -102,7 +103,7 @@ def test_interrupt_leaves_a_script_without_a_traceback():
 
 
 def test_signal_at_start_up_leaves_nothing_half_written(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, fresh=True)
     time.sleep(0.5)
     process.terminate()
     process.communicate(timeout=60)
