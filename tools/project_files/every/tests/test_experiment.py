@@ -42,6 +42,7 @@ def test_experiment_trains_resumes_exactly_and_can_be_measured(tmp_path):
     uninterrupted = checkpoint.load(second)['state_dict']
     second.unlink()
     run('train.py', '-r', first)
+    (second,) = tmp_path.rglob(second.name)
     resumed = checkpoint.load(second)['state_dict']
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
     assert 'loss' in run('test.py', '-r', second)
