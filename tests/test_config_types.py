@@ -15,6 +15,7 @@ import model.model
 from armature.config import build as config_types
 from armature.config.build import KINDS, OWN, find
 from armature.errors import ConfigError
+from armature.step.loss_share import Reduction
 from examples.tabular.data import CsvDataLoader
 from examples.tabular.model import TabularModel
 from parse_config import ROOT, ConfigParser
@@ -293,14 +294,18 @@ def loss_of(name, **args):
     return ConfigParser({'name': 'x', 'loss': {'type': name, 'args': args}}).init_loss(None)
 
 
-def test_a_list_for_a_tensor_of_a_class_becomes_one_of_floats():
-    criterion = loss_of('CrossEntropyLoss', weight=[1, 5, 1])
-    assert torch.equal(criterion.weight, torch.tensor([1.0, 5.0, 1.0]))
-    for name in ('cross_entropy', 'multi_margin_loss'):
-        with pytest.raises(
-            ConfigError, match=f'loss.args.weight: {name} keeps no tensor: name a class'
-        ):
-            loss_of(name, weight=[1, 5, 1])
+def test_a_list_for_a_tensor_becomes_one_of_floats():
+    torch.manual_seed(0)
+    output, target, weight = torch.randn(6, 3), torch.arange(6) % 3, [1, 5, 1]
+    as_module = loss_of('CrossEntropyLoss', weight=weight)
+    as_function = loss_of('cross_entropy', weight=weight)
+    assert torch.equal(as_module.weight, torch.tensor([1.0, 5.0, 1.0]))
+    assert as_function(output, target) == as_module(output, target)
+    assert Reduction(as_function).count(target) == 14
+    assert loss_of('multi_margin_loss', weight=weight)(output, target) > 0
+    binary = loss_of('binary_cross_entropy_with_logits', pos_weight=weight)
+    assert binary(output, torch.eye(3)[target]) > 0
+    assert as_function(output.to('meta'), target.to('meta')).device.type == 'meta'  # they follow
 
 
 def test_a_schedule_over_an_endless_stream_needs_a_length():

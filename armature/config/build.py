@@ -285,9 +285,7 @@ class Reader:
                 )
             elif expected is not None and value is not parameter.default:
                 self.problem(here, f'expected {expected}, got {show(value)}')
-            elif is_tensor and is_function:
-                self.problem(here, f'{label} keeps no tensor: name a class, as CrossEntropyLoss is')
-            elif is_tensor:
+            elif is_tensor:  # [1, 5] for the weights of classes means floats
                 values[key] = torch.Tensor(value)
             elif isinstance(value, dict) and takes(parameter, *OBJECTS):
                 values[key] = value
@@ -368,11 +366,29 @@ def with_name(
     found, has_own = call.func, lookup(entry, ('name',)) is not None
     if inspect.isclass(found):
         found = make(call, path, document)
+    elif any(isinstance(each, torch.Tensor) for each in call.keywords.values()):
+        found = with_tensors(found, call.keywords)
     elif call.keywords or has_own:
         found = call
     if has_own or not hasattr(found, '__name__'):
         found.__name__ = name_of(entry)
     return found
+
+
+def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
+    """A loss function (output, target) with further arguments, whose tensors follow the output."""
+
+    @functools.cache
+    def on(device: torch.device) -> dict[str, Any]:
+        tensors = {key: each for key, each in given.items() if isinstance(each, torch.Tensor)}
+        return given | {key: each.to(device) for key, each in tensors.items()}
+
+    @functools.wraps(function)
+    def call(output, target):
+        return function(output, target, **on(output.device))
+
+    call.func, call.keywords = function, given  # as a partial has them
+    return call
 
 
 def name_of(entry: str | dict) -> str:
