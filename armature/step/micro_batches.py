@@ -1,7 +1,7 @@
 """Micro-batches: a batch in parts that fit into memory, and what the loss over each counts for."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -51,24 +51,22 @@ class MicroBatches:
         self._has_warned = False  # of batches that are collated anew
         self._looks_at_draws = True  # in the first part
 
-    def of(self, content: Any, batch: Batch) -> Iterable[tuple[Any, Any]]:
+    def of(self, content: Any, batch: Batch) -> Iterator[tuple[Any, Any]]:
         """(part, weight) of each; the weight is the part's share of the mean over all processes."""
-        if self.is_auto and batch.n_samples:
+        n_samples = batch.n_samples
+        if self.is_auto and n_samples:
             self._fit(content, batch)
         # What the loss over this process's samples counts for in the mean over processes
         weight = batch.share.weight
         if self._reduction.is_sum:
             weight = float(dist.n_processes() * (not batch.share.is_padding))
-        most = max(batch.n_samples, batch.share.largest, 1)
+        most = max(n_samples, batch.share.largest, 1)
         size = self.size or most
-        n_parts = max(1, -(-batch.n_samples // size))
+        n_parts = max(1, -(-n_samples // size))
         n_passes = -(-most // size) if self._has_equal_passes else n_parts
         if n_passes == 1:
-            return [(content, weight)]
-        return self._parts(content, batch, weight, n_parts, n_passes)
-
-    def _parts(self, content, batch, weight, n_parts, n_passes) -> Iterator[tuple[Any, Any]]:
-        n_samples, size = batch.n_samples, self.size
+            yield content, weight
+            return
         is_whole = self._reduction.is_sum or not weight  # whatever the part counts for
         n_counted = 1 if is_whole else self._reduction.count_in(content, n_samples)
         for number in range(n_parts):
