@@ -214,11 +214,12 @@ class Stepper:
             if first:
                 return first.pop()
             self.optimizer.zero_grad()
-            self.loss = None
+            total = 0.0
             for part, weight in self._passed:
-                self._weight = weight
-                self.backward(self.loss_of(*part))
-            return self.loss
+                loss = weighted(self.loss_of(*part), weight)
+                loss.backward()
+                total = total + loss.detach()
+            return total
 
         return closure
 

@@ -11,7 +11,7 @@ from torch import nn
 from armature.batch import length
 from armature.errors import ConfigError
 
-IGNORED = -100  # the target that torch leaves out unless told otherwise
+IGNORED = -100  # the target that torch leaves out where no ignore_index is given
 # Their means divide by the weights of the classes in the target.
 OF_CLASSES = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward, F.cross_entropy, F.nll_loss)
 

@@ -37,7 +37,7 @@ class Schedule:
         self.each_step = scheduler is not None and interval == 'step'
         self.warmup_steps = warmup_steps if scheduler is not None else 0
         self.n_steps = self.n_epochs = 0  # so far
-        self.values = []  # what a ReduceLROnPlateau was told
+        self.values = []  # that a ReduceLROnPlateau has followed
         self.rates_as_built = self._planned = self._rates()
         self._scale()
 
@@ -52,7 +52,7 @@ class Schedule:
     def end_epoch(self, log: dict[str, Any]) -> None:
         """To be called with the epoch's averages when it has been validated."""
         self._unscale()
-        if self.on_plateau and self.metric in log:  # a missing one is named by the monitor
+        if self.metric in log:  # a missing one is named by the monitor
             # All processes step by the same number.
             self.values.append(dist.on_main(float, log[self.metric]))
             if not math.isnan(self.values[-1]):  # which says nothing of a plateau
