@@ -504,7 +504,9 @@ def refusals(folder):
         'a model of its own': lambda: Trainer(
             Plain(), F.nll_loss, [], None, config_of(folder), torch.device('cpu'), loader_of()
         ),
-        'another config': lambda: config_of(folder, save_period=1 + dist.rank()).save_dir,
+        'another config': lambda: dist.refuse_differences(
+            config_of(folder, save_period=1 + dist.rank()).config, 'the config'
+        ),
         'an unused parameter': lambda: trained(folder, model=HalfUsed),
     }
     said = {}
