@@ -60,7 +60,8 @@ class StopRequest:
     def grant(self, request: int) -> None:
         """Raise Stopped for `request`, if it is one, and when there is a reason already."""
         if request and not self.reason:
-            self.reason, self.exit_code = self._signal or 'a signal to another process', request
+            names = '/'.join(each.name for each, code in STOP_CODES.items() if code == request)
+            self.reason, self.exit_code = self._signal or names, request
             if request == TIME:
                 self.reason, self.exit_code = f'trainer.max_minutes ({self.max_minutes})', 0
         if self.reason:
