@@ -110,6 +110,8 @@ def is_structure(content: Any) -> bool:
 
 def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
     """A structure of the same type, with `function` applied to each of its entries."""
+    if type(content) in (list, tuple):  # nearly always, and in each step
+        return type(content)([function(each) for each in content])
     if isinstance(content, Mapping):
         entries = dict(content)
     elif isinstance(content, (list, tuple)):
@@ -153,11 +155,9 @@ def map_tensors(function: Callable[[torch.Tensor], Any], content: Any) -> Any:
     """The same structure with `function` applied to each tensor."""
     if isinstance(content, torch.Tensor):
         return function(content)
-    if type(content) in (list, tuple):  # nearly always, and in each step
-        return type(content)([map_tensors(function, entry) for entry in content])
-    return map_leaves(
-        lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, content
-    )
+    if is_structure(content):
+        return rebuilt(content, lambda entry: map_tensors(function, entry))
+    return content
 
 
 def takes_pinned(device: torch.device) -> bool:
