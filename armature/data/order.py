@@ -79,6 +79,7 @@ class WeightedRandomSampler(Order):
             )
         self._counts = torch.from_numpy(counts)
         self._weights = torch.from_numpy(weights * counts)  # of a whole class
+        which = which.astype(np.min_scalar_type(len(found)))  # few bits are sorted in linear time
         self._by_class = torch.from_numpy(np.argsort(which, kind='stable'))
         return super().bind(indices, classes)
 

@@ -141,6 +141,7 @@ def _hashed(
         np.add.at(table, (of_sample, which), 1)
         which = table.argmax(1)[of_sample]
         counts = np.bincount(which, minlength=len(labels))
+    which = which.astype(np.min_scalar_type(len(labels)))  # few bits are sorted in linear time
     by_class = np.split(np.argsort(which, kind='stable'), np.cumsum(counts)[:-1])
     return hashes, dict(zip(map(str, labels.tolist()), by_class))
 
