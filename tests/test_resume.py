@@ -1,5 +1,7 @@
 """Interrupted or not, the same run: laws of resuming, compared bit for bit."""
 
+import shutil
+
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -13,7 +15,7 @@ from armature.run.resume import load_optimizer, optimizer_as_built
 from armature.step.optimizers import SeveralOptimizers
 from base import BaseDataLoader
 from tests import faults
-from tests.conftest import ROOT, NoisyPoints, run_script
+from tests.conftest import ROOT, Experiment, NoisyPoints, run_script
 from tools.run_files import read_record
 from trainer import Trainer
 
@@ -31,9 +33,9 @@ def run(trainer) -> dict:
     return everything(trainer)
 
 
-@pytest.fixture
-def uninterrupted(experiment):
-    return run(experiment.trainer())
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    return run(Experiment(tmp_path_factory.mktemp('uninterrupted')).trainer())
 
 
 def stopped_after(experiment, n_steps, **options):
@@ -263,17 +265,27 @@ def changes_of_schedules():
             yield pytest.param(name, 'epoch', args, {'interval': 'step'}, id=f'{name}-interval')
 
 
+@pytest.fixture(scope='module')
+def begun():
+    """Run folders of those that go on in a copy, by scheduler, interval and number of steps."""
+    return {}
+
+
 @pytest.mark.filterwarnings('ignore:The epoch parameter')  # SequentialLR of torch itself uses it
 @pytest.mark.parametrize('name, interval, other_args, options', list(changes_of_schedules()))
 def test_resumed_with_a_new_setting_steps_like_the_run_that_had_it_from_the_start(
-    experiment, name, interval, other_args, options
+    experiment, begun, tmp_path_factory, name, interval, other_args, options
 ):
     args = SCHEDULERS[name][0]
     # Inside an epoch, or at the end of one.
     n_steps = 10 if len(f'{name}{other_args}{options}') % 2 else 12
-    first = scheduled(experiment, name, args, interval, max_steps=n_steps)
-    first.train()
-    last = first.checkpoint_dir / 'checkpoint-last.pth'
+    if (name, interval, n_steps) not in begun:
+        folder = tmp_path_factory.mktemp('begun')
+        first = scheduled(Experiment(folder), name, args, interval, max_steps=n_steps)
+        begun[name, interval, n_steps] = last_of(first).parent
+    run_folder = begun[name, interval, n_steps]
+    shutil.copytree(run_folder, experiment.folder / 'models/points' / run_folder.name)
+    last = experiment.folder / 'models/points' / run_folder.name / 'checkpoint-last.pth'
     now = {'interval': interval, **options}
     resumed = scheduled(experiment, name, other_args, resume=last, **now)
     fresh = scheduled(experiment, name, other_args, **now)
