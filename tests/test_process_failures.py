@@ -23,11 +23,6 @@ def test_a_process_that_is_killed_or_raises_ends_the_job_and_one_message_says_wh
     assert (result.held, result.tried) == (2, 2), result.failures
 
 
-def test_stop_is_one_for_all_processes_and_resumes_exactly(tmp_path):
-    result = process_faults.stops(1, tmp_path)
-    assert (result.held, result.tried) == (1, 1), result.failures
-
-
 @pytest.mark.parametrize(
     'change, said',
     [

@@ -102,6 +102,7 @@ def test_job_that_is_queued_again_equals_the_run_that_was_not(slurm, machines, n
     first, second = map(int, (slurm / 'codes').read_text().split())
     assert first and second == 0, done.stdout + done.stderr
     assert 'SIGUSR1: saving' in done.stderr and 'Resume training' in done.stdout
+    assert done.stdout.count('Stopped by SIGUSR1') == 1, 'by all together, in one step'
     expected = undisturbed(slurm / 'undisturbed', n_processes)
     assert first_difference(finished(slurm), expected) == ''
 
