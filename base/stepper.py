@@ -69,6 +69,7 @@ class Stepper:
             microbatch_size, reduction, self.device, model, criterion, self.loss_of
         )
         self._unshared = dist.unshared(self._parameters(), model)
+        self._is_first = True
         # Of the current batch:
         self.batch = NO_BATCH  # what is known of it, see armature/batch.py
         self.loss = None  # so far, a 0-dim tensor
@@ -147,6 +148,9 @@ class Stepper:
     def step(self) -> None:
         """One optimizer step with the gradients so far; afterwards there are none."""
         parameters = self._parameters()
+        if self._is_first:  # the next one would not end
+            self._is_first = False
+            dist.refuse_unused(self.model)
         dist.mean_gradients(self._unshared)
         if self.clips or self.max_skips is not None:
             self.scaler.unscale_(self.optimizer)

@@ -514,7 +514,7 @@ def refusals(folder):
         try:
             attempt()
             said[name] = ''
-        except (ConfigError, RuntimeError) as error:
+        except ConfigError as error:
             said[name] = str(error)
     return said
 

@@ -222,7 +222,7 @@ def test_what_the_model_raises_says_where_it_was(experiment):
     ]
 
 
-def test_lazy_layers_train(experiment):
+def test_lazy_layers_train_and_cannot_be_averaged(experiment):
     class Lazy(Trainer):
         def __init__(self, model, criterion, metrics, optimizer, *others):
             model.out = nn.LazyLinear(2)
@@ -233,6 +233,16 @@ def test_lazy_layers_train(experiment):
     assert 'Trainable parameters' in str(trainer.model)
     trainer.train()
     assert trainer.model.out.weight.shape == (2, 8)
+    with pytest.raises(ConfigError, match='lazy layer'):
+        experiment.trainer(trainer_class=Lazy, ema_decay=0.9)
+
+
+def test_monitor_of_a_validation_that_is_not_there_is_refused_before_the_first_step(experiment):
+    trainer = experiment.trainer(monitor='min val_loss')
+    trainer.do_validation = False
+    with pytest.raises(ConfigError, match='no validation data.*"min loss"'):
+        trainer.train()
+    assert trainer.step == 0
 
 
 def test_device_may_be_text(experiment):

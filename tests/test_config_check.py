@@ -98,6 +98,10 @@ def report(config: dict) -> str:
         ),
         ({'lr_scheduler__args': {}}, 'lr_scheduler.args.step_size: is missing: StepLR needs it'),
         (
+            {'lr_scheduler__args': {'step_size': 0}},
+            'lr_scheduler.args.step_size: expected a whole number of at least 1, got 0',
+        ),
+        (
             {'lr_scheduler__interval': 'batch'},
             'lr_scheduler.interval: expected "epoch" or "step", got "batch"',
         ),

@@ -354,6 +354,20 @@ def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[to
     return [parameter for parameter in parameters if id(parameter) not in shared]
 
 
+def refuse_unused(model: nn.Module | None) -> None:
+    """A ConfigError when a backward pass gave some parameters no gradient, and DDP waits for it."""
+    wrapper = _shared_part(model)
+    is_ddp = isinstance(wrapper, nn.parallel.DistributedDataParallel)
+    named = wrapper.module.named_parameters() if is_ddp else ()
+    unused = [name for name, each in named if each.requires_grad and each.grad is None]
+    if unused and not wrapper.find_unused_parameters:
+        raise ConfigError(
+            f'{len(unused)} parameters take no part in the loss ({unused[0]}), and the processes '
+            'would wait for their gradients: say "distributed": {"find_unused_parameters": true}, '
+            'or freeze them'
+        )
+
+
 def mean_gradients(parameters: list[torch.Tensor]) -> None:
     """Make each gradient the mean over the processes."""
     for parameter in parameters:

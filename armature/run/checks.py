@@ -119,6 +119,13 @@ def _kind(tensor):
 
 def check_first_step(trainer: Any) -> None:
     """Let the first step say whether data, model and loss suit each other."""
+    is_of_validation = trainer.mnt_metric.startswith('val_')
+    if is_of_validation and not getattr(trainer, 'do_validation', True):
+        raise ConfigError(
+            f'trainer.monitor is {trainer.monitor!r}, and there is no validation data: set '
+            f'data_loader.args.validation_split, or say "{trainer.mnt_mode} '
+            f'{trainer.mnt_metric.removeprefix("val_")}"'
+        )
     criterion = trainer.criterion
     name = getattr(criterion, '__name__', type(criterion).__name__)
     check = LossCheck(name, functools.partial(_known_labels, trainer))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from armature.checkpoint.weights import bare, load_weights
@@ -44,6 +45,13 @@ class Average:
         self.n_steps = self.n_averaged = 0
         self._warms_up = True  # a run that the first version began goes on as it began
         self.model = bare(model)
+        lazy = [name for name, each in self.model.named_parameters() if is_lazy(each)]
+        if lazy:
+            raise ConfigError(
+                f'arch: {lazy[0]} is of a lazy layer, which has no weights to average before its '
+                'first forward pass: say its size, or pass one sample through the model in its '
+                'constructor'
+            )
         trained = [*self.model.parameters(), *dist.statistics_of(self.model)]
         self._live = [each for each in trained if _has_mean(dist.part(each.detach()))]
         self._mine = [each.detach().clone() for each in self._live]
