@@ -137,7 +137,7 @@ def test_batches_go_on_from_any_place_through_the_passes():
         same(found, expected)
 
 
-def test_a_batch_goes_through_four_generators_of_ours(experiment):
+def test_a_batch_goes_through_three_generators_of_ours(experiment):
     generators = set()
 
     def note(frame, event, _):
@@ -157,7 +157,7 @@ def test_a_batch_goes_through_four_generators_of_ours(experiment):
         finally:
             sys.setprofile(None)
         generators -= {'own_randomness'}  # a context manager
-        assert len([name for name in generators if '<genexpr>' not in name]) <= 4, generators
+        assert len([name for name in generators if '<genexpr>' not in name]) <= 3, generators
 
 
 def test_augmentation_differs_between_passes_and_samples_and_spares_validation():
