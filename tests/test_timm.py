@@ -58,7 +58,7 @@ def test_timm_is_imported_only_for_names_that_nobody_else_has():
         '    ConfigParser(config).check(train.BUILDS).init_obj("arch", train.module_arch)\n'
         'print("timm" in sys.modules)\n'
     )
-    assert run_script('-c', code, fresh=True).stdout == 'False\n'
+    assert run_script('-c', code).stdout == 'False\n'
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,6 @@ def test_weights_that_cannot_be_downloaded_are_said_in_one_line():
         *('train.py', '-c', 'config.json', '-d', 'cpu', '--set', 'trainer.save_dir="/nowhere"'),
         *('arch.type="test_vit"', 'arch.args={"pretrained": true}'),
         check=False,
-        fresh=True,
         HF_HUB_OFFLINE='1',
     )
     assert done.returncode == 2 and 'Traceback' not in done.stderr
