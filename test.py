@@ -11,7 +11,7 @@ import data_loader.data_loaders as module_data
 import model.loss as module_loss
 import model.metric as module_metric
 import model.model as module_arch
-from armature.batch import Parts, call_by_name
+from armature.batch import PairOf, call_by_name
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
 from armature.config.build import KINDS, find
@@ -83,7 +83,7 @@ def main(config, n_batches=None):
     )
 
     call_by_name(model, config.get('batch'))
-    batches = one_pass(data_loader, Parts(config.get('batch')), device, metrics)
+    batches = one_pass(data_loader, PairOf(config.get('batch')), device, metrics)
     batches = itertools.islice(batches, n_batches)
     values = evaluate(model, batches, criterion, metrics)
     by_class = metrics.by_class(values)

@@ -193,7 +193,7 @@ def length(content: Any) -> int:
     return next(filter(None, rows), 0)
 
 
-class Parts:
+class PairOf:
     """Makes (data, target) of a batch, as the config's "batch" names them.
 
     names: {"data": a name or a list of names, "target": the same} of what the dataset gives as a

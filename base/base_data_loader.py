@@ -203,6 +203,7 @@ class BaseDataLoader(SeekableLoader):
     def _tensors(self, where: bool | str) -> InMemory | None:
         """The samples as tensors, when they are in memory or shall be."""
         memory = self.dataset
+        # Tensors are taken from always, also without in_memory.
         if type(memory) is TensorDataset and self.collate_fn is default_collate:
             memory = InMemory(list(memory.tensors))
         elif where and not isinstance(memory, InMemory):

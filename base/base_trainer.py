@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.batch import NO_BATCH, Parts, call_by_name, to_device
+from armature.batch import NO_BATCH, PairOf, call_by_name, to_device
 from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
@@ -26,10 +26,10 @@ from armature.run.epoch import Epoch
 from armature.run.folder import RunFolder, as_read
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
-from armature.run.resume import Resume, parts_of
+from armature.run.resume import Resume, stateful_of, tested_weights_of
 from armature.run.stop import Stopped, StopRequest
 from armature.run.trackers import Trackers
-from armature.seed import key, seed_torch
+from armature.seed import key, rng_state, seed_torch
 from armature.step.loss_share import Reduction
 from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
@@ -78,7 +78,7 @@ class BaseTrainer(ABC):
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
-        call_by_name(bare(self.model), self._parts.names)
+        call_by_name(bare(self.model), self._pair_of.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
         self.epochs_done = 0
@@ -195,7 +195,7 @@ class BaseTrainer(ABC):
         """
         if self.position:
             self._resume.restore_sums()
-        parts = parts_of(self).values()
+        parts = stateful_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
         trackers = [part for part in parts if isinstance(part, MetricTracker)]
         reduction = Reduction(self.criterion, self.data_loader)
@@ -208,7 +208,7 @@ class BaseTrainer(ABC):
             self._resume.restore_rng,
         )
         batches = dist.in_step(
-            map(self._parts, batches),
+            map(self._pair_of, batches),
             self.data_loader,
             None if reduction.by_samples else reduction.count_in,
         )
@@ -275,14 +275,14 @@ class BaseTrainer(ABC):
         trackers: learn which batch is due, and leave out what another process counts.
         """
         agreement = dist.Agreement()
-        for content in one_pass(loader, self._parts, self.device, *trackers):
+        for content in one_pass(loader, self._pair_of, self.device, *trackers):
             yield content
             (stop,) = agreement.after_step(self._stop.requested()) or (0,)
             self._stop.grant(stop)
 
     @property
-    def _parts(self):
-        return Parts(self.config.get('batch'), self.takes_pairs)
+    def _pair_of(self):
+        return PairOf(self.config.get('batch'), self.takes_pairs)
 
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027
         """Called every `log_step` batches and at the end of an epoch."""
@@ -302,7 +302,7 @@ class BaseTrainer(ABC):
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self._resume.is_over()
-        row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}
+        row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}  # of metrics.csv
         if dist.is_main():
             self._folder.add_row(row)
         try:
@@ -315,7 +315,7 @@ class BaseTrainer(ABC):
             self.writer.best(averages)
         if improved or epoch % self.save_period == 0:
             self._save_checkpoint(epoch, save_best=improved)
-        self._save_last()
+        self._save_last()  # unless this moment is saved
         if self._monitor.is_blind:
             text = f'{self.mnt_metric} is nan in every epoch so far, so there is no best'
             if self._finished:
@@ -347,13 +347,42 @@ class BaseTrainer(ABC):
         checks.refuse_broken_losses(self)
         checks.refuse_broken_weights(self)
         dist.share_buffers(bare(self.model))
-        if self._saver.write(self._resume.state_now(), names):
+        if self._saver.write(self._state(), names):
             if dist.is_main():
                 best = self._saver.line['best']
                 self._folder.note_saved(self.epochs_done, self.step, best)
             self.logger.debug(
                 f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps'
             )
+
+    def _state(self):
+        """What a checkpoint holds: everything a run needs to go on from here, as plain data."""
+        rng, *rng_of_others = dist.gather(rng_state(self.device))
+        return {
+            'arch': type(bare(self.model)).__name__,
+            'epoch': self.epochs_done,
+            'state_dict': bare(self.model).state_dict(),
+            'optimizer': getattr(self.optimizer, 'state_dict', dict)(),
+            'monitor_best': self.mnt_best,
+            'config': as_read(self.config),
+            'step': self.step,
+            'samples': self.position * self._batch_size(),
+            'seed': self.seed,
+            'data': self._resume.data_now(),
+            'parts': {
+                # What was measured in an epoch that is finished has been reported.
+                name: part.state_dict()
+                if self.position or not isinstance(part, MetricTracker)
+                else {}
+                for name, part in stateful_of(self).items()
+            },
+            'as_built': self._resume.as_built,
+            'tested': tested_weights_of(self),
+            'finished': bool(self._finished),
+            'rng': rng,
+            'rng_of_others': rng_of_others,
+            'made_by': self._resume.made_by,
+        }
 
     # Resuming (what holds after it: armature/run/resume.py)
 

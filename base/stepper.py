@@ -14,7 +14,7 @@ from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
-from armature.step.loss_share import Reduction, total_and_parts, weighted
+from armature.step.loss_share import Reduction, total_and_terms, weighted
 from armature.step.micro_batches import MicroBatches
 from armature.step.optimizers import clip_values, needs_closure, refuse_combinations
 from armature.step.schedule import Schedule
@@ -136,7 +136,7 @@ class Stepper:
     def loss_of(self, data: Any, target: Any) -> torch.Tensor:
         """The loss of a micro-batch, as a loop computes it."""
         with self.autocast():
-            loss, _ = total_and_parts(self.criterion(self.model(data), target))
+            loss, _ = total_and_terms(self.criterion(self.model(data), target))
             return loss
 
     def backward(self, loss: Any) -> None:
@@ -166,7 +166,7 @@ class Stepper:
         for parameter in parameters:
             # As optimizer.zero_grad() does, whose bookkeeping for profilers costs 4 microseconds
             parameter.grad = None
-        self.schedule.step()
+        self.schedule.step()  # counts; it moves a rate with interval "step" or in a warm-up
         if self.average is not None:
             self.average.update()
 

@@ -77,7 +77,7 @@ def trainer(
 def finish(run: Trainer, path: Path) -> None:
     """Train to the end and save what is compared to `path`."""
     run.train()
-    state = run._resume.state_now()
+    state = run._state()
     compared = {name: state[name] for name in COMPARED}
     checkpoint.save({**compared, 'history': run.history}, path)
 

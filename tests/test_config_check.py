@@ -6,8 +6,8 @@ import json
 import pytest
 
 import train
-from armature.config.check import check
-from armature.config.keys import TOP, TRAINER, is_slip
+from armature.config.check import check, is_slip
+from armature.config.keys import TOP, TRAINER
 from armature.config.read import Document, parse
 from armature.errors import ConfigError
 from parse_config import ROOT
@@ -99,7 +99,7 @@ def report(config: dict) -> str:
         ({'lr_scheduler__args': {}}, 'lr_scheduler.args.step_size: is missing: StepLR needs it'),
         (
             {'lr_scheduler__args': {'step_size': 0}},
-            'lr_scheduler.args.step_size: expected a whole number of at least 1, got 0',
+            'lr_scheduler.args.step_size: is 0: expected a whole number of at least 1',
         ),
         (
             {'lr_scheduler__interval': 'batch'},

@@ -563,7 +563,7 @@ def test_structures_of_every_class_are_rebuilt_or_said():
         map_tensors(torch.neg, OfOneArgument(torch.ones(2), torch.ones(2)))
 
 
-# Parts by name
+# PairOf by name
 
 
 class Named(NoisyPoints):

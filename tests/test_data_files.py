@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from armature.batch import Parts
+from armature.batch import PairOf
 from armature.checkpoint import files as checkpoint
 from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
@@ -817,7 +817,7 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def shown(capsys, loader):
-    show('train', loader, Parts(None, pairs_only=False))
+    show('train', loader, PairOf(None, pairs_only=False))
     return capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ N_STEPS, STEPS_PER_EPOCH = 18, 6
 
 def everything(trainer) -> dict:
     """The whole state of a trainer, but for what made it."""
-    state = checkpoint.to_plain(trainer._resume.state_now())
+    state = checkpoint.to_plain(trainer._state())
     return {name: value for name, value in state.items() if name not in ('made_by', 'config')}
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import model.metric as module_metric
-from armature.batch import CannotCut, Parts, cut, leaves, map_leaves, to_device
+from armature.batch import CannotCut, PairOf, cut, leaves, map_leaves, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import packed
 from armature.config.build import ROOT
@@ -131,7 +131,7 @@ def validation_batches(config: ConfigParser) -> list[tuple[Any, Any]]:
     training, validation = build_data(config)
     loader = validation or training
     batches, n_samples = [], 0
-    for batch in map(Parts(config.get('batch')), batches_of(loader)):
+    for batch in map(PairOf(config.get('batch')), batches_of(loader)):
         batches.append(batch.content)
         n_samples += batch.n_samples
         if n_samples >= N_SAMPLES:

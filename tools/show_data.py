@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import data_loader.data_loaders as module_data
-from armature.batch import Parts, is_structure, length, map_tensors
+from armature.batch import PairOf, is_structure, length, map_tensors
 from armature.data.identity import class_names_of, digest
 from armature.data.order import Order
 from armature.errors import ConfigError, UserError, exit_on_user_error
@@ -118,7 +118,7 @@ def read_all(loader: Any, held: torch.Tensor) -> tuple[dict[str, int], list[str]
     return found, unreadable
 
 
-def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int], dict[str, int]]:
+def show(name: str, loader: Any, parts: PairOf) -> tuple[Any, dict[str, int], dict[str, int]]:
     """Print what a split holds.
 
     Returns (its first batch, {digest of an input: its index}, {class: how many samples}).
@@ -155,7 +155,7 @@ def show(name: str, loader: Any, parts: Parts) -> tuple[Any, dict[str, int], dic
 
 def main(config: ConfigParser, file: str) -> None:
     seed_everything(config.get('seed'))
-    parts = Parts(config.get('batch'), pairs_only=False)
+    parts = PairOf(config.get('batch'), pairs_only=False)
     loaders = splits(config)
     shown = {name: show(name, loader, parts) for name, loader in loaders.items()}
     for (one, (_, ours, _)), (other, (_, theirs, _)) in combinations(shown.items(), 2):

@@ -12,9 +12,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from armature.config.build import ROOT
-from armature.config.check import check
+from armature.config.check import check, judge_keys
 from armature.config.command import set_value
-from armature.config.keys import judge_keys, settings_of
+from armature.config.keys import settings_of
 from armature.config.read import DELETE, Document, lookup, parse_value
 from armature.errors import ConfigError
 from armature.run.folder import plain_name

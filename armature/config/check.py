@@ -1,6 +1,8 @@
 """The only place that judges a whole config, against the key table and what it names."""
 
+import re
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from types import ModuleType
 from typing import Any
 
@@ -14,8 +16,17 @@ from armature.config.build import (
     kind_of,
     name_of,
 )
-from armature.config.keys import GROUP, SECTION, TOP, Key, is_slip, judge_keys
-from armature.config.read import Document, Problem, did_you_mean, entries, lookup, show
+from armature.config.keys import GROUP, SECTION, TOP, Key, paths_of
+from armature.config.read import (
+    Document,
+    Problem,
+    did_you_mean,
+    entries,
+    lookup,
+    show,
+    show_path,
+)
+from armature.config.values import violation
 
 ANY_LENGTH = 10**6  # stands for "auto" until the data has told
 
@@ -48,6 +59,58 @@ def table_of(builds: dict) -> dict[str, Key]:
     sections = [name for name in TOP if kind_of(name) not in (OWN, KINDS['trainer'])]
     unjudged = {name: Key(Any, '', None) for name in sections if name not in builds}
     return dict.fromkeys(builds, Key(SECTION, '', None)) | TOP | unjudged
+
+
+# The keys
+
+
+def judge_keys(
+    section: Any, table: dict, path: tuple = (), is_strict: bool = True
+) -> Iterator[Problem]:
+    """What is wrong with the keys of a section, or of each in a list, and with their values.
+
+    is_strict: a slip of a key of the table is a mistake; else the code may have a key of that name.
+    """
+    for index, entry in enumerate(section) if isinstance(section, list) else ():
+        yield from judge_keys(entry, table, (*path, index), is_strict)
+    if not isinstance(section, dict):
+        return  # a name alone
+    unknown = [name for name in section if name not in table]
+    slips = {name: key for name in unknown for key in table if is_strict and is_slip(name, key)}
+    for name, key in slips.items():
+        yield Problem((*path, name), f'unknown key (did you mean {key!r}?)')
+    others = [name for name in unknown if name not in slips]
+    if others:
+        shown = [show_path((name,)) + _elsewhere(name, table) for name in others]
+        text = f'no key of ours, so it is for your own code to read: {", ".join(shown)}'
+        yield Problem(path, text, is_note=True)
+    for name, key in table.items():
+        here, value, is_section = (*path, name), section.get(name), isinstance(key.hint, dict)
+        if value is None and key.default is not ...:
+            continue
+        if name not in section:
+            if name not in slips.values():
+                yield Problem(here, f'is missing ({key.description})')
+        elif expected := violation(value, dict if is_section else key.hint):
+            yield Problem(here, f'expected {expected}, got {show(value)}')
+        elif members := key.hint if is_section else is_strict and key.members:
+            yield from judge_keys(value, members, here, is_strict)
+
+
+def _elsewhere(name: str, table: dict) -> str:
+    """Says where a key of ours belongs that stands in another section."""
+    places = [show_path(path[:-1]) or 'the top level' for path in paths_of(TOP) if path[-1] == name]
+    return f' (its place is {places[0]})' if len(places) == 1 else did_you_mean(name, table)
+
+
+def is_slip(name: str, key: str) -> bool:
+    """Whether `name` is `key` misspelt, and neither a word of its own nor another of its kind.
+
+    arch2 and optimizer_d are of another kind.
+    """
+    if name == key or re.match(rf'{re.escape(key)}(_|\d)', name):
+        return False
+    return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83
 
 
 def _dict(config: dict, *path: str) -> dict:
@@ -116,7 +179,8 @@ def _schedule(config: dict) -> Iterator[Problem]:
         yield Problem((*path, 'mode'), text)
     for key in ('step_size', 'T_max'):  # torch divides by these, at the end of an epoch
         if args.get(key) == 0:
-            yield Problem((*path, key), 'expected a whole number of at least 1, got 0')
+            text = f'is {show(args[key])}: expected a whole number of at least 1'
+            yield Problem((*path, key), text)
     groups = entries(_dict(config, 'optimizer').get('groups'))
     has_own = any('lr' in dict(entries(group)) for _, group in groups)
     if has_own and isinstance(args.get('max_lr'), (int, float)):

@@ -1,4 +1,4 @@
-"""The one table of the config keys we know, and what is wrong with the keys of a section.
+"""The one table of the config keys we know.
 
 The checker, --print-config, tools/schema.py and the table in docs/config.md read it; `settings_of`
 fills in its defaults.
@@ -7,12 +7,11 @@ fills in its defaults.
 import os
 import re
 from collections.abc import Iterator
-from difflib import SequenceMatcher
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple
 
-from armature.config.read import Problem, did_you_mean, show, show_path
-from armature.config.values import Limit, violation
+from armature.config.read import show
+from armature.config.values import Limit
 from armature.errors import ConfigError
 from armature.processes.launch import TIMEOUT_S
 
@@ -263,52 +262,3 @@ def expanded(path: str) -> str:
     if full.startswith(('$', '~')):
         raise ConfigError(f'{show(path)}: the environment has no {path.partition("/")[0]}')
     return full
-
-
-def judge_keys(
-    section: Any, table: dict, path: tuple = (), is_strict: bool = True
-) -> Iterator[Problem]:
-    """What is wrong with the keys of a section, or of each in a list, and with their values.
-
-    is_strict: a slip of a key of the table is a mistake; else the code may have a key of that name.
-    """
-    for index, entry in enumerate(section) if isinstance(section, list) else ():
-        yield from judge_keys(entry, table, (*path, index), is_strict)
-    if not isinstance(section, dict):
-        return  # a name alone
-    unknown = [name for name in section if name not in table]
-    slips = {name: key for name in unknown for key in table if is_strict and is_slip(name, key)}
-    for name, key in slips.items():
-        yield Problem((*path, name), f'unknown key (did you mean {key!r}?)')
-    others = [name for name in unknown if name not in slips]
-    if others:
-        shown = [show_path((name,)) + _elsewhere(name, table) for name in others]
-        text = f'no key of ours, so it is for your own code to read: {", ".join(shown)}'
-        yield Problem(path, text, is_note=True)
-    for name, key in table.items():
-        here, value, is_section = (*path, name), section.get(name), isinstance(key.hint, dict)
-        if value is None and key.default is not ...:
-            continue
-        if name not in section:
-            if name not in slips.values():
-                yield Problem(here, f'is missing ({key.description})')
-        elif expected := violation(value, dict if is_section else key.hint):
-            yield Problem(here, f'expected {expected}, got {show(value)}')
-        elif members := key.hint if is_section else is_strict and key.members:
-            yield from judge_keys(value, members, here, is_strict)
-
-
-def _elsewhere(name: str, table: dict) -> str:
-    """Says where a key of ours belongs that stands in another section."""
-    places = [show_path(path[:-1]) or 'the top level' for path in paths_of(TOP) if path[-1] == name]
-    return f' (its place is {places[0]})' if len(places) == 1 else did_you_mean(name, table)
-
-
-def is_slip(name: str, key: str) -> bool:
-    """Whether `name` is `key` misspelt, and neither a word of its own nor another of its kind.
-
-    arch2 and optimizer_d are of another kind.
-    """
-    if name == key or re.match(rf'{re.escape(key)}(_|\d)', name):
-        return False
-    return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83

@@ -12,7 +12,7 @@ from armature.batch import NO_BATCH, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
-from armature.step.loss_share import Reduction, total_and_parts
+from armature.step.loss_share import Reduction, total_and_terms
 
 RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
 
@@ -94,7 +94,7 @@ class MetricTracker:
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         self.n_samples += n_samples
         n_counted = n_samples if self._reduction.by_samples else self._reduction.count(target)
-        loss, parts = total_and_parts(loss)
+        loss, parts = total_and_terms(loss)
         parts = parts or getattr(self._loss, 'terms', {})
         for name in parts.keys() - self._sums.keys():
             self._claim(name, f'the part {name} of the loss')

@@ -33,9 +33,7 @@ from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 from armature.record import TABLE, read_table, values_of
-from armature.run.folder import as_read
-from armature.run.metrics import MetricTracker
-from armature.seed import AT_START, rng_state, set_rng_state
+from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
 from armature.step.optimizers import owners
 from armature.step.schedule import Schedule, replay
@@ -57,7 +55,7 @@ OR_NEW_RUN = 'or start a new run from the weights alone ("init_from")'
 # Which parts have state
 
 
-def parts_of(trainer: Any) -> dict[str, Any]:
+def stateful_of(trainer: Any) -> dict[str, Any]:
     """Every object with state that is an attribute of `trainer`, by its name.
 
     Also an entry of a list, tuple or dict there. The model and the optimizer are left out:
@@ -90,12 +88,12 @@ def parts_of(trainer: Any) -> dict[str, Any]:
 
 def tested_weights_of(trainer: Any) -> dict | None:
     """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
-    averages = [part for part in parts_of(trainer).values() if isinstance(part, Average)]
+    averages = [part for part in stateful_of(trainer).values() if isinstance(part, Average)]
     return next((each.tested() for each in averages if each.model is bare(trainer.model)), None)
 
 
 def _optimizers_of(trainer):
-    parts = {'optimizer': trainer.optimizer, **parts_of(trainer)}
+    parts = {'optimizer': trainer.optimizer, **stateful_of(trainer)}
     return {name: part for name, part in parts.items() if hasattr(part, 'param_groups')}
 
 
@@ -119,7 +117,7 @@ def optimizer_as_built(optimizer: Any) -> dict:
 
 def as_built(trainer: Any) -> dict[str, dict]:
     """As built, of all parts but the trainer's first optimizer; before the first step."""
-    parts, optimizers = parts_of(trainer), _optimizers_of(trainer)
+    parts, optimizers = stateful_of(trainer), _optimizers_of(trainer)
     loader = getattr(trainer, 'data_loader', None)
     built = {
         'pace': {
@@ -332,7 +330,7 @@ class Resume:
         samples, batch_size = state.get('samples', 0), trainer._batch_size()
         if samples:
             self._refuse_another_order()
-        parts, saved, done, fresh = parts_of(trainer), self._saved(), [], []
+        parts, saved, done, fresh = stateful_of(trainer), self._saved(), [], []
         for name, optimizer in _optimizers_of(trainer).items():
             if name in parts and name in saved:
                 self._load_optimizer(name, optimizer, saved[name])
@@ -363,7 +361,7 @@ class Resume:
     def restore_sums(self) -> None:
         """Put back, inside an epoch, what its beginning has just reset: sums of values."""
         saved = self._saved()
-        for name, part in parts_of(self.trainer).items():
+        for name, part in stateful_of(self.trainer).items():
             if hasattr(part, 'reset') and name in saved:
                 _load(name, part, saved[name])
 
@@ -383,36 +381,6 @@ class Resume:
             for note in identity.refuse_changes(before, self.data, self._data_may_change()):
                 trainer.logger.warning(note)
         return self.data or {}
-
-    def state_now(self) -> dict:
-        """Everything a run needs to go on from here, as plain data."""
-        trainer = self.trainer
-        rng, *rng_of_others = dist.gather(rng_state(trainer.device))
-        return {
-            'arch': type(bare(trainer.model)).__name__,
-            'epoch': trainer.epochs_done,
-            'state_dict': bare(trainer.model).state_dict(),
-            'optimizer': getattr(trainer.optimizer, 'state_dict', dict)(),
-            'monitor_best': trainer.mnt_best,
-            'config': as_read(trainer.config),
-            'step': trainer.step,
-            'samples': trainer.position * trainer._batch_size(),
-            'seed': self.seed,
-            'data': self.data_now(),
-            'parts': {
-                # What was measured in an epoch that is finished has been reported.
-                name: part.state_dict()
-                if trainer.position or not isinstance(part, MetricTracker)
-                else {}
-                for name, part in parts_of(trainer).items()
-            },
-            'as_built': self.as_built,
-            'tested': tested_weights_of(trainer),
-            'finished': bool(trainer._finished),
-            'rng': rng,
-            'rng_of_others': rng_of_others,
-            'made_by': self.made_by,
-        }
 
     # What the checkpoint says
 
@@ -505,7 +473,7 @@ class Resume:
 
         Returns the names of the parts that are where the run is then.
         """
-        then, now, parts = self._then, self.as_built, parts_of(self.trainer)
+        then, now, parts = self._then, self.as_built, stateful_of(self.trainer)
         steering = [each for each in parts if _steers(parts[each], optimizer)]
         gone = [each for each in then if then[each].get('optimizer') == name]
         changed = []

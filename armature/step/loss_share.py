@@ -41,7 +41,7 @@ class WeightedLosses(nn.Module):
         return sum(weight * value for weight, value in zip(self.weights, values))
 
 
-def total_and_parts(loss: Any) -> tuple[Any, Mapping[str, Any]]:
+def total_and_terms(loss: Any) -> tuple[Any, Mapping[str, Any]]:
     """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
     if isinstance(loss, tuple):
         return loss
@@ -54,7 +54,7 @@ def weighted(loss: Any, weight: Any) -> torch.Tensor:
     """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
     because it is over nothing.
     """
-    loss, _ = total_and_parts(loss)
+    loss, _ = total_and_terms(loss)
     if loss.numel() > 1:
         raise ConfigError(
             f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, as its '
