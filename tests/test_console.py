@@ -34,6 +34,12 @@ def reporting(values):
     return lambda *arguments: Reports(*arguments[:6])
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch):
+    """That of a line, whatever terminal the tests are started in."""
+    monkeypatch.setenv('COLUMNS', str(console.WIDTH))
+
+
 def run(experiment, capsys, values, **settings):
     settings = {'monitor': 'off', 'epochs': len(values), **settings}
     experiment.trainer(trainer_class=reporting(values), **settings).train()
