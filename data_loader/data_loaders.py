@@ -4,6 +4,7 @@ Each passes the options that it does not know itself on to BaseDataLoader. Impor
 loader needs stand inside it: they cost seconds.
 """
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,13 @@ __all__ = [
     'StreamDataLoader',
     'WeightedRandomSampler',
 ]  # what a config can name
+
+
+def __getattr__(name: str) -> Any:
+    """CsvDataLoader, for code that imports it from here: it stands in examples/tabular."""
+    if name != 'CsvDataLoader':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return importlib.import_module('examples.tabular.data').CsvDataLoader
 
 
 class DigitsDataLoader(BaseDataLoader):

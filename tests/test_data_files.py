@@ -204,6 +204,12 @@ def csv_file(path, head, rows, separator=','):
     return str(path)
 
 
+def test_tabular_loader_is_found_where_the_first_version_had_it():
+    from data_loader import data_loaders
+
+    assert data_loaders.CsvDataLoader is CsvDataLoader
+
+
 @pytest.mark.parametrize('cell', ['Infinity', '-inf', '1e999', '1e300', '3.5e38'])
 def test_cell_that_float32_cannot_hold_is_missing_and_said(tmp_path, caplog, cell):
     rows = [(cell if row == 7 else row, 'ab'[row % 2]) for row in range(100)]
