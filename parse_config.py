@@ -115,6 +115,11 @@ class ConfigParser(UserDict):
             if self.resume is not None:
                 raise ConfigError('-r and --resume-or-start say both where to go on: give one')
             self.resume, starts_anew = unfinished(self._runs, self.data), False
+            if self.resume is not None and self.run_id not in (None, self.resume.parent.name):
+                raise ConfigError(
+                    f'--run-id is {self.run_id}, and the unfinished run is {self.resume.parent}: '
+                    'leave --run-id out to go on with that one, or --resume-or-start for a new one'
+                )
         if self.resume is not None and not starts_anew:
             run = self.resume.parent
             self._continues = run if self.run_id in (None, run.name) else None
@@ -271,10 +276,13 @@ class ConfigParser(UserDict):
         """The trainer section with the defaults of the key table filled in."""
         return settings_of(self.get('trainer'))
 
-    def get(self, name, default=None):
+    __hash__ = object.__hash__
+
+    def get(self, name, default=...):
         """The section or value `name`; without it `default`, or that of the key table."""
-        if default is None and name in TOP and TOP[name].default is not ...:
-            default = TOP[name].default
+        if default is ...:
+            known = TOP[name].default if name in TOP else ...
+            default = None if known is ... else copy.copy(known)
         return self.data.get(name, default)
 
     def __reduce__(self):

@@ -44,7 +44,7 @@ def test_data(config):
     if 'test_data_loader' not in config:
         settings = config['data_loader']
         loader_class = find(settings['type'], KINDS['data_loader'], module_data)
-        args, testing = settings.get('args', {}), TESTING
+        args, testing = settings.get('args') or {}, TESTING
         parameters = inspect.signature(loader_class).parameters.values()
         if not any(each.kind is each.VAR_KEYWORD for each in parameters):
             taken = {each.name for each in parameters}

@@ -127,9 +127,15 @@ class BaseDataLoader(SeekableLoader):
     # Batches
 
     def batches(
-        self, number: int = 0, first: int = 0, n_batches: int | None = None
+        self, number: int | None = None, first: int = 0, n_batches: int | None = None
     ) -> Iterator[Batch]:
-        """`n_batches` (None: the rest of the pass) from batch `first` of pass `number` on."""
+        """`n_batches` (None: the rest of the pass) from batch `first` of pass `number` on.
+
+        number: None is what iterating would give next.
+        """
+        if number is None:
+            number, first = self._due
+            self.seek(number + 1)
         n_batches = len(self) - first if n_batches is None else n_batches
         if self._memory is not None:
             return self._from_memory(number, first, n_batches)
@@ -285,4 +291,8 @@ class BaseDataLoader(SeekableLoader):
                 f'{needed_for}: {type(dataset).__name__} has neither .targets nor .labels; give it '
                 f'one, or leave {needed_for} out'
             )
-        return None if classes is None else np.asarray(classes)
+        if classes is None:
+            return None
+        classes = np.asarray(classes)
+        # A missing one (None, nan) among texts is a class of its own.
+        return classes.astype(str) if classes.dtype == object else classes

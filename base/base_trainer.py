@@ -81,6 +81,7 @@ class BaseTrainer(ABC):
         call_by_name(bare(self.model), self._pair_of.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
+        self.start_epoch = 1
         self.epochs_done = 0
         self.step = 0  # optimizer steps since the beginning of the run
         self.position = 0  # batches of the epoch in progress that are behind us
@@ -231,7 +232,7 @@ class BaseTrainer(ABC):
             finally:
                 for each in holders:
                     each.batch = NO_BATCH
-        if epoch == 1:
+        if epoch == self.start_epoch:
             self._epoch.warn_of_waiting(self.data_loader, self.logger)
         for average in [each.average for each in steppers if each.average is not None]:
             seed_torch(key(self.seed, 'norm', epoch), self.device)
@@ -397,14 +398,6 @@ class BaseTrainer(ABC):
 
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
-
-    @property
-    def start_epoch(self) -> int:
-        return self.epochs_done + 1
-
-    @start_epoch.setter
-    def start_epoch(self, epoch: int) -> None:
-        self.epochs_done = epoch - 1
 
     checkpoint_dir, seed = _of('_folder', 'folder'), _of('_resume', 'seed')
     epochs, save_period = _of('settings', 'epochs'), _of('settings', 'save_period')

@@ -11,7 +11,7 @@ import torch
 
 from armature.batch import NO_BATCH, Batch, length
 from armature.config.keys import SCHEDULER, settings_of
-from armature.errors import NonFiniteError
+from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
 from armature.step.loss_share import Reduction, total_and_terms, weighted
@@ -69,6 +69,13 @@ class Stepper:
             microbatch_size, reduction, self.device, model, criterion, self.loss_of
         )
         self._unshared = dist.unshared(self._parameters(), model)
+        has_norm = max_grad_norm is not None or max_skips is not None
+        if self._unshared and has_norm and dist.is_sharded(model):
+            raise ConfigError(
+                'a loss with weights of its own has no gradient norm together with a model in '
+                'parts (distributed.strategy "fsdp"): leave trainer.max_grad_norm and on_nan '
+                '"skip" out, or say "ddp"'
+            )
         self._is_first = True
         # Of the current batch:
         self.batch = NO_BATCH  # what is known of it, see armature/batch.py

@@ -95,6 +95,8 @@ class TensorboardWriter:
         def add(*args: Any, **kwargs: Any) -> None:
             if self._trackers and name in ('add_scalar', 'add_figure'):
                 self._safely(name, self._track, *args, **kwargs)
+            if name == 'flush' and 'writer' not in vars(self):
+                return  # nothing has been written
             if self.writer is None:
                 return
             # A method or an argument that TensorBoard does not know is the caller's mistake.

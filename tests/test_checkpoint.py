@@ -541,6 +541,8 @@ def test_a_checkpoint_is_behind_when_one_that_is_whole_is_ahead_of_it(line):
     assert [checkpoint.is_behind(path) for path in (last, *epochs[2:], best)] == [
         False, True, False, False, False
     ]  # fmt: skip
+    flip(epochs[3])
+    assert checkpoint.is_behind(epochs[2])  # the best is of epoch 4
 
 
 def test_going_on_in_the_same_folder_goes_on_with_its_line(line):

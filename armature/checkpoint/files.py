@@ -30,7 +30,7 @@ from armature.checkpoint.plain import mapped, to_plain
 from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
-from armature.record import RECORD, read_object
+from armature.record import CONFIG, RECORD, read_object
 
 FORMAT = 2
 FORMATS = (1, FORMAT)  # those that are read; 1 is the first version's
@@ -548,8 +548,12 @@ def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
 def is_behind(path: Path) -> bool:
     """Whether a checkpoint that is whole is ahead of this one, in its folder."""
     before = itertools.takewhile(lambda each: each != path, _newest_first(path.parent))
-    _, head, _ = _first_whole(before)
-    return bool(head) and moment(head) > moment(load_head(path))
+    try:
+        here = moment(load_head(path))
+    except CheckpointError:
+        return False  # whoever reads it will hear of it
+    heads = [_first_whole(paths)[1] for paths in (before, [path.with_name(BEST)])]
+    return any(head and moment(head) > here for head in heads)
 
 
 def _first_whole(paths):
@@ -587,7 +591,8 @@ def newest_run(folder: Path) -> Path | None:
 
 
 def begun(run: Path) -> datetime:
-    """When a run was begun, by its record; without one (the first version) when it was changed."""
+    """When a run was begun, by its record; without one (the first version) by its files."""
     with suppress(ValueError, TypeError):
         return datetime.fromisoformat(read_object(run / RECORD)[0].get('begun'))
-    return datetime.fromtimestamp(run.stat().st_mtime, UTC)
+    config = run / CONFIG
+    return datetime.fromtimestamp((config if config.is_file() else run).stat().st_mtime, UTC)

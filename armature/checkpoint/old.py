@@ -22,7 +22,7 @@ from armature.errors import CheckpointError
 
 # What is taken over from a file that is not ours.
 KEYS = {'arch', 'epoch', 'state_dict', 'optimizer', 'monitor_best', 'config'}
-MAX_VALUES = 2 * 10**6
+MAX_VALUES = 3 * 10**6
 
 # A call into these is refused when we do not know it, rather than quietly left undone. INERT are
 # at home in pickled objects: calling their stand-ins loses nothing that a checkpoint needs.

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from armature.config.keys import expanded
 from armature.config.read import Document, Problem, did_you_mean, entries, lookup, nearest, show
-from armature.config.values import OBJECTS, parameters, takes, violation
+from armature.config.values import OBJECTS, hint_of, parameters, takes, violation
 from armature.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ class Kind(NamedTuple):
         return Kind(
             f'{self.noun} or part of one',
             self.module,
-            self.libraries + PARTS,
+            self.libraries + (PARTS if self.noun == 'data loader' else ()),
             given=self.given if self.given == 'optimizer' else '',
             hint='. For an object that the class reads by itself, annotate the parameter as dict',
         )
@@ -260,7 +260,7 @@ class Reader:
         (positional, keywords, is_all), (named, is_open) = given, parameters(target)
         label = entry['type']
         is_function = kind.method == '__call__' and not inspect.isclass(target)
-        if positional and kind.given in named:  # ChainedScheduler takes the optimizer last
+        if positional and kind.given in [*named][1:]:  # ChainedScheduler takes the optimizer last
             keywords, positional = {kind.given: positional[0], **keywords}, positional[1:]
         n_given = len(positional) or 2 * is_function  # (output, target)
         from_code = {*[*named][:n_given], *keywords}
@@ -268,16 +268,16 @@ class Reader:
         values, misspelt = {}, set()  # one mistake is one line
         for key, value in args.items():
             here, parameter = (*path, key), named.get(key)
-            if key in AUTO_LENGTHS and value == 'auto' and self.n_steps is not None:
-                value = self.n_steps
-            expected = None if parameter is None else violation(value, parameter.annotation)
+            is_auto = key in AUTO_LENGTHS and value == 'auto' and self.n_steps is not None
+            value = self.n_steps if is_auto else value
+            expected = None if parameter is None else violation(value, hint_of(parameter))
             is_tensor = isinstance(value, list) and takes(parameter, torch.Tensor)
             if key in from_code:
                 self.problem(here, 'is given by the code, so the config may not give it too')
             elif parameter is None and not is_open:
                 self.problem(here, f'{label} has no {key!r}{did_you_mean(key, open_names)}')
                 misspelt.add(nearest(key, open_names))
-            elif isinstance(value, float) and math.isinf(value):
+            elif is_auto and math.isinf(value):
                 self.problem(
                     here,
                     '"auto" has no length to go by, since this data has no end: say '
@@ -285,8 +285,9 @@ class Reader:
                 )
             elif expected is not None and value is not parameter.default:
                 self.problem(here, f'expected {expected}, got {show(value)}')
-            elif is_tensor:  # [1, 5] for the weights of classes means floats
-                values[key] = torch.Tensor(value)
+            elif is_tensor:  # [1, 5] for the weights of classes, in a loss, means floats
+                dtype = torch.get_default_dtype() if kind.method == '__call__' else None
+                values[key] = torch.tensor(value, dtype=dtype)
             elif isinstance(value, dict) and takes(parameter, *OBJECTS):
                 values[key] = value
             else:

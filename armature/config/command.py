@@ -48,26 +48,29 @@ def read_command(
 ) -> tuple[argparse.Namespace, Document, Path | None]:
     """What was typed, the config with all that lies over it, and the checkpoint to go on from.
 
-    parser: with -c, -r and -d; `best_first` as one of its defaults lets a run folder mean its best
-    checkpoint. options: CustomArgs.
+    parser: with -c, -r and -d, or what it has parsed; `best_first` as one of its defaults lets a
+    run folder mean its best checkpoint. options: CustomArgs.
     """
-    changes = {}
-    for option in options:
-        action = parser.add_argument(*option.flags, default=None, type=option.type)
-        changes[action.dest] = option
-    for flag, settings in FLAGS.items():
-        with suppress(argparse.ArgumentError):
-            parser.add_argument(flag, **settings)
-    # A mistake is shown once, not by each process.
-    with redirect_stderr(sys.stderr if dist.is_first_here() else None):
-        given = parser.parse_args()
+    changes, given = {}, parser
+    if isinstance(parser, argparse.ArgumentParser):
+        for option in options:
+            action = parser.add_argument(*option.flags, default=None, type=option.type)
+            changes[action.dest] = option
+        for flag, settings in FLAGS.items():
+            with suppress(argparse.ArgumentError):
+                parser.add_argument(flag, **settings)
+        # A mistake is shown once, not by each process.
+        with redirect_stderr(sys.stderr if dist.is_first_here() else None):
+            given = parser.parse_args()
+    said = given._asdict() if hasattr(given, '_asdict') else vars(given)
+    said = {'set': [], 'print_config': False, 'run_id': None, **said}
+    given = argparse.Namespace(**said)
     # argparse would silently take the last of two configs.
     if (n_configs := len(_typed('-c|--config(=.*)?'))) > 1:
         raise ConfigError(
             f'-c is given {n_configs} times: name one config. It can start from another one: '
             '"base": "FILE"'
         )
-    said = vars(given)
     _select_devices(said.get('device'))
     resume, config = said.get('resume'), said.get('config')
     if resume is not None:

@@ -80,8 +80,9 @@ class Document:
     def line(self, problem: Problem) -> str:
         """'config.json:14: trainer.epochs: expected ...'"""
         origin, path, text = self.origin(problem.path), show_path(problem.path), problem.text[:400]
-        if origin == '--set' and 'expected a string' in text:
-            text += f' (as text: --set \'{path}="{show(lookup(self.values, problem.path))}"\')'
+        value = lookup(self.values, problem.path)
+        if origin == '--set' and 'expected a string' in text and isinstance(value, (int, float)):
+            text += f' (as text: --set \'{path}="{show(value)}"\')'
         return f'{origin}{origin and ": "}{path or "the config"}: {text}'
 
     def refuse(self, problems: Iterable[Problem]) -> None:

@@ -83,6 +83,14 @@ def options(hint: Any) -> list:
     return [each for each in parts if each is not torch.Tensor or float not in parts]
 
 
+def hint_of(parameter: inspect.Parameter) -> Any:
+    """What a config may give for a parameter: by its annotation, or as its default tells."""
+    if parameter.annotation is not parameter.empty:
+        return parameter.annotation
+    # "yes" would count as true, and so would "no"
+    return bool | int | None | dict if isinstance(parameter.default, bool) else Any
+
+
 def takes(parameter: inspect.Parameter | None, *kinds: type) -> bool:
     """Whether a parameter is annotated so that it may be given one of these."""
     choices = options(parameter.annotation) if parameter is not None else ()

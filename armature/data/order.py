@@ -100,7 +100,7 @@ class WeightedRandomSampler(Order):
 
 
 class SeekableLoader(DataLoader):
-    """Base of our loaders, which have a method batches(number=0, first=0, n_batches=None).
+    """Base of our loaders, which have a method batches(number=None, first=0, n_batches=None).
 
     It gives `n_batches` (None: the rest of the pass) from batch `first` of pass `number` on,
     through the passes after it; the contract is in armature/batch.py. Iterating gives the contents
@@ -172,15 +172,14 @@ class SeekableLoader(DataLoader):
 
 def knows_batches(loader: Any) -> bool:
     """Whether its `batches()` belongs to its iteration, which a subclass may have written anew."""
-    kind = type(loader)
-    is_anew = issubclass(kind, SeekableLoader) and kind.__iter__ is not SeekableLoader.__iter__
-    return hasattr(kind, 'batches') and not is_anew
+    owner = next((each for each in type(loader).__mro__ if '__iter__' in vars(each)), object)
+    return owner is SeekableLoader or 'batches' in vars(owner)
 
 
 def batches_of(loader: Iterable) -> Iterator[Batch]:
     """The first pass over any loader: its batches, with what is known of them."""
     if knows_batches(loader):
-        return loader.batches()
+        return loader.batches(0)
     if hasattr(loader, 'seek'):
         loader.seek(0)
     return _sized(loader)

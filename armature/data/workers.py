@@ -13,6 +13,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from torch.utils.data.dataloader import default_collate
 from armature.batch import Batch, map_leaves
 from armature.errors import STOP_CODES, ConfigError, DataError, UserError
 from armature.seed import key, own_randomness, seed_sample
+
+NOT_PICKLABLE = (AttributeError, TypeError, pickle.PicklingError)  # it depends on the Python
 
 
 class Reader(Dataset):
@@ -215,17 +218,25 @@ class Workers:
                 # torch's, where it cannot pickle what workers need: what is raised then is clearer
                 warnings.simplefilter('ignore', UserWarning)
                 iterator = iter(self._loader)
-        except (AttributeError, TypeError, pickle.PicklingError) as error:  # as Pythons differ
-            raise ConfigError(
-                'the workers of the loader are started anew here, not forked, so all that they '
-                f'need is pickled, and this cannot be: {error}. Use functions and classes of a '
-                'module instead of lambdas and local ones, or num_workers 0'
-            ) from error
+        except NOT_PICKLABLE:
+            _refuse_what_cannot_be_sent(self._loader)
+            raise
         finally:
             if has_masks:
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
         _started.add(iterator)
         return iterator
+
+
+def _refuse_what_cannot_be_sent(loader: DataLoader) -> None:
+    try:
+        ForkingPickler.dumps((loader.dataset, loader.worker_init_fn))
+    except NOT_PICKLABLE as error:
+        raise ConfigError(
+            'the workers of the loader are started anew here, not forked, so all that they need is '
+            f'pickled, and this cannot be: {error}. Use functions and classes of a module instead '
+            'of lambdas and local ones, or num_workers 0'
+        ) from error
 
 
 class _Requests:

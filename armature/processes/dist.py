@@ -43,7 +43,7 @@ def is_joined() -> bool:
 
 def rank() -> int:
     """The number of this process, from 0."""
-    return int(os.environ.get('RANK') or 0)
+    return dist.get_rank() if is_joined() else int(os.environ.get('RANK') or 0)
 
 
 def n_processes() -> int:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -175,8 +176,8 @@ def _known_labels(trainer, target):
         return set()
     if not torch.equal(labels[: len(target)].to(target.device), target):
         return set()
-    classes = loader.sample_classes()
-    return set() if classes is None or classes.dtype.kind not in 'iu' else set(classes.tolist())
+    classes = np.asarray(loader.sample_classes())
+    return set(classes.tolist()) if classes.dtype.kind in 'iu' else set()
 
 
 # A batch of one sample
@@ -189,8 +190,10 @@ def _refuse_lone_samples(model, cause):
     channel has one value for each sample: a picture has many.
     """
 
-    def look(norm, inputs):
-        handles.pop(norm).remove()
+    def look(known, norm, inputs):
+        if (handle := handles.pop(known, None)) is None:
+            return
+        handle.remove()
         if norm.training and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
             raise ConfigError(
                 f'{cause}, and BatchNorm cannot train on one sample: set '
@@ -199,7 +202,9 @@ def _refuse_lone_samples(model, cause):
             )
 
     norms = [module for module in model.modules() if isinstance(module, dist.NORMS)]
-    handles = {norm: norm.register_forward_pre_hook(look) for norm in norms}
+    handles = {}
+    for norm in norms:  # which DataParallel copies, with what is registered
+        handles[norm] = norm.register_forward_pre_hook(functools.partial(look, norm))
 
 
 def _lone_sample(trainer):
@@ -227,7 +232,8 @@ def refuse_broken_losses(trainer: Any) -> None:
         step, loss = min(filter(None, broken))
         position = trainer.position - 1 - (trainer.step - step)
         raise NonFiniteError(
-            f'epoch {trainer.start_epoch}, step {step}: the loss is {loss}. {way_back(trainer)} '
+            f'epoch {trainer.epochs_done + 1}, step {step}: the loss is {loss}. '
+            f'{way_back(trainer)} '
             f'Its samples: {_samples(trainer, position)}. Those of the step before, whose '
             f'gradients may have broken the weights: {_samples(trainer, position - 1)}.'
         )
@@ -268,7 +274,7 @@ def way_back(trainer: Any) -> str:
 
 def where(trainer: Any) -> str:
     """Where the training is, for what model, loss or data raise."""
-    place = f'This was in epoch {trainer.start_epoch}, after step {trainer.step}'
+    place = f'This was in epoch {trainer.epochs_done + 1}, after step {trainer.step}'
     if trainer._epoch and trainer._epoch.step_is_open:
         samples = _samples(trainer, trainer.position)
         place = f'{place} had begun, with the samples {samples}'
@@ -277,4 +283,4 @@ def where(trainer: Any) -> str:
 
 def _samples(trainer, position):
     """Those of a batch of the epoch in progress."""
-    return samples_of(position, trainer.start_epoch, trainer.len_epoch, trainer.data_loader)
+    return samples_of(position, trainer.epochs_done + 1, trainer.len_epoch, trainer.data_loader)

@@ -90,6 +90,7 @@ class MetricTracker:
     def measure(self, loss: Any, output: Any, target: Any) -> None:
         """Update 'loss', its parts and every one of `metrics` with a batch."""
         if self.batch.share.is_padding:
+            self.pictures.update(output, target, counts=False)  # all processes draw together
             return
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         self.n_samples += n_samples
@@ -304,6 +305,8 @@ class _Stateful:
 
     def load_state_dict(self, state: dict) -> None:
         self._device, mine = None, {}
+        if before := state.get('of each process'):  # as earlier versions have it
+            state = {name: tuple(each[name] for each in before) for name in before[0]}
         for name, value in state.items():
             if isinstance(value, tuple):
                 if len(value) != dist.n_processes():

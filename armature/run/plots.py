@@ -31,7 +31,7 @@ class Pictures:
     def reset(self) -> None:
         self._metrics = {}
 
-    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+    def update(self, output: torch.Tensor, target: torch.Tensor, counts: bool = True) -> None:
         if not self.kinds:
             return
         shapes = [tuple(getattr(each, 'shape', ())) for each in (output, target)]
@@ -49,7 +49,8 @@ class Pictures:
                 metric = make(output.shape[1], validate_args=False, **options).to(output.device)
                 metric.dist_sync_fn = dist.gather_tensors
                 self._metrics[kind] = metric
-            self._metrics[kind].update(output.float(), target)
+            if counts:
+                self._metrics[kind].update(output.float(), target)
 
     def draw(self) -> dict[str, Any]:
         """Each picture by its name, as a matplotlib Figure; none before the first update."""

@@ -302,6 +302,7 @@ class Resume:
         if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
             self._load_optimizer('optimizer', trainer.optimizer, state['optimizer'])
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
+        trainer.start_epoch = trainer.epochs_done + 1
         table = path.parent / TABLE  # the first version kept it in the state
         self.rows = state.get('history') or read_table(table, trainer.epochs_done)
         trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self.rows]
@@ -404,7 +405,7 @@ class Resume:
 
     def _monitor_then(self):
         settings = (self.state.get('config') or {}).get('trainer') or {}
-        return settings.get('monitor', 'off')
+        return settings.get('monitor') or 'off'
 
     def _data_may_change(self):
         return self.trainer.config.get('data_changed') == 'continue'

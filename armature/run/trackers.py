@@ -86,7 +86,8 @@ class Trackers:
     def __init__(self, entries: list | None, folder: Any, log_dir: str | Path):
         self._entries = entries if entries and dist.is_main() else []
         self._folder, self._sent = folder, Path(log_dir) / 'trackers.sent'
-        self._sent_before = int(self._sent.read_text()) if self._sent.is_file() else -1
+        sent = self._sent.read_text().strip() if self._sent.is_file() else ''
+        self._sent_before = int(sent) if sent.isdecimal() else -1
         self._queue = queue.Queue(MAX_WAITING)
         self._thread = None
         self._step, self._values = None, {}

@@ -56,7 +56,8 @@ class Average:
         self._live = [each for each in trained if _has_mean(dist.part(each.detach()))]
         self._mine = [each.detach().clone() for each in self._live]
         both = self._mine, self._live
-        self._parts = [[dist.part(each.detach()) for each in tensors] for tensors in both]
+        with torch.no_grad():  # the parameters themselves: somebody may exchange their data
+            self._parts = [[dist.part(each) for each in tensors] for tensors in both]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -80,7 +80,7 @@ class Reduction:
     def __init__(self, criterion: Any = None, loader: Any = None):
         losses = criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
         kinds = {_argument(each, 'reduction', 'mean') for each in losses}
-        if kinds not in ({'mean'}, {'sum'}):
+        if 'none' in kinds or len(kinds) > 1:
             raise ConfigError(
                 'loss: expected one number for a batch, from losses of one reduction, "mean" or '
                 '"sum"'
