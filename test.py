@@ -1,7 +1,6 @@
 """Measure the best checkpoint of a run on the test data: python test.py -r saved/models/NAME/RUN"""
 
 import argparse
-import inspect
 import itertools
 
 import armature.packages  # noqa: F401 (says what to type where a package is missing)
@@ -16,6 +15,7 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
 from armature.config.build import KINDS, find
 from armature.config.command import add_flags
+from armature.config.values import parameters
 from armature.data.identity import identity_of
 from armature.data.order import one_pass
 from armature.errors import ConfigError, exit_on_user_error
@@ -45,9 +45,8 @@ def test_data(config):
         settings = config['data_loader']
         loader_class = find(settings['type'], KINDS['data_loader'], module_data)
         args, testing = settings.get('args') or {}, TESTING
-        parameters = inspect.signature(loader_class).parameters.values()
-        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            taken = {each.name for each in parameters}
+        taken, takes_others = parameters(loader_class)
+        if not takes_others:
             testing = {name: value for name, value in TESTING.items() if name in taken}
         if 'training' not in testing:
             raise ConfigError(

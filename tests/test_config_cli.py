@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 from armature.errors import ConfigError
 from armature.run.folder import claim
@@ -362,3 +363,40 @@ def test_an_option_for_a_section_of_the_wrong_kind_is_an_error(tmp_path, capsys)
             [CustomArgs(['--lr'], float, 'optimizer;args;lr')],
         )
     assert '--lr: optimizer.args.lr' in capsys.readouterr().err
+
+
+def test_arguments_may_be_parsed_already():
+    arguments = argparse.Namespace(config=str(ROOT / 'config.json'), resume=None, device=None)
+    named = types.SimpleNamespace(**vars(arguments))
+    for given in (arguments, named):
+        assert ConfigParser.from_args(given)['name'] == 'Digits_LeNet'
+
+
+def test_code_may_give_further_arguments_by_place():
+    config = ConfigParser(
+        {
+            'name': 'x',
+            'optimizer': {'type': 'SGD', 'args': {}},
+            'lr_scheduler': {'type': 'LambdaLR', 'args': {}},
+            'trainer': {'epochs': 1},
+        }
+    )
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    optimizer = config.init_obj('optimizer', torch.optim, weights, 0.5)
+    scheduler = config.init_obj('lr_scheduler', torch.optim.lr_scheduler, optimizer, lambda n: 0.1)
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(0.05) and scheduler.base_lrs == [0.5]
+
+
+def test_word_is_no_switch_and_infinity_is_a_number():
+    class Own(torch.nn.Module):
+        def __init__(self, flag=True, bound=1.0):
+            super().__init__()
+            self.flag, self.bound = flag, bound
+
+    module = types.ModuleType('mine')
+    Own.__module__, module.Own = 'mine', Own
+    build = {'name': 'x', 'arch': {'type': 'Own', 'args': {'flag': 'no'}}, 'trainer': {}}
+    with pytest.raises(ConfigError, match='arch.args.flag: expected true or false'):
+        ConfigParser(build).init_obj('arch', module)
+    build['arch']['args'] = {'bound': float('inf')}
+    assert ConfigParser(build).init_obj('arch', module).bound == float('inf')

@@ -17,3 +17,11 @@ def test_settings_hold_what_the_config_says_and_the_tables_defaults():
 def test_a_section_that_is_missing_or_null_has_all_defaults():
     for config in ({}, {'distributed': None}):
         assert settings_of(config.get('distributed'), DISTRIBUTED).timeout_s == 600
+
+
+def test_get_gives_the_tables_default_unless_another_is_asked_for():
+    config = ConfigParser({'name': 'x', 'trainer': {}})
+    assert config.get('seed') == 123 and config.get('seed', None) is None
+    config.get('metrics').append('mine')
+    assert config.get('metrics') == [] and config.get('my_own') is None
+    assert {config: 1}[config] == 1

@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict, defaultdict, namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
@@ -864,4 +865,46 @@ class Sleeper(Dataset):
 def test_worker_that_does_not_answer_is_one_line():
     loader = BaseDataLoader(Sleeper(), 2, False, 0.0, 1, timeout=1)
     with pytest.raises(DataError, match='fell silent'):
+        next(iter(loader))
+
+
+def test_batches_without_arguments_are_the_pass_that_is_due():
+    loader = BaseDataLoader(TensorDataset(torch.arange(8)), 4, shuffle=True, seed=1)
+    passes = [[batch.indices.tolist() for batch in loader.batches()] for _ in range(2)]
+    assert passes == [loader.indices(n).view(2, 4).tolist() for n in (0, 1)]
+    assert passes[0] != passes[1]
+    loader.seek(1, 1)
+    assert [batch.indices.tolist() for batch in loader.batches()] == passes[1][1:]
+
+
+def test_loader_that_iterates_over_batches_of_its_own_is_asked_for_them():
+    class Own(BaseDataLoader):
+        def __iter__(self):
+            return (batch.content for batch in self.batches())
+
+        def batches(self, *place):
+            return super().batches(*place)
+
+    loader = Own(TensorDataset(torch.arange(8)), 4, shuffle=False, seed=1)
+    assert [batch.indices.tolist() for batch in batches_of(loader)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_classes_may_be_missing():
+    dataset = TensorDataset(torch.arange(12))
+    dataset.targets = np.array(['cat', None, 'dog', 'cat', None, 'dog'] * 2, dtype=object)
+    loader = BaseDataLoader(dataset, 4, validation_split=0.5, stratify=True)
+    parts = loader.sampler.indices, torch.tensor(loader.valid_sampler)
+    assert all(Counter(dataset.targets[part]) == {'cat': 2, None: 2, 'dog': 2} for part in parts)
+
+
+def test_bug_in_a_sampler_keeps_its_traceback():
+    class Broken(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter([None + 1])
+
+        def __len__(self):
+            return 4
+
+    loader = BaseDataLoader(TensorDataset(torch.arange(4)), 2, sampler=Broken(), num_workers=1)
+    with pytest.raises(TypeError, match='unsupported operand'):
         next(iter(loader))

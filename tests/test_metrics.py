@@ -9,6 +9,7 @@ import torchmetrics
 from torch.nn import functional as F
 from torchmetrics import classification
 
+from armature.batch import Batch, Share
 from armature.errors import ConfigError
 from armature.run.metrics import numbers, reported
 from model.metric import accuracy, top_k_acc
@@ -286,3 +287,26 @@ def test_result_of_an_epoch_is_told_apart_into_numbers_and_the_rest():
 def test_values_stay_tensors_until_they_are_read():
     value = torch.ones((), requires_grad=True)
     assert numbers('a', value)['a'].requires_grad is False
+
+
+def test_process_with_padding_alone_has_the_pictures_that_all_draw_together():
+    tracker = MetricTracker('loss', pictures=['confusion_matrix'])
+    tracker.batch = Batch(None, 2, share=Share(is_padding=True))
+    tracker.measure(torch.tensor(1.0), torch.rand(2, 3), torch.tensor([0, 1]))
+    with pytest.warns(UserWarning, match='before the ``update``'):
+        assert list(tracker.pictures.draw()) == ['confusion_matrix']
+    assert tracker.n_samples == 0
+
+
+def test_states_of_each_process_of_an_earlier_version_are_read():
+    tracker = MetricTracker(metrics=[torchmetrics.PearsonCorrCoef()])
+    values = torch.rand(2, 8)
+    tracker.measure(torch.tensor(0.0), *values)
+    state = tracker.state_dict()
+    (name,) = state['stateful']
+    state['stateful'][name] = {'of each process': [dict(state['stateful'][name])]}
+    other = MetricTracker(metrics=[torchmetrics.PearsonCorrCoef()])
+    other.load_state_dict(state)
+    for each in (tracker, other):
+        each.measure(torch.tensor(0.0), *values.flip(0))
+    assert other.result()[name] == tracker.result()[name]

@@ -124,6 +124,9 @@ def test_time_limit_saves_and_leaves_with_zero_and_resume_or_start_goes_on(tmp_p
     assert 'Stopped by trainer.max_minutes' in first.stdout
     second = run_script('train.py', '-c', 'config.json', '--resume-or-start', *settings)
     assert 'Resume training' in second.stdout and len(list(tmp_path.glob('models/*/*'))) == 1
+    named = ['--resume-or-start', '--run-id', 'another']
+    elsewhere = run_script('train.py', '-c', 'config.json', *named, *settings, check=False)
+    assert elsewhere.returncode == 2 and 'the unfinished run is' in elsewhere.stderr
     both = ['-r', next(tmp_path.glob('models/*/*'))]
     refused = run_script('train.py', *both, '--resume-or-start', check=False)
     assert refused.returncode == 2 and 'say both where to go on: give one' in refused.stderr

@@ -574,3 +574,17 @@ def test_writer_passes_on_whatever_tensorboard_takes(experiment):
     folders = {path.name for path in trainer.config.log_dir.iterdir() if path.is_dir()}
     assert {'many_valid_a', 'many_valid_b'} <= folders
     assert (trainer.config.log_dir / '00004/default').is_dir()
+
+
+def test_start_epoch_stays_the_first_one_while_training(experiment):
+    class Watching(Trainer):
+        def _train_epoch(self, epoch):
+            seen.append((epoch, self.start_epoch))
+            return super()._train_epoch(epoch)
+
+    seen = []
+    trainer = experiment.trainer(trainer_class=Watching, epochs=2)
+    trainer.train()
+    last = trainer.checkpoint_dir / 'checkpoint-last.pth'
+    experiment.trainer(last, trainer_class=Watching, epochs=4).train()
+    assert seen == [(1, 1), (2, 1), (3, 3), (4, 3)]

@@ -1024,3 +1024,17 @@ def test_average_is_finite_where_the_weights_are_and_takes_several_inputs(kind, 
     with torch.no_grad():
         model.out.weight[0, 0] = math.inf
     assert broken_weights(model) == ['out.weight']
+
+
+def test_average_follows_parameters_whose_data_is_exchanged():
+    model = nn.Linear(2, 1)
+    average = Average(model, swa_start=1)
+    for parameter in model.parameters():
+        parameter.data = torch.full_like(parameter, 5.0)
+    average.update()
+    assert all((value == 5).all() for value in average.tested().values())
+
+
+def test_other_means_of_losses_are_means():
+    reduction = Reduction(nn.KLDivLoss(reduction='batchmean'))
+    assert reduction.by_samples and not reduction.is_sum

@@ -126,7 +126,7 @@ class MetricTracker:
         else:
             for each, number in numbers(name, value, self.class_names).items():
                 if each not in self._sums:
-                    self._claim(each, self._owners[name])
+                    self._claim(each, self._owners.get(name, f'the {name} of the trainer'))
                     self._sums[each] = [0.0, 0, 0.0, 0]
                 self._pending.append((each, number, n))
         if len(self._pending) >= self.MOST_PENDING:
