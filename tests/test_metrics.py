@@ -310,3 +310,11 @@ def test_states_of_each_process_of_an_earlier_version_are_read():
     for each in (tracker, other):
         each.measure(torch.tensor(0.0), *values.flip(0))
     assert other.result()[name] == tracker.result()[name]
+
+
+def test_part_of_a_loss_that_is_called_loss_is_refused():
+    tracker = MetricTracker('loss')
+    with pytest.raises(ConfigError, match="'loss' is the loss of the trainer"):
+        tracker.measure(
+            {'loss': torch.tensor(1.0), 'other': torch.tensor(2.0)}, None, torch.ones(2)
+        )

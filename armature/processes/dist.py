@@ -208,12 +208,13 @@ class Agreement:
     """
 
     def __init__(self):
+        self._is_alone = n_processes() == 1
         self._n_left = self._n_steps = 1  # until they ask each other again; since they did
         self._since = time.monotonic()
 
     def after_step(self, *requests: int) -> Sequence[int] | None:
         """The largest of each request of any process; None when nobody asked after this step."""
-        if n_processes() == 1:
+        if self._is_alone:
             return requests
         self._n_left -= 1
         if self._n_left > 0:

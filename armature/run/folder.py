@@ -173,7 +173,7 @@ class RunFolder:
 
     def _lock(self) -> None:
         with self._writing(stops=True):
-            handle = self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (locked while open)
+            handle = self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (kept)
             try:
                 records.lock(handle, alone=True)
             except OSError as error:

@@ -96,17 +96,18 @@ class MetricTracker:
         self.n_samples += n_samples
         n_counted = n_samples if self._reduction.by_samples else self._reduction.count(target)
         loss, parts = total_and_terms(loss)
-        parts = parts or getattr(self._loss, 'terms', {})
-        for name in parts.keys() - self._sums.keys():
-            self._claim(name, f'the part {name} of the loss')
-        for name, value in {**parts, 'loss': loss}.items():
+        self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
+        for name, value in (parts or getattr(self._loss, 'terms', {})).items():
+            if name not in self._sums or name == 'loss':  # which the sum is called
+                self._claim(name, f'the part {name} of the loss')
             self._add(name, value / n_samples if self._reduction.is_sum else value, n_counted)
         output = map_tensors(torch.Tensor.detach, output)
         for name, metric in self._functions.items():
             self._add(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
             metric.update(output, target, loss.device)
-        self.pictures.update(output, target)
+        if self.pictures.kinds:
+            self.pictures.update(output, target)
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number or a tensor with one element."""
