@@ -101,6 +101,8 @@ def write_idx(folder: Path) -> None:
             size.to_bytes(4, 'big') for size in values.shape
         )
         (folder / name).write_bytes(head + values.tobytes())
+        # torchvision reads a part when both are there.
+        (folder / name.replace('train', 't10k')).write_bytes(head + values.tobytes())
 
 
 def seconds(*arguments: str) -> tuple[float, float]:
