@@ -17,7 +17,8 @@ EXPECTED = json.loads((HERE / 'expected.json').read_text())['project']
 
 
 def test_files_that_are_elsewhere_now_are_there():
-    """Who moves a file of the frame has to say so in the table too."""
+    """Who moves a file of the frame has to say so in the table too, and two cannot go to one."""
+    assert len(set(RENAMED.values())) == len(RENAMED)
     assert [new for new in RENAMED.values() if not (ROOT / new).is_file()] == [
         f'{ASIDE}/old_style.py'
     ]

@@ -17,7 +17,6 @@ from tools.project_take_over import ASIDE, OLD_STYLE, dotted, origin, python_fil
 from tools.project_text import Source
 
 RENAMED = {
-    'base/augment.py': 'armature/data/workers.py',
     'base/average.py': 'armature/step/average.py',
     'base/checkpoint.py': 'armature/checkpoint/files.py',
     'base/fetching.py': 'armature/data/workers.py',
