@@ -130,6 +130,14 @@ def test_a_base_whose_name_is_too_long_is_one_line(tmp_path):
     assert 'no such config file' in text and text.count('\n') == 0
 
 
+def test_many_bases_over_the_same_files_are_read_once(tmp_path):
+    for i in range(25):
+        (tmp_path / f'{i}.json').write_text(
+            json.dumps({'base': [f'{i + 1}.json'] * 2 if i < 24 else [], 'x': i})
+        )
+    assert read_config(tmp_path / '0.json', '0.json').values == {'x': 0}
+
+
 def test_a_missing_base_names_the_line(tmp_path):
     assert message(lambda: read(tmp_path, a='{\n"base": "nope.json"}')).startswith(
         'a.json:2: base: "nope.json": no such config file'

@@ -236,11 +236,13 @@ def parse_value(text: str, name: str = '--set'):
     return parse(text, name).values
 
 
-def read_config(path: Path, name: str, above: tuple = ()) -> Document:
+def read_config(path: Path, name: str, above: tuple = (), known: dict | None = None) -> Document:
     """Read a config file with the files its `base` names merged under it.
 
-    name: the path as the user wrote it. above: the names of the files that lead here.
+    name: the path as the user wrote it. above, known: the names of the files that lead here, and
+    the documents that are read already: a file that many lead to is read once.
     """
+    known = {} if known is None else known
     document = parse(_read_text(path, name), name)
     if not isinstance(document.values, dict):
         shown = show(document.values)
@@ -257,7 +259,9 @@ def read_config(path: Path, name: str, above: tuple = ()) -> Document:
         elif not os.path.isfile(base_path):  # is_file() raises for a name that is too long
             wrong = [f'{show(base)}: no such config file (looked for {base_name})']
         document.refuse(Problem(('base',), each) for each in wrong)
-        below = merge(below, read_config(base_path, base_name, chain))
+        if base_name not in known:
+            known[base_name] = read_config(base_path, base_name, chain, known)
+        below = merge(below, known[base_name])
     return merge(below, document)
 
 
