@@ -472,6 +472,15 @@ def test_a_saver_keeps_the_numbered_files_that_it_is_to_keep(tmp_path):
     }  # fmt: skip
 
 
+def test_saving_looks_into_a_folder_of_many_files_only_once(tmp_path, monkeypatch):
+    looked, glob = [], Path.glob
+    monkeypatch.setattr(Path, 'glob', lambda *args: looked.append(args) or glob(*args))
+    saver = faults.saver_in(tmp_path)
+    for epoch in range(1, 6):
+        saver.write(small_state(epoch), [checkpoint.LAST, f'checkpoint-epoch{epoch}.pth'])
+    assert len(looked) == 1
+
+
 # Going back
 
 

@@ -372,6 +372,7 @@ class Saver:
         self.is_sharded = dist.is_joined() and (sharing or {}).get('checkpoint') == 'sharded'
         self.saved = None  # (epochs, steps) of the newest
         self.line = {'best': None, 'parent': None}  # (epochs, steps), file that it went on from
+        self._has_parts = None  # whether the folder has some of sharded checkpoints, once looked at
         self._best_elsewhere = None  # the folder that it came from, [epochs, steps] of its best
         self._saved_at = time.monotonic()
 
@@ -457,7 +458,10 @@ class Saver:
         save(state, *paths)
         if self.settings.keep_last is not None:
             prune(self.folder, self.settings.keep_last)
-        _remove_unused_parts(self.folder)
+        if self._has_parts is None:  # not each time: the folder may hold thousands of files
+            self._has_parts = self.is_sharded or any(self.folder.glob('shards-*'))
+        if self._has_parts:
+            _remove_unused_parts(self.folder)
 
 
 def moment(head: dict) -> list[int]:
