@@ -99,7 +99,7 @@ def report(config: dict) -> str:
         ({'lr_scheduler__args': {}}, 'lr_scheduler.args.step_size: is missing: StepLR needs it'),
         (
             {'lr_scheduler__args': {'step_size': 0}},
-            'lr_scheduler.args.step_size: is 0: expected a whole number of at least 1',
+            'lr_scheduler.args.step_size: expected a whole number of at least 1, got 0',
         ),
         (
             {'lr_scheduler__interval': 'batch'},
@@ -124,6 +124,15 @@ def report(config: dict) -> str:
                 }
             },
             "args.schedulers.0.args.step: StepLR has no 'step' (did you mean 'step_size'?)",
+        ),
+        (
+            {
+                'lr_scheduler': {
+                    'type': 'ChainedScheduler',
+                    'args': {'schedulers': [{'type': 'StepLR', 'args': {'step_size': 0}}]},
+                }
+            },
+            'args.schedulers.0.args.step_size: expected a whole number of at least 1, got 0',
         ),
         # several keys together
         (

@@ -13,7 +13,7 @@ import torch
 
 from armature.config.build import AUTO_LENGTHS, Kind, find, kind_of, names
 from armature.config.keys import GROUP, SECTION, TOP, Key
-from armature.config.values import LISTS, PLAIN, options, parameters
+from armature.config.values import LISTS, PLAIN, hint_of, options, parameters
 from armature.errors import ConfigError
 from tools.print_config import json_default
 from tools.sweep_keys import ALL
@@ -151,7 +151,7 @@ def arguments_of(found: Callable, section: str) -> dict:
     for name, parameter in named.items():
         if name in FROM_CODE.get(section, ()):
             continue
-        described = of_hint(parameter.annotation)
+        described = of_hint(hint_of(parameter))
         if described and parameter.default is None:
             described = or_null(described)
         if described and section == 'lr_scheduler' and name in AUTO_LENGTHS:

@@ -177,10 +177,6 @@ def _schedule(config: dict) -> Iterator[Problem]:
     if name == 'ReduceLROnPlateau' and direction in ('min', 'max') and direction != mode:
         text = f'is {show(mode)}, but trainer.monitor is {show(trainer["monitor"])}'
         yield Problem((*path, 'mode'), text)
-    for key in ('step_size', 'T_max'):  # torch divides by these, at the end of an epoch
-        if isinstance(args.get(key), int) and args[key] < 1:
-            text = f'is {show(args[key])}: expected a whole number of at least 1'
-            yield Problem((*path, key), text)
     groups = entries(_dict(config, 'optimizer').get('groups'))
     has_own = any('lr' in dict(entries(group)) for _, group in groups)
     if has_own and isinstance(args.get('max_lr'), (int, float)):

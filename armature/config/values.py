@@ -28,6 +28,7 @@ LIMITS = {  # what is expected, and whether (value, bound) is it
     'exclusiveMinimum': ('{noun} above {bound}', operator.gt),
     'pattern': ('{meaning}', lambda value, pattern: re.fullmatch(pattern, value)),
 }
+DIVISORS = ('step_size', 'T_max')  # of torch's schedulers, which notice a 0 an epoch later
 LISTS = (list, tuple, set, Sequence, Iterable)
 OBJECTS = (dict, Mapping)
 # What may be annotated, what a config then gives, and what that is called.
@@ -85,6 +86,8 @@ def options(hint: Any) -> list:
 
 def hint_of(parameter: inspect.Parameter) -> Any:
     """What a config may give for a parameter: by its annotation, or as its default tells."""
+    if parameter.name in DIVISORS and parameter.annotation is int:
+        return Annotated[int, Limit('minimum', 1)]
     if parameter.annotation is not parameter.empty:
         return parameter.annotation
     # "yes" would count as true, and so would "no"
