@@ -126,16 +126,7 @@ class BaseDataLoader(SeekableLoader):
 
     # Batches
 
-    def batches(
-        self, number: int | None = None, first: int = 0, n_batches: int | None = None
-    ) -> Iterator[Batch]:
-        """`n_batches` (None: the rest of the pass) from batch `first` of pass `number` on.
-
-        number: None is what iterating would give next.
-        """
-        if number is None:
-            number, first = self._due
-            self.seek(number + 1)
+    def _batches_from(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
         n_batches = len(self) - first if n_batches is None else n_batches
         if self._memory is not None:
             return self._from_memory(number, first, n_batches)

@@ -100,12 +100,10 @@ class WeightedRandomSampler(Order):
 
 
 class SeekableLoader(DataLoader):
-    """Base of our loaders, which have a method batches(number=None, first=0, n_batches=None).
+    """Base of our loaders, which write _batches_from(number, first, n_batches).
 
-    It gives `n_batches` (None: the rest of the pass) from batch `first` of pass `number` on,
-    through the passes after it; the contract is in armature/batch.py. Iterating gives the contents
-    of the next pass, or of the one that `seek` has named. `share` is what this process has of the
-    newest batch.
+    Iterating gives the contents of the next pass, or of the one that `seek` has named. `share` is
+    what this process has of the newest batch.
     """
 
     def __init__(
@@ -159,10 +157,21 @@ class SeekableLoader(DataLoader):
         """Let the next iteration be pass `number` (from 0), from its batch `batch` (from 0) on."""
         self._due = number, batch
 
+    def batches(
+        self, number: int | None = None, first: int = 0, n_batches: int | None = None
+    ) -> Iterator[Batch]:
+        """`n_batches` (None: the rest of the pass) from batch `first` of pass `number` on.
+
+        Through the passes after it; the contract is in armature/batch.py. number: None is what
+        iterating would give next.
+        """
+        if number is None:
+            number, first = self._due
+            self.seek(number + 1)
+        return self._batches_from(number, first, n_batches)
+
     def __iter__(self) -> Iterator[Any]:
-        number, first = self._due
-        self.seek(number + 1)
-        return map(self._content, self.batches(number, first))
+        return map(self._content, self.batches())
 
     def _content(self, batch: Batch) -> Any:
         if batch.share is not self.share:
@@ -173,7 +182,7 @@ class SeekableLoader(DataLoader):
 def knows_batches(loader: Any) -> bool:
     """Whether its `batches()` belongs to its iteration, which a subclass may have written anew."""
     owner = next((each for each in type(loader).__mro__ if '__iter__' in vars(each)), object)
-    return owner is SeekableLoader or 'batches' in vars(owner)
+    return 'batches' in vars(owner)
 
 
 def batches_of(loader: Iterable) -> Iterator[Batch]:

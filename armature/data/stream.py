@@ -54,16 +54,7 @@ class StreamDataLoader(SeekableLoader):
     def split_validation(self) -> None:
         """A stream has no part for validation: "valid_data_loader" says where that data is."""
 
-    def batches(
-        self, number: int | None = None, first: int = 0, n_batches: int | None = None
-    ) -> Iterator[Batch]:
-        """`n_batches` (None: the rest of the pass) from batch `first` of pass `number` on.
-
-        number: None is what iterating would give next.
-        """
-        if number is None:
-            number, first = self._due
-            self.seek(number + 1)
+    def _batches_from(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
         reader, is_empty = self._reader, True
         reader.seed, reader.number, reader.first = self.seed, number, first
         reader.last = None if n_batches is None else first + n_batches

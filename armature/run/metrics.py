@@ -106,8 +106,7 @@ class MetricTracker:
             self._add(name, metric(output, target), n_samples)
         for metric in self._stateful.values():
             metric.update(output, target, loss.device)
-        if self.pictures.kinds:
-            self.pictures.update(output, target)
+        self.pictures.update(output, target)
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number or a tensor with one element."""
