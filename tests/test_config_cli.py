@@ -96,6 +96,7 @@ def test_print_config_shows_where_each_value_comes_from(tmp_path):
     ('arguments', 'expected'),
     [
         (['-c', 'nope.json'], 'nope.json: cannot be read: No such file'),
+        (['-c', 'confg.json'], "No such file or directory (did you mean 'config.json'?)"),
         ([], 'which config?'),
         (['-r', 'nope.pth'], 'nope.pth'),
         (['-c', 'config.json', '--set', 'trainer.epoch=3'], "did you mean 'trainer.epochs'?"),

@@ -277,7 +277,9 @@ def _read_text(path: Path, name: str) -> str:
         raise ConfigError(f'{name}:{line}: not UTF-8 text') from None
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise ConfigError(f'{show_path((name,))}: cannot be read: {reason}') from None
+        others = path.parent.glob('*.json') if isinstance(error, FileNotFoundError) else ()
+        near = did_you_mean(path.name, [each.name for each in others])
+        raise ConfigError(f'{show_path((name,))}: cannot be read: {reason}{near}') from None
 
 
 def merge(below: Document, above: Document) -> Document:
