@@ -173,13 +173,14 @@ def write_logs(out: Path, parts: list[Part]) -> None:
 def try_all(parts: dict, names: list[str], out: Path, ends_at: float, limits: float = 1) -> list:
     """Try the parts in order, those that are alone by themselves; returns the rows."""
     folder, begun, waiting, running = Path(tempfile.mkdtemp()), [], list(names), []
-    is_fresh = False
+    is_fresh = is_stopped = False
 
     def save() -> list[dict]:
         rows = [row for part in begun for row in part.rows()]
-        late = 'not tried: no time was left'
-        if time.monotonic() > ends_at:
-            rows += [row_of('the part', late, None, 0, part=name) for name in waiting]
+        late = 'no time was left' if time.monotonic() > ends_at else ''
+        if reason := 'stopped from outside' if is_stopped else late:
+            reason = f'not tried: {reason}'
+            rows += [row_of('the part', reason, None, 0, part=name) for name in waiting]
         write(out, rows)
         return rows
 
@@ -193,8 +194,9 @@ def try_all(parts: dict, names: list[str], out: Path, ends_at: float, limits: fl
                 if len(running) >= n_most:
                     break
                 limit_s = max(1.0, min(limit_s * limits, ends_at - time.monotonic()))
-                running.append(Part(waiting.pop(0), function, limit_s, folder, is_fresh))
+                running.append(Part(waiting[0], function, limit_s, folder, is_fresh))
                 begun.append(running[-1])
+                waiting.pop(0)
             over = [part for part in running if part.is_over()]
             for part in over:
                 running.remove(part)
@@ -211,6 +213,9 @@ def try_all(parts: dict, names: list[str], out: Path, ends_at: float, limits: fl
                 save()
                 write_logs(out, begun)
             time.sleep(0.1)
+    except SystemExit:
+        is_stopped = True
+        raise
     finally:
         for part in running:
             part.kill()

@@ -76,18 +76,15 @@ def test_what_there_is_no_time_for_is_named(on_cpu, tmp_path):
 
 
 def test_a_stop_from_outside_leaves_the_table(tmp_path):
-    command = [sys.executable, '-m', 'tests.gpu', '--dry-run', '--only', 'findings', 'resume']
+    command = [sys.executable, '-m', 'tests.gpu', '--dry-run', '--only', 'machine', 'resume']
     process = subprocess.Popen([*command, '--out', str(tmp_path)], cwd=ROOT)
     table = tmp_path / 'gpu.json'
-    while process.poll() is None and (
-        not table.is_file() or 'findings' not in table.read_text()
-    ):  # until a part has ended
-        time.sleep(0.1)
+    while process.poll() is None and not table.is_file():
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
     found = json.loads(table.read_text())
     assert 'dry run' in found['header']
     by_part = {row['part']: row for row in found['rows']}
     assert by_part['machine']['seen'] == found['header']
-    assert by_part['findings']['holds'] in (True, None)
-    assert 'stopped from outside' in by_part['resume']['seen']
+    assert 'stopped from outside' in by_part['resume']['seen']  # begun, or not yet
