@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import TensorDataset
 
+from armature.data.image_folder import ImageFolder, find_parts
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
@@ -23,7 +24,6 @@ from armature.processes import dist
 from base import BaseDataLoader
 from data_loader.collate import PadCollate
 from data_loader.datasets import MEAN, STD, Standardize, digits
-from data_loader.image_folder import ImageFolder, find_parts
 from tools.use_inputs import ImageInput, InputFormat
 
 __all__ = [

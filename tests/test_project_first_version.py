@@ -48,7 +48,8 @@ def test_edited_project_of_the_first_version_is_brought_over_and_goes_on_with_it
     assert (folder / 'model/tail.py').read_text() == (
         'from armature.checkpoint import files as checkpoint\n'
         'from armature.processes import dist\nfrom armature import seed\n'
-        'from data_loader.image_folder import ImageFolder\nfrom data_loader.datasets import Mine\n'
+        'from armature.data.image_folder import ImageFolder\n'
+        'from data_loader.datasets import Mine\n'
         'from examples.tabular.table import Table\n'
     )
     commit_all(folder)
