@@ -16,14 +16,14 @@ import torch
 from armature.config import build
 from armature.config.check import check
 from armature.config.command import read_command, set_option
-from armature.config.keys import TOP, expanded, settings_of
+from armature.config.keys import TOP, settings_of
 from armature.config.read import Document, did_you_mean
 from armature.data.identity import resuming
 from armature.data.order import batches_per_pass
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist
 from armature.processes import launch as job
-from armature.run.folder import left_by, plain_name, run_folder, unfinished, write_json
+from armature.run.folder import RunPlace, plain_name
 from armature.seed import be_deterministic
 from armature.step.loss_share import WeightedLosses
 from armature.step.optimizers import optimizer_of
@@ -48,6 +48,7 @@ class ConfigParser(UserDict):
         if isinstance(config, argparse.ArgumentParser):
             # How projects of early 2019 call it: (parser, options).
             self.__dict__.update(vars(type(self).from_args(config, resume or '')))
+            self.place.config = self
             return
         self._document = config if isinstance(config, Document) else Document(dict(config))
         for target, value in (modification or {}).items():
@@ -65,7 +66,9 @@ class ConfigParser(UserDict):
         self.run_id = None if run_id is None else plain_name('run_id', run_id)
         self.name = plain_name('name', self.data.get('name'))
         self.started_in = os.curdir  # the folder in which the command was typed
-        self._continues = None  # the run folder that a resumed run goes on in
+        from logger import setup_logging  # a project's own may import this file
+
+        self.place = RunPlace(self, setup_logging)
         # Scripts of old projects do with what they build as they like: it may be of any class.
         self._takes_any_class = False
 
@@ -91,7 +94,7 @@ class ConfigParser(UserDict):
             config._takes_any_class = builds is None
             # Paths in a config are relative to the project, wherever the command was typed.
             os.chdir(ROOT)
-            config._choose_run()
+            config.place.choose(given)
             return config
         except UserError as error:
             if dist.is_first_here():  # all processes find the same
@@ -108,27 +111,6 @@ class ConfigParser(UserDict):
 
     # Which run this is
 
-    def _choose_run(self) -> None:
-        """Go on in the folder of the checkpoint, unless the command names a config or another."""
-        starts_anew = getattr(self.arguments, 'config', None) is not None
-        if getattr(self.arguments, 'resume_or_start', False):
-            if self.resume is not None:
-                raise ConfigError('-r and --resume-or-start say both where to go on: give one')
-            self.resume, starts_anew = unfinished(self._runs, self.data), False
-            if self.resume is not None and self.run_id not in (None, self.resume.parent.name):
-                raise ConfigError(
-                    f'--run-id is {self.run_id}, and the unfinished run is {self.resume.parent}: '
-                    'leave --run-id out to go on with that one, or --resume-or-start for a new one'
-                )
-        if self.resume is not None and not starts_anew:
-            run = self.resume.parent
-            self._continues = run if self.run_id in (None, run.name) else None
-
-    def go_on_after_restart(self, agents: list) -> None:
-        """Go on with the run that the torchruns `agents` have trained in before, when they have."""
-        run, newest = dist.on_main(left_by, agents, self._runs)
-        self._continues, self.resume = run or self._continues, newest or self.resume
-
     def processes(self):
         """What train.py of the first version says for `processes(config)`."""
         return job.processes(self)
@@ -136,41 +118,14 @@ class ConfigParser(UserDict):
     @property
     def save_dir(self) -> Path:
         """Where checkpoints go: <trainer.save_dir>/models/<name>/<run>/. It exists."""
-        return self._folders[0]
+        return self.place.folders[0]
 
     @property
     def log_dir(self) -> Path:
         """Where logs go: <trainer.save_dir>/log/<name>/<run>/. It exists."""
-        return self._folders[1]
+        return self.place.folders[1]
 
     _save_dir, _log_dir = save_dir, log_dir
-
-    @functools.cached_property
-    def _folders(self) -> tuple[Path, Path]:
-        """The main process makes the folders, and is the only one that writes there."""
-        folders = dist.on_main(self._make_folders)
-        self.run_id = folders[0].name
-        return folders
-
-    def _make_folders(self) -> tuple[Path, Path]:
-        from logger import setup_logging
-
-        save_dir = run_folder(self._runs, self.run_id, self._continues, self.resume)
-        log_dir = self._saved / 'log' / self.name / save_dir.name
-        log_dir.mkdir(parents=True, exist_ok=True)
-        # A run that goes on gets its changed config when it has been let in: BaseTrainer.train.
-        if save_dir != self._continues:
-            write_json(self.as_read, save_dir / 'config.json')
-        setup_logging(log_dir)
-        return save_dir, log_dir
-
-    @property
-    def _saved(self) -> Path:
-        return ROOT / expanded(self.settings.save_dir)
-
-    @property
-    def _runs(self) -> Path:
-        return self._saved / 'models' / self.name
 
     # Building what the config describes
 

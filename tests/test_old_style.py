@@ -415,6 +415,7 @@ def test_config_of_every_generation_can_be_asked_and_changed(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     early = ConfigParser(parser, [option(['--epochs'], int, ('trainer', 'epochs'))])
     assert early['trainer']['epochs'] == 5 and early.name == 'y'
+    assert early.save_dir.name == early.run_id and early.save_dir.parent.name == 'y'
 
 
 def test_config_in_a_state_of_ones_own_is_plain_data(tmp_path):

@@ -18,8 +18,9 @@ from armature.checkpoint.files import load, newest_run, save
 from armature.errors import ConfigError, UserError
 from armature.record import read_table, values_of
 from armature.run import folder as folder_module
-from armature.run.folder import RunFolder, claim, run_folder
+from armature.run.folder import RunFolder, RunPlace, claim
 from armature.run.stop import Stopped
+from parse_config import ConfigParser
 from trainer import Trainer
 
 
@@ -57,27 +58,35 @@ def test_a_run_of_the_first_version_is_older_than_one_begun_today(tmp_path):
     assert newest_run(tmp_path) == mine
 
 
+def folder_of(save_dir, before, resume=None):
+    """Where a run trains that goes on in the folder `before` from the checkpoint `resume`."""
+    config = ConfigParser({'name': 'x', 'trainer': {'save_dir': str(save_dir)}}, resume)
+    place = RunPlace(config, lambda log_dir: None)
+    place.before = before
+    return place.folders[0]
+
+
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, caplog):
-    run = claim(tmp_path / 'models', 'one')
+    run = claim(tmp_path / 'models/x', 'one')
     (run / 'config.json').write_text('{}')
-    assert run_folder(tmp_path / 'models', None, run, None) == run and not caplog.records
-    other = run_folder(tmp_path / 'others', None, run, None)
+    assert folder_of(tmp_path, run) == run and not caplog.records
+    other = folder_of(tmp_path / 'others', run)
     assert other != run and f'{run} is no run in' in caplog.text and str(other) in caplog.text
+    assert (run / 'config.json').read_text() == '{}'
 
 
 def test_a_run_that_goes_back_goes_on_elsewhere(tmp_path, caplog):
-    run = claim(tmp_path, 'one')
+    run = claim(tmp_path / 'models/x', 'one')
     (run / 'config.json').write_text('{}')
     first, last = run / 'checkpoint-epoch1.pth', run / 'checkpoint-last.pth'
     save({'state_dict': {}, 'epoch': 1}, first)
     save({'state_dict': {}, 'epoch': 2}, last)
-    assert run_folder(tmp_path, None, run, last) == run and not caplog.records
-    other = run_folder(tmp_path, None, run, first)
-    assert other.parent == tmp_path and other != run
+    assert folder_of(tmp_path, run, last) == run and not caplog.records
+    other = folder_of(tmp_path, run, first)
+    assert other.parent == run.parent and other != run
     assert f'{first} is not the newest of its run: the run goes on in {other}' in caplog.text
     # torchrun starts a job again that has gone on in the new folder from there.
-    (other / 'config.json').write_text('{}')
-    assert run_folder(tmp_path, None, other, first) == other
+    assert folder_of(tmp_path, other, first) == other
 
 
 # Who may train there

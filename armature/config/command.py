@@ -31,7 +31,6 @@ FLAGS = {  # of every script that reads a config, unless it has one of that name
     '--set': {
         'nargs': '+',
         'action': 'extend',
-        'default': [],
         'metavar': 'KEY=VALUE',
         'help': 'change values of the config',
     },
@@ -41,6 +40,11 @@ FLAGS = {  # of every script that reads a config, unless it has one of that name
     },
     '--run-id': {'help': argparse.SUPPRESS},  # a sweep's, of any train.py
 }
+
+
+# What we ask of a command, which a script's own parser need not know.
+ASKED = ('config', 'resume', 'device', 'best_first', 'resume_or_start', 'run_id')
+ASKED += ('print_config', 'set')
 
 
 def read_command(
@@ -63,18 +67,17 @@ def read_command(
         with redirect_stderr(sys.stderr if dist.is_first_here() else None):
             given = parser.parse_args()
     said = given._asdict() if hasattr(given, '_asdict') else vars(given)
-    said = {'set': [], 'print_config': False, 'run_id': None, **said}
-    given = argparse.Namespace(**said)
+    given = argparse.Namespace(**dict.fromkeys(ASKED) | said)
     # argparse would silently take the last of two configs.
     if (n_configs := len(_typed('-c|--config(=.*)?'))) > 1:
         raise ConfigError(
             f'-c is given {n_configs} times: name one config. It can start from another one: '
             '"base": "FILE"'
         )
-    _select_devices(said.get('device'))
-    resume, config = said.get('resume'), said.get('config')
+    _select_devices(given.device)
+    resume, config = given.resume, given.config
     if resume is not None:
-        resume = checkpoint.find(resume, ROOT, said.get('best_first', False)).resolve()
+        resume = checkpoint.find(resume, ROOT, given.best_first).resolve()
     if config is not None:
         # Relative to the folder in which the command is typed, or else to the project.
         document = read_config(Path(config) if os.path.exists(config) else ROOT / config, config)
@@ -82,7 +85,7 @@ def read_command(
         document = _config_of(resume)
     else:
         raise ConfigError('which config? Give one with -c config.json, or a checkpoint with -r')
-    for assignment in said['set']:
+    for assignment in given.set or ():
         set_value(document, assignment)
     for dest, option in changes.items():
         if said[dest] is not None:

@@ -61,7 +61,7 @@ def processes(config: Any):
         return
     with joined(settings.get('timeout_s') or TIMEOUT_S, devices.is_on_cpu(n_gpu)):
         refuse_differences({'-r': config.resume is not None, **config.config}, 'the config')
-        config.go_on_after_restart(agents)
+        config.place.go_on_after_restart(agents)
         yield
 
 

@@ -1,6 +1,7 @@
 """The folder of a run, beside its checkpoints: who may train in it, what the run is (run.json), and
 what its epochs reported (metrics.csv). armature/record.py reads them."""
 
+import argparse
 import csv
 import errno
 import hashlib
@@ -12,9 +13,10 @@ import platform
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from armature.checkpoint.files import (
     replace,
 )
 from armature.compare import first_difference
-from armature.config.keys import FOLDER_NAME
+from armature.config.keys import FOLDER_NAME, expanded
 from armature.config.read import show
 from armature.config.values import violation
 from armature.errors import ConfigError, UserError
@@ -45,7 +47,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 logger = logging.getLogger(__name__)
 
 
-# Making one
+# Which one
 
 
 def plain_name(key: str, value: Any) -> str:
@@ -56,26 +58,114 @@ def plain_name(key: str, value: Any) -> str:
     return value
 
 
-def run_folder(runs: Path, run_id: str | None, before: Path | None, resume: Path | None) -> Path:
-    """Where a run trains: in `before`, the folder of the run that it goes on with, or a new one.
+class RunPlace:
+    """Which run a config trains: one that it goes on with, or a new one; and the folders of that.
 
-    resume: the checkpoint that it goes on from. A folder holds one line of them, so going back
-    starts a new one.
+    begin_logging: called with the folder of the logs. Nothing is made before a folder is asked for.
     """
-    if before is None:
-        return claim(runs, run_id)
-    is_here = before.parent == runs.resolve() and (before / 'config.json').is_file()
-    if not is_here:
-        why = f'{before} is no run in {runs}'
-    elif not os.access(before, os.W_OK):
-        why = f'{before} cannot be written'
-    elif resume is not None and resume.parent == before and is_behind(resume):
-        why = f'{resume} is not the newest of its run'
-    else:
-        return before
-    folder = claim(runs, run_id)
-    logger.warning(f'{why}: the run goes on in {folder}')
-    return folder
+
+    def __init__(self, config: Any, begin_logging: Callable[[Path], None]):
+        self.config, self.begin_logging = config, begin_logging
+        self.before = None  # the folder of the run that it goes on with
+
+    def choose(self, given: argparse.Namespace) -> None:
+        """Go on in the folder of the checkpoint, unless the command names a config or another."""
+        config = self.config
+        if given.resume_or_start:
+            if config.resume is not None:
+                raise ConfigError('-r and --resume-or-start say both where to go on: give one')
+            config.resume = self._unfinished()
+        elif given.config is not None:
+            return
+        if config.resume is None:
+            return
+        run = config.resume.parent
+        if config.run_id in (None, run.name):
+            self.before = run
+        elif given.resume_or_start:
+            raise ConfigError(
+                f'--run-id is {config.run_id}, and the unfinished run is {run}: '
+                'leave --run-id out to go on with that one, or --resume-or-start for a new one'
+            )
+
+    def _unfinished(self) -> Path | None:
+        """The newest checkpoint of the newest run; None without one, or when it is finished."""
+        run = newest_run(self._runs)
+        path, head = newest(run) if run is not None else (None, {})
+        if path is None or head.get('finished'):
+            return None
+        if different := first_difference(head['config'], self.config.config):
+            raise ConfigError(
+                f'--resume-or-start: {different} is another than in the unfinished run {run}. Go '
+                f'on with that run as it was: -r {run}. Or start a new one: leave '
+                '--resume-or-start out, or change "name".'
+            )
+        return path
+
+    def go_on_after_restart(self, agents: list[str]) -> None:
+        """Go on with the run that the torchruns `agents` have trained in before, when they have."""
+        run, checkpoint = dist.on_main(self._left_by, set(agents))
+        self.before = run or self.before
+        self.config.resume = checkpoint or self.config.resume
+
+    def _left_by(self, agents: set[str]) -> tuple[Path | None, Path | None]:
+        """(run folder, checkpoint) that these torchruns have left.
+
+        The folder is the one that one of them was the last to train in; the checkpoint is its
+        newest, when one of them has written that.
+        """
+        for lock in self._runs.glob(f'*/{LOCK}'):
+            if agents.intersection(lock.read_text().splitlines()):
+                path, head = newest(lock.parent)
+                writers = (head.get('made_by') or {}).get('agents', [])
+                return lock.parent, path if agents.intersection(writers) else None
+        return None, None
+
+    @cached_property
+    def folders(self) -> tuple[Path, Path]:
+        """Those of checkpoints and of logs.
+
+        The main process makes them, and is the only one that writes there.
+        """
+        folders = dist.on_main(self._make)
+        self.config.run_id = folders[0].name
+        return folders
+
+    def _make(self) -> tuple[Path, Path]:
+        save_dir = self._save_dir()
+        log_dir = self._runs.parents[1] / 'log' / self.config.name / save_dir.name
+        log_dir.mkdir(parents=True, exist_ok=True)
+        # A run that goes on gets its changed config when it has been let in: BaseTrainer.train.
+        if save_dir != self.before:
+            write_json(self.config.as_read, save_dir / CONFIG)
+        self.begin_logging(log_dir)
+        return save_dir, log_dir
+
+    def _save_dir(self) -> Path:
+        """The folder of the run that it goes on with, or a new one.
+
+        A folder holds one line of checkpoints, so going back starts a new one.
+        """
+        before, resume = self.before, self.config.resume
+        if before is None:
+            return claim(self._runs, self.config.run_id)
+        if before.parent != self._runs.resolve() or not (before / CONFIG).is_file():
+            why = f'{before} is no run in {self._runs}'
+        elif not os.access(before, os.W_OK):
+            why = f'{before} cannot be written'
+        elif resume is not None and resume.parent == before and is_behind(resume):
+            why = f'{resume} is not the newest of its run'
+        else:
+            return before
+        folder = claim(self._runs, self.config.run_id)
+        logger.warning(f'{why}: the run goes on in {folder}')
+        return folder
+
+    @property
+    def _runs(self) -> Path:
+        """The folder of all runs of this name."""
+        saved = PROJECT / expanded(self.config.settings.save_dir)
+        return saved / 'models' / self.config.name
 
 
 def claim(runs: Path, run_id: str | None) -> Path:
@@ -290,35 +380,6 @@ def _as_csv(rows: list[dict], columns: list[str], header: bool = False) -> str:
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def left_by(agents: list[str], runs: Path) -> tuple[Path | None, Path | None]:
-    """(run folder, checkpoint) that these torchruns have left in `runs`.
-
-    The folder is the one that one of them was the last to train in; the checkpoint is its newest,
-    when one of them has written that.
-    """
-    for lock in runs.glob(f'*/{LOCK}'):
-        if set(agents) & set(lock.read_text().splitlines()):
-            path, head = newest(lock.parent)
-            writers = (head.get('made_by') or {}).get('agents', [])
-            return lock.parent, path if set(writers) & set(agents) else None
-    return None, None
-
-
-def unfinished(runs: Path, config: dict) -> Path | None:
-    """The newest checkpoint of the newest of `runs`; None without one, or when it is finished."""
-    run = newest_run(runs)
-    path, head = newest(run) if run is not None else (None, {})
-    if path is None or head.get('finished'):
-        return None
-    if different := first_difference(head['config'], config):
-        raise ConfigError(
-            f'--resume-or-start: {different} is another than in the unfinished run {run}. Go on '
-            f'with that run as it was: -r {run}. Or start a new one: leave --resume-or-start out, '
-            'or change "name".'
-        )
-    return path
 
 
 def as_read(config: Any) -> dict:
