@@ -145,12 +145,12 @@ class ConfigParser(UserDict):
         return make((name,), args, kwargs)
 
     def _made(self, module, path: tuple, args: tuple, kwargs: dict, entry=None, n_steps=None):
-        call = self._call(module, path, build.Given(args, kwargs), entry, n_steps)
+        call = self._call(module, path, args, kwargs, entry=entry, n_steps=n_steps)
         # A run that goes on keeps its split, also one that was made in another way.
         with resuming(self.resume if path == ('data_loader',) else None):
             return build.make(call, path, self._document)
 
-    def _call(self, module, path: tuple, given: build.Given, entry=None, n_steps=None):
+    def _call(self, module, path: tuple, *given, entry=None, n_steps=None):
         """The call that `entry`, or the section at `path`, describes, when nothing is wrong."""
         name, *_ = path
         if name not in self:
@@ -161,13 +161,12 @@ class ConfigParser(UserDict):
         kind = build.kind_of(name, module)
         if self._takes_any_class:
             kind = kind._replace(method='__init__')
-        entry = entry or self.data[name]
-        reader = build.Reader(module, self._document, n_steps)
-        return reader.prepared(entry, kind, path, given)
+        reader = build.Reader(self._document, n_steps)
+        return reader.prepared(entry or self.data[name], kind, path, *given)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""
-        return self._call(module, (name,), build.Given(args, kwargs, is_all=False))
+        return self._call(module, (name,), args, kwargs, False)
 
     initialize = init_obj
     initialize_ftn = init_ftn
@@ -195,8 +194,8 @@ class ConfigParser(UserDict):
         ]
 
     def _function(self, module, path: tuple, entry):
-        kind = build.KINDS[path[0]]
-        call = build.Reader(module, self._document).prepared(entry, kind, path)
+        kind = build.kind_of(path[0], module)
+        call = build.Reader(self._document).prepared(entry, kind, path)
         return build.with_name(call, entry, path, self._document)
 
     def init_scheduler(self, optimizer, data_loader):
@@ -216,7 +215,7 @@ class ConfigParser(UserDict):
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first."""
-        return build.find(self.settings.type, build.KINDS['trainer'], module)
+        return build.find(self.settings.type, build.kind_of('trainer', module))
 
     # Reading it like a dict
 

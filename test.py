@@ -13,7 +13,7 @@ import model.model as module_arch
 from armature.batch import PairOf, call_by_name
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.weights import load_tested
-from armature.config.build import KINDS, find
+from armature.config.build import find, kind_of
 from armature.config.command import add_flags
 from armature.config.values import parameters
 from armature.data.identity import identity_of
@@ -43,7 +43,7 @@ def test_data(config):
     """The loader of "test_data_loader"; without one the training's, of its test data."""
     if 'test_data_loader' not in config:
         settings = config['data_loader']
-        loader_class = find(settings['type'], KINDS['data_loader'], module_data)
+        loader_class = find(settings['type'], kind_of('data_loader', module_data))
         args, testing = settings.get('args') or {}, TESTING
         taken, takes_others = parameters(loader_class)
         if not takes_others:

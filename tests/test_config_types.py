@@ -15,7 +15,7 @@ import model.loss
 import model.metric
 import model.model
 from armature.config import build as config_types
-from armature.config.build import KINDS, OWN, find
+from armature.config.build import KINDS, OWN, find, kind_of
 from armature.errors import ConfigError
 from armature.step.loss_share import Reduction
 from examples.tabular.data import CsvDataLoader
@@ -129,7 +129,7 @@ def test_no_hostile_name_reaches_anything(monkeypatch):
             with pytest.raises(ConfigError):
                 config.init_obj(section, module)
             with pytest.raises(ConfigError):
-                find(name, config_types.kind_of(section).inside(), module)
+                find(name, config_types.kind_of(section, module).inside())
     new = {
         name
         for name in set(sys.modules) - loaded
@@ -159,29 +159,31 @@ def test_functions_are_taken_only_from_where_they_are_defined():
             def __call__(self, output, target): return 2
         ready = nn.L1Loss()
     """)
-    assert find('mine', KINDS['loss'], module)(0, 0) == 1
-    assert find('MSELoss', KINDS['loss'], module) is torch.nn.MSELoss
-    assert find('ready', KINDS['loss'], module) is module.ready
+    losses = kind_of('loss', module)
+    assert find('mine', losses)(0, 0) == 1
+    assert find('MSELoss', losses) is torch.nn.MSELoss
+    assert find('ready', losses) is module.ready
     assert ConfigParser({'name': 'x', 'loss': 'Mine'}).init_loss(module)(0, 0) == 2
     for name in ('system', 'makedirs', 'Popen', 'nn'):
         for kind in (KINDS['loss'], OWN):
             with pytest.raises(ConfigError):
-                find(name, kind, module)
+                find(name, kind._replace(module=module))
 
 
 def test_the_projects_own_comes_before_the_library():
     module = module_from('def cross_entropy(output, target): return "mine"')
-    assert find('cross_entropy', KINDS['loss'], module)(0, 0) == 'mine'
-    assert find('mse_loss', KINDS['loss'], module) is torch.nn.functional.mse_loss
+    losses = kind_of('loss', module)
+    assert find('cross_entropy', losses)(0, 0) == 'mine'
+    assert find('mse_loss', losses) is torch.nn.functional.mse_loss
 
 
 def test_heavy_libraries_are_not_imported_for_names_of_the_project():
     code = (
         'import sys, model.model, model.loss, model.metric\n'
-        'from armature.config.build import KINDS, find\n'
-        "find('MnistModel', KINDS['arch'], model.model)\n"
-        "find('accuracy', KINDS['metrics'], model.metric)\n"
-        "find('Adam', KINDS['optimizer'])\n"
+        'from armature.config.build import find, kind_of\n'
+        "find('MnistModel', kind_of('arch', model.model))\n"
+        "find('accuracy', kind_of('metrics', model.metric))\n"
+        "find('Adam', kind_of('optimizer'))\n"
         "heavy = ('torchvision', 'torchmetrics', 'pandas', 'sklearn')\n"
         'print([name for name in heavy if name in sys.modules])'
     )

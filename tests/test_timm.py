@@ -26,7 +26,7 @@ ARCH = {
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(ConfigError, match='of timm: pip install -r requirements-timm.txt'):
-        find('vit_tiny_patch16_224', KINDS['arch'], module_arch)
+        find('vit_tiny_patch16_224', KINDS['arch'])
 
 
 timm = pytest.importorskip('timm', reason='needs timm (requirements-timm.txt)')

@@ -52,12 +52,11 @@ def _with_defaults(value, path: tuple, document: Document, builds: dict) -> Iter
     is_group = path[:2] == ('optimizer', 'groups') and isinstance(value, dict) and value.get('type')
     if (path[-1:] != ('args',) and not is_group) or path[0] not in builds:
         return
-    module = builds[path[0]]
-    kind = kind_of(path[0], module)
+    kind = kind_of(path[0], builds[path[0]])
     kind = kind.inside() if len(path) > 2 and not is_group else kind
     where = (*path, 'type') if is_group else (*path[:-1], 'type')
     try:
-        found = find(lookup(document.values, where), kind, module)
+        found = find(lookup(document.values, where), kind)
     except ConfigError:
         return
     for key, parameter in parameters(found)[0].items():

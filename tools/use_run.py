@@ -99,13 +99,13 @@ def input_format_of(config: ConfigParser, state: dict) -> InputFormat:
 
     state: what the checkpoint holds of the loader.
     """
-    section = config['data_loader']
-    kind, dataset = build.KINDS['data_loader'], (section.get('args') or {}).get('dataset')
-    found = build.find(section['type'], kind, module_data)
+    section, kind = config['data_loader'], build.kind_of('data_loader', module_data)
+    dataset = (section.get('args') or {}).get('dataset')
+    found = build.find(section['type'], kind)
     if hasattr(found, 'input_format'):
         args = config.init_ftn('data_loader', module_data).keywords
     elif isinstance(dataset, dict):
-        found = build.find(dataset.get('type'), kind.inside(), module_data)
+        found = build.find(dataset.get('type'), kind.inside())
         args = dataset.get('args') or {}
     if not hasattr(found, 'input_format'):
         raise ConfigError(

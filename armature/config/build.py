@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
     """What one section may name: where it is looked up, and what has to come out."""
 
     noun: str
-    module: str = ''  # the project's own module for it
+    module: ModuleType | str = ''  # the project's own module for it, or its name
     libraries: tuple[str, ...] = ()  # and others
     method: str = '__init__'  # a class needs it
     given: str = ''  # the argument that the code gives first, whatever its place
@@ -81,33 +81,37 @@ KINDS = {
     'data_loader': Kind('data loader', 'data_loader.data_loaders', (), '__iter__'),
 }
 OWN = Kind('class or function of the project')
+NOTHING = MappingProxyType({})
 
 
 def kind_of(section: str, module: ModuleType | None = None) -> Kind:
-    """The kind of a section: by its name (valid_data_loader is a data_loader), or its module."""
-    if section.endswith('data_loader'):
-        return KINDS['data_loader']
+    """The kind of a section: by its name (valid_data_loader is a data_loader), or its module.
+
+    module: where its names are looked up first, instead of the project's own module for it.
+    """
     where = getattr(module, '__name__', None)
     of_module = (kind for kind in KINDS.values() if where in (kind.module, *kind.libraries))
-    return KINDS.get(section) or next(of_module, OWN)
+    name = 'data_loader' if section.endswith('data_loader') else section
+    kind = KINDS.get(name) or next(of_module, OWN)
+    return kind._replace(module=module or kind.module)
 
 
 # Names
 
 
-def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
+def find(name: str, kind: Kind) -> Callable:
     """The class or function that `name` stands for; a ConfigError when it is not of the kind."""
     if not isinstance(name, str) or not name:
         raise ConfigError(f'expected the name of a {kind.noun}, got {show(name)}')
     inside, _, last = name.rpartition('.')
     if inside:  # examples.gan.model.Generator
-        module, kind = project_module(inside), kind._replace(libraries=())
-        if module is None:
+        kind = kind._replace(module=project_module(inside), libraries=())
+        if kind.module is None:
             raise ConfigError(
                 f'{show(name)} is not in this project, and a name with dots may only lead into its '
                 "own packages: put it there (the template's examples/ with its __init__.py)"
             )
-    for offer in offers(kind, module):
+    for offer in offers(kind):
         if last in offer:
             if inspect.isabstract(found := offer[last]):
                 missing = ', '.join(sorted(found.__abstractmethods__))
@@ -115,20 +119,20 @@ def find(name: str, kind: Kind, module: ModuleType | None = None) -> Callable:
             return found
     if name in MOVED:
         return find(MOVED[name], kind)
-    near = did_you_mean(last, names(kind, module))
+    near = did_you_mean(last, names(kind))
     if 'timm' in kind.libraries and not _is_installed('timm'):
         near += '; for names of timm: pip install -r requirements-timm.txt'
     raise ConfigError(f'no {kind.noun} is called {show(name)}{near}{kind.hint}')
 
 
-def names(kind: Kind, module: ModuleType | None = None) -> list[str]:
+def names(kind: Kind) -> list[str]:
     """Every name that may stand in a section of this kind."""
-    return [name for offer in offers(kind, module) for name in offer]
+    return [name for offer in offers(kind) for name in offer]
 
 
-def offers(kind: Kind, module: ModuleType | None) -> Iterator[dict[str, Callable]]:
+def offers(kind: Kind) -> Iterator[dict[str, Callable]]:
     """What may be named, by name: first what the project offers, then each library."""
-    module = module or project_module(kind.module)
+    module = project_module(kind.module) if isinstance(kind.module, str) else kind.module
     if module is not None:
         yield _public(module, lambda value: _may_be_named(value, kind, module))
     for library in kind.libraries:  # imported only when it is asked for
@@ -210,26 +214,14 @@ def _is_core(module: str) -> bool:
 # Reading what a section says
 
 
-class Given(NamedTuple):
-    """What the code gives to a class or function, beside what the config says."""
-
-    args: tuple = ()
-    keywords: Mapping[str, Any] = {}
-    is_all: bool = True  # whether it gives nothing more later
-
-
-NOTHING = Given()
-
-
 class Reader:
     """Reads {"type", "args"}: what is wrong with it, or the call that it describes.
 
-    module: where names are looked up first. n_steps: what "auto" stands for, infinite without an
-    end. problems: all that was wrong so far.
+    n_steps: what "auto" stands for, infinite without an end. problems: all that was wrong so far.
     """
 
-    def __init__(self, module: ModuleType | None, document: Document, n_steps: float | None = None):
-        self.module, self.document, self.n_steps = module, document, n_steps
+    def __init__(self, document: Document, n_steps: float | None = None):
+        self.document, self.n_steps = document, n_steps
         self.problems = []
         self.builds = False  # else objects inside args are only judged
 
@@ -244,27 +236,39 @@ class Reader:
         self.problems.append(Problem(path, text))
 
     def call(
-        self, entry: str | dict, kind: Kind, path: tuple, given: Given = NOTHING
+        self,
+        entry: str | dict,
+        kind: Kind,
+        path: tuple,
+        positional: tuple = (),
+        keywords: Mapping[str, Any] = NOTHING,
+        is_all: bool = True,
     ) -> functools.partial | None:
-        """The call of an entry, a name or {"type", "args"}; None when that is wrong."""
+        """The call of an entry, a name or {"type", "args"}; None when that is wrong.
+
+        positional, keywords: what the code gives beside it, and is_all whether nothing more later.
+        """
         entry, at = (entry, (*path, 'type')) if isinstance(entry, dict) else ({'type': entry}, path)
         args = entry.get('args') or {}
         try:
-            target = find(entry.get('type'), kind, self.module)
+            target = find(entry.get('type'), kind)
         except ConfigError as error:
             return self.problem(at, str(error))
         # In a group of the optimizer they stand beside the type.
         path = path if path[:2] == ('optimizer', 'groups') else (*path, 'args')
         if not isinstance(args, dict):
             return self.problem(path, f'expected an object {{...}}, got {show(args)}')
-        (positional, keywords, is_all), (named, is_open) = given, parameters(target)
-        label = entry['type']
+        label, (named, is_open) = entry['type'], parameters(target)
         is_function = kind.method == '__call__' and not inspect.isclass(target)
+        inner = kind.inside()
+        shared = positional if inner.given else ()  # schedulers inside one share its optimizer
         if positional and kind.given in [*named][1:]:  # ChainedScheduler takes the optimizer last
             keywords, positional = {kind.given: positional[0], **keywords}, positional[1:]
         n_given = len(positional) or 2 * is_function  # (output, target)
         from_code = {*[*named][:n_given], *keywords}
         open_names = [key for key in named if key not in from_code]
+        # A class that we do not know may read by itself what has a name unknown to us.
+        reads_some = kind.method == '__init__' and is_projects_own(target)
         values, misspelt = {}, set()  # one mistake is one line
         for key, value in args.items():
             here, parameter = (*path, key), named.get(key)
@@ -291,7 +295,7 @@ class Reader:
             elif isinstance(value, dict) and takes(parameter, *OBJECTS):
                 values[key] = value
             else:
-                values[key] = self.value(value, kind, here, is_projects_own(target), given.args)
+                values[key] = self.value(value, inner, here, reads_some, shared)
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
             is_needed = named[key].default is inspect.Parameter.empty
@@ -299,12 +303,10 @@ class Reader:
                 self.problem((*path, key), f'is missing: {label} needs it')
         return functools.partial(target, *positional, **values, **keywords)
 
-    def value(self, value: Any, kind: Kind, path: tuple, is_own: bool, args: tuple) -> Any:
-        """A value inside args with the objects in it built."""
-        inner = kind.inside()
-        if self.is_object(value, inner, is_own and kind.method == '__init__'):
-            # Schedulers inside one share its optimizer.
-            call = self.call(value, inner, path, Given(args if inner.given else ()))
+    def value(self, value: Any, kind: Kind, path: tuple, reads_some: bool, shared: tuple) -> Any:
+        """A value inside args with the objects in it built, to which the code gives `shared`."""
+        if self.is_object(value, kind, reads_some):
+            call = self.call(value, kind, path, shared)
             return make(call, path, self.document) if self.builds and not self.problems else None
         if isinstance(value, str):
             dtype = getattr(torch, value[6:], None) if value.startswith('torch.') else None
@@ -314,7 +316,7 @@ class Reader:
                 self.problem(path, str(error))
         if isinstance(value, (list, dict)):
             built = {
-                key: self.value(each, kind, (*path, key), is_own, args)
+                key: self.value(each, kind, (*path, key), reads_some, shared)
                 for key, each in entries(value)
             }
             return built if isinstance(value, dict) else list(built.values())
@@ -323,7 +325,7 @@ class Reader:
     def is_object(self, value: Any, kind: Kind, reads_some: bool) -> bool:
         """Whether a value inside args is to be built: {"type", "args"} or {"type"} of a known name.
 
-        reads_some: a class that we do not know may read by itself what has a name unknown to us.
+        reads_some: what has an unknown name is left as it is.
         """
         if not isinstance(value, dict) or not value.keys() <= {'type', 'args'}:
             return False
@@ -331,7 +333,7 @@ class Reader:
         if 'args' in value and not reads_some:
             return True
         try:
-            return find(name, kind, self.module) is not None
+            return find(name, kind) is not None
         except ConfigError:
             return False
 

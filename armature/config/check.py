@@ -10,7 +10,6 @@ from armature.config.build import (
     AUTO_LENGTHS,
     KINDS,
     OWN,
-    Given,
     Kind,
     Reader,
     kind_of,
@@ -45,9 +44,9 @@ def check(document: Document, builds: dict[str, ModuleType] | None = None) -> li
 def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
     config, is_strict, builds = document.values, builds is not None, builds or {}
     yield from judge_keys(config, table_of(builds), (), is_strict)
-    for path, entry, kind, module in _named(config, builds):
+    for path, entry, kind in _named(config, builds):
         if isinstance(entry if isinstance(entry, str) else lookup(entry, ('type',)), str):
-            yield from _entry(document, path, entry, kind, module)
+            yield from _entry(document, path, entry, kind)
     if 'metrics' in builds:
         yield from _monitor(config)
     if 'lr_scheduler' in builds:
@@ -122,26 +121,24 @@ def _dict(config: dict, *path: str) -> dict:
 # What the sections name
 
 
-def _named(config: dict, builds: dict) -> Iterator[tuple[tuple, Any, Kind, ModuleType | None]]:
-    """(path, entry, kind, module) of each name, or {"type", "args"}, of a thing to build."""
+def _named(config: dict, builds: dict) -> Iterator[tuple[tuple, Any, Kind]]:
+    """(path, entry, kind) of each name, or {"type", "args"}, of a thing to build."""
     for name, module in builds.items():
         section, kind = config.get(name), kind_of(name, module)
         if name == 'trainer':
-            yield (name, 'type'), _dict(config, name).get('type'), kind, module
+            yield (name, 'type'), _dict(config, name).get('type'), kind
             for index, entry in entries(_dict(config, name).get('trackers')):
-                yield (name, 'trackers', index), entry, KINDS['trackers'], None
+                yield (name, 'trackers', index), entry, KINDS['trackers']
         elif isinstance(section, list):
             for index, entry in enumerate(section):
-                yield (name, index), entry, kind, module
+                yield (name, index), entry, kind
         else:
-            yield (name,), section, kind, module
+            yield (name,), section, kind
 
 
-def _entry(
-    document: Document, path: tuple, entry: Any, kind: Kind, module: ModuleType | None
-) -> Iterator[Problem]:
-    reader, args = Reader(module, document, ANY_LENGTH), (None,) if kind.given else ()
-    call = reader.call(entry, kind, path, Given(args, is_all=path != ('trainer', 'type')))
+def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[Problem]:
+    reader, given = Reader(document, ANY_LENGTH), (None,) if kind.given else ()
+    call = reader.call(entry, kind, path, given, is_all=path != ('trainer', 'type'))
     groups = lookup(entry, ('groups',)) if call and path == ('optimizer',) else ()
     for index, group in entries(groups):
         here = (*path, 'groups', index)
@@ -150,7 +147,7 @@ def _entry(
             yield from judge_keys({key: group[key] for key in group if key in GROUP}, GROUP, here)
             own = group.get('type')  # without it, what is missing stands in the optimizer's args
             judged = {'type': own or entry['type'], 'args': options}
-            reader.call(judged, kind, here, Given(args, is_all=bool(own)))
+            reader.call(judged, kind, here, given, is_all=bool(own))
     yield from reader.problems
 
 

@@ -101,7 +101,7 @@ class Trackers:
         makers = {}
         for entry in self._entries:
             name = entry['type'] if isinstance(entry, dict) else entry
-            reader = build.Reader(None, Document({}))
+            reader = build.Reader(Document({}))
             makers[name] = reader.prepared(entry, build.KINDS['trackers'], ('trackers',))
         of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}
         self._folder.note(trackers=of_run)
