@@ -92,7 +92,7 @@ class BaseTrainer(ABC):
         self._monitor = Monitor(self.settings.monitor, self.settings.early_stop)
         self._stop = StopRequest(self.settings.max_minutes)
         self._saver = Saver(config.save_dir, self.settings, config.get('distributed'))
-        self._epoch = None  # what belongs to the one in progress
+        self._epoch = Epoch(optimizer, self.step)  # what belongs to the one in progress
         self._resume = Resume(self)
         if config.resume is not None:
             self._resume_checkpoint(config.resume)

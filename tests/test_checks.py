@@ -253,3 +253,30 @@ def test_device_may_be_text(experiment):
     trainer = experiment.trainer(trainer_class=OnText, epochs=1)
     trainer.train()
     assert trainer.device == torch.device('cpu')
+
+
+def test_labels_that_a_dataset_numbers_anew_are_those_that_it_gives(experiment):
+    class FromOne(NoisyPoints):
+        def __init__(self):
+            super().__init__()
+            self.targets = self.targets + 1
+
+        def __getitem__(self, index):
+            points, target = super().__getitem__(index)
+            return points, target - 1
+
+    trainer = experiment.trainer(loader=BaseDataLoader(FromOne(), 7, True, 12, 0), epochs=1)
+    trainer.train()
+    assert trainer.epochs_done == 1
+
+
+def test_labels_that_only_later_batches_have_are_named_in_the_first_step(experiment):
+    class Rare(NoisyPoints):
+        def __init__(self):
+            super().__init__()
+            self.targets[30] = 2
+
+    trainer = experiment.trainer(loader=BaseDataLoader(Rare(), 7, False, 0, 0), monitor='off')
+    with pytest.raises(DataError, match='the data has the label 2'):
+        trainer.train()
+    assert trainer.step == 1

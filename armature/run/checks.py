@@ -108,7 +108,7 @@ class LossCheck(TorchFunctionMode):
                 'the other: bring one to the shape of the other, as output.squeeze(-1) in the '
                 'model or target.squeeze(-1) in the dataset does'
             )
-        is_strict = 'delta' in given or 'pos_weight' in given or 'log_target' in given
+        is_strict = {'delta', 'pos_weight', 'log_target'} & given.keys()
         if is_strict and not target.is_floating_point():
             raise ConfigError(f'{about}: expected targets of {output.dtype}, as target.float()')
 
@@ -165,19 +165,15 @@ def _check_module_once(criterion, check):
 
 
 def _known_labels(trainer, target):
-    """All labels of the loader's data, where `target` begins as that of the batch in progress."""
-    loader, content = getattr(trainer, 'data_loader', None), None
-    if trainer._epoch is not None:
-        content = trainer._epoch.batch.content
-    if not hasattr(loader, 'sample_classes') or not isinstance(content, (tuple, list)):
-        return set()
-    labels = content[-1]
-    if not isinstance(labels, torch.Tensor) or target.dim() != 1:
-        return set()
-    if not torch.equal(labels[: len(target)].to(target.device), target):
+    """All labels of the loader's data, where `target` are those of the batch's first samples."""
+    loader, indices = getattr(trainer, 'data_loader', None), trainer._epoch.batch.indices
+    if indices is None or not hasattr(loader, 'sample_classes'):
         return set()
     classes = np.asarray(loader.sample_classes())
-    return set(classes.tolist()) if classes.dtype.kind in 'iu' else set()
+    if classes.dtype.kind not in 'iu':
+        return set()
+    theirs = classes[indices[: target.numel()].cpu().numpy()]  # they may be on a GPU
+    return set(classes.tolist()) if np.array_equal(theirs, target.cpu()) else set()
 
 
 # A batch of one sample
@@ -201,10 +197,11 @@ def _refuse_lone_samples(model, cause):
                 'trainer.microbatch_size'
             )
 
-    norms = [module for module in model.modules() if isinstance(module, dist.NORMS)]
-    handles = {}
-    for norm in norms:  # which DataParallel copies, with what is registered
-        handles[norm] = norm.register_forward_pre_hook(functools.partial(look, norm))
+    handles = {  # by the layers, which DataParallel copies, with what is registered
+        norm: norm.register_forward_pre_hook(functools.partial(look, norm))
+        for norm in model.modules()
+        if isinstance(norm, dist.NORMS)
+    }
 
 
 def _lone_sample(trainer):
@@ -227,7 +224,7 @@ def _lone_sample(trainer):
 
 def refuse_broken_losses(trainer: Any) -> None:
     """Raise NonFiniteError on the first loss since the last time that is not finite."""
-    broken = dist.gather(trainer._epoch and trainer._epoch.look_at_losses())
+    broken = dist.gather(trainer._epoch.look_at_losses())
     if any(broken) and trainer.settings.on_nan == 'stop':
         step, loss = min(filter(None, broken))
         position = trainer.position - 1 - (trainer.step - step)
@@ -275,7 +272,7 @@ def way_back(trainer: Any) -> str:
 def where(trainer: Any) -> str:
     """Where the training is, for what model, loss or data raise."""
     place = f'This was in epoch {trainer.epochs_done + 1}, after step {trainer.step}'
-    if trainer._epoch and trainer._epoch.step_is_open:
+    if trainer._epoch.step_is_open:
         samples = _samples(trainer, trainer.position)
         place = f'{place} had begun, with the samples {samples}'
     return place
