@@ -6,6 +6,7 @@ torch.load(weights_only=True) a harmless class under each of those names, and `a
 what comes out into plain data.
 """
 
+import itertools
 import logging
 import pickletools
 import re
@@ -98,8 +99,7 @@ def _asks_to_run(name):
 
 def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
     """For torch.serialization.safe_globals: a stand-in for each name that torch does not know."""
-    known = {name: name.replace('._core.', '.core.').replace('._local.', '.') for name in names}
-    return [(KNOWN.get(known[name]) or _stand_in(name), name) for name in names]
+    return [(_stand_in(name), name) for name in names]
 
 
 def _stand_in(name):
@@ -107,6 +107,9 @@ def _stand_in(name):
 
     They are ordered dicts because torch adds entries to nothing else.
     """
+    known = KNOWN.get(name.replace('._core.', '.core.').replace('._local.', '.'))
+    if known is not None:
+        return known
     is_refused = name.partition('.')[0] in LIBRARIES and not name.startswith(INERT)
 
     class StandIn:
@@ -185,7 +188,7 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
         raise ValueError(f'it holds an object of class {name} as a whole; save its state_dict()')
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         content = {'state_dict': content}
-    state, convert = {}, _Converter(n_bytes)
+    state, convert = {}, _converter(n_bytes)
     for key in content if 'format' in content else KEYS & content.keys():
         value = _config_of(content[key]) if key == 'config' else content[key]
         try:
@@ -199,24 +202,26 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     return state
 
 
-class _Converter:
-    """Makes the values in a file of `n_bytes` plain.
+def _converter(n_bytes):
+    """For `mapped`: makes the values in a file of `n_bytes` plain; a TypeError names what has no
+    plain form.
 
     It refuses few objects used so often that a copy would be huge, and tensors that the file
     cannot hold.
     """
+    counted, storages = itertools.count(1), {}
 
-    def __init__(self, n_bytes: int):
-        self.n_bytes, self.n_values, self.storages = n_bytes, 0, {}
-
-    def __call__(self, value: Any, where: str) -> Any:
-        """`value`, or what stands for it; a TypeError names what has no plain form."""
-        self.n_values += 1
-        if self.n_values > MAX_VALUES:
+    def convert(value, _):
+        if next(counted) > MAX_VALUES:
             raise ValueError('it holds too many values')
         kind, name = type(value), getattr(value, '__dict__', {}).get(STANDS_FOR)
         if isinstance(value, torch.Tensor):
-            self._check_extent(value)
+            for part in [value._indices(), value._values()] if value.is_sparse else [value]:
+                storage = part.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+                if max(part.nbytes, sum(storages.values())) > n_bytes:
+                    shape = list(value.shape)
+                    raise ValueError(f'it describes a tensor {shape} that it does not hold')
             return value.detach()
         if kind is NumpyArray:
             return value.tensor
@@ -224,12 +229,7 @@ class _Converter:
             return value
         raise TypeError(name or getattr(value, '__name__', kind.__name__))
 
-    def _check_extent(self, tensor):
-        for part in [tensor._indices(), tensor._values()] if tensor.is_sparse else [tensor]:
-            storage = part.untyped_storage()
-            self.storages[storage.data_ptr()] = storage.nbytes()
-            if max(part.nbytes, sum(self.storages.values())) > self.n_bytes:
-                raise ValueError(f'it describes a tensor {[*tensor.shape]} that it does not hold')
+    return convert
 
 
 def _config_of(value):

@@ -25,7 +25,7 @@ def split(state: dict) -> tuple[dict, dict]:
     return {**head, 'shards': {'shapes': shapes}}, part
 
 
-def joined(head: dict, parts: list[dict], model: torch.nn.Module | None = None) -> dict:
+def joined(head: dict, parts: list[dict], model: torch.nn.Module | None) -> dict:
     """The state that `split` has taken apart.
 
     Its tensors are whole and on the CPU; in rows, one after the other, where `model` has its

@@ -66,13 +66,14 @@ def merged(weights: dict) -> dict:
 
 def load_weights(model: nn.Module, weights: dict, source: object) -> None:
     """Load all of `weights`; a CheckpointError lists what does not fit."""
-    mine = bare(model).state_dict()
+    model = bare(model)
+    mine = model.state_dict()
     if report := misfits(mine, weights):
         raise CheckpointError(
-            f'{source} does not fit {type(bare(model)).__name__}: {report}. '
+            f'{source} does not fit {type(model).__name__}: {report}. '
             'Was it made with another "arch" or "trainer.lora"?'
         )
-    bare(model).load_state_dict(
+    model.load_state_dict(
         {name: dist.sharded_like(value, mine[name]) for name, value in weights.items()}
     )
 
@@ -123,5 +124,8 @@ def load_tested(model: nn.Module, criterion: object, state: dict, source: object
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
     """The names like `pattern`: `*` is any text, `|` separates alternatives."""
-    patterns = [each.strip() for each in pattern.split('|')]
-    return [name for name in names if any(fnmatchcase(name, each) for each in patterns)]
+    return [
+        name
+        for name in names
+        if any(fnmatchcase(name, each.strip()) for each in pattern.split('|'))
+    ]
