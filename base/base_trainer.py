@@ -125,7 +125,7 @@ class BaseTrainer(ABC):
                 self._train_epochs()
         except Stopped:
             # A trainer with files of its own kind, or a full disk: what was saved before is left.
-            is_saved = self._saver.saved == (self.epochs_done, self.step)
+            is_saved = self._saver.saved == [self.epochs_done, self.step]
             self.console.end(
                 f'Stopped by {self._stop.reason} in epoch {self.epochs_done + 1}, after '
                 f'{self.step} steps.'
@@ -340,7 +340,7 @@ class BaseTrainer(ABC):
         A trainer that reads files of its own kind writes all of them itself.
         """
         reads_its_own = type(self)._resume_checkpoint is not BaseTrainer._resume_checkpoint
-        if self._saver.saved != (self.epochs_done, self.step) and not reads_its_own:
+        if self._saver.saved != [self.epochs_done, self.step] and not reads_its_own:
             self._write([LAST])
 
     def _write(self, names):

@@ -269,7 +269,7 @@ def test_a_file_that_somebody_reads_is_replaced_when_it_is_let_go(tmp_path, monk
     folder_module.write_json({'a': 1}, tmp_path / 'a.json')
     assert len(refused) == 3 and json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
     refused.clear()
-    monkeypatch.setattr(files, 'REPLACE_S', -1)
+    monkeypatch.setattr(files, 'REPLACE_TRIES', 0)
     with pytest.raises(PermissionError):
         folder_module.write_json({'a': 2}, tmp_path / 'a.json')
     assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}

@@ -10,7 +10,6 @@ import io
 import itertools
 import logging
 import math
-import mmap
 import os
 import pickle
 import secrets
@@ -20,9 +19,11 @@ import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from armature.checkpoint import old, packed, sharded
@@ -51,7 +52,7 @@ END_RECORD_BYTES = 22  # its size without a comment
 FOLDER = 0x10  # the attribute of a record that is a folder under DOS
 MAX_PARTS = 2**16
 MAX_PICKLE_BYTES = 32 * 2**20  # an empty list is one byte in a pickle and a hundred in memory
-REPLACE_S = 1.0  # how long a file may be open elsewhere before replacing it counts as failed
+REPLACE_TRIES = 20  # of replacing a file that is open elsewhere, in a second
 logger = logging.getLogger(__name__)
 
 
@@ -103,8 +104,12 @@ def add_digest(buffer: io.BytesIO) -> None:
     buffer.seek(-2, io.SEEK_END)
     buffer.write(DIGEST_BYTES.to_bytes(2, 'little'))  # the length of the comment
     with buffer.getbuffer() as body:
-        digest = hashlib.sha256(body).hexdigest()
-    buffer.write(DIGEST_PREFIX + digest.encode())
+        digest = _digest(body)
+    buffer.write(digest)
+
+
+def _digest(content):
+    return DIGEST_PREFIX + hashlib.sha256(content).hexdigest().encode()
 
 
 def _write_all(paths, content):
@@ -134,14 +139,12 @@ def _write_all(paths, content):
 
 def replace(source: Path, target: Path) -> None:
     """os.replace, which Windows refuses while somebody reads `target`: tried for a second."""
-    give_up = time.monotonic() + REPLACE_S
-    while True:
+    for _ in range(REPLACE_TRIES):
         try:
             return os.replace(source, target)
         except PermissionError:
-            if time.monotonic() > give_up:
-                raise
             time.sleep(0.05)
+    return os.replace(source, target)
 
 
 def sync_folder(folder: Path) -> None:
@@ -258,19 +261,14 @@ def is_whole(path: Path) -> bool | None:
     """
     if not path.stat().st_size:
         return False  # there is nothing to map
-    with (
-        path.open('rb') as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as whole,
-    ):
-        end = content[-DIGEST_BYTES:]
-        if end.startswith(DIGEST_PREFIX):
-            digest = hashlib.sha256(whole[:-DIGEST_BYTES]).hexdigest()
-            return end[len(DIGEST_PREFIX) :] == digest.encode()
-        if _sidecar(path).is_file():
-            return _sidecar(path).read_bytes()[:64] == hashlib.sha256(whole).hexdigest().encode()
-        ends_plainly = end[-END_RECORD_BYTES:].startswith(END_RECORD) and end.endswith(b'\0\0')
-        return None if ends_plainly or content[:4] != ZIP else False
+    content = np.memmap(path, mode='r')
+    end = content[-DIGEST_BYTES:].tobytes()
+    if end.startswith(DIGEST_PREFIX):
+        return end == _digest(content[:-DIGEST_BYTES])
+    if _sidecar(path).is_file():
+        return DIGEST_PREFIX + _sidecar(path).read_bytes()[:64] == _digest(content)
+    ends_plainly = end[-END_RECORD_BYTES:].startswith(END_RECORD) and end.endswith(b'\0\0')
+    return None if ends_plainly or content[:4].tobytes() != ZIP else False
 
 
 def _read(path, is_verified=False, is_lazy=False):
@@ -291,11 +289,10 @@ def _read(path, is_verified=False, is_lazy=False):
         file.seek(0)
         is_lazy = is_lazy and is_zip
         with (
-            warnings.catch_warnings(),
+            warnings.catch_warnings(action='ignore'),  # about torch's own ways of reading
             torch.sparse.check_sparse_tensor_invariants(),
             torch.serialization.safe_globals(old.stand_ins(names)),
         ):
-            warnings.filterwarnings('ignore')  # about torch's own ways of reading
             content = torch.load(
                 path if is_lazy else file, map_location='cpu', weights_only=True, mmap=is_lazy
             )
@@ -370,10 +367,9 @@ class Saver:
         self.folder, self.settings = folder, settings
         # Each process writes its part.
         self.is_sharded = dist.is_joined() and (sharing or {}).get('checkpoint') == 'sharded'
-        self.saved = None  # (epochs, steps) of the newest
+        self.saved = None  # the moment of the newest
         self.line = {'best': None, 'parent': None}  # (epochs, steps), file that it went on from
-        self._has_parts = None  # whether the folder has some of sharded checkpoints, once looked at
-        self._best_elsewhere = None  # the folder that it came from, [epochs, steps] of its best
+        self._best_elsewhere = None  # the moment of that of another folder, which it came from
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
@@ -386,16 +382,16 @@ class Saver:
         line = state.get('run') or {}
         if path.resolve().parent == self.folder.resolve():
             self.line |= line
-            return
-        self.line['parent'] = str(path)
-        if line.get('best'):
-            self._best_elsewhere = path.resolve().parent, line['best']
+        else:
+            self.line['parent'] = str(path)
+            self._best_elsewhere = line.get('best')
 
     def bring_best(self) -> None:
         """Bring the best of a line that goes on in a new folder there, in one process."""
-        if self._best_elsewhere is None:
+        best = self._best_elsewhere
+        if best is None:
             return
-        folder, best = self._best_elsewhere
+        folder = Path(self.line['parent']).resolve().parent
         for path in (folder / BEST, folder / f'checkpoint-epoch{best[0]}.pth'):
             with suppress(CheckpointError, OSError):
                 head = load_head(path, with_parts=True)
@@ -428,7 +424,7 @@ class Saver:
                 raise
             logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
             return False
-        self.saved, self.line = (state['epoch'], state['step']), line
+        self.saved, self.line = moment(state), line
         self._saved_at = time.monotonic()
         return True
 
@@ -458,10 +454,13 @@ class Saver:
         save(state, *paths)
         if self.settings.keep_last is not None:
             prune(self.folder, self.settings.keep_last)
-        if self._has_parts is None:  # not each time: the folder may hold thousands of files
-            self._has_parts = self.is_sharded or any(self.folder.glob('shards-*'))
         if self._has_parts:
             _remove_unused_parts(self.folder)
+
+    @cached_property
+    def _has_parts(self):
+        """Whether the folder has parts of sharded checkpoints: it may hold thousands of files."""
+        return self.is_sharded or any(self.folder.glob('shards-*'))
 
 
 def moment(head: dict) -> list[int]:
@@ -472,7 +471,7 @@ def moment(head: dict) -> list[int]:
 def prune(folder: Path, keep: int) -> None:
     """Remove all numbered checkpoints but the newest `keep`, once one of those is verified."""
     found = numbered(folder)
-    if len(found) > keep and _first_whole(found[:keep])[0]:
+    if len(found) > keep and any(_whole(found[:keep])):
         for path in found[keep:]:
             with suppress(OSError):  # somebody reads it, on Windows: the next save tries again
                 path.unlink()
@@ -520,7 +519,8 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
 
 
 def _found_in(folder, best_first):
-    if path := newest_valid(folder, best_first):
+    path, _ = newest(folder, best_first)
+    if path is not None:
         return path
     if (folder / packed.FILE).is_file():
         return folder / packed.FILE
@@ -529,24 +529,30 @@ def _found_in(folder, best_first):
     raise CheckpointError(f'{folder} holds no checkpoint: {hint}')
 
 
-def newest_valid(folder: Path, best_first: bool = False) -> Path | None:
-    """The newest checkpoint of a run folder that is whole, or its best; None when it holds none.
-
-    A CheckpointError when all are damaged.
-    """
-    return newest(folder, best_first)[0]
+def newest_valid(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder that is whole; see `newest`."""
+    return newest(folder)[0]
 
 
 def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
-    """As `newest_valid`, with the head of that checkpoint; of none, with an empty one."""
-    order = _newest_first(folder, best_first)
-    path, head, problems = _first_whole(order)
-    damaged = ' and '.join(str(each) for each in order[: len(problems)])
-    if damaged and path is None:
-        raise CheckpointError(f'every checkpoint is damaged: {damaged}.\n{problems[-1]}')
+    """The newest checkpoint of a run folder that is whole, or its best, and its head.
+
+    (None, {}) when the folder holds none; a CheckpointError when all are damaged.
+    """
+    damaged = []
+    for path in _newest_first(folder, best_first):
+        try:
+            head = load_head(path, with_parts=True)
+        except CheckpointError as error:
+            damaged.append(str(path))
+            problem = error
+            continue
+        if damaged:
+            logger.warning(f'{" and ".join(damaged)} is damaged: falling back on {path}')
+        return path, head
     if damaged:
-        logger.warning(f'{damaged} is damaged: falling back on {path}')
-    return path, head
+        raise CheckpointError(f'every checkpoint is damaged: {" and ".join(damaged)}.\n{problem}')
+    return None, {}
 
 
 def is_behind(path: Path) -> bool:
@@ -556,19 +562,14 @@ def is_behind(path: Path) -> bool:
         here = moment(load_head(path))
     except CheckpointError:
         return False  # whoever reads it will hear of it
-    heads = [_first_whole(paths)[1] for paths in (before, [path.with_name(BEST)])]
-    return any(head and moment(head) > here for head in heads)
+    return any(moment(head) > here for head in _whole([*before, path.with_name(BEST)]))
 
 
-def _first_whole(paths):
-    """(the first of these checkpoints that is whole, its head, the errors of those before it)."""
-    problems = []
+def _whole(paths):
+    """The heads of those checkpoints that are whole."""
     for path in paths:
-        try:
-            return path, load_head(path, with_parts=True), problems
-        except CheckpointError as error:
-            problems.append(error)
-    return None, {}, problems
+        with suppress(CheckpointError):
+            yield load_head(path, with_parts=True)
 
 
 def _newest_first(folder, best_first=False):

@@ -53,14 +53,13 @@ class Console:
         steps = f' of {trainer.len_epoch} steps' if hasattr(trainer, 'len_epoch') else ''
         rates = dict.fromkeys(f'{rate:.4g}' for rate in rates_of(trainer.optimizer).values())
         self._say(f'{trainer.epochs} epochs{steps}, lr {", ".join(rates) or "unknown"}')
-        if trainer.mnt_mode == 'off':
-            self._say('Nothing is monitored (trainer.monitor)')
-        else:
+        monitored = 'Nothing is monitored (trainer.monitor)'
+        if trainer.mnt_mode != 'off':
             best = {'min': 'lowest', 'max': 'highest'}[trainer.mnt_mode]
-            patience = ''
+            monitored = f'Best: {best} {trainer.mnt_metric}'
             if math.isfinite(trainer.early_stop):
-                patience = f', stops after {trainer.early_stop:g} epochs without a better one'
-            self._say(f'Best: {best} {trainer.mnt_metric}{patience}')
+                monitored += f', stops after {trainer.early_stop:g} epochs without a better one'
+        self._say(monitored)
         average = getattr(getattr(trainer, 'stepper', None), 'average', None)
         if average is not None:
             self._say(f'Validated and tested: {average}')
