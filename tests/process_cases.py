@@ -548,7 +548,7 @@ def count_bytes(folder):
                 for name, value in state.items()
                 if name != 'step'
             ],
-            average._mine,
+            average._mine.values(),
         ]
         found[strategy] = [
             sum(dist.part(tensor).nbytes for tensor in tensors) / n_parameters for tensors in kinds

@@ -53,10 +53,11 @@ class Average:
                 'constructor'
             )
         trained = [*self.model.parameters(), *dist.statistics_of(self.model)]
-        self._live = [each for each in trained if _has_mean(dist.part(each.detach()))]
-        self._mine = [each.detach().clone() for each in self._live]
-        both = self._mine, self._live
-        with torch.no_grad():  # the parameters themselves: somebody may exchange their data
+        with torch.no_grad():
+            # {tensor of the model: its average}. The parameters themselves, and not what they
+            # hold: somebody may exchange their data.
+            self._mine = {each: each.detach().clone() for each in trained if _has_mean(each)}
+            both = self._mine.values(), self._mine
             self._parts = [[dist.part(each) for each in tensors] for tensors in both]
 
     @torch.no_grad()
@@ -91,7 +92,7 @@ class Average:
     @torch.no_grad()
     def _exchange(self):
         dist.reshard(self.model)
-        for mine, live in zip(self._mine, self._live):
+        for live, mine in self._mine.items():
             kept = live.clone()
             live.copy_(mine)
             mine.copy_(kept)
@@ -105,8 +106,7 @@ class Average:
         if not self.is_swa or not self.n_averaged:
             return
         # What else each training batch changes is put back.
-        averaged = set(map(id, self._live))
-        others = [each for each in self.model.buffers() if id(each) not in averaged]
+        others = [each for each in self.model.buffers() if each not in self._mine]
         with self.in_model(), torch.no_grad():
             kept = [buffer.clone() for buffer in others]
             try:
@@ -120,9 +120,11 @@ class Average:
         """The state dict of the averaged weights; None while there are none."""
         if not self.n_averaged:
             return None
-        mine = {id(live): mine for live, mine in zip(self._live, self._mine)}
         state = self.model.state_dict(keep_vars=True)
-        return {name: mine.get(id(value), value) for name, value in state.items()}
+        return {
+            name: self._mine.get(value, value) if torch.is_tensor(value) else value
+            for name, value in state.items()
+        }
 
     def __str__(self) -> str:
         if self.is_swa:
@@ -146,9 +148,9 @@ class Average:
                 load_weights(self.model, state['model'], 'the average of the weights')
 
 
-def _has_mean(values):
-    is_continuous = values.is_floating_point() or values.is_complex()
-    return is_continuous and bool(values.isfinite().all())
+def _has_mean(tensor):
+    is_continuous = tensor.is_floating_point() or tensor.is_complex()
+    return is_continuous and bool(dist.part(tensor).isfinite().all())
 
 
 def average_of(model: nn.Module, settings: SimpleNamespace, len_epoch: int) -> Average | None:
