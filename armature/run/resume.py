@@ -525,7 +525,7 @@ class Resume:
                 f'{name}: the trainer steps it by values of its own, so it cannot be replayed with '
                 f'other settings. Keep those of the checkpoint, {OR_NEW_RUN}'
             )
-        replay(scheduler, [None] * (saved['last_epoch'] - scheduler.last_epoch))
+        replay(scheduler, [()] * (saved['last_epoch'] - scheduler.last_epoch))
 
     def _refuse_another_pace(self, schedule, n_steps):
         """Steps of another size, or more of them an epoch, are no place in a schedule of steps."""

@@ -38,12 +38,12 @@ class Schedule:
         self.warmup_steps = warmup_steps if scheduler is not None else 0
         self.n_steps = self.n_epochs = 0  # so far
         self.values = []  # that a ReduceLROnPlateau has followed
-        self.rates_as_built = self._planned = self._rates()
+        self.rates_as_built = self._rates()
         self._scale()
 
     def step(self) -> None:
         """To be called after each optimizer step."""
-        self._unscale()
+        self._put(self._planned)
         if self.each_step:
             self.scheduler.step()
         self.n_steps += 1
@@ -51,7 +51,7 @@ class Schedule:
 
     def end_epoch(self, log: dict[str, Any]) -> None:
         """To be called with the epoch's averages when it has been validated."""
-        self._unscale()
+        self._put(self._planned)
         if self.metric in log:  # a missing one is named by the monitor
             # All processes step by the same number.
             self.values.append(dist.on_main(float, log[self.metric]))
@@ -70,25 +70,18 @@ class Schedule:
         """
         self.n_steps, self.n_epochs, self.values = n_steps, n_epochs, list(values)
         if self.on_plateau:
-            replay(self.scheduler, [value for value in values if not math.isnan(value)])
+            replay(self.scheduler, [(value,) for value in values if not math.isnan(value)])
         else:
-            replay(self.scheduler, [None] * (n_steps if self.each_step else n_epochs))
+            replay(self.scheduler, [()] * (n_steps if self.each_step else n_epochs))
         self._scale()
 
     # During the warm-up the scheduler finds the learning rates as it left them.
 
-    @property
-    def _is_warming(self):
-        return self.n_steps < self.warmup_steps
-
     def _scale(self):
-        if self._is_warming:
+        self._planned = []  # the rates that the scheduler has set, where a warm-up scales them
+        if self.n_steps < self.warmup_steps:
             self._planned, share = self._rates(), (self.n_steps + 1) / self.warmup_steps
             self._put([rate * share for rate in self._planned])
-
-    def _unscale(self):
-        if self._is_warming:
-            self._put(self._planned)
 
     def _rates(self):
         if self.scheduler is None:
@@ -97,8 +90,9 @@ class Schedule:
         return [copy.deepcopy(group['lr']) for group in self.scheduler.optimizer.param_groups]
 
     def _put(self, rates):
-        for group, rate in zip(self.scheduler.optimizer.param_groups, rates):
-            group['lr'] = rate
+        if rates:
+            for group, rate in zip(self.scheduler.optimizer.param_groups, rates):
+                group['lr'] = rate
 
     def as_built(self) -> dict:
         """The settings that decide the learning rates, beside the scheduler's own."""
@@ -114,7 +108,7 @@ class Schedule:
             'n_steps': self.n_steps,
             'n_epochs': self.n_epochs,
             'values': self.values,
-            'planned': self._planned if self._is_warming else self._rates(),
+            'planned': self._planned or self._rates(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -126,11 +120,11 @@ class Schedule:
             self._scale()
 
 
-def replay(scheduler: LRScheduler, values: list[float | None]) -> None:
-    """Step a scheduler that is as built, once for each value (None for those that take none)."""
+def replay(scheduler: LRScheduler, arguments: list[tuple]) -> None:
+    """Step a scheduler that is as built, once with each of `arguments` (most take none)."""
     with warnings.catch_warnings():
         # torch misses the optimizer's steps, which another process took; SequentialLR of torch
         # itself uses an argument that torch warns of.
         warnings.simplefilter('ignore')
-        for value in values:
-            scheduler.step(*([] if value is None else [value]))
+        for each in arguments:
+            scheduler.step(*each)
