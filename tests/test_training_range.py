@@ -582,10 +582,10 @@ class OwnLoss(nn.CrossEntropyLoss):
 def test_targets_are_counted_as_torch_weighs_them():
     target = torch.tensor([[0, 2, 2], [1, 1, 255]], dtype=torch.uint8)
     reduction = Reduction(nn.NLLLoss(WEIGHTS, ignore_index=255))
-    assert reduction.count(target).item() == reduction.count_in((None, target)).item() == 10
-    assert Reduction(nn.NLLLoss()).count_in([target]) == 2
+    assert reduction.count(target, 2).item() == reduction.count_in((None, target), 2).item() == 10
+    assert Reduction(nn.NLLLoss()).count_in([target], 2) == 2
     with pytest.raises(ConfigError, match=r'not \(data, target\)'):
-        reduction.count_in({'target': target})
+        reduction.count_in({'target': target}, 2)
 
 
 def focal_loss(output, target, weight):

@@ -94,7 +94,7 @@ class MetricTracker:
             return
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         self.n_samples += n_samples
-        n_counted = n_samples if self._reduction.by_samples else self._reduction.count(target)
+        n_counted = self._reduction.count(target, n_samples)
         loss, parts = total_and_terms(loss)
         self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
         for name, value in (parts or getattr(self._loss, 'terms', {})).items():

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from armature.batch import length
 from armature.errors import ConfigError
 
 IGNORED = -100  # the target that torch leaves out where no ignore_index is given
@@ -110,24 +109,24 @@ class Reduction:
                 'leave the weights or the parts out'
             )
 
-    def count(self, target: Any) -> Any:
-        """What the mean over a target divides by; a 0-dim tensor where that depends on classes."""
+    def count(self, target: Any, n_samples: int) -> Any:
+        """What the mean over the target of so many samples divides by; a 0-dim tensor where that
+        depends on classes.
+        """
         if self.by_samples or not isinstance(target, torch.Tensor) or target.is_floating_point():
-            return length(target)  # of floats, each class has a probability
+            return n_samples  # of floats, each class has a probability
         is_counted = target != self.ignored
         if self.weights is None:
             return is_counted.sum()
         classes = target.where(is_counted, 0).long()
         return self._weights_on(target.device)[classes].mul(is_counted).sum()
 
-    def count_in(self, content: Any, n_samples: int = 0) -> Any:
+    def count_in(self, content: Any, n_samples: int) -> Any:
         """What the mean over a batch (data, target) of so many samples divides by."""
-        if self.by_samples:
-            return n_samples
         if isinstance(content, (list, tuple)) and len(content) == 2:
-            return self.count(content[1])
-        if self.weights is None and self.ignored == IGNORED:
-            return length(content)
+            return self.count(content[1], n_samples)
+        if self.by_samples or (self.weights is None and self.ignored == IGNORED):
+            return n_samples
         raise ConfigError(
             'loss: it weights classes or leaves some out, and in a batch that is not (data, '
             'target) nobody can tell which. Give it "reduction": "sum", or leave out what takes a '
