@@ -43,12 +43,12 @@ def put_on(model: nn.Module, settings: SimpleNamespace) -> None:
     The outputs stay the same until those have trained. The state dict keeps the model's own names.
     """
     match, rank = settings.match, settings.rank
-    alpha = rank if settings.alpha is None else settings.alpha
+    alpha = settings.alpha or rank
     named = dict(model.named_parameters(remove_duplicate=False))
-    n_uses = Counter(map(id, named.values()))
+    n_uses = Counter(named.values())
     weights = {
         name: named[name]
-        for name in names_like(match, named, 'trainer.lora.match')
+        for name in names_like([match], named, 'trainer.lora.match')
         if not is_lazy(named[name]) and named[name].dim() > 1 and named[name].is_floating_point()
     }
     if not weights:
@@ -59,7 +59,7 @@ def put_on(model: nn.Module, settings: SimpleNamespace) -> None:
     for name, weight in weights.items():
         place, _, own = name.rpartition('.')
         module = model.get_submodule(place)
-        if n_uses[id(weight)] > 1 or isinstance(module, OTHERWISE):
+        if n_uses[weight] > 1 or isinstance(module, OTHERWISE):
             raise ConfigError(
                 f'trainer.lora.match: {name} cannot be adapted, since {type(module).__name__} uses '
                 'it in a way of its own, or another layer shares it. Leave it out of the pattern'

@@ -67,11 +67,8 @@ def optimizer_of(section: Any, make: Callable, args: tuple, kwargs: dict) -> Opt
     groups = given if isinstance(given, list) else []
     typed = [each for each in groups if isinstance(each, TypedGroup)]
     rest = [each for each in groups if not isinstance(each, TypedGroup)]
-    if (
-        lookup(section, ('groups',))
-        and not typed
-        and not any(isinstance(each, dict) for each in rest)
-    ):
+    has_groups = typed or any(isinstance(each, dict) for each in rest)
+    if lookup(section, ('groups',)) and not has_groups:
         raise ConfigError(
             'optimizer.groups: this script gives its optimizer no groups: let it give '
             'parameter_groups(config, model, criterion) of armature/step/parameters.py'

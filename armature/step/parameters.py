@@ -23,14 +23,17 @@ from armature.errors import CheckpointError, ConfigError
 from armature.processes.dist import NORMS
 
 
-def names_like(pattern: str, names: Iterable[str], key: str) -> list[str]:
-    """The names that a pattern of the config matches; a ConfigError when there are none."""
-    matched = matching(names, pattern)
-    if not matched:
-        raise ConfigError(
-            f'{key}: nothing is named like {pattern!r}; there are {shortened(names) or "none"}'
-        )
-    return matched
+def names_like(patterns: Iterable[str], names: Iterable[str], key: str) -> list[str]:
+    """The names that patterns of the config match; a ConfigError when one matches none."""
+    found = []
+    for pattern in patterns:
+        matched = matching(names, pattern)
+        if not matched:
+            raise ConfigError(
+                f'{key}: nothing is named like {pattern!r}; there are {shortened(names) or "none"}'
+            )
+        found += matched
+    return found
 
 
 class TypedGroup(NamedTuple):
@@ -66,13 +69,13 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
     groups = section.get('groups') or []
 
     # Of each parameter: the index of the group with a type that it is in, and its settings
-    settings = {name: (None, {}) for name in named}
+    settings = dict.fromkeys(named, (None, {}))
     for index, group in enumerate(groups):
         own = {key: value for key, value in group.items() if key not in GROUP}
         ndim, key = group.get('ndim'), f'optimizer.groups.{index}.match'
         fitting = [name for name, each in named.items() if ndim in (None, each.ndim)]
         key += '' if ndim is None else f' (ndim {ndim})'
-        for name in names_like(group['match'], fitting, key):
+        for name in names_like([group['match']], fitting, key):
             typed, before = settings[name]
             settings[name] = (index, own) if group.get('type') else (typed, before | own)
     # Parameters of the same settings are one group.
@@ -113,15 +116,14 @@ class Frozen:
         self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None
     ):
         self.until = math.inf if until is None else until
-        named, names = named_parameters(model, with_lora=False), set()
-        for pattern in patterns or []:
-            names.update(names_like(pattern, named, 'trainer.freeze'))
-        self.parameters = [named[name] for name in names if named[name].requires_grad]
+        named = named_parameters(model, with_lora=False)
+        matched = {named[name] for name in names_like(patterns or [], named, 'trainer.freeze')}
+        self.parameters = [each for each in matched if each.requires_grad]
         self._norms = [
             module
-            for name, module in bare(model).named_modules()
+            for module in bare(model).modules()
             if isinstance(module, NORMS)
-            and any(f'{name}.{own}' in names for own, _ in module.named_parameters(recurse=False))
+            and not matched.isdisjoint(module.parameters(recurse=False))
         ]
 
     def apply(self, epoch: int) -> None:
@@ -150,9 +152,8 @@ def init_weights(model: nn.Module, source: str | dict, logger: logging.Logger) -
     """
     source = {'file': source} if isinstance(source, str) else source
     weights = tested_weights(checkpoint.load(Path(expanded(source['file']))))
-    mine, ignored = bare(model).state_dict(), set()
-    for pattern in source.get('ignore') or []:
-        ignored.update(names_like(pattern, mine | weights, 'init_from.ignore'))
+    mine = bare(model).state_dict()
+    ignored = set(names_like(source.get('ignore') or [], mine | weights, 'init_from.ignore'))
     wanted = {name: value for name, value in mine.items() if name not in ignored}
     taken = {name: value for name, value in weights.items() if name not in ignored}
     if report := misfits(wanted, taken):
