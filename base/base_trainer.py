@@ -259,7 +259,7 @@ class BaseTrainer(ABC):
             self._stop.reason = f'trainer.max_steps ({settings.max_steps})'
         # What any of the processes has requested is done in all of them.
         requests = self._stop.requested(), self._saver.is_due(), epoch.broken is not None
-        stop, save, is_broken = epoch.agreement.after_step(*requests) or (0, 0, 0)
+        stop, save, is_broken = epoch.agreement.after_step(*requests)
         if is_broken:
             checks.refuse_broken_losses(self)
         if save:
@@ -278,7 +278,7 @@ class BaseTrainer(ABC):
         agreement = dist.Agreement()
         for content in one_pass(loader, self._pair_of, self.device, *trackers):
             yield content
-            (stop,) = agreement.after_step(self._stop.requested()) or (0,)
+            (stop,) = agreement.after_step(self._stop.requested())
             self._stop.grant(stop)
 
     @property

@@ -120,7 +120,7 @@ if __name__ == '__main__':
     parser.add_argument('--rounds', type=int, default=24)
     rounds = parser.parse_args().rounds
     if dist.is_started():
-        with joined(on_cpu=True):
+        with joined(n_gpu=0):
             measure(rounds)
     else:
         measure(rounds)

@@ -336,7 +336,7 @@ from armature.processes.launch import joined
 from points.parts import Points
 
 if __name__ == '__main__':
-    with joined(timeout_s=60, on_cpu=True):
+    with joined(timeout_s=60, n_gpu=0):
         for number in range(int(sys.argv[1])):
             n_batches = len(list(Points(num_workers=2)))  # while the processes talk
             assert dist.gather(n_batches) == [5, 5]

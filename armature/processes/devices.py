@@ -46,11 +46,11 @@ def select_devices(request: str) -> None:
     # Other CUDA devices are hidden, as the old template does: code of one's own says 'cuda:0'. But
     # where processes are still to be started, these choose.
     if chosen[0].type in ('cpu', 'cuda') and (dist.is_started() or len(chosen) == 1):
-        given = filter(None, os.environ.get('CUDA_VISIBLE_DEVICES', '').split(','))
-        visible = list(given) or list(there)  # which begin with '0', '1'
+        given = os.environ.get('CUDA_VISIBLE_DEVICES')
+        visible = given.split(',') if given else list(there)  # which begin with '0', '1'
         mine = [] if on_cpu else [visible[gpu.index] for gpu in chosen]
         os.environ['CUDA_VISIBLE_DEVICES'] = ','.join(mine)
-        chosen = [torch.device('cuda', place) for place, _ in enumerate(mine)] or chosen
+        chosen = [torch.device('cuda', place) for place in range(len(mine))] or chosen
     _requested[:] = chosen
 
 
@@ -59,21 +59,16 @@ def n_processes_wanted(n_gpu: int) -> int:
     return len(_requested) or max(1, min(n_gpu, torch.accelerator.device_count()))
 
 
-def is_on_cpu(n_gpu: int) -> bool:
-    """Whether `-d`, or else n_gpu = 0, asks for the CPU."""
-    return CPU in _requested if _requested else n_gpu == 0
-
-
 def prepare_device(n_gpu_use: int) -> tuple[torch.device, list[int]]:
     """The device to train on, and the indices for DataParallel when several are asked for.
 
     A GPU where there is one; `-d` and n_gpu_use = 0 (the CPU) decide otherwise. Where several
     processes train, each has one.
     """
-    gpus = [] if is_on_cpu(n_gpu_use) else _gpus()
+    on_cpu = CPU in _requested if _requested else n_gpu_use == 0
+    gpus, n_wanted = [] if on_cpu else _gpus(), len(_requested) or n_gpu_use
     if dist.is_started():  # gloo, and nothing else, connects Macs, and knows no tensors of MPS
-        gpus = [gpu for gpu in gpus if gpu.type != 'mps']
-    n_wanted = 1 if dist.is_started() else len(_requested) or n_gpu_use
+        gpus, n_wanted = [gpu for gpu in gpus if gpu.type != 'mps'], 1
     if n_wanted > max(len(gpus), 1):
         logging.getLogger('device').warning(
             f'n_gpu is {n_wanted}, but this machine has {len(gpus)}: going on with what is there'

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DistributedSampler
 
-from armature.batch import WHOLE, Batch, Share
+from armature.batch import Batch, Share
 from armature.compare import first_difference
 from armature.errors import ConfigError, DataError, UserError
 
@@ -103,9 +103,7 @@ def on_main(action: Callable, *args: Any) -> Any:
             result = action(*args)
         except UserError as caught:
             error = caught
-    said = [result, error]
-    dist.broadcast_object_list(said, src=0, device=torch.device('cpu'))
-    result, error = said
+    result, error = gather((result, error))[0]
     if error is not None:
         raise error
     return result
@@ -138,16 +136,14 @@ def first_on_machine():
 def share(indices: torch.Tensor) -> tuple[torch.Tensor, Share]:
     """Of the samples of a batch this process's: every n-th. Without any, one of another's."""
     n = n_processes()
-    if n == 1:
-        return indices, WHOLE
-    mine, largest = indices[rank() :: n], -(-len(indices) // n)
-    if not len(mine):
-        return indices[:1], Share(0.0, True, largest)
-    return mine, Share(len(mine) * n / len(indices), False, largest)
+    mine = indices[rank() :: n]
+    is_padding, largest = not len(mine), -(-len(indices) // n)
+    its_share = Share(len(mine) * n / len(indices), is_padding, largest)
+    return (indices[:1] if is_padding else mine), its_share
 
 
 def in_step(
-    batches: Iterator[Batch], loader: Any, count: Callable[[Any], Any] | None = None
+    batches: Iterator[Batch], loader: Any, count: Callable[[Any, int], Any] | None = None
 ) -> Iterator[Batch]:
     """The batches of `loader` with this process's share of what all of them take together.
 
@@ -195,7 +191,7 @@ def _next(batches, count):
     facts = torch.zeros(n_processes(), 3, dtype=torch.float64)
     if batch is not None:
         n_samples = 0 if batch.share.is_padding else batch.n_samples
-        counted = float(count(batch.content)) if count and n_samples else n_samples
+        counted = float(count(batch.content, n_samples)) if count and n_samples else n_samples
         facts[rank()] = torch.tensor([1, counted, n_samples])
     return batch, facts, dist.all_reduce(facts, async_op=True)
 
@@ -212,13 +208,13 @@ class Agreement:
         self._n_left = self._n_steps = 1  # until they ask each other again; since they did
         self._since = time.monotonic()
 
-    def after_step(self, *requests: int) -> Sequence[int] | None:
-        """The largest of each request of any process; None when nobody asked after this step."""
+    def after_step(self, *requests: int) -> Sequence[int]:
+        """The largest of each request of any process; zeros when nobody asked after this step."""
         if self._is_alone:
             return requests
         self._n_left -= 1
         if self._n_left > 0:
-            return None
+            return [0] * len(requests)
         now = time.monotonic()
         step_s = (now - self._since) / self._n_steps
         largest = torch.tensor([*requests, step_s], dtype=torch.float64)
@@ -307,7 +303,7 @@ def refuse_to_train_apart(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module | None) -> bool:
-    return hasattr(_shared_part(model), 'set_requires_gradient_sync')
+    return hasattr(model, 'set_requires_gradient_sync')
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -331,9 +327,7 @@ def needs_equal_passes(model: nn.Module | None) -> bool:
 def _shared_part(model):
     """The wrapper of DDP, or FSDP's root module, also under torch.compile; None without one."""
     model = getattr(model, '_orig_mod', model)
-    is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(
-        model, 'set_requires_gradient_sync'
-    )
+    is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or is_sharded(model)
     return model if is_shared else None
 
 
@@ -351,17 +345,18 @@ def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[to
     if n_processes() == 1:
         return []
     wrapper = _shared_part(model)
-    shared = set() if wrapper is None else set(map(id, wrapper.parameters()))
-    return [parameter for parameter in parameters if id(parameter) not in shared]
+    shared = set() if wrapper is None else set(wrapper.parameters())
+    return [parameter for parameter in parameters if parameter not in shared]
 
 
 def refuse_unused(model: nn.Module | None) -> None:
     """A ConfigError when a backward pass gave some parameters no gradient, and DDP waits for it."""
     wrapper = _shared_part(model)
-    is_ddp = isinstance(wrapper, nn.parallel.DistributedDataParallel)
-    named = wrapper.module.named_parameters() if is_ddp else ()
+    if getattr(wrapper, 'find_unused_parameters', True):  # nobody waits, as without DDP
+        return
+    named = wrapper.module.named_parameters()
     unused = [name for name, each in named if each.requires_grad and each.grad is None]
-    if unused and not wrapper.find_unused_parameters:
+    if unused:
         raise ConfigError(
             f'{len(unused)} parameters take no part in the loss ({unused[0]}), and the processes '
             'would wait for their gradients: say "distributed": {"find_unused_parameters": true}, '

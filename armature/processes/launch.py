@@ -53,13 +53,13 @@ def processes(config: Any):
     here. What fails inside is shown once, and ends the process.
     """
     n_gpu, settings = config.get('n_gpu', 1), config.get('distributed') or {}
-    n_wanted = devices.n_processes_wanted(n_gpu)
-    if not is_started() and n_wanted > 1:
-        launch(n_wanted, config.started_in)
     if not is_started():
+        n_wanted = devices.n_processes_wanted(n_gpu)
+        if n_wanted > 1:
+            launch(n_wanted, config.started_in)
         yield
         return
-    with joined(settings.get('timeout_s') or TIMEOUT_S, devices.is_on_cpu(n_gpu)):
+    with joined(settings.get('timeout_s') or TIMEOUT_S, n_gpu):
         refuse_differences({'-r': config.resume is not None, **config.config}, 'the config')
         config.place.go_on_after_restart(agents)
         yield
@@ -90,13 +90,13 @@ def launch(n: int, folder: str) -> None:
 
 
 @contextmanager
-def joined(timeout_s: float = TIMEOUT_S, on_cpu: bool = False):
+def joined(timeout_s: float = TIMEOUT_S, n_gpu: int = 1):
     """Inside, this process, which torchrun has started, is in touch with the others.
 
-    timeout_s: how long one waits for the others before it takes them for lost. on_cpu: use no GPU.
+    timeout_s: how long one waits for the others before it takes them for lost. n_gpu: 0 for none.
     """
     try:
-        _join(timeout_s, on_cpu)
+        _join(timeout_s, n_gpu)
         yield
         _leave()
     except BaseException as error:
@@ -112,8 +112,8 @@ def joined(timeout_s: float = TIMEOUT_S, on_cpu: bool = False):
         _exit_now(report(error))
 
 
-def _join(timeout_s, on_cpu):
-    kind, backend = devices.prepare_device(0 if on_cpu else 1)[0].type, 'gloo'
+def _join(timeout_s, n_gpu):
+    kind, backend = devices.prepare_device(n_gpu)[0].type, 'gloo'
     if kind != 'cpu':
         backend = f'cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}'
     if sys.platform == 'linux' and agent():  # without torchrun nobody would end this process

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from armature.batch import Batch, CannotCut, cut, map_tensors, to_device
+from armature.batch import Batch, CannotCut, cut, leaves, to_device
 from armature.compare import first_difference
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
@@ -69,23 +69,23 @@ class MicroBatches:
             return
         is_whole = self._reduction.is_sum or not weight  # whatever the part counts for
         n_counted = 1 if is_whole else self._reduction.count_in(content, n_samples)
-        for number in range(n_parts):
-            rows = slice(number * size, min(n_samples, (number + 1) * size))
-            part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
-            n_part = 1 if is_whole else self._reduction.count_in(part, batch.n_now)
+        for number in range(n_passes):
             dist.share_gradients(self._model, wanted=number + 1 == n_passes)
-            before = rng_state(self._device) if self._looks_at_draws else None
-            yield part, weight * (n_part / n_counted)
-            if before and first_difference(before, rng_state(self._device)):
-                logger.warning(
-                    'trainer.microbatch_size: this model draws random numbers (dropout) for each '
-                    'micro-batch by itself, so its size does change the result'
-                )
-            self._looks_at_draws = False
+            if number < n_parts:
+                rows = slice(number * size, min(n_samples, (number + 1) * size))
+                part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
+                n_part = 1 if is_whole else self._reduction.count_in(part, batch.n_now)
+                before = rng_state(self._device) if self._looks_at_draws else None
+                yield part, weight * (n_part / n_counted)
+                if before and first_difference(before, rng_state(self._device)):
+                    logger.warning(
+                        'trainer.microbatch_size: this model draws random numbers (dropout) for '
+                        'each micro-batch by itself, so its size does change the result'
+                    )
+                self._looks_at_draws = False
+            else:  # another process has one more
+                (self._loss_of(*part) * 0).backward()
         batch.n_now = 0
-        for number in range(n_parts, n_passes):  # another process has one more
-            dist.share_gradients(self._model, wanted=number + 1 == n_passes)
-            (self._loss_of(*part) * 0).backward()
 
     def _part(self, content, batch, rows):
         """The samples `rows` of a batch: cut, or else collated anew."""
@@ -109,8 +109,7 @@ class MicroBatches:
 
     def _fit(self, content, batch):
         """Halve the size until a pass forward and backward is possible; leaves no other trace."""
-        sizes = []
-        map_tensors(lambda tensor: sizes.append(tensor.numel()), content)
+        sizes = [each.numel() for each in leaves(content) if torch.is_tensor(each)]
         n_each, most = sum(sizes) / batch.n_samples, batch.n_samples
         if n_each <= self._n_tried:
             return
