@@ -7,9 +7,9 @@ The contract:
   stays as it is, and moves to the device by its own `.to` where it has one.
 - `batches()` of our loaders gives the same contents, each in a `Batch`: with what the loader knows
   because it made it. `armature.data.order.batches_of(loader)` does so for any loader.
-- `BaseTrainer.batches(epoch)` (and `contents_of`, in a pass without steps) gives the contents, and
-  sets `.batch` of each stepper and tracker to the Batch that is due. So nobody takes the length of
-  some tensor for the number of samples.
+- `BaseTrainer.batches(epoch)` (and `armature.data.order.one_pass`, without steps) gives the
+  contents, and sets `.batch` of each stepper and tracker to the Batch that is due. So nobody takes
+  the length of some tensor for the number of samples.
 - `Stepper.micro_batches(content)` takes a batch apart. When each leaf has a row for each sample,
   the content is cut, and padding stays that of the whole batch. Else the loader collates the
   samples of each part anew, where it can; else it is an error.
@@ -17,7 +17,7 @@ The contract:
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -55,18 +55,6 @@ class Batch:
 NO_BATCH = Batch(None)  # before the first one, and where a loop does not say
 
 
-def contents_of(batches: Iterable[Batch], *holders: Any) -> Iterator[Any]:
-    """The contents; `batch` of each holder (a tracker, a stepper) is the Batch that is due."""
-    try:
-        for batch in batches:
-            for each in holders:
-                each.batch = batch
-            yield batch.content
-    finally:
-        for each in holders:
-            each.batch = NO_BATCH
-
-
 class CannotCut(ValueError):
     """A part of a batch that does not say where one sample ends; the text names it."""
 
@@ -78,27 +66,27 @@ def cut(content: Any, n_samples: int, rows: slice, lists_are_parts: bool = False
     as many entries as there are samples is one of samples.
     """
 
-    def part(content: Any, is_outermost: bool = False) -> Any:
-        if isinstance(content, torch.Tensor) or hasattr(content, '__array__'):
-            if not content.ndim or len(content) != n_samples:
-                raise CannotCut(f'{type(content).__name__} of shape {tuple(content.shape)}')
-            return content[rows]
-        is_list = isinstance(content, (list, tuple)) and not hasattr(content, '_fields')
-        may_be_samples = is_list and len(content) == n_samples and not is_outermost
-        if not is_structure(content):
-            raise CannotCut(f'{type(content).__name__} {str(content)[:40]!r}')
+    def part(entry: Any) -> Any:
+        if hasattr(entry, '__array__'):  # a tensor or an array
+            if not entry.ndim or len(entry) != n_samples:
+                raise CannotCut(f'{type(entry).__name__} of shape {tuple(entry.shape)}')
+            return entry[rows]
+        if not is_structure(entry):
+            raise CannotCut(f'{type(entry).__name__} {str(entry)[:40]!r}')
+        is_list = isinstance(entry, (list, tuple)) and not hasattr(entry, '_fields')
+        may_be_samples = is_list and len(entry) == n_samples and entry is not content
         try:
-            parts = rebuilt(content, part)
+            parts = rebuilt(entry, part)
         except CannotCut:
             if may_be_samples:
-                return content[rows]
+                return entry[rows]
             raise
         if may_be_samples and not lists_are_parts:
             # [images of 3 channels] of 3 samples: cutting either way would fit
-            raise CannotCut(f'{type(content).__name__} of {len(content)} that may be its samples')
+            raise CannotCut(f'{type(entry).__name__} of {len(entry)} that may be its samples')
         return parts
 
-    return part(content, is_outermost=True)
+    return part(content)
 
 
 def is_structure(content: Any) -> bool:
@@ -110,25 +98,24 @@ def is_structure(content: Any) -> bool:
 
 def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
     """A structure of the same type, with `function` applied to each of its entries."""
-    if type(content) in (list, tuple):  # nearly always, and in each step
-        return type(content)([function(each) for each in content])
-    if isinstance(content, Mapping):
-        entries = dict(content)
-    elif isinstance(content, (list, tuple)):
-        entries = dict(enumerate(content))
+    is_row, is_mapping = isinstance(content, (list, tuple)), isinstance(content, Mapping)
+    if is_row:
+        entries = content
+    elif is_mapping:
+        entries = content.values()
     else:
-        entries = {field.name: getattr(content, field.name) for field in fields(content)}
-    entries = {name: function(each) for name, each in entries.items()}
+        entries = [getattr(content, field.name) for field in fields(content)]
+    values = [function(each) for each in entries]
     try:
-        if isinstance(content, (list, tuple)):
-            values = entries.values()
+        if is_row:
             return type(content)(*values) if hasattr(content, '_fields') else type(content)(values)
         made = copy.copy(content)
-        for name, each in entries.items():
-            if isinstance(content, Mapping):
-                made[name] = each
-            else:
-                object.__setattr__(made, name, each)  # of a frozen dataclass as well
+        if is_mapping:
+            for name, value in zip(content, values):
+                made[name] = value
+        else:
+            for field, value in zip(fields(content), values):
+                object.__setattr__(made, field.name, value)  # of a frozen dataclass as well
         return made
     except TypeError as error:
         raise DataError(
@@ -207,7 +194,7 @@ class PairOf:
 
     def __call__(self, batch: Batch) -> Batch:
         batch.content = self.of(batch.content)
-        if batch.collate is not None and self.names:
+        if batch.collate is not None:
             collate = batch.collate
             batch.collate = lambda rows: self.of(collate(rows))
         return batch

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from armature.batch import contents_of
+from armature.batch import CPU, PairOf
+from armature.data.order import one_pass
 from armature.data.stream import StreamDataLoader
 from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
@@ -411,7 +412,7 @@ def evaluate_exactly(folder):
         seed_everything(1)
         loader = BaseDataLoader(TensorDataset(*points()), batch_size, False, 0.0, 0)
         metrics = MetricTracker('loss', metrics=[accuracy, top_k_acc, *made])
-        batches = contents_of(dist.in_step(loader.batches(), loader), metrics)
+        batches = one_pass(loader, PairOf(None), CPU, metrics)
         results[str(batch_size)] = evaluate(Plain(), batches, F.nll_loss, metrics)
         counted = {key: sums[1] for key, sums in metrics._sums_of_all().items()}
         results[f'{batch_size} counted'] = counted

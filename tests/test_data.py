@@ -19,13 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 from torchvision.transforms import v2
 
-from armature.batch import CannotCut, call_by_name, contents_of, cut, map_tensors, to_device
+from armature.batch import CPU, CannotCut, PairOf, call_by_name, cut, map_tensors, to_device
 from armature.data.memory import InMemory, refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
     WeightedRandomSampler,
     batches_of,
+    one_pass,
 )
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
@@ -508,7 +509,7 @@ def test_what_cannot_be_cut_is_collated_anew_from_the_same_samples(caplog):
     loader = BaseDataLoader(samples, 6, True, 0.0, 0, packed, seed=1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     stepper = Stepper(optimizer, microbatch_size=4)
-    for content in contents_of(loader.batches(), stepper):
+    for content in one_pass(loader, PairOf(None), CPU, stepper):
         whole = content[1].tolist()
         parts = list(stepper.micro_batches(content))
     assert [target.tolist() for _, target in parts] == [whole[:4], whole[4:]]
@@ -531,7 +532,7 @@ def test_what_cannot_be_cut_nor_collated_anew_is_refused(loader):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     stepper = Stepper(optimizer, microbatch_size=4)
     with pytest.raises(ConfigError, match='trainer.microbatch_size: the batch holds'):
-        for content in contents_of(batches_of(loader), stepper):
+        for content in one_pass(loader, PairOf(None), CPU, stepper):
             list(stepper.micro_batches(content))
 
 
