@@ -73,20 +73,22 @@ def identity_of(loader: Any) -> dict:
 def changes(before: dict, now: dict) -> list[str]:
     """What is different in the data, in words."""
 
-    def known(identity: dict) -> dict:
-        settings = (identity.get('split') or {}).get('settings') or {}
-        facts = {'classes': identity.get('class_names'), **settings}
-        facts = (identity.get('fingerprint') or {}) | facts
-        return {name: value for name, value in facts.items() if value is not None}
+    def facts(identity: dict) -> dict:
+        return {
+            **(identity.get('fingerprint') or {}),
+            'classes': identity.get('class_names'),
+            **(identity.get('split') or {}).get('settings', {}),
+        }
 
-    old, new = known(before), known(now)
+    new = facts(now)
     found = [
         f'{name}: {value} before, {new[name]} now'
-        for name, value in old.items()
-        if new.get(name, value) != value
+        for name, value in facts(before).items()
+        if value is not None and new.get(name) not in (None, value)
     ]
-    others = f'{len(found) - N_SAID} more of what was looked at'
-    return found if len(found) <= N_SAID else [*found[:N_SAID], others]
+    if len(found) > N_SAID:
+        found[N_SAID:] = [f'{len(found) - N_SAID} more of what was looked at']
+    return found
 
 
 def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
@@ -131,10 +133,10 @@ def fingerprint(dataset: Any) -> dict | None:
         return None
     found, paths = {'number of samples': len(dataset)}, _paths_of(dataset)
     if paths is None:
-        return {**found, **_contents(dataset)}
+        return found | _contents(dataset)
     some = paths[:: -(-len(paths) // N_SIZES)]
     sizes = [os.path.getsize(path) if os.path.isfile(path) else None for path in some]
-    return {**found, 'names of files': digest(names_of(dataset)), 'sizes of files': digest(sizes)}
+    return found | {'names of files': digest(names_of(dataset)), 'sizes of files': digest(sizes)}
 
 
 def names_of(dataset: Any) -> list[str] | None:

@@ -25,9 +25,10 @@ def read_image(
     """
     from PIL import Image
 
-    name = 'the image' if isinstance(source, bytes) else source
+    is_bytes = isinstance(source, bytes)
+    name = 'the image' if is_bytes else source
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with Image.open(io.BytesIO(source) if is_bytes else source) as file:
             if max_pixels and file.width * file.height > max_pixels:
                 raise DataError(
                     f'{name} has {file.width} x {file.height} pixels: at most {max_pixels:,}'
@@ -36,15 +37,13 @@ def read_image(
     except DataError:
         raise
     except Exception as error:  # malformed files raise nearly everything
-        is_empty = not source if isinstance(source, bytes) else _is_empty(Path(source))
+        is_empty = (
+            not source if is_bytes else os.path.isfile(source) and not os.path.getsize(source)
+        )
         reason = 'it is empty' if is_empty else ' '.join(str(error).split())
         raise DataError(f'{name} cannot be read as an image ({reason})') from error
     pixels = np.array(image).reshape(size, size, -1)  # (height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_file() and not path.stat().st_size
 
 
 def to_8_bits(file: Any, mode: str) -> Any:
@@ -83,10 +82,13 @@ def images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
 
     walk = os.walk(folder, onerror=refuse, followlinks=True) if folder.is_dir() else []
     for place, folders, files in walk:
-        is_new = (real := os.path.realpath(place)) not in seen
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
-        folders[:] = [name for name in folders if is_new and not name.startswith(LITTER)]
-        for name in files if is_new else []:
+        folders[:] = [name for name in folders if not name.startswith(LITTER)]
+        for name in files:
             ending = 'hidden' if name.startswith(LITTER) else os.path.splitext(name)[1].lower()
             if ending in ENDINGS:
                 found.append(os.path.join(place, name))

@@ -59,16 +59,17 @@ def split_indices(
         'groups': groups is not None,
     }
     before = before or {}
-    state = {'version': before.get('version', VERSION), 'settings': settings}
+    version = before.get('version', VERSION)
+    state = {'version': version, 'settings': settings}
     is_plain = classes is groups is n_folds is None
     is_valid = np.zeros(n_samples, dtype=bool)
-    if state['version'] != VERSION:
+    if version != VERSION:
         if not is_plain:
             raise ConfigError(
                 'this run was begun by an earlier version, whose split by classes, groups or folds '
                 'is not made any more: start a new run from its weights ("init_from")'
             )
-        is_valid[_former_order(n_samples, state['version'])[:n_valid]] = True
+        is_valid[_former_order(n_samples, version)[:n_valid]] = True
     elif is_plain and names is None and isinstance(validation_split, float):
         is_valid = _one_of_each_few(n_samples, validation_split)
     else:
@@ -126,11 +127,14 @@ def _hashed(
     """((n_samples,) hash of each sample's key, the samples of each class; '' without classes)."""
     if groups is not None:
         names = np.asarray(groups).astype(str).tolist()
-    hashes = _of_indices(n_samples) if names is None else _of_names(names)
+    if names is None:
+        hashes = _of_indices(n_samples)
+    else:
+        hashes = np.array([key(SPLIT_KEY, name) for name in names])
     if classes is None:
         return hashes, {'': slice(None)}
-    labels, which, counts = np.unique(np.ravel(classes), return_inverse=True, return_counts=True)
-    if counts.max() == 1:
+    labels, which = np.unique(np.ravel(classes), return_inverse=True)
+    if len(labels) == len(which):
         raise ConfigError(
             'this split cannot be made: stratify keeps the shares of classes, and no class has two '
             'samples'
@@ -140,9 +144,9 @@ def _hashed(
         table = np.zeros((len(found), len(labels)), dtype=np.int64)
         np.add.at(table, (of_sample, which), 1)
         which = table.argmax(1)[of_sample]
-        counts = np.bincount(which, minlength=len(labels))
+    ends = np.cumsum(np.bincount(which, minlength=len(labels)))
     which = which.astype(np.min_scalar_type(len(labels)))  # few bits are sorted in linear time
-    by_class = np.split(np.argsort(which, kind='stable'), np.cumsum(counts)[:-1])
+    by_class = np.split(np.argsort(which, kind='stable'), ends[:-1])
     return hashes, dict(zip(map(str, labels.tolist()), by_class))
 
 
@@ -150,10 +154,6 @@ def _of_indices(n_samples: int) -> np.ndarray:
     # Draw number i of a fixed stream is as good as a hash of i, and 10^7 take no time.
     draws = np.random.PCG64(SPLIT_KEY).random_raw(n_samples) >> np.uint64(1)
     return draws.view(np.int64)
-
-
-def _of_names(names: Sequence[str]) -> np.ndarray:
-    return np.fromiter((key(SPLIT_KEY, name) for name in names), dtype=np.int64, count=len(names))
 
 
 def _one_of_each_few(n_samples: int, share: float) -> np.ndarray:
@@ -183,7 +183,5 @@ def _bound(ordered: np.ndarray, end: int) -> int:
 def _former_order(n_samples: int, version: int) -> np.ndarray:
     """The order whose first samples an earlier version validated on."""
     if version == 0:
-        order = np.arange(n_samples)
-        np.random.RandomState(0).shuffle(order)
-        return order
+        return np.random.RandomState(0).permutation(n_samples)
     return torch.randperm(n_samples, generator=torch.Generator().manual_seed(SPLIT_KEY)).numpy()

@@ -90,27 +90,20 @@ class _StreamReader(IterableDataset):
             while place != self.last:
                 is_due = place >= self.first and (place - self.first) % n_workers == worker_id
                 try:
-                    batch = self._next(samples, is_due)
+                    with own_randomness(0):
+                        batch = list(itertools.islice(samples, self.batch_size))
+                        if not batch or self.drop_last and len(batch) < self.batch_size:
+                            break
+                        mine = batch[self.mine] or batch[:1]
+                        content = self.collate_fn(mine) if is_due else None
                 except UserError as error:
                     yield error  # raised in a worker, it would bring the worker's traceback along
                     return
-                if batch is None:
-                    break
                 if is_due:
-                    yield batch
+                    yield content, len(mine), Share(is_padding=not batch[self.mine])
                 place += 1
             if place == self.last or self.last is None or place == begun_at:
                 return
-
-    def _next(self, samples: Iterator[Any], is_due: bool) -> tuple | None:
-        """The next batch, made only when it is due; None at the end of the pass."""
-        with own_randomness(0):
-            batch = list(itertools.islice(samples, self.batch_size))
-            if not batch or self.drop_last and len(batch) < self.batch_size:
-                return None
-            mine = batch[self.mine] or batch[:1]
-            share = Share(is_padding=not batch[self.mine])
-            return (self.collate_fn(mine), len(mine), share) if is_due else ()
 
     def _samples(self, number: int) -> Iterator[Any]:
         """The samples of a pass. Each draws from generators that start where its key says."""
