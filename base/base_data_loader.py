@@ -139,7 +139,6 @@ class BaseDataLoader(SeekableLoader):
     def _from_memory(self, number: int, first: int, n_batches: int) -> Iterator[Batch]:
         """One indexed copy a batch: what collating the single samples gives, but much faster."""
         memory, reader = self._memory, self._reader
-        is_finished = reader.batch_transform is None and reader.class_map is None
         device = memory.device
         pins = device == CPU and self.pin_memory and takes_pinned(prepared_device())
         sends = reader.transforms and device != CPU
@@ -150,8 +149,7 @@ class BaseDataLoader(SeekableLoader):
             if reader.transforms:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
                 content = on_input(augmented_batch, content, reader.transforms, keys)
-            if not is_finished:
-                content = reader.finished(content)
+            content = reader.finished(content)
             if pins:
                 content = map_tensors(torch.Tensor.pin_memory, content)
             yield Batch(content, indices.numel(), indices, share, None, True)
@@ -187,9 +185,12 @@ class BaseDataLoader(SeekableLoader):
 
     def known_targets(self) -> torch.Tensor | None:
         """The target of each sample of the dataset, where they are in memory as they are given."""
-        tensors = self._memory.tensors if self._memory and knows_batches(self) else None
-        is_pair = isinstance(tensors, (list, tuple)) and len(tensors) == 2
-        return tensors[1] if is_pair and isinstance(tensors[1], torch.Tensor) else None
+        if self._memory is None or not knows_batches(self):
+            return None
+        match self._memory.tensors:
+            case [_, torch.Tensor() as targets]:
+                return targets
+        return None
 
     @property
     def knows_shares(self) -> bool:
@@ -250,12 +251,13 @@ class BaseDataLoader(SeekableLoader):
 
     def _ordered(self, order: Order | None, train: Any) -> Sampler:
         """The training part in `order`, or as `shuffle` says."""
-        if order is None and isinstance(train, Sampler):  # from a _split_sampler of one's own
-            return train
+        if isinstance(train, Sampler):  # from a _split_sampler of one's own
+            if order is None:
+                return train
+            train = train.indices
         if order is None:
             order = RandomSampler() if self.shuffle else SequentialSampler()
-        indices = train.indices if isinstance(train, Sampler) else train
-        indices = torch.arange(self.n_samples) if indices is None else torch.as_tensor(indices)
+        indices = torch.arange(self.n_samples) if train is None else torch.as_tensor(train)
         return order.bind(indices, lambda: self.sample_classes('sampler')[indices.numpy()])
 
     # Which data this is
@@ -277,13 +279,13 @@ class BaseDataLoader(SeekableLoader):
         classes = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
         if classes is None and type(dataset) in (TensorDataset, InMemory):
             classes = dataset.tensors[-1]
-        if classes is None and needed_for:
+        if classes is None:
+            if not needed_for:
+                return None
             raise ConfigError(
                 f'{needed_for}: {type(dataset).__name__} has neither .targets nor .labels; give it '
                 f'one, or leave {needed_for} out'
             )
-        if classes is None:
-            return None
         classes = np.asarray(classes)
         # A missing one (None, nan) among texts is a class of its own.
         return classes.astype(str) if classes.dtype == object else classes

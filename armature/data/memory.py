@@ -36,7 +36,7 @@ class InMemory(Dataset):
         """The rows at `indices`, in one copy."""
         tensors = self.tensors
         # As map_tensors does, without a call for each: it would show in each step.
-        if type(tensors) is list and all(type(each) is torch.Tensor for each in tensors):
+        if type(tensors) is list and {*map(type, tensors)} == {torch.Tensor}:
             return [each.index_select(0, indices) for each in tensors]
         return map_tensors(lambda tensor: tensor.index_select(0, indices), tensors)
 
@@ -64,8 +64,8 @@ class FixedReader(Reader):
             except Exception as error:
                 raise about_sample(index, self.dataset, error)  # noqa: B904 (it may be the same)
         samples, again = samples[: len(indices)], samples[len(indices) :]
-        is_random = first_difference(before, rng_state(CPU)) != ''
-        if is_random or digest(again) != digest(samples[: len(twice)]):
+        has_drawn = first_difference(before, rng_state(CPU))
+        if has_drawn or digest(again) != digest(samples[: len(twice)]):
             raise ConfigError(
                 f'in_memory would freeze the random transforms of {type(self.dataset).__name__}: '
                 'give them as "augment", or leave in_memory out'

@@ -68,7 +68,13 @@ class Reader(Dataset):
         """(the indices that are in it, the content) of a batch."""
         with own_randomness(0):
             samples = self.samples(seed, number, indices)
-            content = self.finished(self._collated(indices, samples))
+            try:
+                content = self.collate_fn(samples)
+            except Exception as error:
+                if self.collate_fn is not default_collate:
+                    raise
+                raise DataError(_why_no_batch(indices, samples)) from error
+            content = self.finished(content)
         # A collate_fn of one's own may leave out samples that are None.
         return [index for index, each in zip(indices, samples) if each is not None], content
 
@@ -86,14 +92,6 @@ class Reader(Dataset):
                 raise about_sample(index, self.dataset, error)  # noqa: B904 (it may be the same)
             samples.append(sample)
         return samples
-
-    def _collated(self, indices: list[int], samples: list) -> Any:
-        try:
-            return self.collate_fn(samples)
-        except Exception as error:
-            if self.collate_fn is not default_collate:
-                raise
-            raise DataError(_why_no_batch(indices, samples)) from error
 
     def finished(self, content: Any) -> Any:
         """The content of a batch, transformed, and its classes numbered as training does."""
@@ -168,7 +166,7 @@ def _why_no_batch(indices: list[int], samples: list) -> str:
 _started = weakref.WeakSet()
 
 
-class Workers:
+class Workers(DataLoader):
     """torch's DataLoader as what runs a `reader` in workers, or in this process without any.
 
     reader: a Dataset that answers requests in `__getitem__`, or a stream of answers.
@@ -178,7 +176,7 @@ class Workers:
         self._requests = _Requests()
         is_stream = isinstance(reader, IterableDataset)
         start = functools.partial(start_worker, options.get('worker_init_fn'))
-        self._loader = DataLoader(
+        super().__init__(
             reader,
             batch_size=None,
             sampler=None if is_stream else self._requests,
@@ -205,7 +203,7 @@ class Workers:
             ) from error
         finally:
             self._requests.due = ()
-            if not self._loader.persistent_workers:
+            if not self.persistent_workers:
                 _end(iterator)
 
     def _begun(self) -> Iterator[Any]:
@@ -217,9 +215,9 @@ class Workers:
             with warnings.catch_warnings():
                 # torch's, where it cannot pickle what workers need: what is raised then is clearer
                 warnings.simplefilter('ignore', UserWarning)
-                iterator = iter(self._loader)
+                iterator = iter(self)
         except NOT_PICKLABLE:
-            _refuse_what_cannot_be_sent(self._loader)
+            self._refuse_what_cannot_be_sent()
             raise
         finally:
             if has_masks:
@@ -227,16 +225,15 @@ class Workers:
         _started.add(iterator)
         return iterator
 
-
-def _refuse_what_cannot_be_sent(loader: DataLoader) -> None:
-    try:
-        ForkingPickler.dumps((loader.dataset, loader.worker_init_fn))
-    except NOT_PICKLABLE as error:
-        raise ConfigError(
-            'the workers of the loader are started anew here, not forked, so all that they need is '
-            f'pickled, and this cannot be: {error}. Use functions and classes of a module instead '
-            'of lambdas and local ones, or num_workers 0'
-        ) from error
+    def _refuse_what_cannot_be_sent(self) -> None:
+        try:
+            ForkingPickler.dumps((self.dataset, self.worker_init_fn))
+        except NOT_PICKLABLE as error:
+            raise ConfigError(
+                'the workers of the loader are started anew here, not forked, so all that they '
+                f'need is pickled, and this cannot be: {error}. Use functions and classes of a '
+                'module instead of lambdas and local ones, or num_workers 0'
+            ) from error
 
 
 class _Requests:
