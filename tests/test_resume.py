@@ -1,6 +1,7 @@
 """Interrupted or not, the same run: laws of resuming, compared bit for bit."""
 
 import shutil
+import signal
 
 import pytest
 import torch
@@ -138,7 +139,7 @@ def test_stop_during_validation_resumes_exactly(experiment, settings):
     validate = trainer._valid_epoch
 
     def stop_then_validate(epoch):
-        trainer._stop.request = 143 if epoch == 2 else 0
+        trainer._stop.request = signal.SIGTERM if epoch == 2 else 0
         return validate(epoch)
 
     trainer._valid_epoch = stop_then_validate

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from armature.errors import STOP_CODES
 from armature.processes import dist
 
-TIME = 1  # the request to stop because the time is over
+TIME = 1  # the request to stop because the time is over; others are the numbers of STOP_CODES
 DEBOUNCE_S = 1.0  # torchrun delivers one Ctrl-C twice
 
 
@@ -29,11 +29,11 @@ class StopRequest:
 
     def __init__(self, max_minutes: float | None = None):
         self.max_minutes = max_minutes
-        self.request = 0  # the exit code that a signal asks for; 0: none
+        self.request = 0  # the number of the signal that asks for it; 0: none
         self._until = math.inf  # of time.monotonic
         self.reason = ''
         self.exit_code = 0
-        self._signal, self._received_at = '', 0.0
+        self._received_at = 0.0
 
     @contextmanager
     def listening(self):
@@ -49,31 +49,30 @@ class StopRequest:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            if has_failed and self._signal and not self.reason and dist.n_processes() > 1:
+            if has_failed and self.request and not self.reason and dist.n_processes() > 1:
                 # torchrun ends this process, in which a step has failed since another is gone.
-                signal.raise_signal(signal.Signals[self._signal])
+                signal.raise_signal(self.request)
 
     def requested(self) -> int:
-        """The exit code that a signal asks for, TIME when the time is over; 0 when nothing is."""
+        """The number of a signal that has come, TIME when the time is over; 0 when nothing is."""
         return self.request or TIME * (time.monotonic() >= self._until)
 
     def grant(self, request: int) -> None:
         """Raise Stopped for `request`, if it is one, and when there is a reason already."""
-        if request and not self.reason:
-            names = '/'.join(each.name for each, code in STOP_CODES.items() if code == request)
-            self.reason, self.exit_code = self._signal or names, request
-            if request == TIME:
-                self.reason, self.exit_code = f'trainer.max_minutes ({self.max_minutes})', 0
+        if not self.reason and request == TIME:
+            self.reason = f'trainer.max_minutes ({self.max_minutes})'
+        elif not self.reason and request:
+            self.reason, self.exit_code = signal.Signals(request).name, STOP_CODES[request]
         if self.reason:
             raise Stopped(self.reason)
 
     def _note(self, number, frame):
         now = time.monotonic()
-        if not self._signal:
-            self._signal, self._received_at = signal.Signals(number).name, now
-            self.request = STOP_CODES[number]
+        if not self.request:
+            self.request, self._received_at = number, now
             if dist.is_first_here():
-                text = f'\n{self._signal}: saving after this step; Ctrl-C again leaves at once\n'
+                name = signal.Signals(number).name
+                text = f'\n{name}: saving after this step; Ctrl-C again leaves at once\n'
                 with contextlib.suppress(OSError):  # nobody listens
                     os.write(2, text.encode())
         elif number == signal.SIGINT and now - self._received_at > DEBOUNCE_S:
