@@ -51,12 +51,12 @@ def read_object(path: Path) -> tuple[dict, str]:
     return (found, '') if isinstance(found, dict) else ({}, f'{path.name} is damaged')
 
 
-def read_table(path: str | Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
+def read_table(path: Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
     """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table.
 
     A last line without its end is being written, or was cut off: half a number is a wrong one.
     """
-    rows, path = [], Path(path)
+    rows = []
     if path.is_file():
         with path.open(encoding='utf-8', errors='replace', newline='') as file:
             for row in csv.DictReader(line for line in file if line.endswith('\n')):
@@ -128,8 +128,9 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
     said = os.fsdecode(_git(project, 'rev-parse', 'HEAD', '--git-path', 'index')).splitlines()
     if len(said) != 2:
         return {}, b''
-    plain = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
-    changed = _names(project, *plain, '--name-only', '-z')
+    diff = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
+    diff += ['--no-color', '--src-prefix=a/', '--dst-prefix=b/']
+    changed = _names(project, *diff, '--name-only', '-z')
     new = _names(project, 'ls-files', '--others', '--exclude-standard', '-z')
     # Runs and data may be kept in the project's own folder.
     apart = saved / 'models', saved / 'log', project / 'data'
@@ -146,8 +147,7 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
             index = shutil.copy(project / said[1], scratch)
             if new_ones := [name for name in taken if name in new]:
                 _git(project, 'add', '--intent-to-add', '--', *new_ones, index=index)
-            style = ['--no-color', '--src-prefix=a/', '--dst-prefix=b/']
-            patch = _git(project, *plain, *style, '--', *taken, index=index)
+            patch = _git(project, *diff, '--', *taken, index=index)
     if len(patch) > MAX_BYTES:
         patch = b''
     left_out = [name for name in names if not patch or name not in taken]

@@ -142,7 +142,7 @@ class BaseTrainer(ABC):
         self._saver.bring_best()
         self._folder.begin(
             config,
-            self._resume.rows,
+            seed=self.seed,
             resumed_from=None if resumed is None else str(resumed),
             data=self._resume.data,
             **self._resume.made_by,
@@ -295,7 +295,7 @@ class BaseTrainer(ABC):
             raise NonFiniteError(f'epoch {epoch}: the loss is {loss}. {checks.way_back(self)}')
         log = {'epoch': epoch, **averages}
         self.history.append(log)
-        self._resume.is_over()
+        self._resume.state = {}
         row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}  # of metrics.csv
         if dist.is_main():
             self._folder.add_row(row)

@@ -787,7 +787,8 @@ def full_disks(n: int, folder: Path) -> Result:
         run_folder = RunFolder(run)
         try:
             with run_folder.training():
-                run_folder.begin({'name': 'after'}, [{'epoch': 1, 'loss': 0.5}], command=['x' * 99])
+                run_folder.rows = [{'epoch': 1, 'loss': 0.5}]
+                run_folder.begin({'name': 'after'}, command=['x' * 99])
                 for epoch in range(2, 40):
                     run_folder.add_row({'epoch': epoch, 'loss': 0.5})
                 saver = saver_in(run, on_save_error='warn')

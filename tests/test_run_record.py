@@ -30,7 +30,7 @@ def run(tmp_path):
     """A run that is trained no more, as a process that was killed leaves it."""
     run = claim(tmp_path / 'models/points', 'one')
     folder = RunFolder(run)
-    folder.begin(CONFIG, [], command=['train.py'], data={'class_names': ['a', 'b']})
+    folder.begin(CONFIG, command=['train.py'], data={'class_names': ['a', 'b']})
     for row in ROWS:
         folder.add_row(row)
     folder.note_saved(3, 15, [1, 5])

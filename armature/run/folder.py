@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -213,13 +213,14 @@ class RunFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.record, self.rows, self._columns = {}, [], []
+        self.record = {}
+        self.rows, self._columns = [], []  # of metrics.csv, of the epochs that are done
         self._patch = b''  # what is not committed
         self._began = None  # a moment of time.monotonic, as if all starts had been one
         self._lock_file = None
         self._has_warned = False
 
-    def made_by(self, seed: int, device: torch.device) -> dict[str, Any]:
+    def made_by(self, device: torch.device) -> dict[str, Any]:
         """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
         code, self._patch = dist.on_main(records.code_of, PROJECT, self.folder.parents[2])
         return {
@@ -234,7 +235,6 @@ class RunFolder:
                 'processes': dist.n_processes(),
                 'n_cpus': os.cpu_count(),
             },
-            'seed': seed,
             'agents': job.agents,
         }
 
@@ -282,11 +282,8 @@ class RunFolder:
             handle.flush()
         records.locked_here.add(self.folder.resolve())
 
-    def begin(self, config: dict, rows: list[dict], **facts: Any) -> None:
-        """Write what the run is and what its finished epochs reported, before the first step.
-
-        rows: of those epochs, for metrics.csv.
-        """
+    def begin(self, config: dict, **facts: Any) -> None:
+        """Write what the run is and what its finished epochs reported, before the first step."""
         before = self._before()
         self._began = time.monotonic() - (before.get('seconds') or 0)
         record = {
@@ -299,16 +296,14 @@ class RunFolder:
             'trackers': before.get('trackers'),
             **facts,
         }
-        self.rows = rows
-        self._columns = list(dict.fromkeys(name for row in rows for name in row))
         with self._writing(stops=True):
             write_json(config, self.folder / CONFIG)
             write_json(record, self.folder / RECORD)
             (self.folder / CHANGES).unlink(missing_ok=True)
             if self._patch:
                 (self.folder / CHANGES).write_bytes(self._patch)
-            if rows or (self.folder / TABLE).exists():
-                write_text(self.folder / TABLE, _as_csv(rows, self._columns, header=True))
+            if self.rows or (self.folder / TABLE).exists():
+                self._write_table()
         self.record = record
 
     def _before(self) -> dict[str, Any]:
@@ -353,14 +348,20 @@ class RunFolder:
     def add_row(self, row: dict) -> None:
         """Append what an epoch reported to metrics.csv, which is written anew for new columns."""
         self.rows.append(row)
-        table, new = self.folder / TABLE, [name for name in row if name not in self._columns]
-        self._columns += new
         with self._writing():
-            if new:
-                write_text(table, _as_csv(self.rows, self._columns, header=True))
+            if row.keys() - self._columns:
+                self._write_table()
                 return
-            with table.open('a', encoding='utf-8', newline='') as file:
-                file.write(_as_csv([row], self._columns))
+            with (self.folder / TABLE).open('a', encoding='utf-8', newline='') as file:
+                _csv(file, self._columns).writerow(row)
+
+    def _write_table(self) -> None:
+        self._columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = _csv(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.folder / TABLE, text.getvalue())
 
 
 def rates_of(optimizer: Any) -> dict[str, float]:
@@ -373,13 +374,8 @@ def rates_of(optimizer: Any) -> dict[str, float]:
     return rates
 
 
-def _as_csv(rows: list[dict], columns: list[str], header: bool = False) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator='\n')
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _csv(file: TextIO, columns: list[str]) -> csv.DictWriter:
+    return csv.DictWriter(file, columns, lineterminator='\n')
 
 
 def as_read(config: Any) -> dict:

@@ -83,7 +83,7 @@ class MetricTracker:
         self.n_samples = 0  # that `measure` was given, in this process
         # Of each key: total and count since the reset, and since `recent` was last asked.
         self._sums = {key: [0.0, 0, 0.0, 0] for key in self._keys}
-        self._pending = []  # (key, value, number of samples), not read yet
+        self._pending = []  # key, value, number of samples, key, ..., not read yet
         for metric in (*self._stateful.values(), self.pictures):
             metric.reset()
 
@@ -122,14 +122,14 @@ class MetricTracker:
     def _add(self, name: str, value: Any, n: Any) -> None:
         """Keep a value of one batch until somebody asks; several, when it is a vector or a dict."""
         if isinstance(value, torch.Tensor) and value.dim() == 0 and name in self._sums:
-            self._pending.append((name, value.detach() if value.requires_grad else value, n))
+            self._pending += name, value.detach() if value.requires_grad else value, n
         else:
             for each, number in numbers(name, value, self.class_names).items():
                 if each not in self._sums:
                     self._claim(each, self._owners.get(name, f'the {name} of the trainer'))
                     self._sums[each] = [0.0, 0, 0.0, 0]
-                self._pending.append((each, number, n))
-        if len(self._pending) >= self.MOST_PENDING:
+                self._pending += each, number, n
+        if len(self._pending) >= 3 * self.MOST_PENDING:
             self._read()
 
     def avg(self, key: str) -> float:
@@ -173,16 +173,15 @@ class MetricTracker:
 
     def _read(self) -> None:
         """Add the pending values to the sums, after one transfer for each type and place."""
-        given = [each for _, *pair in self._pending for each in pair]
-        alike = {}
-        for place, each in enumerate(given):
+        pending, alike = self._pending, {}
+        for place, each in enumerate(pending):
             if isinstance(each, torch.Tensor):
                 alike.setdefault((each.dtype, each.device), []).append(place)
         for places in alike.values():
-            values = torch.stack([given[place] for place in places])
+            values = torch.stack([pending[place] for place in places])
             for place, value in zip(places, values.tolist()):
-                given[place] = value
-        for (key, *_), value, n in zip(self._pending, given[::2], given[1::2]):
+                pending[place] = value
+        for key, value, n in zip(pending[::3], pending[1::3], pending[2::3]):
             value, n = float(value), float(n)
             # The mean over nothing is nan, and counts for nothing.
             if n and (math.isfinite(value) or not self.skip_non_finite):
@@ -229,7 +228,7 @@ class _Stateful:
                 'its state inside an epoch. Make it one, or a function (output, target) -> mean'
             )
         self.name, self.metric = name, copy.deepcopy(metric)
-        self._device, self._n_soft = None, 0
+        self._device = None
         self._wants_classes = any(
             type(part).__module__.startswith('torchmetrics.classification')
             for part in self._parts().values()

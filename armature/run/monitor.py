@@ -35,13 +35,11 @@ class Monitor:
                 f"trainer.monitor is '{self.mode} {self.metric}', but an epoch reports: {reported}."
                 ' Name one of these, or "off".'
             )
-        is_first = math.isinf(self.best)
-        self.is_blind = is_first and math.isnan(log[self.metric])
-        improved = (
-            log[self.metric] < self.best if self.mode == 'min' else log[self.metric] > self.best
-        )
+        value = log[self.metric]
+        self.is_blind = math.isinf(self.best) and math.isnan(value)
+        improved = value < self.best if self.mode == 'min' else value > self.best
         if improved:
-            self.best = log[self.metric]
+            self.best = value
         self.n_epochs_since_best = 0 if improved else self.n_epochs_since_best + 1
         return improved
 

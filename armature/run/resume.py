@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import to_plain
 from armature.checkpoint.weights import bare, load_weights
-from armature.compare import ABSENT, differences
+from armature.compare import ABSENT, differences, first_difference
 from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
@@ -88,19 +88,29 @@ def stateful_of(trainer: Any) -> dict[str, Any]:
 
 def tested_weights_of(trainer: Any) -> dict | None:
     """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
-    averages = [part for part in stateful_of(trainer).values() if isinstance(part, Average)]
-    return next((each.tested() for each in averages if each.model is bare(trainer.model)), None)
+    for part in stateful_of(trainer).values():
+        if isinstance(part, Average) and part.model is bare(trainer.model):
+            return part.tested()
+    return None
 
 
-def _optimizers_of(trainer):
-    parts = {'optimizer': trainer.optimizer, **stateful_of(trainer)}
-    return {name: part for name, part in parts.items() if hasattr(part, 'param_groups')}
+def _is_optimizer(part):
+    return hasattr(part, 'param_groups')
 
 
-def _steers(part, optimizer):
-    """Whether `part` is a scheduler of an optimizer, or the Schedule of one."""
-    scheduler = part.scheduler if isinstance(part, Schedule) else part
-    return isinstance(scheduler, LRScheduler) and scheduler.optimizer is optimizer
+def _is_reset(part):
+    """Whether the beginning of an epoch resets it, as it does sums of values."""
+    return hasattr(part, 'reset') and not _is_optimizer(part)
+
+
+def _steering(optimizer, parts):
+    """Of these parts, by their names, the scheduler of an optimizer and the Schedule of that."""
+    found = {}
+    for name, part in parts.items():
+        scheduler = part.scheduler if isinstance(part, Schedule) else part
+        if isinstance(scheduler, LRScheduler) and scheduler.optimizer is optimizer:
+            found[name] = part
+    return found
 
 
 # As built
@@ -115,9 +125,8 @@ def optimizer_as_built(optimizer: Any) -> dict:
     return {'groups': groups}
 
 
-def as_built(trainer: Any) -> dict[str, dict]:
-    """As built, of all parts but the trainer's first optimizer; before the first step."""
-    parts, optimizers = stateful_of(trainer), _optimizers_of(trainer)
+def as_built(trainer: Any, parts: dict[str, Any]) -> dict[str, dict]:
+    """As built, of these parts of a trainer, by their names; before the first step."""
     loader = getattr(trainer, 'data_loader', None)
     built = {
         'pace': {
@@ -130,19 +139,19 @@ def as_built(trainer: Any) -> dict[str, dict]:
             'n_samples': getattr(loader, 'n_samples', None),
         },
     }
+    names = {id(part): name for name, part in parts.items()}
     for name, part in parts.items():
-        if name in optimizers:
+        if _is_optimizer(part):
             built[name] = optimizer_as_built(part)
-            schedules = [each for each in parts.values() if isinstance(each, Schedule)]
-            for schedule in schedules:  # of which a warm-up has begun
-                if _steers(schedule, part):
-                    for group, rate in zip(built[name]['groups'], schedule.rates_as_built):
-                        group['lr'] = copy.deepcopy(rate)
+            for each in _steering(part, parts).values():
+                # A warm-up has begun when its Schedule was made.
+                rates = each.rates_as_built if isinstance(each, Schedule) else ()
+                for group, rate in zip(built[name]['groups'], rates):
+                    group['lr'] = copy.deepcopy(rate)
         elif isinstance(part, LRScheduler):
-            steered = [each for each, optimizer in optimizers.items() if _steers(part, optimizer)]
             built[name] = {
                 'type': type(part).__name__,
-                'optimizer': ', '.join(steered),
+                'optimizer': names.get(id(part.optimizer), ''),
                 'state': to_plain(copy.deepcopy(part.state_dict())),
             }
         elif isinstance(part, (Schedule, Average)):
@@ -173,18 +182,18 @@ def _short(value):
 
 def _refuse_another_config(state, config):
     """For checkpoints that do not say what was built, where it counts as built as it is now."""
-    before = state.get('config') or {}
-    sections = ['optimizer', 'lr_scheduler', 'loss'] if 'parts' in state else ['optimizer']
-    pairs = {section: (before.get(section), config.get(section)) for section in sections}
-    if "'auto'" in str(pairs):
-        pairs['trainer.epochs'] = before['trainer'].get('epochs'), config['trainer'].get('epochs')
-    for name, (then, now) in pairs.items():
-        if before and then != now:
-            raise ConfigError(
-                f'{name}: the config has another one than the checkpoint, which is of the first '
-                'version or the old template and does not say what was built from it: keep it, '
-                f'{OR_NEW_RUN}'
-            )
+    names = ['optimizer', 'lr_scheduler', 'loss'] if 'parts' in state else ['optimizer']
+    before = state.get('config') or config
+    then, now = ({name: each.get(name) for name in names} for each in (before, config))
+    if "'auto'" in f'{then} {now}':
+        then['trainer.epochs'] = before['trainer'].get('epochs')
+        now['trainer.epochs'] = config['trainer'].get('epochs')
+    if name := first_difference(then, now):
+        raise ConfigError(
+            f'{name}: the config has another one than the checkpoint, which is of the first '
+            'version or the old template and does not say what was built from it: keep it, '
+            f'{OR_NEW_RUN}'
+        )
 
 
 # Optimizers
@@ -200,8 +209,7 @@ def load_optimizer(name: str, optimizer: Any, saved: dict, before: dict, now: di
     if notes:
         saved, n_fresh = _fitted(name, optimizer, saved, before, now)
         notes += [f'{name}: {n_fresh} parameters have no state yet'] * bool(n_fresh)
-    parameters = [each for group in optimizer.param_groups for each in group['params']]
-    like = dict(enumerate(parameters))
+    like = dict(enumerate(each for group in optimizer.param_groups for each in group['params']))
     state = {  # whole in a checkpoint, in parts where the parameters are
         number: {key: dist.sharded_like(each, like.get(number)) for key, each in values.items()}
         for number, values in saved['state'].items()
@@ -218,7 +226,7 @@ def _fitted(name, optimizer, saved, before, now):
     """
     groups, old_groups = optimizer.state_dict()['param_groups'], saved['param_groups']
     kinds = [each['type'] for each in now['groups']]
-    old_kinds = [each.get('type', kinds[0]) for each in before['groups']]
+    old_kinds = [each['type'] for each in before['groups']]
     are_named = all('param_names' in group for group in (*groups, *old_groups))
     key = 'param_names' if are_named else 'params'
     names, old_names = ([each[key] for each in both] for both in (groups, old_groups))
@@ -265,7 +273,7 @@ def _settings(optimizer, built):
     """
     found = []
     for group, owner in zip(built['groups'], owners(optimizer)):
-        constructors = [kind.__init__ for kind in type(owner).__mro__[:-1]]
+        constructors = [kind.__init__ for kind in type(owner).__mro__]
         arguments = {key for each in constructors for key in inspect.signature(each).parameters}
         counted = getattr(owner, 'defaults', {}).keys() - arguments | {'type'}
         found.append({key: group[key] for key in group if key not in counted})
@@ -286,11 +294,7 @@ class Resume:
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
         self.seed = torch.initial_seed()
-        self.made_by = trainer._folder.made_by(self.seed, trainer.device)
-        self.rows = []  # of metrics.csv, of the epochs that are done
-
-    def is_over(self) -> None:
-        self.state = {}
+        self.made_by = trainer._folder.made_by(trainer.device)
 
     def take_over(self, path: Path) -> None:
         """Model, optimizer, epoch and best. The other parts follow when all of them exist."""
@@ -300,19 +304,21 @@ class Resume:
             _refuse_another_config(state, trainer.config)
         load_weights(trainer.model, state['state_dict'], path)
         if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
-            self._load_optimizer('optimizer', trainer.optimizer, state['optimizer'])
+            self._restore('optimizer', trainer.optimizer, state['optimizer'])
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
         trainer.start_epoch = trainer.epochs_done + 1
         table = path.parent / TABLE  # the first version kept it in the state
-        self.rows = state.get('history') or read_table(table, trainer.epochs_done)
-        trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in self.rows]
+        rows = state.get('history') or read_table(table, trainer.epochs_done)
+        trainer._folder.rows = rows
+        trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in rows]
         if self._monitor_then() == trainer.monitor:
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
         trainer._saver.go_on_from(state, path)
         place = {key: state.get(key) for key in ('epoch', 'step', 'samples')}
         dist.refuse_differences(place, str(path))
         made_by = changes(state.get('made_by', {}), self.made_by)
-        if changed := [line for line in made_by if line.partition(':')[0] in MATTERS]:
+        changed = [line for line in made_by if line.partition(':')[0] in MATTERS]
+        if changed:
             trainer.logger.warning(
                 f'{"; ".join(changed)}. The run goes on; its numbers may differ in the last digits.'
             )
@@ -324,28 +330,25 @@ class Resume:
     def restore_parts(self) -> None:
         """What the checkpoint holds beside model and optimizer, and the place inside the epoch."""
         trainer, state = self.trainer, self.state
-        self.as_built |= as_built(trainer)
+        parts = {'optimizer': trainer.optimizer, **stateful_of(trainer)}
+        self.as_built = as_built(trainer, parts) | self.as_built
         if not state:
             return
         self._keep_seed()
         samples, batch_size = state.get('samples', 0), trainer._batch_size()
         if samples:
             self._refuse_another_order()
-        parts, saved, done, fresh = stateful_of(trainer), self._saved(), [], []
-        for name, optimizer in _optimizers_of(trainer).items():
-            if name in parts and name in saved:
-                self._load_optimizer(name, optimizer, saved[name])
-                done.append(name)
-            done += self._replay_if_changed(name, optimizer)
-        for name, part in parts.items():
-            # What the beginning of an epoch resets is left to `restore_sums`.
-            is_later = samples and hasattr(part, 'reset')
-            if name in done or is_later:
+        saved, done, fresh = self._saved(), [], []
+        for name in sorted(parts, key=lambda name: not _is_optimizer(parts[name])):
+            part = parts[name]
+            if name in done or (samples and _is_reset(part)):  # see `restore_sums`
                 continue
             if name in saved:
                 self._restore(name, part, saved[name])
-            elif part.state_dict():
+            elif name != 'optimizer' and part.state_dict():
                 fresh.append(name)
+            if _is_optimizer(part):
+                done += self._replay_if_changed(name, part, _steering(part, parts))
         if fresh:
             self._say(f'Without a state in the checkpoint, fresh from here on: {", ".join(fresh)}')
         for name in saved.keys() - parts.keys():
@@ -363,7 +366,7 @@ class Resume:
         """Put back, inside an epoch, what its beginning has just reset: sums of values."""
         saved = self._saved()
         for name, part in stateful_of(self.trainer).items():
-            if hasattr(part, 'reset') and name in saved:
+            if _is_reset(part) and name in saved:
                 _load(name, part, saved[name])
 
     def restore_rng(self) -> None:
@@ -421,7 +424,7 @@ class Resume:
         trainer, seed = self.trainer, self.state.get('seed', AT_START)
         if trainer.seed != AT_START:
             return
-        trainer.seed = self.made_by['seed'] = seed
+        trainer.seed = seed
         for name in ('data_loader', 'valid_data_loader'):
             loader = getattr(trainer, name, None)
             if getattr(loader, 'seed', None) == AT_START:
@@ -438,18 +441,18 @@ class Resume:
                 'a whole epoch'
             )
 
-    def _load_optimizer(self, name, optimizer, saved):
-        now = self.as_built[name]
-        self._say(*load_optimizer(name, optimizer, saved, self._then.get(name, now), now))
-
     def _restore(self, name, part, saved):
-        """Load the state of a part that is no optimizer, and say what is built otherwise."""
-        then, now = self._then.get(name, {}), self.as_built.get(name, {})
-        changed = changes(then, now, name)
+        """Load the state of a part, and say what is built otherwise."""
+        now = self.as_built.get(name, {})
+        then = self._then.get(name, now)
+        if _is_optimizer(part):
+            self._say(*load_optimizer(name, part, saved, then, now))
+            return
         if name == 'monitor' and self._monitor_then() != self.trainer.monitor:
-            changed = [f'trainer.monitor was {self._monitor_then()!r}: a new best begins']
-            saved = part.state_dict()
-        elif isinstance(part, Schedule):
+            self._say(f'trainer.monitor was {self._monitor_then()!r}: a new best begins')
+            return
+        changed = changes(then, now, name)
+        if isinstance(part, Schedule):
             saved = self._progress(name, part)
             self._refuse_another_pace(part, saved['n_steps'])
         elif isinstance(part, Average):
@@ -468,17 +471,16 @@ class Resume:
         self._say(*changed)
         _load(name, part, saved)
 
-    def _replay_if_changed(self, name, optimizer):
+    def _replay_if_changed(self, name, optimizer, steering):
         """Where an optimizer or its schedule is built otherwise, step what is built now as often as
         the run has.
 
-        Returns the names of the parts that are where the run is then.
+        steering: see `_steering`. Returns the names of the parts that are where the run is then.
         """
-        then, now, parts = self._then, self.as_built, stateful_of(self.trainer)
-        steering = [each for each in parts if _steers(parts[each], optimizer)]
+        then, now = self._then, self.as_built
         gone = [each for each in then if then[each].get('optimizer') == name]
         changed = []
-        for each in dict.fromkeys(steering + gone):
+        for each in dict.fromkeys([*steering, *gone]):
             changed += changes(then.get(each), now.get(each), each)
         if not changed and not changes(then.get(name, now[name]), now[name]):
             # It has stepped, in another process: torch would warn of a schedule begun early.
@@ -487,7 +489,7 @@ class Resume:
         self._say(*changed)
         for group, settings in zip(optimizer.param_groups, _settings(optimizer, now[name])):
             group |= settings
-        schedulers = [each for each in steering if isinstance(parts[each], LRScheduler)]
+        schedulers = [each for each in steering if isinstance(steering[each], LRScheduler)]
         if len(schedulers) > 1:
             raise ConfigError(
                 f'{", ".join(schedulers)} all set the learning rates of {name}, in an order that '
@@ -495,13 +497,14 @@ class Resume:
                 f'checkpoint, {OR_NEW_RUN}'
             )
         for each in schedulers:
-            self._replay(
-                each, parts[each], {other: parts[other] for other in steering if other != each}
-            )
-        return steering
+            self._replay(each, steering.pop(each), steering)
+        return [*schedulers, *steering]
 
     def _replay(self, name, scheduler, schedules):
-        """Step a scheduler that is as built now as often as the run has."""
+        """Step a scheduler that is as built now as often as the run has.
+
+        schedules: its Schedule, by its name.
+        """
         self._say(f'{name}: replayed to step {self.state.get("step", 0)}')
         for each, schedule in schedules.items():
             at, then = self._progress(each, schedule), self._then.get(each, {})
