@@ -130,23 +130,19 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
         return {}, b''
     diff = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
     diff += ['--no-color', '--src-prefix=a/', '--dst-prefix=b/']
-    changed = _names(project, *diff, '--name-only', '-z')
-    new = _names(project, 'ls-files', '--others', '--exclude-standard', '-z')
     # Runs and data may be kept in the project's own folder.
     apart = saved / 'models', saved / 'log', project / 'data'
-    names = [
-        name
-        for name in sorted({*changed, *new})
-        if not any(map((project / name).is_relative_to, apart))
-    ]
-    taken = [name for name in names if _is_source(project / name)]
-    patch = b''
-    if taken:
-        # What is new is only seen by `git diff` once the index knows of it: a copy of the index.
-        with TemporaryDirectory() as scratch, suppress(OSError):
-            index = shutil.copy(project / said[1], scratch)
-            if new_ones := [name for name in taken if name in new]:
-                _git(project, 'add', '--intent-to-add', '--', *new_ones, index=index)
+    names, taken, patch = [], [], b''
+    # What is new is only seen by `git diff` once the index knows of it: a copy of the index.
+    with TemporaryDirectory() as scratch, suppress(OSError):
+        index = shutil.copy(project / said[1], scratch)
+        _git(project, 'add', '--intent-to-add', '--ignore-errors', '.', index=index)
+        changed = os.fsdecode(_git(project, *diff, '--name-only', '-z', index=index))
+        for name in filter(None, changed.split('\0')):
+            if not any(map((project / name).is_relative_to, apart)):
+                names.append(name)
+        taken = [name for name in names if _is_source(project / name)]
+        if taken:
             patch = _git(project, *diff, '--', *taken, index=index)
     if len(patch) > MAX_BYTES:
         patch = b''
@@ -160,10 +156,6 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
 def _is_source(path: Path) -> bool:
     is_big = path.is_file() and path.stat().st_size > MAX_BYTES
     return bool(SOURCES.fullmatch(path.suffix)) and not is_big
-
-
-def _names(project: Path, *arguments: str) -> set[str]:
-    return {os.fsdecode(name) for name in _git(project, *arguments).split(b'\0') if name}
 
 
 def _git(project: Path, *arguments: str, index: str | None = None) -> bytes:
