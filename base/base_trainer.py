@@ -143,7 +143,8 @@ class BaseTrainer(ABC):
         self._folder.begin(
             config,
             seed=self.seed,
-            resumed_from=None if resumed is None else str(resumed),
+            monitor=self.monitor,
+            resumed_from=resumed and str(resumed),
             data=self._resume.data,
             **self._resume.made_by,
         )

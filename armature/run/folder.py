@@ -292,7 +292,6 @@ class RunFolder:
             'run': self.folder.name,
             'state': 'running',
             'begun': begun(self.folder).isoformat(),
-            'monitor': (config.get('trainer') or {}).get('monitor') or 'off',
             'trackers': before.get('trackers'),
             **facts,
         }

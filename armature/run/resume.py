@@ -144,8 +144,7 @@ def as_built(trainer: Any, parts: dict[str, Any]) -> dict[str, dict]:
         if _is_optimizer(part):
             built[name] = optimizer_as_built(part)
             for each in _steering(part, parts).values():
-                # A warm-up has begun when its Schedule was made.
-                rates = each.rates_as_built if isinstance(each, Schedule) else ()
+                rates = getattr(each, 'rates_as_built', ())  # of a Schedule: its warm-up has begun
                 for group, rate in zip(built[name]['groups'], rates):
                     group['lr'] = copy.deepcopy(rate)
         elif isinstance(part, LRScheduler):
@@ -307,9 +306,8 @@ class Resume:
             self._restore('optimizer', trainer.optimizer, state['optimizer'])
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
         trainer.start_epoch = trainer.epochs_done + 1
-        table = path.parent / TABLE  # the first version kept it in the state
-        rows = state.get('history') or read_table(table, trainer.epochs_done)
-        trainer._folder.rows = rows
+        rows = read_table(path.parent / TABLE, trainer.epochs_done)
+        rows = trainer._folder.rows = state.get('history', rows)  # in the state: the first version
         trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in rows]
         if self._monitor_then() == trainer.monitor:
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
@@ -403,7 +401,7 @@ class Resume:
         if 'n_epochs' in saved:
             return saved
         n_steps, n_epochs = state.get('step', 0), state.get('epoch', 0)
-        planned = saved.get('planned' if n_steps + 1 < schedule.warmup_steps else 'put', [])
+        planned = saved.get('planned' if n_steps < schedule.warmup_steps else 'put', [])
         return {'n_steps': n_steps, 'n_epochs': n_epochs, 'values': [], 'planned': planned}
 
     def _monitor_then(self):
