@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from torch.utils.data.dataloader import default_collate
 
-from armature.batch import NO_BATCH, WHOLE, Batch, length, takes_pinned, to_device
+from armature.batch import WHOLE, Batch, contents_of, length, takes_pinned, to_device
 from armature.data.identity import class_names_of
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
@@ -201,14 +201,9 @@ def one_pass(
 
     parts: see armature/batch.py. `batch` of each holder is the Batch that is due.
     """
-    try:
-        for batch in dist.in_step(map(parts, batches_of(loader)), loader):
-            for each in holders:
-                each.batch = batch
-            yield to_device(batch.content, device)
-    finally:
-        for each in holders:
-            each.batch = NO_BATCH
+    batches = dist.in_step(map(parts, batches_of(loader)), loader)
+    for content in contents_of(batches, *holders):
+        yield to_device(content, device)
 
 
 def batches_from(
