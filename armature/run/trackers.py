@@ -10,6 +10,7 @@ What they raise is one warning. None of it stops the training, or lets it wait.
 """
 
 import importlib
+import itertools
 import logging
 import os
 import queue
@@ -28,7 +29,7 @@ from armature.config.read import Document
 from armature.processes import dist
 from armature.run.folder import write_text
 
-MAX_WAITING = 1000  # steps that slow trackers may be behind; more of them are left out
+MAX_WAITING = 10_000  # values that slow trackers may be behind; more of them are left out
 MAX_END_S = 30.0  # for which the end of a training waits for what is still to be sent
 logger = logging.getLogger('trainer')
 
@@ -90,7 +91,6 @@ class Trackers:
         self._sent_before = int(sent) if sent.isdecimal() else -1
         self._queue = queue.Queue(MAX_WAITING)
         self._thread = None
-        self._step, self._values = None, {}
         self._warned = set()
 
     def __bool__(self) -> bool:
@@ -110,23 +110,15 @@ class Trackers:
         self._thread.start()
 
     def put(self, name: str, value: float | np.ndarray, step: int) -> None:
-        """Note a value of a step; the values of one step are sent together."""
-        if step != self._step:
-            self._flush()
-        self._step = step
-        self._values[name] = value
-
-    def _flush(self) -> None:
-        if self._values and self._step > self._sent_before:
+        """Send a value of a step, together with the others of that step."""
+        if step > self._sent_before:
             try:
-                self._queue.put_nowait((self._step, self._values))
+                self._queue.put_nowait((step, name, value))
             except queue.Full:
-                self._warn('they', f'are too slow: values are left out, first of step {self._step}')
-        self._values = {}
+                self._warn('they', f'are too slow: values are left out, first of step {step}')
 
     def close(self) -> None:
         """Let them send the rest and say how the run ended, which may take `MAX_END_S`."""
-        self._flush()
         if self._thread is None:
             return
         until = time.monotonic() + MAX_END_S
@@ -143,8 +135,9 @@ class Trackers:
                 tracker = make()
                 tracker.begin(run)
                 begun[name] = tracker
-        while item := self._queue.get():
-            step, values = item
+        items = iter(self._queue.get, None)
+        for step, of_step in itertools.groupby(items, key=lambda item: item[0]):
+            values = {name: value for _, name, value in of_step}
             for name, tracker in begun.items():
                 with self._warning(name, 'failed, going on'):
                     tracker.log(values, step)
