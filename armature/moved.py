@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
 MOVED = {
@@ -21,8 +20,8 @@ MOVED = {
 }
 
 
-class Moved(MetaPathFinder, Loader):
-    """Finds a module under its former name."""
+class Moved:
+    """Finds and loads a module under its former name, as an entry of sys.meta_path."""
 
     def find_spec(self, fullname, path, target=None):
         return ModuleSpec(fullname, self) if fullname in MOVED else None

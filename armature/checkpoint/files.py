@@ -291,7 +291,7 @@ def _read(path, is_verified=False, is_lazy=False):
         with (
             warnings.catch_warnings(action='ignore'),  # about torch's own ways of reading
             torch.sparse.check_sparse_tensor_invariants(),
-            torch.serialization.safe_globals(old.stand_ins(names)),
+            torch.serialization.safe_globals([(old.stand_in(name), name) for name in names]),
         ):
             content = torch.load(
                 path if is_lazy else file, map_location='cpu', weights_only=True, mmap=is_lazy
@@ -392,9 +392,8 @@ class Saver:
         if best is None:
             return
         folder = Path(self.line['parent']).resolve().parent
-        for path in (folder / BEST, folder / f'checkpoint-epoch{best[0]}.pth'):
+        for head in _whole([folder / BEST, folder / f'checkpoint-epoch{best[0]}.pth']):
             with suppress(CheckpointError, OSError):
-                head = load_head(path, with_parts=True)
                 if moment(head) == best:
                     if head.get('shards'):
                         parts = head['shards']['folder']
@@ -581,12 +580,10 @@ def _newest_first(folder, best_first=False):
 
 def numbered(folder: Path) -> list[Path]:
     """checkpoint-epoch{N}.pth, the highest N first."""
-    found = {}
-    for path in folder.glob('checkpoint-epoch*.pth'):
-        number = path.stem.removeprefix('checkpoint-epoch')
-        if number.isdecimal():
-            found[int(number)] = path
-    return [found[epoch] for epoch in sorted(found, reverse=True)]
+    paths = folder.glob('checkpoint-epoch*.pth')
+    found = {path.stem.removeprefix('checkpoint-epoch'): path for path in paths}
+    epochs = sorted(filter(str.isdecimal, found), key=int, reverse=True)
+    return [found[epoch] for epoch in epochs]
 
 
 def newest_run(folder: Path) -> Path | None:

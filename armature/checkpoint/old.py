@@ -1,9 +1,9 @@
 """What a file names and is not ours, as plain data: nothing that a pickle names is imported or run.
 
 The old template pickled its ConfigParser, paths and numpy numbers into a checkpoint. Here
-`names_in` lists what a pickle names before anything reads it, `stand_ins` gives
-torch.load(weights_only=True) a harmless class under each of those names, and `as_checkpoint` turns
-what comes out into plain data.
+`names_in` lists what a pickle names before anything reads it, torch.load(weights_only=True) is
+given a harmless `stand_in` under each of those names, and `as_checkpoint` turns what comes out into
+plain data.
 """
 
 import itertools
@@ -97,15 +97,11 @@ def _asks_to_run(name):
 # While it is read
 
 
-def stand_ins(names: set[str]) -> list[tuple[Any, str]]:
-    """For torch.serialization.safe_globals: a stand-in for each name that torch does not know."""
-    return [(_stand_in(name), name) for name in names]
+def stand_in(name: str) -> Any:
+    """What torch.serialization.safe_globals is to give for a name that torch does not know.
 
-
-def _stand_in(name):
-    """A class whose instances keep the entries and attributes that an object is given.
-
-    They are ordered dicts because torch adds entries to nothing else.
+    That is a class whose instances keep the entries and attributes that an object is given. They
+    are ordered dicts because torch adds entries to nothing else.
     """
     known = KNOWN.get(name.replace('._core.', '.core.').replace('._local.', '.'))
     if known is not None:

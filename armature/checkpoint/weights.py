@@ -15,14 +15,11 @@ LORA = ('lora_A', 'lora_B', 'lora_scale')  # what a weight NAME that it has adap
 
 def bare(model: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if hasattr(model, '_orig_mod'):
-            model = model._orig_mod
-        elif isinstance(model, wrappers):
-            model = model.module
-        else:
-            return model
+    if hasattr(model, '_orig_mod'):
+        return bare(model._orig_mod)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return bare(model.module)
+    return model
 
 
 def own_names(module: nn.Module, prefix: str = '') -> dict[str, str]:

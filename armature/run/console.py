@@ -153,12 +153,14 @@ def table_line(columns: dict[str, str], first: tuple[str, ...], width: float) ->
     for name, text in columns.items():
         size = max(len(name), len(text), 5 if name in ('epoch', 'time') else CELL)
         cells[name] = name.rjust(size), text.rjust(size)
-    left, kept = width + 2, set()
+    left = width + 2
     for name in sorted(cells, key=lambda name: (name not in first, not name.startswith('val_'))):
-        if len(cells[name][0]) + 2 <= left:
-            left -= len(cells[name][0]) + 2
-            kept.add(name)
-    kept = [pair for name, pair in cells.items() if name in kept]
+        size = len(cells[name][0]) + 2
+        if size <= left:
+            left -= size
+        else:
+            del cells[name]
+    kept = cells.values()
     return '  '.join(name for name, _ in kept), '  '.join(text for _, text in kept)
 
 
