@@ -17,12 +17,11 @@ from armature.config import build
 from armature.config.check import check
 from armature.config.command import read_command, set_option
 from armature.config.keys import TOP, settings_of
-from armature.config.read import Document, did_you_mean
+from armature.config.read import Document, did_you_mean, entries
 from armature.data.identity import resuming
 from armature.data.order import batches_per_pass
 from armature.errors import ConfigError, UserError, steady_streams
-from armature.processes import dist
-from armature.processes import launch as job
+from armature.processes import dist, launch
 from armature.run.folder import RunPlace, plain_name
 from armature.seed import be_deterministic
 from armature.step.loss_share import WeightedLosses
@@ -111,9 +110,7 @@ class ConfigParser(UserDict):
 
     # Which run this is
 
-    def processes(self):
-        """What train.py of the first version says for `processes(config)`."""
-        return job.processes(self)
+    processes = launch.processes  # what train.py of the first version says
 
     @property
     def save_dir(self) -> Path:
@@ -179,8 +176,7 @@ class ConfigParser(UserDict):
         terms = []
         for index, entry in enumerate(section):
             term = self._function(module, ('loss', index), entry)
-            weight = entry.get('weight', 1.0) if isinstance(entry, dict) else 1.0
-            terms.append((term.__name__, term, weight))
+            terms.append((term.__name__, term, dict(entries(entry)).get('weight', 1.0)))
         return WeightedLosses(terms)
 
     def init_metrics(self, module) -> list:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from armature.config.keys import expanded
 from armature.config.read import Document, Problem, did_you_mean, entries, lookup, nearest, show
-from armature.config.values import OBJECTS, hint_of, parameters, takes, violation
+from armature.config.values import ANY_PARAMETER, OBJECTS, hint_of, parameters, takes, violation
 from armature.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,37 +259,38 @@ class Reader:
         if not isinstance(args, dict):
             return self.problem(path, f'expected an object {{...}}, got {show(args)}')
         label, (named, is_open) = entry['type'], parameters(target)
-        is_function = kind.method == '__call__' and not inspect.isclass(target)
         inner = kind.inside()
         shared = positional if inner.given else ()  # schedulers inside one share its optimizer
+        # A class that we do not know may read by itself what has a name unknown to us.
+        reads_some = kind.method == '__init__' and is_projects_own(target)
+        is_function = kind.method == '__call__' and not inspect.isclass(target)
         if positional and kind.given in [*named][1:]:  # ChainedScheduler takes the optimizer last
             keywords, positional = {kind.given: positional[0], **keywords}, positional[1:]
         n_given = len(positional) or 2 * is_function  # (output, target)
         from_code = {*[*named][:n_given], *keywords}
         open_names = [key for key in named if key not in from_code]
-        # A class that we do not know may read by itself what has a name unknown to us.
-        reads_some = kind.method == '__init__' and is_projects_own(target)
-        values, misspelt = {}, set()  # one mistake is one line
+        values, settled = {}, {*args}
         for key, value in args.items():
-            here, parameter = (*path, key), named.get(key)
+            here, parameter = (*path, key), named.get(key, ANY_PARAMETER if is_open else None)
             is_auto = key in AUTO_LENGTHS and value == 'auto' and self.n_steps is not None
             value = self.n_steps if is_auto else value
-            expected = None if parameter is None else violation(value, hint_of(parameter))
-            is_tensor = isinstance(value, list) and takes(parameter, torch.Tensor)
             if key in from_code:
                 self.problem(here, 'is given by the code, so the config may not give it too')
-            elif parameter is None and not is_open:
+            elif parameter is None:
                 self.problem(here, f'{label} has no {key!r}{did_you_mean(key, open_names)}')
-                misspelt.add(nearest(key, open_names))
+                settled.add(nearest(key, open_names))  # one mistake is one line
             elif is_auto and math.isinf(value):
                 self.problem(
                     here,
                     '"auto" has no length to go by, since this data has no end: say '
                     'trainer.len_epoch or trainer.max_steps, or a number here',
                 )
-            elif expected is not None and value is not parameter.default:
+            elif value is not parameter.default and (
+                expected := violation(value, hint_of(parameter))
+            ):
                 self.problem(here, f'expected {expected}, got {show(value)}')
-            elif is_tensor:  # [1, 5] for the weights of classes, in a loss, means floats
+            elif isinstance(value, list) and takes(parameter, torch.Tensor):
+                # [1, 5] for the weights of classes, in a loss, means floats
                 dtype = torch.get_default_dtype() if kind.method == '__call__' else None
                 values[key] = torch.tensor(value, dtype=dtype)
             elif isinstance(value, dict) and takes(parameter, *OBJECTS):
@@ -298,8 +299,7 @@ class Reader:
                 values[key] = self.value(value, inner, here, reads_some, shared)
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
-            is_needed = named[key].default is inspect.Parameter.empty
-            if is_needed and key not in args and key not in misspelt:
+            if named[key].default is inspect.Parameter.empty and key not in settled:
                 self.problem((*path, key), f'is missing: {label} needs it')
         return functools.partial(target, *positional, **values, **keywords)
 

@@ -55,8 +55,8 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
 
 def table_of(builds: dict) -> dict[str, Key]:
     """The key table, less the sections that the script does not build."""
-    sections = [name for name in TOP if kind_of(name) not in (OWN, KINDS['trainer'])]
-    unjudged = {name: Key(Any, '', None) for name in sections if name not in builds}
+    others = TOP.keys() - builds.keys() - {'trainer'}
+    unjudged = {name: Key(Any, '', None) for name in others if kind_of(name) != OWN}
     return dict.fromkeys(builds, Key(SECTION, '', None)) | TOP | unjudged
 
 
@@ -112,28 +112,22 @@ def is_slip(name: str, key: str) -> bool:
     return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83
 
 
-def _dict(config: dict, *path: str) -> dict:
-    """A section, empty when it is missing or of the wrong kind, which the key table says."""
-    section = lookup(config, path)
-    return section if isinstance(section, dict) else {}
-
-
 # What the sections name
 
 
 def _named(config: dict, builds: dict) -> Iterator[tuple[tuple, Any, Kind]]:
     """(path, entry, kind) of each name, or {"type", "args"}, of a thing to build."""
     for name, module in builds.items():
-        section, kind = config.get(name), kind_of(name, module)
+        places = {(name,): kind_of(name, module)}
         if name == 'trainer':
-            yield (name, 'type'), _dict(config, name).get('type'), kind
-            for index, entry in entries(_dict(config, name).get('trackers')):
-                yield (name, 'trackers', index), entry, KINDS['trackers']
-        elif isinstance(section, list):
-            for index, entry in enumerate(section):
-                yield (name, index), entry, kind
-        else:
-            yield (name,), section, kind
+            places = {(name, 'type'): kind_of(name, module), (name, 'trackers'): KINDS['trackers']}
+        for path, kind in places.items():
+            section = lookup(config, path)
+            if isinstance(section, list):
+                for index, entry in enumerate(section):
+                    yield (*path, index), entry, kind
+            else:
+                yield path, section, kind
 
 
 def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[Problem]:
@@ -155,7 +149,7 @@ def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[
 
 
 def _monitor(config: dict) -> Iterator[Problem]:
-    metric = str(_dict(config, 'trainer').get('monitor')).partition(' ')[2].strip()
+    metric = str(lookup(config, ('trainer', 'monitor'))).partition(' ')[2].strip()
     reported = [*entries(config.get('metrics')), *entries(config.get('loss'))]
     names = ['loss', *(name_of(entry) for index, entry in reported if isinstance(index, int))]
     names += [f'val_{name}' for name in names]
@@ -168,13 +162,15 @@ def _monitor(config: dict) -> Iterator[Problem]:
 
 
 def _schedule(config: dict) -> Iterator[Problem]:
-    section, trainer = _dict(config, 'lr_scheduler'), _dict(config, 'trainer')
-    name, args, path = section.get('type'), _dict(section, 'args'), ('lr_scheduler', 'args')
+    # A section that is none is empty here: the key table has said so.
+    section, trainer = (dict(entries(config.get(name))) for name in ('lr_scheduler', 'trainer'))
+    name, path = section.get('type'), ('lr_scheduler', 'args')
+    args = dict(entries(section.get('args')))
     direction, mode = str(trainer.get('monitor')).partition(' ')[0], args.get('mode', 'min')
     if name == 'ReduceLROnPlateau' and direction in ('min', 'max') and direction != mode:
         text = f'is {show(mode)}, but trainer.monitor is {show(trainer["monitor"])}'
         yield Problem((*path, 'mode'), text)
-    groups = entries(_dict(config, 'optimizer').get('groups'))
+    groups = entries(lookup(config, ('optimizer', 'groups')))
     has_own = any('lr' in dict(entries(group)) for _, group in groups)
     if has_own and isinstance(args.get('max_lr'), (int, float)):
         text = f'{name} gives every group this lr, also where optimizer.groups says another: a '

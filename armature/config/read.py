@@ -122,9 +122,9 @@ def all_paths(values, path: tuple = ()) -> Iterator[tuple]:
 
 def show_path(path: tuple) -> str:
     """A key path as people write it: trainer.epochs, metrics.0."""
-    parts = [str(part) for part in path]
-    parts = [part if part and part.isprintable() else json.dumps(part) for part in parts]
-    return '.'.join(parts)[:200]
+    parts = map(str, path)
+    shown = (part if part and part.isprintable() else json.dumps(part) for part in parts)
+    return '.'.join(shown)[:200]
 
 
 def show(value) -> str:
@@ -253,12 +253,12 @@ def read_config(path: Path, name: str, above: tuple = (), known: dict | None = N
     for base in bases if isinstance(bases, list) else [bases]:
         base_path = path.parent / str(base)
         base_name = os.path.normpath(os.path.join(os.path.dirname(name), str(base)))
-        wrong = []
         if base_name in chain:
-            wrong = [f'{" -> ".join((*chain, base_name))} is a loop']
-        elif not os.path.isfile(base_path):  # is_file() raises for a name that is too long
-            wrong = [f'{show(base)}: no such config file (looked for {base_name})']
-        document.refuse(Problem(('base',), each) for each in wrong)
+            loop = f'{" -> ".join((*chain, base_name))} is a loop'
+            document.refuse([Problem(('base',), loop)])
+        if not os.path.isfile(base_path):  # is_file() raises for a name that is too long
+            missing = f'{show(base)}: no such config file (looked for {base_name})'
+            document.refuse([Problem(('base',), missing)])
         if base_name not in known:
             known[base_name] = read_config(base_path, base_name, chain, known)
         below = merge(below, known[base_name])

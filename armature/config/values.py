@@ -31,6 +31,7 @@ LIMITS = {  # what is expected, and whether (value, bound) is it
 DIVISORS = ('step_size', 'T_max')  # of torch's schedulers, which notice a 0 an epoch later
 LISTS = (list, tuple, set, Sequence, Iterable)
 OBJECTS = (dict, Mapping)
+ANY_PARAMETER = inspect.Parameter('others', inspect.Parameter.VAR_KEYWORD)
 # What may be annotated, what a config then gives, and what that is called.
 PLAIN = (
     ((bool,), bool, 'true or false'),
@@ -45,7 +46,7 @@ PLAIN = (
 
 def violation(value: Any, hint: Any, *limits: Any) -> str | None:
     """What `value` should have been, when an annotation forbids it; None when it is fine."""
-    if not isinstance(value, (bool, int, float, str, dict, list, tuple, types.NoneType)):
+    if not isinstance(value, (int, float, str, dict, list, tuple, types.NoneType)):
         return None  # an object that the script has put in
     kind, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     choices = options(hint)
@@ -94,9 +95,9 @@ def hint_of(parameter: inspect.Parameter) -> Any:
     return bool | int | None | dict if isinstance(parameter.default, bool) else Any
 
 
-def takes(parameter: inspect.Parameter | None, *kinds: type) -> bool:
+def takes(parameter: inspect.Parameter, *kinds: type) -> bool:
     """Whether a parameter is annotated so that it may be given one of these."""
-    choices = options(parameter.annotation) if parameter is not None else ()
+    choices = options(parameter.annotation)
     return any((typing.get_origin(each) or each) in kinds for each in choices)
 
 
@@ -125,7 +126,7 @@ def _signature(target: Callable) -> list[inspect.Parameter]:
             return list(inspect.signature(target, eval_str=evaluates).parameters.values())
         except Exception:  # names in annotations may stand there only for type checkers
             pass
-    return [inspect.Parameter('others', inspect.Parameter.VAR_KEYWORD)]
+    return [ANY_PARAMETER]
 
 
 def _passes_on(target: type, name: str) -> bool:

@@ -132,34 +132,31 @@ class RunPlace:
         return folders
 
     def _make(self) -> tuple[Path, Path]:
-        save_dir = self._save_dir()
-        log_dir = self._runs.parents[1] / 'log' / self.config.name / save_dir.name
+        config, save_dir, reason = self.config, self.before, self._reason_to_leave()
+        if save_dir is None or reason:
+            save_dir = claim(self._runs, config.run_id)
+            # A run that goes on gets its changed config when it has been let in: BaseTrainer.train.
+            write_json(config.as_read, save_dir / CONFIG)
+        if reason:
+            logger.warning(f'{reason}: the run goes on in {save_dir}')
+        log_dir = self._runs.parents[1] / 'log' / config.name / save_dir.name
         log_dir.mkdir(parents=True, exist_ok=True)
-        # A run that goes on gets its changed config when it has been let in: BaseTrainer.train.
-        if save_dir != self.before:
-            write_json(self.config.as_read, save_dir / CONFIG)
         self.begin_logging(log_dir)
         return save_dir, log_dir
 
-    def _save_dir(self) -> Path:
-        """The folder of the run that it goes on with, or a new one.
-
-        A folder holds one line of checkpoints, so going back starts a new one.
-        """
+    def _reason_to_leave(self) -> str:
+        """Why the run cannot go on in the folder that it was in; '' when it can."""
         before, resume = self.before, self.config.resume
         if before is None:
-            return claim(self._runs, self.config.run_id)
+            return ''
         if before.parent != self._runs.resolve() or not (before / CONFIG).is_file():
-            why = f'{before} is no run in {self._runs}'
-        elif not os.access(before, os.W_OK):
-            why = f'{before} cannot be written'
-        elif resume is not None and resume.parent == before and is_behind(resume):
-            why = f'{resume} is not the newest of its run'
-        else:
-            return before
-        folder = claim(self._runs, self.config.run_id)
-        logger.warning(f'{why}: the run goes on in {folder}')
-        return folder
+            return f'{before} is no run in {self._runs}'
+        if not os.access(before, os.W_OK):
+            return f'{before} cannot be written'
+        # A folder holds one line of checkpoints, so going back starts a new one.
+        if resume is not None and resume.parent == before and is_behind(resume):
+            return f'{resume} is not the newest of its run'
+        return ''
 
     @property
     def _runs(self) -> Path:
