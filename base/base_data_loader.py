@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, DistributedSampler, Sampler, TensorDataset
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import Dataset, DistributedSampler, Sampler, TensorDataset, default_collate
 
 from armature.batch import CPU, WHOLE, Batch, Share, map_tensors, sent, takes_pinned
 from armature.data import identity
@@ -141,11 +140,10 @@ class BaseDataLoader(SeekableLoader):
         memory, reader = self._memory, self._reader
         device = memory.device
         pins = device == CPU and self.pin_memory and takes_pinned(prepared_device())
-        sends = reader.transforms and device != CPU
         # The keys of augmentations are made of indices on the CPU.
-        planned = self._planned(number, first, n_batches, CPU if sends else device)
+        planned = self._planned(number, first, n_batches, CPU if reader.transforms else device)
         for number, indices, share in planned:
-            content = memory.take(sent(indices, device) if sends else indices)
+            content = memory.take(sent(indices, device) if reader.transforms else indices)
             if reader.transforms:
                 keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
                 content = on_input(augmented_batch, content, reader.transforms, keys)
@@ -264,11 +262,10 @@ class BaseDataLoader(SeekableLoader):
 
     def use_class_names(self, names: list[str] | None) -> None:
         """Number the classes as `names` does (the training data's), whatever the dataset says."""
-        if names is not None:
-            renumbered = identity.class_map(self.class_names, names)
-            if renumbered is not None:
-                self._reader.class_map = renumbered
-            self.class_names = names
+        if names is None or names == self.class_names:
+            return
+        self._reader.class_map = identity.class_map(self.class_names, names)
+        self.class_names = names
 
     def sample_classes(self, needed_for: str = '') -> np.ndarray | None:
         """The class of each sample of the dataset; None when it does not tell.

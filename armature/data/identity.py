@@ -235,9 +235,9 @@ def class_names_of(dataset: Any) -> list[str] | None:
     return None
 
 
-def class_map(own: list[str] | None, wanted: list[str] | None) -> torch.Tensor | None:
+def class_map(own: list[str] | None, wanted: list[str]) -> torch.Tensor | None:
     """(own classes,) the number that each has among those `wanted`; None when they are the same."""
-    if own is None or wanted is None or own == wanted:
+    if own is None or own == wanted:
         return None
     unknown = [name for name in own if name not in wanted]
     if unknown:

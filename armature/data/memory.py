@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.batch import CPU, WHOLE, leaves, length, map_tensors
+from armature.batch import CPU, WHOLE, leaves, length, map_tensors, to_device
 from armature.compare import first_difference
 from armature.data.identity import digest
 from armature.data.workers import Reader, Workers, about_sample
@@ -42,7 +42,7 @@ class InMemory(Dataset):
 
     def to(self, device: torch.device) -> 'InMemory':
         """The same on `device`."""
-        return InMemory(map_tensors(lambda tensor: tensor.to(device), self.tensors))
+        return InMemory(to_device(self.tensors, device))
 
     @property
     def device(self) -> torch.device:

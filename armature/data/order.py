@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
 from armature.batch import WHOLE, Batch, contents_of, length, takes_pinned, to_device
 from armature.data.identity import class_names_of
@@ -232,7 +231,6 @@ def _read_up(
     """Batches of another's loader without an end, from batch `first` of a pass on."""
     for number in itertools.count(first_pass):
         pass_key = key(seed, 'pass', number)
-        seed_torch(pass_key)
         if hasattr(loader, 'seek'):  # one of ours with an __iter__ of its own
             loader.seek(number)
         elif hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler

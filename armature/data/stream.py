@@ -6,10 +6,10 @@ nothing to split or to know.
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import IterableDataset, get_worker_info
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from armature.batch import Batch, Share
 from armature.data.order import SeekableLoader
@@ -43,10 +43,6 @@ class StreamDataLoader(SeekableLoader):
                 f'{type(dataset).__name__}'
             )
         super().__init__(dataset, batch_size, num_workers, collate_fn, **options)
-        self._reader = _StreamReader(dataset, batch_size, collate_fn, self.drop_last)
-        # Workers learn where to begin when they start.
-        without = {'persistent_workers': False}
-        self._workers = Workers(self._reader, self.torch_options | without)
 
     def __bool__(self) -> bool:
         return True  # also without a length
@@ -55,17 +51,28 @@ class StreamDataLoader(SeekableLoader):
         """A stream has no part for validation: "valid_data_loader" says where that data is."""
 
     def _batches_from(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
-        reader, is_empty = self._reader, True
-        reader.seed, reader.number, reader.first = self.seed, number, first
-        reader.last = None if n_batches is None else first + n_batches
-        lists_are_parts = self.collate_fn is default_collate
-        for content, n_samples, share in self._workers.answers():
+        reader = _StreamReader(
+            self.dataset,
+            self.batch_size,
+            self.collate_fn,
+            self.drop_last,
+            mine=slice(dist.rank(), None, dist.n_processes()),
+            seed=self.seed,
+            number=number,
+            first=first,
+            last=None if n_batches is None else first + n_batches,
+        )
+        # Workers learn where to begin when they start.
+        workers = Workers(reader, self.torch_options | {'persistent_workers': False})
+        lists_are_parts, is_empty = self.collate_fn is default_collate, True
+        for content, n_samples, share in workers.answers():
             is_empty = False
             yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
         if is_empty and n_batches:
             raise DataError(f'{type(self.dataset).__name__} gives no batches')
 
 
+@dataclass(eq=False)
 class _StreamReader(IterableDataset):
     """(content, number of samples, share) of each batch that this worker makes: each n-th of n.
 
@@ -74,12 +81,15 @@ class _StreamReader(IterableDataset):
     have a share of, it takes a sample of another process (padding).
     """
 
-    def __init__(
-        self, dataset: IterableDataset, batch_size: int, collate_fn: Callable, drop_last: bool
-    ):
-        self.dataset, self.collate_fn = dataset, collate_fn
-        self.batch_size, self.drop_last = batch_size, drop_last
-        self.mine = slice(dist.rank(), None, dist.n_processes())  # of each batch
+    dataset: IterableDataset
+    batch_size: int
+    collate_fn: Callable
+    drop_last: bool
+    mine: slice  # of each batch
+    seed: int
+    number: int
+    first: int
+    last: int | None
 
     def __iter__(self) -> Iterator[tuple | UserError]:
         worker = get_worker_info()

@@ -13,12 +13,12 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from armature.batch import Batch, map_leaves
 from armature.errors import STOP_CODES, ConfigError, DataError, UserError
@@ -27,22 +27,18 @@ from armature.seed import key, own_randomness, seed_sample
 NOT_PICKLABLE = (AttributeError, TypeError, pickle.PicklingError)  # it depends on the Python
 
 
+@dataclass(eq=False)
 class Reader(Dataset):
     """Makes the batches that are requested of a dataset, in a worker or without any.
 
     Each sample draws its random numbers from (seed, pass, index).
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        transforms: Sequence[Callable] = (),
-        collate_fn: Callable = default_collate,
-        batch_transform: Callable | None = None,
-    ):
-        self.dataset, self.transforms = dataset, transforms
-        self.collate_fn, self.batch_transform = collate_fn, batch_transform
-        self.class_map = None  # (own classes,) the number that training gives each
+    dataset: Dataset
+    transforms: Sequence[Callable] = ()
+    collate_fn: Callable = default_collate
+    batch_transform: Callable | None = None
+    class_map: torch.Tensor | None = None  # (own classes,) the number that training gives each
 
     def __getitem__(self, request: tuple) -> tuple | UserError:
         """(seed, pass, share, indices, content) for a request (seed, pass, indices, share).
@@ -182,7 +178,7 @@ class Workers(DataLoader):
             sampler=None if is_stream else self._requests,
             collate_fn=as_it_is,
             generator=torch.Generator(),
-            **{**options, 'worker_init_fn': start},
+            **options | {'worker_init_fn': start},
         )
 
     def answers(self, requests: Iterable[tuple] = ()) -> Iterator[Any]:
