@@ -37,11 +37,11 @@ from base.stepper import Stepper
 from logger import TensorboardWriter
 
 
-def _of(owner, name):
-    """An attribute of the trainer that is one of its `owner`."""
+def _of_monitor(name):
+    """An attribute of the trainer that is one of its monitor."""
     return property(
-        lambda self: getattr(getattr(self, owner), name),
-        lambda self, value: setattr(getattr(self, owner), name, value),
+        lambda self: getattr(self._monitor, name),
+        lambda self, value: setattr(self._monitor, name, value),
     )
 
 
@@ -68,10 +68,10 @@ class BaseTrainer(ABC):
 
     def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None):
         self.config = config
-        self.settings = settings_of(config['trainer'])  # with the defaults
+        settings = self.settings = settings_of(config['trainer'])  # with the defaults
         dist.refuse_to_train_apart(model)
-        refuse_without_wrap(config, self.settings)
-        self.logger = config.get_logger('trainer', self.settings.verbosity)
+        refuse_without_wrap(config, settings)
+        self.logger = config.get_logger('trainer', settings.verbosity)
         self.device, device_ids = torch.device(device or 'cpu'), []
         if device is None:
             self.device, device_ids = self._prepare_device(config.get('n_gpu', 1))
@@ -81,17 +81,21 @@ class BaseTrainer(ABC):
         call_by_name(bare(self.model), self._pair_of.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
+        self.epochs, self.save_period = settings.epochs, settings.save_period
+        self.seed = torch.initial_seed()
         self.start_epoch = 1
         self.epochs_done = 0
         self.step = 0  # optimizer steps since the beginning of the run
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
 
-        self._folder = RunFolder(config.save_dir)  # with which logging begins
+        self.checkpoint_dir = config.save_dir  # with which logging begins
+        self._folder = RunFolder(self.checkpoint_dir)
         self.console = Console(self)
-        self._monitor = Monitor(self.settings.monitor, self.settings.early_stop)
-        self._stop = StopRequest(self.settings.max_minutes)
-        self._saver = Saver(config.save_dir, self.settings, config.get('distributed'))
+        self.monitor = settings.monitor
+        self._monitor = Monitor(self.monitor, settings.early_stop)
+        self._stop = StopRequest(settings.max_minutes)
+        self._saver = Saver(self.checkpoint_dir, settings, config.get('distributed'))
         self._epoch = Epoch(optimizer, self.step)  # what belongs to the one in progress
         self._resume = Resume(self)
         if config.resume is not None:
@@ -99,9 +103,9 @@ class BaseTrainer(ABC):
         self.writer = TensorboardWriter(
             config.log_dir,
             self.logger,
-            self.settings.tensorboard and dist.is_main(),
+            settings.tensorboard and dist.is_main(),
             purge_step=self.step + 1 if self.step else None,
-            trackers=Trackers(self.settings.trackers, self._folder, config.log_dir),
+            trackers=Trackers(settings.trackers, self._folder, config.log_dir),
         )
 
     @abstractmethod
@@ -393,9 +397,6 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    checkpoint_dir, seed = _of('_folder', 'folder'), _of('_resume', 'seed')
-    epochs, save_period = _of('settings', 'epochs'), _of('settings', 'save_period')
-    monitor, early_stop = _of('settings', 'monitor'), _of('_monitor', 'early_stop')
-    mnt_mode, mnt_metric = _of('_monitor', 'mode'), _of('_monitor', 'metric')
-    mnt_best = _of('_monitor', 'best')
+    mnt_mode, mnt_metric = _of_monitor('mode'), _of_monitor('metric')
+    mnt_best, early_stop = _of_monitor('best'), _of_monitor('early_stop')
     loss, metrics = _AlsoCalled('criterion'), _AlsoCalled('metric_ftns')

@@ -28,7 +28,7 @@ from base import BaseTrainer
 train = BaseTrainer.train
 n_epochs, len_epoch, n_steps = (int(sys.argv.pop(1)) for _ in range(3))
 def train_so_far(self):
-    self.settings.epochs, self.len_epoch, self.settings.max_steps = n_epochs, len_epoch, n_steps
+    self.epochs, self.len_epoch, self.settings.max_steps = n_epochs, len_epoch, n_steps
     train(self)
 BaseTrainer.train = train_so_far
 runpy.run_path('train.py', run_name='__main__')

@@ -21,7 +21,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -292,7 +291,6 @@ class Resume:
         self.trainer, self.state = trainer, {}
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
-        self.seed = torch.initial_seed()
         self.made_by = trainer._folder.made_by(trainer.device)
 
     def take_over(self, path: Path) -> None:
