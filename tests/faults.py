@@ -787,7 +787,7 @@ def full_disks(n: int, folder: Path) -> Result:
         run_folder = RunFolder(run)
         try:
             with run_folder.training():
-                run_folder.rows = [{'epoch': 1, 'loss': 0.5}]
+                run_folder.rows = {1: {'epoch': 1, 'loss': 0.5}}
                 run_folder.begin({'name': 'after'}, command=['x' * 99])
                 for epoch in range(2, 40):
                     run_folder.add_row({'epoch': epoch, 'loss': 0.5})

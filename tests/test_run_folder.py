@@ -196,7 +196,8 @@ def test_a_resumed_run_has_the_rows_of_its_line_only(tmp_path):
     for epoch in range(1, 6):
         folder.add_row({'epoch': epoch, 'loss': 1.0})
     again = RunFolder(tmp_path)
-    again.rows = read_table(tmp_path / 'metrics.csv', last_epoch=2)
+    kept = read_table(tmp_path / 'metrics.csv', last_epoch=2)
+    again.rows = {row['epoch']: row for row in kept}
     again.begin({})
     again.add_row({'epoch': 3, 'loss': 9.0, 'lr': 0.1})
     assert [row['epoch'] for row in rows_of(tmp_path / 'metrics.csv')] == ['1', '2', '3']
@@ -212,7 +213,7 @@ def test_an_epoch_of_a_long_run_costs_what_one_of_a_short_run_does(tmp_path):
         assert before.st_ino == after.st_ino  # appended to, not written anew
         return after.st_size - before.st_size
 
-    folder.rows = [{'epoch': epoch, 'loss': 0.5} for epoch in range(1, 20_001)]
+    folder.rows = {epoch: {'epoch': epoch, 'loss': 0.5} for epoch in range(1, 20_001)}
     folder.begin({})
     assert n_written(20_001) == len('20001,0.5\n')
 
@@ -241,7 +242,7 @@ def test_a_full_disk_at_the_beginning_is_one_clear_error(tmp_path, monkeypatch, 
     owner = folder_module.Path if failing == 'write_text' else folder_module
     monkeypatch.setattr(owner, failing, is_full, raising=False)
     folder = RunFolder(run)
-    folder.rows = [{'epoch': 1}]
+    folder.rows = {1: {'epoch': 1}}
     refused = pytest.raises(UserError, match='one cannot be written: No space left on device')
     with refused, folder.training():
         folder.begin({'name': 'x'})

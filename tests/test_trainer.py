@@ -135,7 +135,7 @@ def test_epoch_after_many_does_as_much_as_one_after_few(experiment):
         trainer = experiment.trainer(epochs=1)
         trainer.train()
         trainer.history += trainer.history * n_epochs
-        trainer._folder.rows += trainer._folder.rows * n_epochs
+        trainer._folder.rows |= {-number: {'epoch': -number} for number in range(n_epochs)}
         calls = cProfile.Profile()
         calls.runcall(trainer._finish_epoch, 2, {'loss': 0.0, 'val_loss': 0.0})
         return sum(each.callcount for each in calls.getstats())

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -40,7 +40,7 @@ from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import device_name
-from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object
+from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object, values_of
 from armature.run.stop import Stopped
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -211,7 +211,7 @@ class RunFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.record = {}
-        self.rows, self._columns = [], []  # of metrics.csv, of the epochs that are done
+        self.rows, self._columns = {}, []  # of metrics.csv: {epoch: row} of those that are done
         self._patch = b''  # what is not committed
         self._began = None  # a moment of time.monotonic, as if all starts had been one
         self._lock_file = None
@@ -239,21 +239,23 @@ class RunFolder:
     def training(self) -> Iterator[None]:
         """Inside, no other training may be in this folder; run.json then says how it ended."""
         dist.on_main(self._lock)
-        end = {'state': 'failed'}
+        state, reason = 'failed', None
         try:
             yield
-            end = {'state': 'finished', 'reason': None}
+            state = 'finished'
         except Stopped as stop:
-            end = {'state': 'stopped', 'reason': str(stop)}
+            state, reason = 'stopped', str(stop)
+            raise
+        except UserError as error:
+            reason = str(error)
             raise
         except BaseException as error:
-            kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
-            end['reason'] = f'{kind}{error}'
+            reason = f'{type(error).__name__}: {error}'
             raise
         finally:
             # A run that goes on and is refused is left as it was.
             if self.record or (dist.is_main() and self._before().get('state') == 'prepared'):
-                self.note(**end, ended=datetime.now(UTC).isoformat())
+                self.note(state=state, reason=reason, ended=datetime.now(UTC).isoformat())
             if self._lock_file:
                 self._lock_file.close()
                 records.locked_here.discard(self.folder.resolve())
@@ -332,31 +334,28 @@ class RunFolder:
 
     def note_saved(self, epoch: int, step: int, best: list[int] | None) -> None:
         """Put into run.json where the run is, and its best epoch: (epoch, step) of model_best."""
-        self.note(
-            last={'epoch': epoch, 'step': step, 'values': self._values(epoch)},
-            best=best and {'epoch': best[0], 'file': BEST, 'values': self._values(best[0])},
-        )
-
-    def _values(self, epoch: int) -> dict[str, float]:
-        row = next((row for row in reversed(self.rows) if row.get('epoch') == epoch), {})
-        return records.values_of(row)
+        last = {'epoch': epoch, 'step': step, 'values': values_of(self.rows.get(epoch, {}))}
+        if best is not None:
+            values = values_of(self.rows.get(best[0], {}))
+            best = {'epoch': best[0], 'file': BEST, 'values': values}
+        self.note(last=last, best=best)
 
     def add_row(self, row: dict) -> None:
         """Append what an epoch reported to metrics.csv, which is written anew for new columns."""
-        self.rows.append(row)
+        self.rows[row['epoch']] = row
         with self._writing():
             if row.keys() - self._columns:
                 self._write_table()
                 return
             with (self.folder / TABLE).open('a', encoding='utf-8', newline='') as file:
-                _csv(file, self._columns).writerow(row)
+                csv.DictWriter(file, self._columns, lineterminator='\n').writerow(row)
 
     def _write_table(self) -> None:
-        self._columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        text = io.StringIO()
-        writer = _csv(text, self._columns)
+        rows, text = self.rows.values(), io.StringIO()
+        self._columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(text, self._columns, lineterminator='\n')
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         write_text(self.folder / TABLE, text.getvalue())
 
 
@@ -368,10 +367,6 @@ def rates_of(optimizer: Any) -> dict[str, float]:
             name = 'lr' if len(groups) == 1 else f'lr/{group.get("name", index)}'
             rates[name] = float(group['lr'])
     return rates
-
-
-def _csv(file: TextIO, columns: list[str]) -> csv.DictWriter:
-    return csv.DictWriter(file, columns, lineterminator='\n')
 
 
 def as_read(config: Any) -> dict:

@@ -305,8 +305,9 @@ class Resume:
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
         trainer.start_epoch = trainer.epochs_done + 1
         rows = read_table(path.parent / TABLE, trainer.epochs_done)
-        rows = trainer._folder.rows = state.get('history', rows)  # in the state: the first version
-        trainer.history = [{'epoch': row.get('epoch'), **values_of(row)} for row in rows]
+        rows = state.get('history', rows)  # the first version kept them there
+        trainer._folder.rows = {row['epoch']: row for row in rows}
+        trainer.history = [{'epoch': row['epoch'], **values_of(row)} for row in rows]
         if self._monitor_then() == trainer.monitor:
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
         trainer._saver.go_on_from(state, path)
