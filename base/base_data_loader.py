@@ -164,8 +164,9 @@ class BaseDataLoader(SeekableLoader):
             order = self.indices(number)
             whole = order[: len(order) // size * size] if self.drop_last else order
             if not len(whole):
-                name = type(self.sampler).__name__
-                raise DataError(f'{name} gives {len(order)} samples, too few for a batch')
+                raise DataError(
+                    f'{type(self.sampler).__name__} gives {len(order)} samples, too few for a batch'
+                )
             due = sent(whole[first * size : (first + n_batches) * size], device)
             # In two steps, so that the first batch of many does not wait until all are cut.
             for many in due.split(1000 * size):

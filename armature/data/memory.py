@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from armature.batch import CPU, WHOLE, leaves, length, map_tensors, to_device
 from armature.compare import first_difference
 from armature.data.identity import digest
-from armature.data.workers import Reader, Workers, about_sample
+from armature.data.workers import Reader, Workers
 from armature.errors import ConfigError
 from armature.seed import rng_state
 
@@ -55,14 +55,10 @@ class FixedReader(Reader):
     Memory would hold those of one pass.
     """
 
-    def samples(self, seed: int, number: int, indices: list[int]) -> list:
-        before, samples = rng_state(CPU), []
+    def samples(self, seed: None, number: int, indices: list[int]) -> list:
+        before = rng_state(CPU)
         twice = indices[:N_TWICE] if indices[0] == 0 else []
-        for index in indices + twice:
-            try:
-                samples.append(self.dataset[index])
-            except Exception as error:
-                raise about_sample(index, self.dataset, error)  # noqa: B904 (it may be the same)
+        samples = super().samples(seed, number, indices + twice)
         samples, again = samples[: len(indices)], samples[len(indices) :]
         has_drawn = first_difference(before, rng_state(CPU))
         if has_drawn or digest(again) != digest(samples[: len(twice)]):
@@ -78,7 +74,7 @@ def read_into_memory(dataset: Dataset, options: dict) -> InMemory:
     n_samples, tensors = len(dataset), None
     workers = Workers(FixedReader(dataset), options | {'persistent_workers': False})
     chunks = torch.arange(n_samples).split(CHUNK)
-    requests = ((0, 0, indices.tolist(), WHOLE) for indices in chunks)
+    requests = ((None, 0, indices.tolist(), WHOLE) for indices in chunks)
     for *_, indices, content in workers.answers(requests):
         if tensors is None:
             refuse_other_than_tensors(content)

@@ -74,12 +74,16 @@ class Reader(Dataset):
         # A collate_fn of one's own may leave out samples that are None.
         return [index for index, each in zip(indices, samples) if each is not None], content
 
-    def samples(self, seed: int, number: int, indices: list[int]) -> list:
-        """The samples at `indices` in pass `number`, augmented."""
+    def samples(self, seed: int | None, number: int, indices: list[int]) -> list:
+        """The samples at `indices` in pass `number`, augmented.
+
+        seed: None leaves the generators as they are.
+        """
         samples = []
         for index in indices:
             try:
-                seed_sample(key(seed, 'sample', number, index))
+                if seed is not None:
+                    seed_sample(key(seed, 'sample', number, index))
                 sample = self.dataset[index]
                 if self.transforms and sample is not None:
                     its_key = key(seed, 'augment', number, index)
@@ -170,12 +174,11 @@ class Workers(DataLoader):
 
     def __init__(self, reader: Dataset, options: dict):
         self._requests = _Requests()
-        is_stream = isinstance(reader, IterableDataset)
         start = functools.partial(start_worker, options.get('worker_init_fn'))
         super().__init__(
             reader,
             batch_size=None,
-            sampler=None if is_stream else self._requests,
+            sampler=None if isinstance(reader, IterableDataset) else self._requests,
             collate_fn=as_it_is,
             generator=torch.Generator(),
             **options | {'worker_init_fn': start},
