@@ -17,7 +17,7 @@ The contract:
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -53,18 +53,6 @@ class Batch:
 
 
 NO_BATCH = Batch(None)  # before the first one, and where a loop does not say
-
-
-def contents_of(batches: Iterable[Batch], *holders: Any) -> Iterator[Any]:
-    """The contents; `batch` of each holder (a tracker, a stepper) is the Batch that is due."""
-    try:
-        for batch in batches:
-            for each in holders:
-                each.batch = batch
-            yield batch.content
-    finally:
-        for each in holders:
-            each.batch = NO_BATCH
 
 
 class CannotCut(ValueError):

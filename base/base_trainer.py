@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from armature.batch import PairOf, call_by_name, contents_of, to_device
+from armature.batch import NO_BATCH, PairOf, call_by_name, to_device
 from armature.checkpoint.files import BEST, LAST, Saver
 from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
@@ -221,15 +221,22 @@ class BaseTrainer(ABC):
         step_key = key(self.seed, 'step', dist.rank())
         with self.console.bar(epoch, self.position) as bar:
             self._epoch = Epoch(self.optimizer, self.step, bar, steppers)
-            for content in contents_of(batches, self._epoch, *steppers, *trackers):
-                self._epoch.begin_step(is_last=self.position + 1 == self.len_epoch)
-                self.step += 1
-                seed_torch(step_key + self.step, self.device)
-                self.writer.set_step(self.step)
-                yield to_device(content, self.device)
-                if self._epoch.step_is_open:  # a loop of the old template, the first version
-                    self.end_step()
-                self._epoch.wait()
+            holders = [self._epoch, *steppers, *trackers]
+            try:
+                for batch in batches:
+                    for each in holders:
+                        each.batch = batch
+                    self._epoch.begin_step(is_last=self.position + 1 == self.len_epoch)
+                    self.step += 1
+                    seed_torch(step_key + self.step, self.device)
+                    self.writer.set_step(self.step)
+                    yield to_device(batch.content, self.device)
+                    if self._epoch.step_is_open:  # a loop of the old template, the first version
+                        self.end_step()
+                    self._epoch.wait()
+            finally:
+                for each in holders:
+                    each.batch = NO_BATCH
         if epoch == self.start_epoch:
             self._epoch.warn_of_waiting(self.data_loader, self.logger)
         for average in [each.average for each in steppers if each.average is not None]:

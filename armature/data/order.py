@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
-from armature.batch import WHOLE, Batch, contents_of, length, takes_pinned, to_device
+from armature.batch import NO_BATCH, WHOLE, Batch, length, takes_pinned, to_device
 from armature.data.identity import class_names_of
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
@@ -200,9 +200,14 @@ def one_pass(
 
     parts: see armature/batch.py. `batch` of each holder is the Batch that is due.
     """
-    batches = dist.in_step(map(parts, batches_of(loader)), loader)
-    for content in contents_of(batches, *holders):
-        yield to_device(content, device)
+    try:
+        for batch in dist.in_step(map(parts, batches_of(loader)), loader):
+            for each in holders:
+                each.batch = batch
+            yield to_device(batch.content, device)
+    finally:
+        for each in holders:
+            each.batch = NO_BATCH
 
 
 def batches_from(
