@@ -229,7 +229,7 @@ class Stepper:
             for part, weight in self._passed:
                 loss = weighted(self.loss_of(*part), weight)
                 loss.backward()
-                total = total + loss.detach()
+                total += loss.detach()
             return total
 
         return closure

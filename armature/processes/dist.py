@@ -216,12 +216,11 @@ class Agreement:
         if self._n_left > 0:
             return [0] * len(requests)
         now = time.monotonic()
-        step_s = (now - self._since) / self._n_steps
-        largest = torch.tensor([*requests, step_s], dtype=torch.float64)
+        largest = torch.tensor([*requests, now - self._since], dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
-        *agreed, step_s = largest.tolist()
-        n_steps = ASK_EVERY_S / max(step_s, ASK_EVERY_S / MOST_STEPS)
-        self._n_left = self._n_steps = max(1, int(n_steps))
+        *agreed, took_s = largest.tolist()
+        step_s = max(took_s / self._n_steps, ASK_EVERY_S / MOST_STEPS)
+        self._n_left = self._n_steps = max(1, int(ASK_EVERY_S / step_s))
         self._since = now
         return list(map(int, agreed))
 
@@ -285,7 +284,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         # In a library's model, a row of layers of one kind.
         is_row = isinstance(block, nn.Sequential) and len({*map(type, block)}) == 1 < len(block)
         found += blocks_of(block) if is_list or is_row else [block]
-    return [block for block in found if any(True for _ in block.parameters())]
+    return [block for block in found if list(block.parameters())]
 
 
 def refuse_to_train_apart(model: nn.Module) -> None:
