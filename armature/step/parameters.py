@@ -83,10 +83,14 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
     for name, (typed, own) in settings.items():
         params = found.setdefault((typed, repr(sorted(own.items()))), (typed, own, []))[-1]
         params.append((name, named[name]))
-    for typed, _, params in found.values():
-        key, kind = 'optimizer', section.get('type')
-        if typed is not None:
+    made = []
+    for typed, own, params in found.values():
+        if typed is None:
+            key, kind = 'optimizer', section.get('type')
+            made.append({'params': params, **own})
+        else:
             key, kind = f'optimizer.groups.{typed}', groups[typed]['type']
+            made.append(TypedGroup(typed, {'type': kind, 'args': own}, params))
         others = [name for name, each in params if each.ndim != 2]
         if kind == 'Muon' and others:
             raise ConfigError(
@@ -94,14 +98,7 @@ def parameter_groups(config: Any, model: nn.Module, criterion: Any = None) -> li
                 'optimizer.type, and let a group of optimizer.groups say "ndim": 2 beside "type": '
                 '"Muon"'
             )
-    if not groups:
-        return list(named.items())
-    return [
-        {'params': params, **own}
-        if typed is None
-        else TypedGroup(typed, {'type': groups[typed]['type'], 'args': own}, params)
-        for typed, own, params in found.values()
-    ]
+    return made if groups else list(named.items())
 
 
 class Frozen:
