@@ -429,7 +429,7 @@ class Saver:
 
     def _with_parts_written(self, state):
         """The head of `state`; what each process holds of the rest is written, in a new folder."""
-        token = dist.gather(secrets.token_hex(4))[0]
+        token = dist.on_main(secrets.token_hex, 4)
         folder = self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}-{token}'
         head, part = sharded.split(state)
         problem = None
@@ -508,24 +508,22 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
             if path.is_file():
                 return path
             folder = path.parent if means == 'last' else path
-            if folder.is_dir():
-                return _found_in(folder, best_first and folder == path)
+            if not folder.is_dir():
+                continue
+            found, _ = newest(folder, best_first and folder == path)
+            if found is not None:
+                return found
+            if (folder / packed.FILE).is_file():
+                return folder / packed.FILE
+            hint = '-r takes one, or the folder of a run'
+            if run := newest_run(folder):
+                hint = f'do you mean its newest run, {run}?'
+            raise CheckpointError(f'{folder} holds no checkpoint: {hint}')
     except OSError as error:  # no right to look there, a name that is too long
         raise CheckpointError(f'{text} cannot be read: {error.strerror or error}') from error
     raise CheckpointError(
         f'{text} is not there: -r takes a checkpoint, a run folder, or RUN/last or RUN/best'
     )
-
-
-def _found_in(folder, best_first):
-    path, _ = newest(folder, best_first)
-    if path is not None:
-        return path
-    if (folder / packed.FILE).is_file():
-        return folder / packed.FILE
-    run = newest_run(folder)
-    hint = f'do you mean its newest run, {run}?' if run else '-r takes one, or the folder of a run'
-    raise CheckpointError(f'{folder} holds no checkpoint: {hint}')
 
 
 def newest_valid(folder: Path) -> Path | None:

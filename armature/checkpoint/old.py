@@ -122,8 +122,7 @@ def stand_in(name: str) -> Any:
 class NumpyType:
     """Stands for numpy.dtype: numbers only."""
 
-    def __init__(self, code: str | bytes, *_: Any):
-        code = code.decode('latin1') if isinstance(code, bytes) else code
+    def __init__(self, code: str, *_: Any):
         if not re.fullmatch(r'[<|=]?[fiubc]\d{1,2}', code):
             raise ValueError('an array of something else than numbers')
         self.dtype = np.dtype(code)
@@ -191,8 +190,13 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
             state[key] = mapped(value, convert)
         except TypeError as error:
             logger.warning(f'This is no plain data and left out: {key} (for {error})')
-    if 'format' not in state and isinstance(state.get('state_dict'), dict):
-        state['state_dict'] = _bare_names(state['state_dict'])
+    weights = state.get('state_dict')
+    if 'format' not in state and isinstance(weights, dict):
+        # What DataParallel, DistributedDataParallel and torch.compile put before names
+        for prefix in ('module.', '_orig_mod.', 'module.'):
+            if weights and all(type(name) is str and name.startswith(prefix) for name in weights):
+                weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+        state['state_dict'] = weights
         if torch.is_tensor(best := state.get('monitor_best')):
             state['monitor_best'] = best.item()
     return state
@@ -236,11 +240,3 @@ def _config_of(value):
             if name in attributes:
                 return attributes[name]
     return value
-
-
-def _bare_names(state_dict):
-    """Without the prefixes that DataParallel, DistributedDataParallel and torch.compile add."""
-    for prefix in ('module.', '_orig_mod.', 'module.'):
-        if state_dict and all(type(name) is str and name.startswith(prefix) for name in state_dict):
-            state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
-    return state_dict

@@ -190,7 +190,7 @@ def _refuse_lone_samples(model, cause):
         if (handle := handles.pop(known, None)) is None:
             return
         handle.remove()
-        if norm.training and inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+        if norm.training and inputs[0].numel() == inputs[0].shape[:2].numel():
             raise ConfigError(
                 f'{cause}, and BatchNorm cannot train on one sample: set '
                 'data_loader.args.drop_last to true, or take another batch_size or '
@@ -273,8 +273,7 @@ def where(trainer: Any) -> str:
     """Where the training is, for what model, loss or data raise."""
     place = f'This was in epoch {trainer.epochs_done + 1}, after step {trainer.step}'
     if trainer._epoch.step_is_open:
-        samples = _samples(trainer, trainer.position)
-        place = f'{place} had begun, with the samples {samples}'
+        place += f' had begun, with the samples {_samples(trainer, trainer.position)}'
     return place
 
 

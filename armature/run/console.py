@@ -183,8 +183,7 @@ def shown(value: Any) -> str:
     """Four significant digits; what is no number, such as a switch read from a table, as it is."""
     if not isinstance(value, float):
         return str(value)
-    text = f'{value:#.4g}'
-    return f'{value:.3e}' if 'e' in text else text.rstrip('.')
+    return f'{value:#.4g}'.rstrip('.')
 
 
 def shown_time(seconds: float) -> str:

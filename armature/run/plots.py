@@ -34,11 +34,11 @@ class Pictures:
     def update(self, output: torch.Tensor, target: torch.Tensor, counts: bool = True) -> None:
         if not self.kinds:
             return
-        shapes = [tuple(getattr(each, 'shape', ())) for each in (output, target)]
-        if len(shapes[0]) != 2 or shapes[0][1] < 2 or len(shapes[1]) != 1:
+        mine, theirs = (tuple(getattr(each, 'shape', ())) for each in (output, target))
+        if len(mine) != 2 or mine[1] < 2 or len(theirs) != 1:
             raise ConfigError(
                 'trainer.pictures are for outputs (batch, classes) and targets (batch,), and these '
-                f'are {shapes[0]} and {shapes[1]}: leave them out'
+                f'are {mine} and {theirs}: leave them out'
             )
         from torchmetrics import classification
 

@@ -87,8 +87,9 @@ class Trackers:
     def __init__(self, entries: list | None, folder: Any, log_dir: str | Path):
         self._entries = entries if entries and dist.is_main() else []
         self._folder, self._sent = folder, Path(log_dir) / 'trackers.sent'
-        sent = self._sent.read_text().strip() if self._sent.is_file() else ''
-        self._sent_before = int(sent) if sent.isdecimal() else -1
+        self._sent_before = -1
+        with suppress(OSError, ValueError):  # there is no such file, or an empty one
+            self._sent_before = int(self._sent.read_text())
         self._queue = queue.Queue(MAX_WAITING)
         self._thread = None
         self._warned = set()
