@@ -74,7 +74,7 @@ def test_class_with_one_sample_stays_in_training():
     assert len(split.valid) == 12 and 59 in split.train.tolist()
 
 
-def test_runs_that_began_before_keep_their_split():
+def test_runs_that_began_before_keep_their_split(tmp_path):
     everybody = np.arange(40)
     np.random.RandomState(0).shuffle(everybody)  # as the old template did
     for version, expected in (
@@ -83,8 +83,8 @@ def test_runs_that_began_before_keep_their_split():
     ):
         split = split_indices(40, 0.2, before={'version': version})
         assert split.valid.tolist() == sorted(expected) and split.state['version'] == version
-    assert data_of({'epoch': 3})['split']['version'] == 0
-    assert data_of({'parts': {}})['split']['version'] == 1
+    assert data_of({'epoch': 3}, tmp_path / 'old.pth')['split']['version'] == 0
+    assert data_of({'parts': {}}, tmp_path / 'old.pth')['split']['version'] == 1
 
 
 def test_loader_of_a_run_that_goes_on_keeps_its_kind_of_split(tmp_path):

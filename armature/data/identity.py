@@ -45,7 +45,7 @@ def resumed() -> dict:
     return _resumed.get({})
 
 
-def data_of(checkpoint: dict, path: Path | None = None) -> dict:
+def data_of(checkpoint: dict, path: Path) -> dict:
     """The "data" of a checkpoint that is in the file `path`.
 
     Where a trainer writes files of its own kind, the run's record beside it tells. Of those from
@@ -53,7 +53,7 @@ def data_of(checkpoint: dict, path: Path | None = None) -> dict:
     """
     if 'data' in checkpoint:
         return checkpoint['data']
-    if path is not None and 'parts' not in checkpoint:
+    if 'parts' not in checkpoint:
         data = read_object(path.parent / RECORD)[0].get('data')
         if isinstance(data, dict):
             return data
