@@ -212,6 +212,14 @@ def test_auto_lengths_are_those_of_the_run():
     config['lr_scheduler'] = {**section, 'interval': 'step'}
     config['trainer']['max_steps'] = 30
     assert config.init_scheduler(optimizer, range(20)).total_steps == 30
+    parts = [
+        {'type': 'LinearLR', 'args': {'total_iters': 'auto'}},
+        {'type': 'CosineAnnealingLR', 'args': {'T_max': 'auto'}},
+    ]
+    section = {'type': 'SequentialLR', 'args': {'milestones': [10], 'schedulers': parts}}
+    config['lr_scheduler'] = {**section, 'interval': 'step'}
+    warm_up, cosine = config.init_scheduler(optimizer, range(20))._schedulers
+    assert (warm_up.total_iters, cosine.T_max) == (10, 20)
 
 
 @pytest.mark.parametrize(
@@ -593,18 +601,27 @@ def focal_loss(output, target, weight):
     return ((1 - torch.exp(-losses)) ** 2 * losses).mean()
 
 
-def test_a_metric_of_each_class_is_reported_class_by_class():
+def test_metrics_learn_the_number_of_classes_from_the_model():
     config = ConfigParser(
         {
             'name': 'x',
+            'arch': {'type': 'MnistModel', 'args': {}},
             'metrics': [
-                {'type': 'Accuracy', 'args': {'task': 'multiclass', 'num_classes': 10}},
-                {'type': 'MulticlassPrecision', 'args': {'num_classes': 10, 'average': None}},
+                'Accuracy',
+                'MulticlassF1Score',
+                {'type': 'MulticlassPrecision', 'args': {'average': None}},
+                {'type': 'MulticlassRecall', 'args': {'num_classes': 4}},
             ],
         }
     )
-    accuracy, precision = config.init_metrics(None)
-    assert accuracy.__name__ == 'Accuracy'
+    accuracy, f1, precision, recall = config.init_metrics(None)
+    assert (accuracy.__name__, f1.num_classes, recall.num_classes) == ('Accuracy', 10, 4)
+    config['metrics'] = ['Accuracy']
+    config['arch'] = {'type': 'MnistModel', 'args': {'num_classes': 1}}
+    assert type(config.init_metrics(None)[0]).__name__ == 'BinaryAccuracy'
+    config['arch'] = {'type': 'resnet18', 'args': {}}
+    with pytest.raises(ConfigError, match='metrics.0.args.task: is missing: Accuracy needs it'):
+        config.init_metrics(None)
     from utils import MetricTracker
 
     tracker = MetricTracker('loss', metrics=[accuracy, precision])

@@ -223,6 +223,7 @@ class Reader:
     def __init__(self, document: Document, n_steps: float | None = None):
         self.document, self.n_steps = document, n_steps
         self.problems = []
+        self.spans = {}  # of the schedulers in a SequentialLR: the steps that fall to each, by path
         self.builds = False  # else objects inside args are only judged
 
     def prepared(self, *what: Any) -> functools.partial:
@@ -249,7 +250,7 @@ class Reader:
         positional, keywords: what the code gives beside it, and is_all whether nothing more later.
         """
         entry, at = (entry, (*path, 'type')) if isinstance(entry, dict) else ({'type': entry}, path)
-        args = entry.get('args') or {}
+        args, n_steps = entry.get('args') or {}, self.spans.get(path, self.n_steps)
         try:
             target = find(entry.get('type'), kind)
         except ConfigError as error:
@@ -259,6 +260,12 @@ class Reader:
         if not isinstance(args, dict):
             return self.problem(path, f'expected an object {{...}}, got {show(args)}')
         label, (named, is_open) = entry['type'], parameters(target)
+        args = known_arguments(target, self.document.values) | args
+        if label == 'SequentialLR' and n_steps is not None:
+            milestones = [each for _, each in entries(args.get('milestones'))]
+            ends = [*(each for each in milestones if isinstance(each, int)), n_steps]
+            for index, (begin, end) in enumerate(zip([0, *ends], ends)):
+                self.spans[(*path, 'schedulers', index)] = max(1, end - begin)
         inner = kind.inside()
         shared = positional if inner.given else ()  # schedulers inside one share its optimizer
         # A class that we do not know may read by itself what has a name unknown to us.
@@ -272,8 +279,8 @@ class Reader:
         values, settled = {}, {*args}
         for key, value in args.items():
             here, parameter = (*path, key), named.get(key, ANY_PARAMETER if is_open else None)
-            is_auto = key in AUTO_LENGTHS and value == 'auto' and self.n_steps is not None
-            value = self.n_steps if is_auto else value
+            is_auto = key in AUTO_LENGTHS and value == 'auto' and n_steps is not None
+            value = n_steps if is_auto else value
             if key in from_code:
                 self.problem(here, 'is given by the code, so the config may not give it too')
             elif parameter is None:
@@ -336,6 +343,27 @@ class Reader:
             return find(name, kind) is not None
         except ConfigError:
             return False
+
+
+def known_arguments(metric: Callable, config: dict) -> dict[str, Any]:
+    """`num_classes` and `task` of a class of torchmetrics that needs them, as the model has them.
+
+    That is the model's argument `num_classes` in the config, or the default of it.
+    """
+    if not metric.__module__.startswith('torchmetrics'):
+        return {}
+    n_classes = lookup(config, ('arch', 'args', 'num_classes'))
+    if n_classes is None:
+        try:
+            model = find(lookup(config, ('arch', 'type')), KINDS['arch'])
+            n_classes = parameters(model)[0]['num_classes'].default
+        except (ConfigError, KeyError):  # it has none
+            return {}
+    if not isinstance(n_classes, int):
+        return {}
+    known = {'num_classes': n_classes, 'task': 'multiclass' if n_classes > 1 else 'binary'}
+    named, unset = parameters(metric)[0], (inspect.Parameter.empty, None)
+    return {key: known[key] for key in known if key in named and named[key].default in unset}
 
 
 # Building it
