@@ -25,7 +25,6 @@ from armature.batch import Batch, Share
 from armature.compare import first_difference
 from armature.errors import ConfigError, DataError, UserError
 
-NORMS = nn.modules.batchnorm._NormBase  # the layers that keep running statistics
 ASK_EVERY_S = 0.5
 MOST_STEPS = 30  # until the next time, for steps may become slower
 
@@ -310,10 +309,14 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
 
 
+def norms_of(model: nn.Module) -> list[nn.Module]:
+    """Its layers that keep running statistics: BatchNorm, and others of their kind."""
+    return [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._NormBase)]
+
+
 def statistics_of(model: nn.Module) -> list[torch.Tensor]:
-    """The running statistics of its BatchNorm layers, and of others of their kind."""
-    norms = [module for module in model.modules() if isinstance(module, NORMS)]
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    """The running statistics of those layers."""
+    return [buffer for norm in norms_of(model) for buffer in norm.buffers(recurse=False)]
 
 
 def needs_equal_passes(model: nn.Module | None) -> bool:

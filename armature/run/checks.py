@@ -199,8 +199,7 @@ def _refuse_lone_samples(model, cause):
 
     handles = {  # by the layers, which DataParallel copies, with what is registered
         norm: norm.register_forward_pre_hook(functools.partial(look, norm))
-        for norm in model.modules()
-        if isinstance(norm, dist.NORMS)
+        for norm in dist.norms_of(model)
     }
 
 

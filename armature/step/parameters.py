@@ -20,7 +20,7 @@ from armature.checkpoint.weights import (
 )
 from armature.config.keys import GROUP, expanded
 from armature.errors import CheckpointError, ConfigError
-from armature.processes.dist import NORMS
+from armature.processes.dist import norms_of
 
 
 def names_like(patterns: Iterable[str], names: Iterable[str], key: str) -> list[str]:
@@ -112,15 +112,14 @@ class Frozen:
     def __init__(
         self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None
     ):
-        self.until = math.inf if until is None else until
+        self.until = until or math.inf
         named = named_parameters(model, with_lora=False)
         matched = {named[name] for name in names_like(patterns or [], named, 'trainer.freeze')}
         self.parameters = [each for each in matched if each.requires_grad]
         self._norms = [
-            module
-            for module in bare(model).modules()
-            if isinstance(module, NORMS)
-            and not matched.isdisjoint(module.parameters(recurse=False))
+            norm
+            for norm in norms_of(bare(model))
+            if not matched.isdisjoint(norm.parameters(recurse=False))
         ]
 
     def apply(self, epoch: int) -> None:
