@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -228,13 +227,11 @@ class _Stateful:
                 'its state inside an epoch. Make it one, or a function (output, target) -> mean'
             )
         self.name, self.metric = name, copy.deepcopy(metric)
-        self._device = None
-        self._wants_classes = any(
-            type(part).__module__.startswith('torchmetrics.classification')
-            for part in self._parts().values()
-        )
+        self._device, self._wants_classes = None, False
         for part in self._parts().values():
             part.dist_sync_fn = dist.gather_tensors
+            if type(part).__module__.startswith('torchmetrics.classification'):
+                self._wants_classes = True
 
     def _parts(self) -> dict[str, Any]:
         """What holds state in it, by the prefix that it has in the names of a state_dict."""
@@ -275,31 +272,23 @@ class _Stateful:
         self._refuse_soft_targets()
         return self.metric.compute()
 
-    def _states(self) -> dict[str, Any]:
-        """What its parts hold now: tensors and lists of them, by their names in a state_dict."""
-        states = {}
-        for path, part in self._parts().items():
-            for name, value in part.metric_state.items():
-                states[f'{path}.{name}' if path else name] = value
-        return states
-
     def state_dict(self) -> dict:
-        """The state that it would have in a single process.
+        """The state that it would have in a single process, by its parts' names.
 
         Where torchmetrics has no rule for that (Pearson's correlation), a tuple of those of each.
         """
-        before = self._states()
-        with ExitStack() as synced:
-            for part in self._parts().values():
-                synced.enter_context(part.sync_context(dist_sync_fn=dist.gather_tensors))
-            state = self._states()
-        for name, value in state.items():
-            if isinstance(value, list):
-                continue
-            if isinstance(before[name], list):  # whose tensors have become one
-                state[name] = [value]
-            elif value.dim() > before[name].dim():
-                state[name] = tuple(value)
+        state = {}
+        for path, part in self._parts().items():
+            before = part.metric_state
+            with part.sync_context(dist_sync_fn=dist.gather_tensors):
+                together = part.metric_state
+            for name, value in together.items():
+                if isinstance(value, torch.Tensor):
+                    if isinstance(before[name], list):  # whose tensors have become one
+                        value = [value]
+                    elif value.dim() > before[name].dim():
+                        value = tuple(value)
+                state[f'{path}.{name}' if path else name] = value
         return state
 
     def load_state_dict(self, state: dict) -> None:
