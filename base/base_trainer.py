@@ -78,6 +78,7 @@ class BaseTrainer(ABC):
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
+        self._pair_of = PairOf(config.get('batch'), self.takes_pairs)
         call_by_name(bare(self.model), self._pair_of.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
@@ -286,10 +287,6 @@ class BaseTrainer(ABC):
             (stop,) = agreement.after_step(self._stop.requested())
             self._stop.grant(stop)
 
-    @property
-    def _pair_of(self):
-        return PairOf(self.config.get('batch'), self.takes_pairs)
-
     def _log_step(self, bar: tqdm) -> None:  # noqa: B027
         """Called every `log_step` batches and at the end of an epoch."""
 
@@ -355,8 +352,7 @@ class BaseTrainer(ABC):
         dist.share_buffers(bare(self.model))
         if self._saver.write(self._state(), names):
             if dist.is_main():
-                best = self._saver.line['best']
-                self._folder.note_saved(self.epochs_done, self.step, best)
+                self._folder.note_saved(self.epochs_done, self.step, self._saver.line['best'])
             self.logger.debug(
                 f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps'
             )
