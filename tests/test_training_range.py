@@ -5,6 +5,7 @@ import itertools
 import math
 import warnings
 from functools import partial
+from operator import itemgetter
 from types import SimpleNamespace
 
 import pytest
@@ -405,6 +406,13 @@ def test_frozen_part_stays_as_it_is_until_its_epoch(experiment):
     assert all(
         not torch.equal(before[name], value) for name, value in longer.model.state_dict().items()
     )
+
+
+def test_a_frozen_norm_keeps_its_statistics_also_as_the_whole_model():
+    for model, norm in ((nn.BatchNorm1d(4), lambda model: model), (norm_model(), itemgetter(1))):
+        Frozen(model, ['*']).apply(epoch=1)
+        model.train()
+        assert not norm(model).training
 
 
 def test_what_is_frozen_for_good_gets_no_optimizer_state():
