@@ -5,9 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Any, TextIO
 
 # The signals that ask for a clean stop, and the exit codes that a shell expects after them.
 STOP_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -97,16 +95,16 @@ def steady_streams() -> None:
 class _SteadyStream:
     """A text stream that leads nowhere from the moment when it cannot be written to any more."""
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream):
         self._stream = stream
 
-    def write(self, text: str) -> int:
+    def write(self, text):
         return self._do(self._stream.write, text)
 
-    def flush(self) -> None:
+    def flush(self):
         self._do(self._stream.flush)
 
-    def _do(self, action: Callable, *args: str) -> Any:
+    def _do(self, action, *args):
         try:
             return action(*args)
         except OSError:
@@ -115,5 +113,5 @@ class _SteadyStream:
             os.close(nowhere)
             return 0
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(self._stream, name)

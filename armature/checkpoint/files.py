@@ -86,8 +86,7 @@ def _save(state, paths):
     _pickle_in(buffer)  # what load() would not take is not written in the first place
     add_digest(buffer)
     try:
-        with buffer.getbuffer() as content:
-            _write_all(paths, content)
+        _write_all(paths, buffer.getbuffer())
     except OSError as error:
         raise CheckpointError(
             f'{paths[0]} could not be written: {error.strerror or error}. It needs '
@@ -444,7 +443,7 @@ class Saver:
         head['shards'] |= {'folder': folder.name, 'n_parts': dist.n_processes()}
         return head
 
-    def _save(self, state: dict, paths: list[Path]) -> None:
+    def _save(self, state, paths):
         best = self.folder / BEST
         # First, so that a kill leaves none that are older than the best; a resume repeats the step.
         is_for_use = best in paths or (state.get('finished') and not best.exists())
@@ -559,7 +558,8 @@ def is_behind(path: Path) -> bool:
         here = moment(load_head(path))
     except CheckpointError:
         return False  # whoever reads it will hear of it
-    return any(moment(head) > here for head in _whole([*before, path.with_name(BEST)]))
+    heads = [next(_whole(paths), None) for paths in (before, [path.with_name(BEST)])]
+    return any(head and moment(head) > here for head in heads)
 
 
 def _whole(paths):

@@ -146,7 +146,8 @@ def check_first_step(trainer: Any) -> None:
         trainer.criterion = checked
 
     if isinstance(trainer.model, nn.Module) and (cause := _lone_sample(trainer)):
-        _refuse_lone_samples(trainer.model, cause)
+        for norm in dist.norms_of(trainer.model):
+            _refuse_lone_samples(norm, cause)
 
 
 def _check_module_once(criterion, check):
@@ -179,16 +180,15 @@ def _known_labels(trainer, target):
 # A batch of one sample
 
 
-def _refuse_lone_samples(model, cause):
-    """Let the first forward pass end in a ConfigError if a later one has one value a channel.
+def _refuse_lone_samples(norm, cause):
+    """Let the first pass through a BatchNorm end in a ConfigError if a later one has one value a
+    channel.
 
     BatchNorm cannot train on that, as torch would say in the middle of the epoch. Only where a
     channel has one value for each sample: a picture has many.
     """
 
-    def look(known, norm, inputs):
-        if (handle := handles.pop(known, None)) is None:
-            return
+    def look(norm, inputs):
         handle.remove()
         if norm.training and inputs[0].numel() == inputs[0].shape[:2].numel():
             raise ConfigError(
@@ -197,10 +197,7 @@ def _refuse_lone_samples(model, cause):
                 'trainer.microbatch_size'
             )
 
-    handles = {  # by the layers, which DataParallel copies, with what is registered
-        norm: norm.register_forward_pre_hook(functools.partial(look, norm))
-        for norm in dist.norms_of(model)
-    }
+    handle = norm.register_forward_pre_hook(look)  # which copies by DataParallel share
 
 
 def _lone_sample(trainer):

@@ -80,7 +80,7 @@ class Console:
             disable=None if is_wanted and os.environ.get('TERM') != 'dumb' else True,
         ) as bar:
 
-            def clear(record: logging.LogRecord) -> bool:
+            def clear(_):
                 bar.clear()
                 return True
 
@@ -132,7 +132,7 @@ class Console:
             folder = shlex.quote(shown_path(trainer.config.log_dir))
             self._say(f'Look at it:      tensorboard --logdir {folder}')
 
-    def _to_go_on(self, command: str) -> str:
+    def _to_go_on(self, command):
         trainer = self.trainer
         if not trainer._finished:
             return f'To go on:        {command}'

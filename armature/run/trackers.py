@@ -16,7 +16,6 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ class Trackers:
         if self._thread.is_alive():
             self._warn('they', f'have not taken all within {MAX_END_S:g} s; the rest is lost')
 
-    def _serve(self, makers: dict[str, Callable], run: dict) -> None:
+    def _serve(self, makers, run):
         begun = {}
         for name, make in makers.items():
             with self._warning(name, 'is off'):
@@ -149,14 +148,14 @@ class Trackers:
                 tracker.end({**run, **self._folder.record})
 
     @contextmanager
-    def _warning(self, name: str, what: str) -> Iterator[None]:
+    def _warning(self, name, what):
         try:
             yield
         except BaseException as error:  # some libraries raise SystemExit
             hint = ' (see requirements-trackers.txt)' if isinstance(error, ImportError) else ''
             self._warn(name, f'{what}: {type(error).__name__}: {error}{hint}')
 
-    def _warn(self, name: str, what: str) -> None:
+    def _warn(self, name, what):
         if name not in self._warned:
             self._warned.add(name)
             logger.warning(f'trainer.trackers: {name} {what}')
