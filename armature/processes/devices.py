@@ -37,8 +37,9 @@ def select_devices(request: str) -> None:
     """
     there = devices_by_name()
     chosen = [there.get(name.strip()) for name in request.split(',')]
-    on_cpu = set(chosen) == {CPU}
-    if not on_cpu and ({CPU, None} & set(chosen) or len(set(chosen)) < len(chosen)):
+    distinct = set(chosen)
+    on_cpu = distinct == {CPU}
+    if not on_cpu and ({CPU, None} & distinct or len(distinct) < len(chosen)):
         raise ConfigError(
             f'-d {request}: expected GPUs such as 0 or 0,1, each once, or cpu; '
             f'this machine has {", ".join(there)}'

@@ -86,8 +86,10 @@ def _rename_back(module, state, prefix, *_):
         if ours not in state:
             continue
         state[theirs] = state.pop(ours)
-        mine = module.state_dict(keep_vars=True)[ours.removeprefix(prefix)]
-        if ours.endswith('.lora_scale') and mine != state[theirs]:
+        if not ours.endswith('.lora_scale'):
+            continue
+        mine = module.get_buffer(theirs.removeprefix(prefix))
+        if mine != state[theirs]:
             raise ConfigError(
                 f'trainer.lora: alpha / rank is {mine:g}, and the checkpoint has factors that were '
                 f'trained with {state[theirs]:g}. Keep alpha, or start a new run from the weights '
