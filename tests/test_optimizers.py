@@ -324,6 +324,14 @@ def test_groups_with_types_may_take_every_parameter():
     assert taken == set(dict(model.named_parameters()))
 
 
+def test_what_a_script_gives_by_position_reaches_the_optimizer_beside_typed_groups():
+    section = {'type': 'SGD', 'args': {}, 'groups': [MUON]}
+    config = ConfigParser({'name': 'words', 'trainer': {'epochs': 1}, 'optimizer': section})
+    groups = parameter_groups(config, made())
+    optimizer = config.init_obj('optimizer', torch.optim, groups, 0.5)
+    assert {group['lr'] for group in optimizer.param_groups} == {0.5, MUON['lr']}
+
+
 def test_muon_for_everything_is_told_what_to_write():
     with pytest.raises(
         ConfigError, match='let a group of optimizer.groups say "ndim": 2 beside "type": "Muon"'

@@ -76,7 +76,8 @@ def optimizer_of(section: Any, make: Callable, args: tuple, kwargs: dict) -> Opt
         )
     if not typed:
         return make(path, args, kwargs)
-    made = [make(path, (), kwargs | {'params': rest})] if rest else []
+    others = {name: value for name, value in kwargs.items() if name != 'params'}
+    made = [make(path, (rest, *args[1:]), others)] if rest else []
     for index, entry, own in typed:
         made.append(make((*path, 'groups', index), (own,), {}, entry))
     return SeveralOptimizers(made)
