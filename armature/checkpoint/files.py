@@ -37,13 +37,6 @@ FORMAT = 2
 FORMATS = (1, FORMAT)  # those that are read; 1 is the first version's
 LAST, BEST = 'checkpoint-last.pth', 'model_best.pth'
 WEIGHTS = 'weights.pth'  # the tested weights alone
-KINDS = {
-    'arch': str,
-    'epoch': int,
-    'optimizer': dict,
-    'config': dict,
-    'monitor_best': (int, float),
-}  # of the entries that files of other programs may have, too
 DIGEST_PREFIX = b'sha256:'
 DIGEST_BYTES = len(DIGEST_PREFIX) + 64  # the comment at the end of every file that we write
 ZIP = b'PK\3\4'  # begins a zip archive
@@ -339,11 +332,11 @@ def _checked(state):
     """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
     if state.get('format', FORMAT) not in FORMATS:
         raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMATS}')
-    for key, kind in KINDS.items():
+    for key, kind in old.KINDS.items():
         value = state.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise ValueError(f'its {key!r} is a {type(value).__name__}')
-    if not isinstance(state.get('state_dict'), dict):
+    if state.get('state_dict') is None:
         raise ValueError("it has no 'state_dict'")
     for name, value in state['state_dict'].items():
         is_tensor = isinstance(value, torch.Tensor)

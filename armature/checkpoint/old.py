@@ -21,8 +21,14 @@ import torch
 from armature.checkpoint.plain import LEAVES, MAX_DEPTH, ROWS, mapped
 from armature.errors import CheckpointError
 
-# What is taken over from a file that is not ours.
-KEYS = {'arch', 'epoch', 'state_dict', 'optimizer', 'monitor_best', 'config'}
+KINDS = {  # what is taken over from a file that is not ours
+    'arch': str,
+    'epoch': int,
+    'state_dict': dict,
+    'optimizer': dict,
+    'monitor_best': (int, float),
+    'config': dict,
+}
 MAX_VALUES = 3 * 10**6
 
 # A call into these is refused when we do not know it, rather than quietly left undone. INERT are
@@ -184,7 +190,7 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         content = {'state_dict': content}
     state, convert = {}, _converter(n_bytes)
-    for key in content if 'format' in content else KEYS & content.keys():
+    for key in content if 'format' in content else content.keys() & KINDS:
         value = _config_of(content[key]) if key == 'config' else content[key]
         try:
             state[key] = mapped(value, convert)

@@ -152,17 +152,15 @@ def check_first_step(trainer: Any) -> None:
 
 def _check_module_once(criterion, check):
     def begin(*_):
+        before.remove()
         check.__enter__()
 
     def end(*_):
+        after.remove()
         check.__exit__(None, None, None)
-        for handle in handles:
-            handle.remove()
 
-    handles = [
-        criterion.register_forward_pre_hook(begin),
-        criterion.register_forward_hook(end, always_call=True),
-    ]
+    before = criterion.register_forward_pre_hook(begin)
+    after = criterion.register_forward_hook(end, always_call=True)
 
 
 def _known_labels(trainer, target):
