@@ -4,7 +4,6 @@ JSON with comments and `base` files, and for each value where it was written.
 """
 
 import json
-import json.scanner
 import math
 import os
 import re
@@ -21,6 +20,7 @@ MAX_DIGITS = 19  # of a whole number: more do not fit into 64 bits
 STRING = r'"(?:[^"\\\n]|\\.)*"'
 COMMENT = re.compile(rf'({STRING})|//[^\n]*|/\*.*?\*/', re.DOTALL)
 LAST_COMMA = re.compile(rf'({STRING})|,(?=\s*[]}}])')
+VALUE = re.compile(rf'{STRING}\s*:|({STRING}|[\w.+-]+|[\[{{])')  # where one begins, after its key
 TOKEN = re.compile(rf'{STRING}|[\w.+-]+|.|$', re.DOTALL)  # what an error message shows
 DELETE = {'delete': True}
 HINTS = {
@@ -161,14 +161,15 @@ def parse(text: str, name: str) -> Document:
     """
     text = LAST_COMMA.sub(_blank, COMMENT.sub(_blank, text))
     document, problems = Document({}), []
+    starts = (match.start() for match in VALUE.finditer(text) if match[1])
 
     def place(at: int) -> str:
         line = text.count('\n', 0, at) + 1
         return name if name[:2] == '--' else f'{name}:{line}'  # a command line has no lines
 
-    def settled(node: tuple, path: tuple):
+    def settled(value, path: tuple):
         """The value as plain data, once its place is noted and what is wrong with it."""
-        at, value = node
+        at = next(starts)  # the values come in the order of the text
         document.origins[path] = place(at)
         if len(path) > MAX_DEPTH:
             raise RecursionError
@@ -188,8 +189,12 @@ def parse(text: str, name: str) -> Document:
             problems.append(Problem(path, wrong))
         return value
 
+    decoder = json.JSONDecoder(
+        object_pairs_hook=tuple,
+        parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else math.inf,
+    )
     try:
-        document.values = settled(_decoded(text), ())
+        document.values = settled(decoder.decode(text), ())
     except json.JSONDecodeError as error:
         found = TOKEN.match(text, error.pos)[0]
         shown = found[:40] if found.isprintable() else show(found)
@@ -204,26 +209,6 @@ def parse(text: str, name: str) -> Document:
 def _blank(match: re.Match) -> str:
     """A string as it is; else spaces, so that all that follows keeps its line and column."""
     return match[1] or re.sub(r'[^\n]', ' ', match[0])
-
-
-def _decoded(text: str) -> tuple:
-    """What a JSON text says, each value as (where it begins, value), objects as tuples of pairs."""
-    decoder = json.JSONDecoder(
-        object_pairs_hook=tuple,
-        parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else math.inf,
-    )
-
-    def scan(text: str, at: int):
-        value, end = scan_any(text, at)
-        return (at, value), end
-
-    # The standard library's own functions, which come to the values inside through `scan`.
-    decoder.parse_object = lambda start, strict, _, *hooks: json.decoder.JSONObject(
-        start, strict, scan, *hooks
-    )
-    decoder.parse_array = lambda start, _: json.decoder.JSONArray(start, scan)
-    decoder.scan_once, scan_any = scan, json.scanner.py_make_scanner(decoder)
-    return decoder.decode(text)
 
 
 def parse_value(text: str, name: str = '--set'):
