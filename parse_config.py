@@ -51,8 +51,7 @@ class ConfigParser(UserDict):
             return
         self._document = config if isinstance(config, Document) else Document(dict(config))
         for target, value in (modification or {}).items():
-            if value is not None:
-                set_option(self._document, target, value, 'modification')
+            set_option(self._document, target, value, 'modification')
         self.data = self._document.values
         for name in TOP:
             if self.data.get(name, ...) is None:  # null means what leaving the key out means

@@ -214,6 +214,11 @@ def _is_core(module: str) -> bool:
 # Reading what a section says
 
 
+def type_of(entry: str | dict) -> Any:
+    """What an entry names: a name alone, or {"type", "args"}."""
+    return entry.get('type') if isinstance(entry, dict) else entry
+
+
 class Reader:
     """Reads {"type", "args"}: what is wrong with it, or the call that it describes.
 
@@ -249,19 +254,19 @@ class Reader:
 
         positional, keywords: what the code gives beside it, and is_all whether nothing more later.
         """
-        entry, at = (entry, (*path, 'type')) if isinstance(entry, dict) else ({'type': entry}, path)
-        args, n_steps = entry.get('args') or {}, self.spans.get(path, self.n_steps)
+        name, args = type_of(entry), lookup(entry, ('args',)) or {}
+        n_steps = self.spans.get(path, self.n_steps)
         try:
-            target = find(entry.get('type'), kind)
+            target = find(name, kind)
         except ConfigError as error:
-            return self.problem(at, str(error))
+            return self.problem((*path, 'type') if isinstance(entry, dict) else path, str(error))
         # In a group of the optimizer they stand beside the type.
         path = path if path[:2] == ('optimizer', 'groups') else (*path, 'args')
         if not isinstance(args, dict):
             return self.problem(path, f'expected an object {{...}}, got {show(args)}')
-        label, (named, is_open) = entry['type'], parameters(target)
+        named, is_open = parameters(target)
         args = known_arguments(target, self.document.values) | args
-        if label == 'SequentialLR' and n_steps is not None:
+        if name == 'SequentialLR' and n_steps is not None:
             milestones = [each for _, each in entries(args.get('milestones'))]
             ends = [*(each for each in milestones if isinstance(each, int)), n_steps]
             for index, (begin, end) in enumerate(zip([0, *ends], ends)):
@@ -284,7 +289,7 @@ class Reader:
             if key in from_code:
                 self.problem(here, 'is given by the code, so the config may not give it too')
             elif parameter is None:
-                self.problem(here, f'{label} has no {key!r}{did_you_mean(key, open_names)}')
+                self.problem(here, f'{name} has no {key!r}{did_you_mean(key, open_names)}')
                 settled.add(nearest(key, open_names))  # one mistake is one line
             elif is_auto and math.isinf(value):
                 self.problem(
@@ -307,7 +312,7 @@ class Reader:
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
             if named[key].default is inspect.Parameter.empty and key not in settled:
-                self.problem((*path, key), f'is missing: {label} needs it')
+                self.problem((*path, key), f'is missing: {name} needs it')
         return functools.partial(target, *positional, **values, **keywords)
 
     def value(self, value: Any, kind: Kind, path: tuple, reads_some: bool, shared: tuple) -> Any:
@@ -424,5 +429,4 @@ def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
 
 def name_of(entry: str | dict) -> str:
     """What the log calls a loss or a metric."""
-    name = lookup(entry, ('name',))
-    return str(name or str(lookup(entry, ('type',)) or entry).rpartition('.')[2])
+    return str(lookup(entry, ('name',)) or str(type_of(entry) or entry).rpartition('.')[2])

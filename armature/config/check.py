@@ -14,6 +14,7 @@ from armature.config.build import (
     Reader,
     kind_of,
     name_of,
+    type_of,
 )
 from armature.config.keys import GROUP, SECTION, TOP, Key, paths_of
 from armature.config.read import (
@@ -45,7 +46,7 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
     config, is_strict, builds = document.values, builds is not None, builds or {}
     yield from judge_keys(config, table_of(builds), (), is_strict)
     for path, entry, kind in _named(config, builds):
-        if isinstance(entry if isinstance(entry, str) else lookup(entry, ('type',)), str):
+        if isinstance(type_of(entry), str):
             yield from _entry(document, path, entry, kind)
     if 'metrics' in builds:
         yield from _monitor(config)
@@ -140,7 +141,7 @@ def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[
             options = {key: value for key, value in group.items() if key not in GROUP}
             yield from judge_keys({key: group[key] for key in group if key in GROUP}, GROUP, here)
             own = group.get('type')  # without it, what is missing stands in the optimizer's args
-            judged = {'type': own or entry['type'], 'args': options}
+            judged = {'type': own or type_of(entry), 'args': options}
             reader.call(judged, kind, here, given, is_all=bool(own))
     yield from reader.problems
 

@@ -88,8 +88,7 @@ def read_command(
     for assignment in given.set or ():
         set_value(document, assignment)
     for dest, option in changes.items():
-        if said[dest] is not None:
-            set_option(document, option.target, said[dest], option.flags[-1])
+        set_option(document, option.target, said[dest], option.flags[-1])
     return given, document, resume
 
 
@@ -130,9 +129,7 @@ def _config_of(path: Path) -> Document:
     config = checkpoint.load_head(path).get('config')
     if not isinstance(config, dict):
         raise ConfigError(f'{path}: this checkpoint holds no config: give one with -c config.json')
-    document = Document(config)
-    document.mark((), config, f'checkpoint {path}')
-    return document
+    return Document(config, {(): f'checkpoint {path}'})
 
 
 # What lies over the config
@@ -158,8 +155,8 @@ def set_value(document: Document, assignment: str) -> None:
     is_argument = 'args' in path[1:-1] and (path[0] in document.values or path[:1] in known)
     is_argument |= path[0] == 'sweep'  # whose own table does
     if adds and isinstance(node, list):
-        node.append(value)
-        document.mark((*path, len(node) - 1), value, '--set')
+        node.append(None)
+        document.put((*path, len(node) - 1), value, '--set')
     elif exists and adds:
         raise ConfigError(f"--set: {show_path(path)}: is there already: write '=' to change it")
     elif exists and value == DELETE:
@@ -174,11 +171,13 @@ def set_value(document: Document, assignment: str) -> None:
 
 
 def set_option(document: Document, target: str | Iterable[str], value, origin: str) -> None:
-    """Lay a value from the command line over the config.
+    """Lay a value from the command line over the config; None is none.
 
     target: 'optimizer;args;lr', or a sequence of keys.
     """
-    path = tuple(target.split(';')) if isinstance(target, str) else tuple(target)
+    if value is None:
+        return
+    path = tuple(target.split(';') if isinstance(target, str) else target)
     place = f'{origin}: {".".join(path)}'
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f'{place}: {value} is not a number that a config may hold')

@@ -58,7 +58,7 @@ class Document:
         return self.origins.get(path, '')
 
     def put(self, path: tuple, value, origin: str) -> None:
-        """Set one value, with the sections on the way to it."""
+        """Set one value, with the sections on the way to it; all in it came from `origin`."""
         node = self.values
         try:
             for key in path[:-1]:
@@ -70,10 +70,6 @@ class Document:
             raise ConfigError(
                 f'{origin}: {show_path(path)}: there is no section, but {show(node)}'
             ) from None
-        self.mark(path, value, origin)
-
-    def mark(self, path: tuple, value, origin: str) -> None:
-        """Say that `value`, with all that is in it, came from `origin`."""
         self.origins[path] = origin
         self.origins |= {(*path, *inner): origin for inner in all_paths(value)}
 

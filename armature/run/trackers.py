@@ -100,9 +100,10 @@ class Trackers:
         """Start them; config: as it was read."""
         makers = {}
         for entry in self._entries:
-            name = entry['type'] if isinstance(entry, dict) else entry
             reader = build.Reader(Document({}))
-            makers[name] = reader.prepared(entry, build.KINDS['trackers'], ('trackers',))
+            makers[build.type_of(entry)] = reader.prepared(
+                entry, build.KINDS['trackers'], ('trackers',)
+            )
         of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}
         self._folder.note(trackers=of_run)
         run = {**self._folder.record, 'config': config, **of_run}
