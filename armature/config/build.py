@@ -58,7 +58,7 @@ class Kind(NamedTuple):
             f'{self.noun} or part of one',
             self.module,
             self.libraries + (PARTS if self.noun == 'data loader' else ()),
-            given=self.given if self.given == 'optimizer' else '',
+            given=self.given,
             hint='. For an object that the class reads by itself, annotate the parameter as dict',
         )
 
@@ -272,7 +272,8 @@ class Reader:
             for index, (begin, end) in enumerate(zip([0, *ends], ends)):
                 self.spans[(*path, 'schedulers', index)] = max(1, end - begin)
         inner = kind.inside()
-        shared = positional if inner.given else ()  # schedulers inside one share its optimizer
+        # Schedulers inside one share its optimizer.
+        shared = positional if kind.given == 'optimizer' else ()
         # A class that we do not know may read by itself what has a name unknown to us.
         reads_some = kind.method == '__init__' and is_projects_own(target)
         is_function = kind.method == '__call__' and not inspect.isclass(target)

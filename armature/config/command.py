@@ -43,8 +43,16 @@ FLAGS = {  # of every script that reads a config, unless it has one of that name
 
 
 # What we ask of a command, which a script's own parser need not know.
-ASKED = ('config', 'resume', 'device', 'best_first', 'resume_or_start', 'run_id')
-ASKED += ('print_config', 'set')
+ASKED = (
+    'config',
+    'resume',
+    'device',
+    'best_first',
+    'resume_or_start',
+    'run_id',
+    'print_config',
+    'set',
+)
 
 
 def read_command(
@@ -145,12 +153,12 @@ def set_value(document: Document, assignment: str) -> None:
     if not equals or not all(left.split('.')):
         raise ConfigError(f"--set {show_path((assignment,))}: expected 'section.key=value'")
     value = parse_value(text, f'--set {left}')
-    path, parent, node = (), None, document.values
-    for key in left.split('.'):
-        if isinstance(node, list) and key in map(str, range(len(node))):
-            key = int(key)
-        path, parent, node = (*path, key), node, lookup(node, (key,))
-    exists, known = path[-1] in dict(entries(parent)), list(paths_of(TOP))
+    path, node = (), document.values
+    for word in left.split('.'):
+        keys = {str(key): key for key, _ in entries(node)}
+        path = (*path, keys.get(word, word))
+        parent, node = node, lookup(node, path[-1:])
+    exists, known = word in keys, list(paths_of(TOP))
     # An argument that the config leaves out may be given; the signature of its class decides.
     is_argument = 'args' in path[1:-1] and (path[0] in document.values or path[:1] in known)
     is_argument |= path[0] == 'sweep'  # whose own table does

@@ -161,8 +161,8 @@ class RunPlace:
     @property
     def _runs(self) -> Path:
         """The folder of all runs of this name."""
-        saved = PROJECT / expanded(self.config.settings.save_dir)
-        return saved / 'models' / self.config.name
+        config = self.config
+        return PROJECT / expanded(config.settings.save_dir) / 'models' / config.name
 
 
 def claim(runs: Path, run_id: str | None) -> Path:
