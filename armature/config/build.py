@@ -342,11 +342,10 @@ class Reader:
         """
         if not isinstance(value, dict) or not value.keys() <= {'type', 'args'}:
             return False
-        name = value.get('type')
         if 'args' in value and not reads_some:
             return True
         try:
-            return find(name, kind) is not None
+            return find(type_of(value), kind) is not None
         except ConfigError:
             return False
 
@@ -415,14 +414,12 @@ def with_name(
 def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
     """A loss function (output, target) with further arguments, whose tensors follow the output."""
 
-    @functools.cache
-    def on(device: torch.device) -> dict[str, Any]:
-        tensors = {key: each for key, each in given.items() if isinstance(each, torch.Tensor)}
-        return given | {key: each.to(device) for key, each in tensors.items()}
-
     @functools.wraps(function)
     def call(output, target):
-        return function(output, target, **on(output.device))
+        for key, value in given.items():
+            if isinstance(value, torch.Tensor):
+                given[key] = value.to(output.device)  # after the first time it is there
+        return function(output, target, **given)
 
     call.func, call.keywords = function, given  # as a partial has them
     return call
