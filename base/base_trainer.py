@@ -220,7 +220,7 @@ class BaseTrainer(ABC):
             None if reduction.by_samples else reduction.count_in,
         )
         step_key = key(self.seed, 'step', dist.rank())
-        with self.console.bar(epoch, self.position) as bar:
+        with self.console.bar(epoch) as bar:
             self._epoch = Epoch(self.optimizer, self.step, bar, steppers)
             holders = [self._epoch, *steppers, *trackers]
             try:

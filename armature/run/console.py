@@ -65,13 +65,13 @@ class Console:
             self._say(f'Validated and tested: {average}')
 
     @contextmanager
-    def bar(self, epoch: int, n_done: int) -> Iterator[tqdm]:
+    def bar(self, epoch: int) -> Iterator[tqdm]:
         """The progress of an epoch's steps: on a terminal only, short, gone before each line."""
         is_wanted = self.trainer.settings.verbosity > 0 and dist.is_main()
         in_notebook = hasattr(builtins, '__IPYTHON__')
         with tqdm(
             total=self.trainer.len_epoch,
-            initial=n_done,
+            initial=self.trainer.position,
             desc=f'epoch {epoch}',
             leave=False,
             ncols=None if in_notebook else min(79, shutil.get_terminal_size().columns - 1),

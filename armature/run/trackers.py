@@ -49,12 +49,11 @@ class Trackio:
         self.run = self.module.init(**known | more | self.args)
 
     def log(self, values: dict, step: int) -> None:
-        pictures = {
-            name: self.module.Image(value)
+        sent = {
+            name: self.module.Image(value) if isinstance(value, np.ndarray) else value
             for name, value in values.items()
-            if isinstance(value, np.ndarray)
         }
-        self.run.log({**values, **pictures}, step=step)
+        self.run.log(sent, step=step)
 
     def end(self, run: dict) -> None:
         self.run.finish()
@@ -65,12 +64,12 @@ class Wandb(Trackio):
 
     service = 'wandb'
 
-    def begin(self, run: dict, **more: Any) -> None:
+    def begin(self, run: dict) -> None:
         # It would ask for a key on the terminal, where the training prints.
         asks = 'mode' not in self.args and 'WANDB_MODE' not in os.environ
         if asks and not importlib.import_module('wandb').login(prompt=False):
             raise RuntimeError('type `wandb login` once, or give it "args": {"mode": "offline"}')
-        super().begin(run, id=run['id'], settings={'console': 'off', 'quiet': True}, **more)
+        super().begin(run, id=run['id'], settings={'console': 'off', 'quiet': True})
 
 
 TRACKERS = {'wandb': Wandb, 'trackio': Trackio}
