@@ -95,10 +95,11 @@ class MetricTracker:
         self.n_samples += n_samples
         n_counted = self._reduction.count(target, n_samples)
         loss, parts = total_and_terms(loss)
-        self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
-        for name, value in (parts or getattr(self._loss, 'terms', {})).items():
+        parts = parts or getattr(self._loss, 'terms', {})
+        for name in parts:
             if name not in self._sums or name == 'loss':  # which the sum is called
                 self._claim(name, f'the part {name} of the loss')
+        for name, value in {'loss': loss, **parts}.items():
             self._add(name, value / n_samples if self._reduction.is_sum else value, n_counted)
         output = map_tensors(torch.Tensor.detach, output)
         for name, metric in self._functions.items():
@@ -155,10 +156,10 @@ class MetricTracker:
 
     def recent(self) -> dict[str, float]:
         """Mean of every key updated since the last call of `recent`."""
-        recent = {key: sums[2:] for key, sums in self._sums_of_all().items()}
+        found = self._sums_of_all()
         for sums in self._sums.values():
             sums[2:] = 0.0, 0
-        return {key: _mean(*sums) for key, sums in recent.items() if sums[1]}
+        return {key: _mean(total, count) for key, (*_, total, count) in found.items() if count}
 
     def _sums_of_all(self) -> dict[str, list[float]]:
         """The sums of each key over all processes, of which one may not have met each key yet."""

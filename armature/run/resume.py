@@ -248,8 +248,7 @@ def _fitted(name, optimizer, saved, before, now):
         alike = [each for each, old_kind in zip(old_groups, old_kinds) if old_kind == kind]
         rank = kinds[: len(fitted)].count(kind)
         old = alike[min(rank, len(alike) - 1)] if alike else {}
-        counted = {key: old[key] for key in old if key not in ('params', 'param_names')}
-        fitted.append({**group, **counted, **settings})
+        fitted.append({**group, **old, **settings, 'params': group['params']})
     n_fresh = len(numbers) - len(state) if saved['state'] else 0
     return {'state': state, 'param_groups': fitted}, n_fresh
 
