@@ -47,7 +47,7 @@ def read_object(path: Path) -> tuple[dict, str]:
     except OSError as error:
         return {}, f'{path.name} cannot be read: {error.strerror or error}'
     except (ValueError, RecursionError):
-        return {}, f'{path.name} is damaged'
+        found = None
     return (found, '') if isinstance(found, dict) else ({}, f'{path.name} is damaged')
 
 
@@ -136,21 +136,21 @@ def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
     # What is new is only seen by `git diff` once the index knows of it: a copy of the index.
     with TemporaryDirectory() as scratch, suppress(OSError):
         index = shutil.copy(project / said[1], scratch)
-        _git(project, 'add', '--intent-to-add', '--ignore-errors', '.', index=index)
-        changed = os.fsdecode(_git(project, *diff, '--name-only', '-z', index=index))
+        _git(project, 'add', '--intent-to-add', '--ignore-errors', '.', GIT_INDEX_FILE=index)
+        changed = os.fsdecode(_git(project, *diff, '--name-only', '-z', GIT_INDEX_FILE=index))
         for name in filter(None, changed.split('\0')):
             if not any(map((project / name).is_relative_to, apart)):
                 names.append(name)
         taken = [name for name in names if _is_source(project / name)]
         if taken:
-            patch = _git(project, *diff, '--', *taken, index=index)
+            patch = _git(project, *diff, '--', *taken, GIT_INDEX_FILE=index)
     if len(patch) > MAX_BYTES:
         patch = b''
     left_out = [name for name in names if not patch or name not in taken]
     if len(left_out) > MAX_NAMES:
         left_out[MAX_NAMES:] = [f'{len(left_out) - MAX_NAMES} more']
-    git = {'commit': said[0], 'changes': CHANGES if patch else None, 'left_out': left_out}
-    return git, patch
+    changes = CHANGES if patch else None
+    return {'commit': said[0], 'changes': changes, 'left_out': left_out}, patch
 
 
 def _is_source(path: Path) -> bool:
@@ -158,16 +158,20 @@ def _is_source(path: Path) -> bool:
     return bool(SOURCES.fullmatch(path.suffix)) and not is_big
 
 
-def _git(project: Path, *arguments: str, index: str | None = None) -> bytes:
-    """What git says; empty where it fails or takes too long."""
+def _git(project: Path, *arguments: str, **settings: str) -> bytes:
+    """What git says; empty where it fails or takes too long. settings: for its environment."""
     # git sets GIT_DIR and more for what it starts (a hook, an alias): that is another repository's.
     environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
-    environment |= {'GIT_OPTIONAL_LOCKS': '0'} | ({'GIT_INDEX_FILE': index} if index else {})
+    environment |= {'GIT_OPTIONAL_LOCKS': '0', **settings}
     command = ['git', '--literal-pathspecs', '-C', str(project), *arguments]
     try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_S
-        )
-        return done.stdout if done.returncode == 0 else b''
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_S,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
         return b''

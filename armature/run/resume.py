@@ -318,7 +318,7 @@ class Resume:
             trainer.logger.warning(
                 f'{"; ".join(changed)}. The run goes on; its numbers may differ in the last digits.'
             )
-        trainer.logger.info(
+        self._say(
             f'{path} is loaded. Resume training from epoch {trainer.start_epoch}, after step '
             f'{trainer.step}'
         )
