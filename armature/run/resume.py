@@ -80,8 +80,8 @@ def stateful_of(trainer: Any) -> dict[str, Any]:
     for name, value in vars(trainer).items():
         visit(name, value)
     for name, value in list(found.items()):  # what a stepper holds
-        visit(f'{name}.schedule', getattr(value, 'schedule', None))
-        visit(f'{name}.average', getattr(value, 'average', None))
+        for held in ('schedule', 'average'):
+            visit(f'{name}.{held}', getattr(value, held, None))
     return found
 
 
