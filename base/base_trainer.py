@@ -221,7 +221,8 @@ class BaseTrainer(ABC):
         )
         step_key = key(self.seed, 'step', dist.rank())
         with self.console.bar(epoch) as bar:
-            self._epoch = Epoch(self.optimizer, self.step, bar, steppers)
+            self._epoch.bar, self._epoch.steppers = bar, steppers
+            self._epoch.wait()
             holders = [self._epoch, *steppers, *trackers]
             try:
                 for batch in batches:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,8 +19,8 @@ class Epoch:
     step: optimizer steps of the run before it, or before the place where it is gone on with.
     """
 
-    def __init__(self, optimizer: Any, step: int, bar: Any = None, steppers: Sequence = ()):
-        self.bar, self.steppers = bar, steppers
+    def __init__(self, optimizer: Any, step: int):
+        self.bar, self.steppers = None, ()  # until `BaseTrainer.batches` is asked
         self.agreement = dist.Agreement()
         self.batch = NO_BATCH  # the newest
         self.step_is_open = False  # a batch was given out, and end_step not called since
