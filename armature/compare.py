@@ -13,7 +13,7 @@ def differences(one: Any, other: Any, where: str = '') -> Iterator[tuple[str, An
 
     A place is written such as 'optimizer.state.0.step'.
     """
-    are_lists = isinstance(one, (list, tuple)) and isinstance(other, (list, tuple))
+    are_lists = isinstance(one, list | tuple) and isinstance(other, list | tuple)
     if are_lists and len(one) == len(other):
         one, other = dict(enumerate(one)), dict(enumerate(other))
     if isinstance(one, dict) and isinstance(other, dict):

@@ -26,7 +26,7 @@ KINDS = {  # what is taken over from a file that is not ours
     'epoch': int,
     'state_dict': dict,
     'optimizer': dict,
-    'monitor_best': (int, float),
+    'monitor_best': int | float,
     'config': dict,
 }
 MAX_VALUES = 3 * 10**6
@@ -80,12 +80,13 @@ def names_in(stream: BinaryIO) -> set[str]:
         elif opcode.name == 'MARK':
             stack.append(None)
         else:
-            taken, n_left = [], len(opcode.stack_before)
-            if pickletools.markobject in opcode.stack_before:
-                while (top := stack.pop()) is not None:
-                    taken.append(top)
-                n_left = opcode.stack_before.index(pickletools.markobject)
-            taken += [stack.pop() for _ in range(n_left)]
+            taken = []
+            for kind in reversed(opcode.stack_before):
+                if kind is pickletools.markobject:
+                    while (top := stack.pop()) is not None:
+                        taken.append(top)
+                elif kind is not pickletools.stackslice:  # what is above the mark
+                    taken.append(stack.pop())
             height = 1 + max(taken, default=0) if 'TUPLE' in opcode.name else 0
             if height > MAX_DEPTH:
                 raise ValueError('it is nested too deeply')

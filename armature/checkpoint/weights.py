@@ -17,7 +17,7 @@ def bare(model: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile."""
     if hasattr(model, '_orig_mod'):
         return bare(model._orig_mod)
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return bare(model.module)
     return model
 

@@ -56,7 +56,7 @@ class Pictures:
         """Each picture by its name, as a matplotlib Figure; none before the first update."""
         drawn = {}
         for kind, metric in self._metrics.items():
-            names = self.class_names or [str(index) for index in range(metric.num_classes)]
+            names = self.class_names or list(map(str, range(metric.num_classes)))
             size = min(14, 5 + 0.2 * len(names)) if kind == 'confusion_matrix' else 6
             drawn[kind], axes = new_figure(kind.replace('_', ' '), size)
             value = metric.compute()
