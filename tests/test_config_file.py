@@ -49,6 +49,21 @@ def test_every_value_knows_its_line():
     ]
 
 
+def test_a_value_is_told_from_a_key_and_from_what_a_text_holds():
+    text = '{"a: [1":\n"b\\": 2" , "[" :\n["{x: y}",\n{}], "":\n{ "e"\n:\n-1.5e3 } }'
+    document = parse(text, 'x')
+    assert document.values == {'a: [1': 'b": 2', '[': ['{x: y}', {}], '': {'e': -1500.0}}
+    assert list(document.origins.items()) == [
+        ((), 'x:1'),
+        (('a: [1',), 'x:2'),
+        (('[',), 'x:3'),
+        (('[', 0), 'x:3'),
+        (('[', 1), 'x:4'),
+        (('',), 'x:5'),
+        (('', 'e'), 'x:7'),
+    ]
+
+
 @pytest.mark.parametrize(
     ('text', 'expected'),
     [

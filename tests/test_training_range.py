@@ -221,6 +221,9 @@ def test_auto_lengths_are_those_of_the_run():
     config['lr_scheduler'] = {**section, 'interval': 'step'}
     warm_up, cosine = config.init_scheduler(optimizer, range(20))._schedulers
     assert (warm_up.total_iters, cosine.T_max) == (10, 20)
+    parts[1] = {'type': 'ChainedScheduler', 'args': {'schedulers': [parts[1]]}}
+    _, chained = config.init_scheduler(optimizer, range(20))._schedulers
+    assert chained._schedulers[0].T_max == 20
 
 
 @pytest.mark.parametrize(

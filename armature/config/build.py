@@ -226,9 +226,8 @@ class Reader:
     """
 
     def __init__(self, document: Document, n_steps: float | None = None):
-        self.document, self.n_steps = document, n_steps
-        self.problems = []
-        self.spans = {}  # of the schedulers in a SequentialLR: the steps that fall to each, by path
+        self.document, self.problems = document, []
+        self.spans = {(): n_steps}  # by path, what "auto" stands for there and deeper
         self.builds = False  # else objects inside args are only judged
 
     def prepared(self, *what: Any) -> functools.partial:
@@ -255,7 +254,10 @@ class Reader:
         positional, keywords: what the code gives beside it, and is_all whether nothing more later.
         """
         name, args = type_of(entry), lookup(entry, ('args',)) or {}
-        n_steps = self.spans.get(path, self.n_steps)
+        around = path
+        while around not in self.spans:
+            around = around[:-1]
+        n_steps = self.spans[around]
         try:
             target = find(name, kind)
         except ConfigError as error:
