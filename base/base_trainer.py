@@ -30,6 +30,7 @@ from armature.run.resume import Resume, stateful_of, tested_weights_of
 from armature.run.stop import Stopped, StopRequest
 from armature.run.trackers import Trackers
 from armature.seed import key, rng_state, seed_torch
+from armature.step.average import Average
 from armature.step.loss_share import Reduction
 from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
@@ -372,13 +373,7 @@ class BaseTrainer(ABC):
             'samples': self.position * self._batch_size(),
             'seed': self.seed,
             'data': self._resume.data_now(),
-            'parts': {
-                # What was measured in an epoch that is finished has been reported.
-                name: part.state_dict()
-                if self.position or not isinstance(part, MetricTracker)
-                else {}
-                for name, part in stateful_of(self).items()
-            },
+            'parts': {name: self._state_of(part) for name, part in stateful_of(self).items()},
             'as_built': self._resume.as_built,
             'tested': tested_weights_of(self),
             'finished': bool(self._finished),
@@ -386,6 +381,13 @@ class BaseTrainer(ABC):
             'rng_of_others': rng_of_others,
             'made_by': self._resume.made_by,
         }
+
+    def _state_of(self, part):
+        if isinstance(part, MetricTracker) and not self.position:
+            return {}  # what was measured in an epoch that is finished has been reported
+        if isinstance(part, Average) and part.model is not bare(self.model):
+            return {**part.state_dict(), 'model': part.tested()}  # else it is under 'tested'
+        return part.state_dict()
 
     # Resuming (what holds after it: armature/run/resume.py)
 

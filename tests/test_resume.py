@@ -13,10 +13,13 @@ from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
 from armature.run.resume import load_optimizer, optimizer_as_built
+from armature.step.average import Average
 from armature.step.optimizers import SeveralOptimizers
+from armature.step.schedule import Schedule
 from base import BaseDataLoader
+from base.stepper import Stepper
 from tests import faults
-from tests.conftest import ROOT, Experiment, NoisyPoints, run_script
+from tests.conftest import ROOT, Experiment, NoisyPoints, PointModel, run_script
 from tools.run_files import read_record
 from trainer import Trainer
 
@@ -129,6 +132,40 @@ def test_plain_torch_loader_resumes_inside_an_epoch_too(experiment):
     expected = run(experiment.trainer(**options()))
     resumed = run(experiment.trainer(stopped_after(experiment, 10, **options()), **options()))
     assert first_difference(resumed['state_dict'], expected['state_dict']) == ''
+
+
+class TwoModels(Trainer):
+    """A second one whose average and scheduler nothing but its stepper holds."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.critic = PointModel()
+        optimizer = torch.optim.Adam(self.critic.named_parameters(), 0.01)
+        self.optimizer_c = optimizer
+        schedule = Schedule(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), 'step')
+        self.stepper_c = Stepper(optimizer, schedule, average=Average(self.critic, 0.9))
+
+    def _train_epoch(self, epoch):
+        self.train_metrics.reset()
+        for batch in self.batches(epoch):
+            for model, stepper in ((self.model, self.stepper), (self.critic, self.stepper_c)):
+                for data, target in stepper.micro_batches(batch):
+                    loss = self.criterion(model(data), target)
+                    stepper.backward(loss)
+                    self.train_metrics.update('loss', loss, len(target))
+                stepper.step()
+            self.end_step()
+        return self.train_metrics.result()
+
+
+@pytest.mark.parametrize('n_steps', [6, 9])
+def test_average_and_scheduler_of_a_second_model_are_resumed(experiment, n_steps):
+    options = {'trainer_class': TwoModels, 'monitor': 'off'}
+    expected = run(experiment.trainer(**options))
+    parts = expected['parts']
+    assert parts['stepper_c.schedule.scheduler']['last_epoch'] == N_STEPS
+    stopped = stopped_after(experiment, n_steps, **options)
+    assert first_difference(run(experiment.trainer(stopped, **options)), expected) == ''
 
 
 @pytest.mark.parametrize('settings', [{}, {'ema_decay': 0.9}, {'swa_start': 1}])

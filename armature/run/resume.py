@@ -82,6 +82,8 @@ def stateful_of(trainer: Any) -> dict[str, Any]:
     for name, value in list(found.items()):  # what a stepper holds
         for held in ('schedule', 'average'):
             visit(f'{name}.{held}', getattr(value, held, None))
+    for name, value in list(found.items()):  # the scheduler that nothing else holds
+        visit(f'{name}.scheduler', getattr(value, 'scheduler', None))
     return found
 
 
