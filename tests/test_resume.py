@@ -551,6 +551,21 @@ def test_buffers_of_the_loss_come_from_the_config_and_what_it_learned_from_the_c
     assert other.criterion.weight.tolist() == [1, 5] and same.criterion.weight.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize('then, now', [(None, [1.0, 5.0]), ([1.0, 5.0], None)])
+def test_class_weights_that_come_or_go_are_those_of_the_config(experiment, capsys, then, now):
+    def trainer(weight, resume=None, **options):
+        made = experiment.trainer(resume, **options)
+        weight = weight and torch.tensor(weight)
+        made.criterion = made.loss = torch.nn.CrossEntropyLoss(weight)
+        return made
+
+    path = last_of(trainer(then, epochs=1))
+    resumed = trainer(now, path, epochs=2)
+    resumed.train()
+    assert resumed.criterion.state_dict().keys() == trainer(now).criterion.state_dict().keys()
+    assert 'criterion: weight is as the config says from here on' in capsys.readouterr().out
+
+
 def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
     path = stopped_after(experiment, 8)
     loader = BaseDataLoader(NoisyPoints(), 4, shuffle=True, validation_split=12, num_workers=0)

@@ -461,11 +461,16 @@ class Resume:
                 )
             # The first version kept the weights with the counts.
             saved = {'model': self.state.get('tested'), **saved}
-        elif name == 'criterion' and changed:
+        elif name == 'criterion' and 'buffers' in now:
             # What a loss has learned goes on, and its buffers that are built otherwise stay.
-            mine, built = part.state_dict(), differences(then['buffers'], now['buffers'])
-            stay = {place: mine[place] for place, *_ in built if place in mine}
-            saved = saved | stay if then['type'] == now['type'] else mine
+            mine, otherwise = part.state_dict(), []
+            for place, before, after in differences(then['buffers'], now['buffers']):
+                otherwise.append(place)
+                if before is ABSENT or after is ABSENT:
+                    changed.append(f'{name}: {place} is as the config says from here on')
+            learned = {place: saved[place] for place in saved if place not in otherwise}
+            stay = {place: mine[place] for place in otherwise if place in mine}
+            saved = learned | stay if then['type'] == now['type'] else mine
         self._say(*changed)
         _load(name, part, saved)
 
