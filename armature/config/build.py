@@ -11,6 +11,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, NamedTuple
@@ -269,9 +270,8 @@ class Reader:
         named, is_open = parameters(target)
         args = known_arguments(target, self.document.values) | args
         if name == 'SequentialLR' and n_steps is not None:
-            milestones = [each for _, each in entries(args.get('milestones'))]
-            ends = [*(each for each in milestones if isinstance(each, int)), n_steps]
-            for index, (begin, end) in enumerate(zip([0, *ends], ends)):
+            ends = [each for _, each in entries(args.get('milestones')) if isinstance(each, int)]
+            for index, (begin, end) in enumerate(pairwise([0, *ends, n_steps])):
                 self.spans[(*path, 'schedulers', index)] = max(1, end - begin)
         inner = kind.inside()
         # Schedulers inside one share its optimizer.
