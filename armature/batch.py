@@ -246,16 +246,20 @@ def described(content: Any) -> str:
     return f'one {type(content).__name__}'
 
 
-def call_by_name(model: torch.nn.Module, parts: dict | None) -> None:
+def call_by_name(model: torch.nn.Module, parts: dict | None, gives_one: bool = True) -> None:
     """Where the config's "batch" has several names of data, let `model(data)` call
     forward(image=..., depth=...).
 
     Nothing changes where forward has other arguments and takes one: then the dict is that one.
+    gives_one: whether the loop is known to call model(data); a forward that needs more is an error.
     """
     names = (parts or {}).get('data')
-    if not isinstance(names, list):
+    if not isinstance(names, list) and not gives_one:
         return
-    signature = inspect.signature(model.forward)
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:  # a traced module does not tell
+        return
 
     def fits(*values: Any, **named: Any) -> bool:
         try:
@@ -268,11 +272,11 @@ def call_by_name(model: torch.nn.Module, parts: dict | None) -> None:
             return (), {**inputs[0], **keywords}
         return None
 
-    if fits(**dict.fromkeys(names)):
+    if isinstance(names, list) and fits(**dict.fromkeys(names)):
         model.register_forward_pre_hook(by_name, with_kwargs=True)
     elif not fits(None):
         raise ConfigError(
-            f'batch.data is {names}, and {type(model).__name__}.forward takes '
-            f'{", ".join(signature.parameters)}: give its arguments these names, or let it take '
-            'one dict'
+            f'batch.data is {names or "not given"}, and {type(model).__name__}.forward takes '
+            f'{", ".join(signature.parameters)}: let the dataset return a dict and name these of '
+            'its parts ("batch": {"data": [...], "target": ...}), or let forward take one argument'
         )

@@ -80,7 +80,7 @@ class BaseTrainer(ABC):
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
         self._pair_of = PairOf(config.get('batch'), self.takes_pairs)
-        call_by_name(bare(self.model), self._pair_of.names)
+        call_by_name(bare(self.model), self._pair_of.names, self.takes_pairs)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
         self.epochs, self.save_period = settings.epochs, settings.save_period

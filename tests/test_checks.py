@@ -15,7 +15,7 @@ from armature.step.loss_share import Reduction
 from armature.step.optimizers import clip_values
 from base import BaseDataLoader
 from base.stepper import Stepper
-from tests.conftest import NoisyPoints
+from tests.conftest import NoisyPoints, PointModel
 from trainer import Trainer
 
 
@@ -280,3 +280,14 @@ def test_labels_that_only_later_batches_have_are_named_in_the_first_step(experim
     with pytest.raises(DataError, match='the data has the label 2'):
         trainer.train()
     assert trainer.step == 1
+
+
+def test_loss_of_torch_that_gets_several_outputs_is_told_to_be_written(experiment):
+    class Two(PointModel):
+        def forward(self, x):
+            return super().forward(x), x
+
+    trainer = experiment.trainer(model=Two)
+    said = 'nll_loss gets an output that is 2 parts .*Tensor, Tensor.*, and .* Write a loss'
+    with pytest.raises(ConfigError, match=said):
+        trainer.train()

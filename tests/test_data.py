@@ -36,6 +36,7 @@ from base import BaseDataLoader
 from base.stepper import Stepper
 from data_loader.collate import PadCollate
 from tests.conftest import ROOT, NoisyPoints, PointModel
+from trainer import Trainer
 
 N = 50
 
@@ -621,6 +622,18 @@ def test_parts_that_are_not_named_are_one_line_before_the_first_step(experiment,
 def test_inputs_that_no_argument_is_called_after_are_refused():
     with pytest.raises(ConfigError, match='TwoInputs.forward takes image, depth'):
         call_by_name(TwoInputs(), {'data': ['image', 'mask'], 'target': 'label'})
+
+
+def test_model_of_two_inputs_is_told_how_a_batch_gives_it_two(experiment):
+    said = r'batch.data is not given, and TwoInputs.forward takes image, depth: let .*"batch": {'
+    with pytest.raises(ConfigError, match=said):
+        experiment.trainer(model=TwoInputs)
+
+    class CallsItself(Trainer):
+        def _train_epoch(self, epoch):
+            return {}
+
+    experiment.trainer(model=TwoInputs, trainer_class=CallsItself)
 
 
 def test_padding_collate_gives_lengths():

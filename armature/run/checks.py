@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from armature.batch import described, is_structure
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare
 from armature.data.order import samples_of
@@ -52,6 +53,13 @@ class LossCheck(TorchFunctionMode):
             given = inspect.signature(function).bind(*args, **kwargs)
             given.apply_defaults()
             output, target, *_ = given.arguments.values()
+            if is_structure(output) or is_structure(target):
+                raise ConfigError(
+                    f'loss {self.name}: {function.__name__} gets an output that is '
+                    f'{described(output)}, and targets that are {described(target)}: it compares '
+                    'one tensor with one. Write a loss (output, target) in model/loss.py that '
+                    'says which parts count'
+                )
             if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
                 about = (
                     f'loss {self.name}: {function.__name__} gets an output {_kind(output)} and '
