@@ -38,11 +38,11 @@ from base.stepper import Stepper
 from logger import TensorboardWriter
 
 
-def _of_monitor(name):
-    """An attribute of the trainer that is one of its monitor."""
+def _of(owner, name):
+    """An attribute of the trainer that is one of its `owner`."""
     return property(
-        lambda self: getattr(self._monitor, name),
-        lambda self, value: setattr(self._monitor, name, value),
+        lambda self: getattr(getattr(self, owner), name),
+        lambda self, value: setattr(getattr(self, owner), name, value),
     )
 
 
@@ -83,7 +83,6 @@ class BaseTrainer(ABC):
         call_by_name(bare(self.model), self._pair_of.names, self.takes_pairs)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
-        self.epochs, self.save_period = settings.epochs, settings.save_period
         self.seed = torch.initial_seed()
         self.start_epoch = 1
         self.epochs_done = 0
@@ -91,13 +90,11 @@ class BaseTrainer(ABC):
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
 
-        self.checkpoint_dir = config.save_dir  # with which logging begins
-        self._folder = RunFolder(self.checkpoint_dir)
+        self._folder = RunFolder(config.save_dir)  # with which logging begins
         self.console = Console(self)
-        self.monitor = settings.monitor
-        self._monitor = Monitor(self.monitor, settings.early_stop)
+        self._monitor = Monitor(settings.monitor, settings.early_stop)
         self._stop = StopRequest(settings.max_minutes)
-        self._saver = Saver(self.checkpoint_dir, settings, config.get('distributed'))
+        self._saver = Saver(config.save_dir, settings, config.get('distributed'))
         self._epoch = Epoch(optimizer, self.step)  # what belongs to the one in progress
         self._resume = Resume(self)
         if config.resume is not None:
@@ -403,6 +400,8 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    mnt_mode, mnt_metric = _of_monitor('mode'), _of_monitor('metric')
-    mnt_best, early_stop = _of_monitor('best'), _of_monitor('early_stop')
+    checkpoint_dir, monitor = _of('_folder', 'folder'), _of('settings', 'monitor')
+    epochs, save_period = _of('settings', 'epochs'), _of('settings', 'save_period')
+    mnt_mode, mnt_metric = _of('_monitor', 'mode'), _of('_monitor', 'metric')
+    mnt_best, early_stop = _of('_monitor', 'best'), _of('_monitor', 'early_stop')
     loss, metrics = _AlsoCalled('criterion'), _AlsoCalled('metric_ftns')

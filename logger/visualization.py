@@ -1,20 +1,14 @@
 """TensorboardWriter: the only user of SummaryWriter; it is never the reason that a run stops."""
 
 import inspect
-import json
 import logging
-import re
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-NO_HYPERPARAMETER = re.compile(  # what changes no result
-    r'name$|n_gpu$|trainer\.(save_|keep_|log_|verbosity|tensorboard|trackers|pictures)'
-)
-
+from armature.config.keys import hyperparameters
+from armature.run.plots import pixels_of
 
 signature_of = cache(inspect.signature)  # looking takes longer than writing
 
@@ -117,7 +111,7 @@ class TensorboardWriter:
 
     def _track(self, tag, scalar_value=None, global_step=None, *_, figure=None, **__) -> None:
         value = scalar_value if figure is None else figure
-        value = drawn(value) if hasattr(value, 'savefig') else float(value)
+        value = pixels_of(value) if hasattr(value, 'savefig') else float(value)
         self._trackers.put(self._tag(tag), value, self.step if global_step is None else global_step)
 
     def _safely(self, name: str, call: Callable, *args: Any, **kwargs: Any) -> None:
@@ -129,25 +123,3 @@ class TensorboardWriter:
                 self.logger.warning(
                     f'TensorBoard: {name} failed, going on: {type(error).__name__}: {error}'
                 )
-
-
-def hyperparameters(config: dict, where: str = '') -> dict[str, Any]:
-    """The numbers, switches and texts of a config that can change a result, by name with dots."""
-    found = {}
-    for key, value in config.items():
-        name = f'{where}{key}'
-        if isinstance(value, dict):
-            found |= hyperparameters(value, f'{name}.')
-        elif value is not None and not NO_HYPERPARAMETER.match(name):
-            is_list = isinstance(value, (list, tuple))
-            found[name.replace('.args.', '.')] = json.dumps(value) if is_list else value
-    return found
-
-
-def drawn(figure: Any) -> np.ndarray:
-    """A matplotlib Figure as uint8 pixels, (height, width, 3)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]

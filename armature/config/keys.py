@@ -4,6 +4,7 @@ The checker, --print-config, tools/schema.py and the table in docs/config.md rea
 fills in its defaults.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -233,6 +234,10 @@ TOP = {
     ),
 }
 
+NO_HYPERPARAMETER = re.compile(  # what changes no result
+    r'name$|n_gpu$|trainer\.(save_|keep_|log_|verbosity|tensorboard|trackers|pictures)'
+)
+
 
 def paths_of(table: dict, path: tuple = ()) -> Iterator[tuple]:
     """The path of every key in a table, sections included."""
@@ -262,3 +267,16 @@ def expanded(path: str) -> str:
     if full.startswith(('$', '~')):
         raise ConfigError(f'{show(path)}: the environment has no {path.partition("/")[0]}')
     return full
+
+
+def hyperparameters(config: dict, where: str = '') -> dict[str, Any]:
+    """The numbers, switches and texts of a config that can change a result, by name with dots."""
+    found = {}
+    for key, value in config.items():
+        name = f'{where}{key}'
+        if isinstance(value, dict):
+            found |= hyperparameters(value, f'{name}.')
+        elif value is not None and not NO_HYPERPARAMETER.match(name):
+            is_list = isinstance(value, (list, tuple))
+            found[name.replace('.args.', '.')] = json.dumps(value) if is_list else value
+    return found

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from armature.errors import ConfigError
@@ -111,3 +112,12 @@ def save_pictures(drawn: dict[str, Any], folder: Path) -> list[Path]:
     for file, figure in zip(files, drawn.values()):
         figure.savefig(file, dpi=100)
     return files
+
+
+def pixels_of(figure: Any) -> np.ndarray:
+    """A matplotlib Figure as uint8 pixels, (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
