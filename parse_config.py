@@ -22,7 +22,7 @@ from armature.data.identity import resuming
 from armature.data.order import batches_per_pass
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist, launch
-from armature.run.folder import RunPlace, plain_name
+from armature.run.folder import RunPlace
 from armature.seed import be_deterministic
 from armature.step.loss_share import WeightedLosses
 from armature.step.optimizers import optimizer_of
@@ -43,11 +43,16 @@ class ConfigParser(UserDict):
     time of day when not given.
     """
 
+    arguments = None  # what the command line said, for the script
+    started_in = os.curdir  # the folder in which it was typed
+    wrapped = False  # whether `wrap` has seen the model
+    # Scripts of old projects do with what they build as they like: it may be of any class.
+    _takes_any_class = False
+
     def __init__(self, config: dict, resume=None, modification=None, run_id: str | None = None):
         if isinstance(config, argparse.ArgumentParser):
             # How projects of early 2019 call it: (parser, options).
-            self.__dict__.update(vars(type(self).from_args(config, resume or '')))
-            self.place.config = self
+            self.__dict__ = vars(type(self).from_args(config, resume or ''))
             return
         self._document = config if isinstance(config, Document) else Document(dict(config))
         for target, value in (modification or {}).items():
@@ -58,17 +63,12 @@ class ConfigParser(UserDict):
                 del self.data[name]
         # What the script puts in later, it puts in anew after a resume: no part of the experiment.
         self.as_read = copy.deepcopy(self.data)
-        self.wrapped = False  # whether `wrap` has seen the model
-        self.arguments = None  # what the command line said, for the script
         self.resume = None if resume is None else Path(resume)
-        self.run_id = None if run_id is None else plain_name('run_id', run_id)
-        self.name = plain_name('name', self.data.get('name'))
-        self.started_in = os.curdir  # the folder in which the command was typed
+        self.run_id = run_id
+        self.name = self.data.get('name')
         from logger import setup_logging  # a project's own may import this file
 
         self.place = RunPlace(self, setup_logging)
-        # Scripts of old projects do with what they build as they like: it may be of any class.
-        self._takes_any_class = False
 
     @classmethod
     def from_args(cls, args: argparse.ArgumentParser, options='', *_, builds: dict | None = None):
@@ -140,25 +140,25 @@ class ConfigParser(UserDict):
             return optimizer_of(self.data.get(name), make, args, kwargs)
         return make((name,), args, kwargs)
 
-    def _made(self, module, path: tuple, args: tuple, kwargs: dict, entry=None, n_steps=None):
-        call = self._call(module, path, args, kwargs, entry=entry, n_steps=n_steps)
+    def _made(self, module, path: tuple, args: tuple, kwargs: dict, **more):
+        call = self._call(module, path, args, kwargs, **more)
         # A run that goes on keeps its split, also one that was made in another way.
         with resuming(self.resume if path == ('data_loader',) else None):
             return build.make(call, path, self._document)
 
-    def _call(self, module, path: tuple, *given, entry=None, n_steps=None):
+    def _call(self, module, path: tuple, *given, entry=..., n_steps=None):
         """The call that `entry`, or the section at `path`, describes, when nothing is wrong."""
         name, *_ = path
         if name not in self:
-            near = did_you_mean(name, self)
-            raise ConfigError(f'{name}: the config has no such section{near}')
+            raise ConfigError(f'{name}: the config has no such section{did_you_mean(name, self)}')
         if self.settings.deterministic:
             be_deterministic()
         kind = build.kind_of(name, module)
-        if self._takes_any_class:
-            kind = kind._replace(method='__init__')
-        reader = build.Reader(self._document, n_steps)
-        return reader.prepared(entry or self.data[name], kind, path, *given)
+        if entry is ...:
+            entry = self.data[name]
+            if self._takes_any_class:
+                kind = kind._replace(method='__init__')
+        return build.Reader(self._document, n_steps).prepared(entry, kind, path, *given)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""
@@ -189,8 +189,7 @@ class ConfigParser(UserDict):
         ]
 
     def _function(self, module, path: tuple, entry):
-        kind = build.kind_of(path[0], module)
-        call = build.Reader(self._document).prepared(entry, kind, path)
+        call = self._call(module, path, entry=entry)
         return build.with_name(call, entry, path, self._document)
 
     def init_scheduler(self, optimizer, data_loader):
@@ -205,8 +204,9 @@ class ConfigParser(UserDict):
         if section.get('interval') == 'step':
             n_batches = settings.len_epoch or batches_per_pass(data_loader) or math.inf
             n_steps = min(n_steps * n_batches, settings.max_steps or math.inf)
-        module = torch.optim.lr_scheduler
-        return self._made(module, ('lr_scheduler',), (optimizer,), {}, n_steps=n_steps)
+        return self._made(
+            torch.optim.lr_scheduler, ('lr_scheduler',), (optimizer,), {}, n_steps=n_steps
+        )
 
     def trainer_class(self, module):
         """The class that trains: `trainer.type`, looked up in `module` first."""
@@ -230,8 +230,7 @@ class ConfigParser(UserDict):
     def get(self, name, default=...):
         """The section or value `name`; without it `default`, or that of the key table."""
         if default is ...:
-            known = TOP[name].default if name in TOP else ...
-            default = None if known is ... else copy.copy(known)
+            default = copy.copy(getattr(settings_of(None, TOP), name, None))
         return self.data.get(name, default)
 
     def __reduce__(self):
@@ -250,5 +249,6 @@ class ConfigParser(UserDict):
 
 
 def say_notes(notes: list[str]) -> None:
-    for note in notes if dist.is_main() else []:
-        sys.stderr.write(f'note: {note}\n')
+    if dist.is_main():
+        for note in notes:
+            sys.stderr.write(f'note: {note}\n')

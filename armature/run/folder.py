@@ -65,6 +65,9 @@ class RunPlace:
     """
 
     def __init__(self, config: Any, begin_logging: Callable[[Path], None]):
+        plain_name('name', config.name)
+        if config.run_id is not None:
+            plain_name('run_id', config.run_id)
         self.config, self.begin_logging = config, begin_logging
         self.before = None  # the folder of the run that it goes on with
 

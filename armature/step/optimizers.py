@@ -79,7 +79,7 @@ def optimizer_of(section: Any, make: Callable, args: tuple, kwargs: dict) -> Opt
     others = {name: value for name, value in kwargs.items() if name != 'params'}
     made = [make(path, (rest, *args[1:]), others)] if rest else []
     for index, entry, own in typed:
-        made.append(make((*path, 'groups', index), (own,), {}, entry))
+        made.append(make((*path, 'groups', index), (own,), {}, entry=entry))
     return SeveralOptimizers(made)
 
 
