@@ -52,7 +52,8 @@ class ConfigParser(UserDict):
     def __init__(self, config: dict, resume=None, modification=None, run_id: str | None = None):
         if isinstance(config, argparse.ArgumentParser):
             # How projects of early 2019 call it: (parser, options).
-            self.__dict__ = vars(type(self).from_args(config, resume or ''))
+            self.__dict__.update(vars(type(self).from_args(config, resume or '')))
+            self.place.config = self
             return
         self._document = config if isinstance(config, Document) else Document(dict(config))
         for target, value in (modification or {}).items():
@@ -230,8 +231,16 @@ class ConfigParser(UserDict):
     def get(self, name, default=...):
         """The section or value `name`; without it `default`, or that of the key table."""
         if default is ...:
-            default = copy.copy(getattr(settings_of(None, TOP), name, None))
+            known = TOP[name].default if name in TOP else None
+            default = None if known is ... else copy.copy(known)
         return self.data.get(name, default)
+
+    def __copy__(self):
+        """Another config, that trains in a folder of its own."""
+        copied = super().__copy__()
+        copied.place = copy.copy(self.place)
+        copied.place.config = copied
+        return copied
 
     def __reduce__(self):
         """Pickled as its plain config, which torch.load reads with weights_only."""

@@ -102,7 +102,7 @@ def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
     if is_row:
         entries = content
     elif is_mapping:
-        entries = content.values()
+        entries = [content[name] for name in content]  # `values` may be the name of one
     else:
         entries = [getattr(content, field.name) for field in fields(content)]
     values = [function(each) for each in entries]
@@ -246,37 +246,37 @@ def described(content: Any) -> str:
     return f'one {type(content).__name__}'
 
 
-def call_by_name(model: torch.nn.Module, parts: dict | None, gives_one: bool = True) -> None:
+def call_by_name(model: torch.nn.Module, parts: dict | None) -> None:
     """Where the config's "batch" has several names of data, let `model(data)` call
     forward(image=..., depth=...).
 
     Nothing changes where forward has other arguments and takes one: then the dict is that one.
-    gives_one: whether the loop is known to call model(data); a forward that needs more is an error.
     """
     names = (parts or {}).get('data')
-    if not isinstance(names, list) and not gives_one:
+    if not isinstance(names, list):
         return
-    try:
-        signature = inspect.signature(model.forward)
-    except ValueError:  # a traced module does not tell
-        return
-
-    def fits(*values: Any, **named: Any) -> bool:
-        try:
-            return bool(signature.bind(*values, **named))
-        except TypeError:
-            return False
 
     def by_name(module: Any, inputs: tuple, keywords: dict) -> tuple | None:
         if len(inputs) == 1 and isinstance(inputs[0], Mapping):
             return (), {**inputs[0], **keywords}
         return None
 
-    if isinstance(names, list) and fits(**dict.fromkeys(names)):
+    if takes(model, **dict.fromkeys(names)):
         model.register_forward_pre_hook(by_name, with_kwargs=True)
-    elif not fits(None):
+    elif not takes(model, None):
         raise ConfigError(
-            f'batch.data is {names or "not given"}, and {type(model).__name__}.forward takes '
-            f'{", ".join(signature.parameters)}: let the dataset return a dict and name these of '
-            'its parts ("batch": {"data": [...], "target": ...}), or let forward take one argument'
+            f'batch.data is {names}, and {type(model).__name__}.forward takes '
+            f'{", ".join(inspect.signature(model.forward).parameters)}: give its arguments these '
+            'names, or let it take one dict'
         )
+
+
+def takes(model: torch.nn.Module, *values: Any, **named: Any) -> bool:
+    """Whether the model's forward can be called with these; a traced module does not tell."""
+    try:
+        inspect.signature(model.forward).bind(*values, **named)
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True

@@ -13,6 +13,7 @@ MOVED = {
     'base.stream': 'armature.data.stream',
     'base.transfer': 'armature.step.parameters',
     'base.weights': 'armature.checkpoint.weights',
+    'data_loader.image_folder': 'armature.data.image_folder',
     'utils.batch': 'armature.batch',
     'utils.dist': 'armature.processes.dist',
     'utils.errors': 'armature.errors',

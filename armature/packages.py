@@ -20,10 +20,10 @@ def explain(kind, error, trace) -> None:
     Anything else keeps its traceback: also what a broken torch raises inside itself.
     """
     if issubclass(kind, ModuleNotFoundError) and '.' not in (error.name or '.'):
-        last = traceback.extract_tb(trace)[-1]
-        file = Path(last.filename).resolve()
+        frame, line = list(traceback.walk_tb(trace))[-1]
+        file = Path(frame.f_code.co_filename).resolve()
         if PROJECT in file.parents and 'site-packages' not in file.parts:
-            place = f'{file.relative_to(PROJECT)}, line {last.lineno}, imports it'
+            place = f'{file.relative_to(PROJECT)}, line {line}, imports it'
             leave(f'{error.name} is not installed for {sys.executable} ({place})')
     sys.__excepthook__(kind, error, trace)
 

@@ -51,12 +51,12 @@ def read_object(path: Path) -> tuple[dict, str]:
     return (found, '') if isinstance(found, dict) else ({}, f'{path.name} is damaged')
 
 
-def read_table(path: Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
+def read_table(path: str | Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
     """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table.
 
     A last line without its end is being written, or was cut off: half a number is a wrong one.
     """
-    rows = []
+    rows, path = [], Path(path)
     if path.is_file():
         with path.open(encoding='utf-8', errors='replace', newline='') as file:
             for row in csv.DictReader(line for line in file if line.endswith('\n')):

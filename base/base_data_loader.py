@@ -110,6 +110,12 @@ class BaseDataLoader(SeekableLoader):
                 'sampler is a DistributedSampler, and this loader gives each process its share by '
                 'itself: leave it out'
             )
+        elif validation_split or n_folds:
+            raise ConfigError(
+                f'sampler is a {type(sampler).__name__}, which says itself which samples there '
+                'are, so nobody would be validated on: leave out sampler, or validation_split and '
+                'n_folds, and say in "valid_data_loader" where that data is'
+            )
         if isinstance(sampler, Sized):
             self.n_samples = len(sampler)
         super().__init__(dataset, batch_size, num_workers, collate_fn, sampler=sampler, **options)

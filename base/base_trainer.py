@@ -80,10 +80,9 @@ class BaseTrainer(ABC):
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
         self._pair_of = PairOf(config.get('batch'), self.takes_pairs)
-        call_by_name(bare(self.model), self._pair_of.names, self.takes_pairs)
+        call_by_name(bare(self.model), self._pair_of.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 
-        self.seed = torch.initial_seed()
         self.start_epoch = 1
         self.epochs_done = 0
         self.step = 0  # optimizer steps since the beginning of the run
@@ -400,7 +399,8 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    checkpoint_dir, monitor = _of('_folder', 'folder'), _of('settings', 'monitor')
+    checkpoint_dir, seed = _of('_folder', 'folder'), _of('_resume', 'seed')
+    monitor = _of('settings', 'monitor')
     epochs, save_period = _of('settings', 'epochs'), _of('settings', 'save_period')
     mnt_mode, mnt_metric = _of('_monitor', 'mode'), _of('_monitor', 'metric')
     mnt_best, early_stop = _of('_monitor', 'best'), _of('_monitor', 'early_stop')

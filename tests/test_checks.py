@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.run.checks import LossCheck, check_first_step
@@ -291,3 +292,39 @@ def test_loss_of_torch_that_gets_several_outputs_is_told_to_be_written(experimen
     said = 'nll_loss gets an output that is 2 parts .*Tensor, Tensor.*, and .* Write a loss'
     with pytest.raises(ConfigError, match=said):
         trainer.train()
+
+
+@pytest.mark.parametrize('labels', [[0, 1, 2], torch.zeros(48, 2).long()])
+def test_labels_that_are_not_one_for_each_sample_say_nothing(experiment, labels):
+    class Odd(NoisyPoints):
+        def __init__(self):
+            super().__init__()
+            self.classes_of, self.labels = self.targets, labels
+            del self.targets
+
+        def __getitem__(self, index):
+            return self.points[index], self.classes_of[index]
+
+    loader = BaseDataLoader(Odd(), 7, True, 0, 0)
+    experiment.trainer(loader=loader, monitor='off', epochs=1).train()
+
+
+def test_targets_of_two_dimensions_in_memory_train(experiment):
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = nn.Linear(4, 3 * 7)
+
+        def forward(self, x):
+            return self.out(x).view(-1, 3, 7)  # (batch, classes, positions)
+
+    data = TensorDataset(torch.randn(30, 4), torch.arange(30 * 7).view(30, 7) % 3)
+    trainer = experiment.trainer(
+        loader=BaseDataLoader(data, 7, True, 0, 0),
+        model=Tagger,
+        monitor='off',
+        epochs=1,
+        metrics=[],
+    )
+    trainer.train()
+    assert trainer.epochs_done == 1

@@ -152,6 +152,23 @@ def report(config: dict) -> str:
             },
             'data_loader.args.data_dir: "$NOT_SET_ANYWHERE/x": the environment has no $NOT_SET',
         ),
+        (
+            {'data_loader__args__augment': [{'type': 'RandomHorizontalFlp'}]},
+            'data_loader.args.augment.0.type: no data loader or part of one is called '
+            '"RandomHorizontalFlp" (did you mean \'RandomHorizontalFlip\'?)',
+        ),
+        (
+            {
+                'lr_scheduler': {
+                    'type': 'ChainedScheduler',
+                    'args': {'schedulers': [{'type': 'ConstantLRR'}]},
+                }
+            },
+            'no scheduler or part of one is called "ConstantLRR" (did you mean',
+        ),
+        ({'loss': 'gaussian_nll_loss'}, 'no loss is called "gaussian_nll_loss" (did you mean'),
+        ({'name': 'a\ud800'}, 'expected a folder name'),
+        ({'trainer__type': ['Trainer']}, 'trainer.type: expected a string'),
         ({'trainer__monitor': 'maximal loss'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
         ({'trainer__monitor': 'min'}, "expected 'min <metric>', 'max <metric>' or 'off'"),
         (

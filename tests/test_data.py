@@ -16,7 +16,13 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
-from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import (
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 from torchvision.transforms import v2
 
 from armature.batch import CPU, CannotCut, PairOf, call_by_name, cut, map_tensors, to_device
@@ -351,6 +357,19 @@ def test_stream_is_the_same_for_any_number_of_workers(num_workers):
     assert not torch.equal(first[0][:, 1], next(iter(one))[:, 1])  # another pass, other randomness
 
 
+class WorkersSeed(IterableDataset):
+    def __iter__(self):
+        yield get_worker_info().seed
+
+
+def test_seed_of_a_streams_worker_is_another_in_each_pass_and_the_same_after_a_resume():
+    first, again = (StreamDataLoader(WorkersSeed(), 1, 1, seed=3) for _ in range(2))
+    seeds = [list(first)[0].item() for _ in range(3)]
+    assert len(set(seeds)) == 3
+    again.seek(2)
+    assert list(again)[0].item() == seeds[2]
+
+
 class Labelled(IterableDataset):
     def __init__(self, n=None):
         self.n = n
@@ -566,6 +585,18 @@ def test_structures_of_every_class_are_rebuilt_or_said():
         map_tensors(torch.neg, OfOneArgument(torch.ones(2), torch.ones(2)))
 
 
+class AttributeDict(dict):
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.__dict__ = self
+
+
+def test_entry_of_a_dict_may_be_called_as_one_of_its_methods():
+    content = AttributeDict(values=torch.ones(4, 2), keys=torch.zeros(4))
+    part = cut(content, 4, slice(0, 3))
+    assert type(part) is AttributeDict and len(part['values']) == len(part['keys']) == 3
+
+
 # PairOf by name
 
 
@@ -625,15 +656,36 @@ def test_inputs_that_no_argument_is_called_after_are_refused():
 
 
 def test_model_of_two_inputs_is_told_how_a_batch_gives_it_two(experiment):
-    said = r'batch.data is not given, and TwoInputs.forward takes image, depth: let .*"batch": {'
+    said = r'TwoInputs.forward takes image, depth, and a batch gives it one argument: let .*"batch"'
     with pytest.raises(ConfigError, match=said):
-        experiment.trainer(model=TwoInputs)
+        experiment.trainer(model=TwoInputs).train()
 
     class CallsItself(Trainer):
         def _train_epoch(self, epoch):
             return {}
 
-    experiment.trainer(model=TwoInputs, trainer_class=CallsItself)
+    class Spreads(TwoInputs):
+        def __call__(self, data):
+            return super().__call__(data, data[:, :2])
+
+    def hooked():
+        model = TwoInputs()
+        model.register_forward_pre_hook(lambda module, inputs: (inputs[0], inputs[0][:, :2]))
+        return model
+
+    experiment.trainer(model=TwoInputs, trainer_class=CallsItself, monitor='off').train()
+    adapted = experiment.trainer(model=TwoInputs, epochs=1)
+    adapted.model = Spreads()
+    for trainer in (adapted, experiment.trainer(model=hooked, epochs=1)):
+        trainer.train()
+        assert trainer.epochs_done == 1
+
+
+def test_sampler_of_torch_beside_a_split_is_refused():
+    sampler = torch.utils.data.SubsetRandomSampler(range(9))
+    assert len(loader(sampler=sampler, validation_split=0).indices(0)) == 9
+    with pytest.raises(ConfigError, match='SubsetRandomSampler, which says itself which samples'):
+        loader(sampler=sampler)
 
 
 def test_padding_collate_gives_lengths():

@@ -1,6 +1,7 @@
 """Laws of a run's folder: who may train in it, which run is the newest, what run.json and
 metrics.csv say, and that logging never stops a training."""
 
+import copy
 import csv
 import errno
 import json
@@ -329,3 +330,13 @@ def test_the_record_follows_the_training(experiment):
     again = read_table(resumed.checkpoint_dir / 'metrics.csv')
     assert again[0] == table[0] and again[1] | {'seconds': 0} == table[1] | {'seconds': 0}
     assert record(resumed.checkpoint_dir)['resumed_from'].endswith('checkpoint-epoch1.pth')
+
+
+def test_copies_of_a_config_train_in_folders_of_their_own(tmp_path):
+    config = ConfigParser({'name': 'x', 'trainer': {'save_dir': str(tmp_path)}})
+    copies = config.copy(), copy.copy(config)
+    for number, each in enumerate(copies):
+        each.run_id = f'fold{number}'
+    folders = [each.save_dir for each in (*copies, config)]
+    assert [folder.name for folder in folders[:2]] == ['fold0', 'fold1']
+    assert len(set(folders)) == 3

@@ -164,7 +164,7 @@ def test_averages_keep_no_graph_alive_and_do_not_depend_on_when_they_are_read():
     for number in range(1, 50):
         for tracker in (often, once):
             tracker.update('loss', weight / number, n=number % 5 + 1)
-        assert not often._pending[1].requires_grad
+        assert not often._pending[0][1].requires_grad
         often.recent()
     assert often.avg('loss') == once.avg('loss')
 

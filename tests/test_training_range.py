@@ -19,7 +19,7 @@ from torch.optim.swa_utils import (
     update_bn,
 )
 from torch.overrides import TorchFunctionMode
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import weights
@@ -573,6 +573,49 @@ def test_micro_batches_add_up_to_the_loss_of_the_whole_batch(criterion):
 
     for size in (1, 3):
         torch.testing.assert_close(step(size), step(None), rtol=1e-6, atol=1e-6)
+
+
+class Graphs(Dataset):
+    """Each sample is several rows, nodes: a class or a probability of each class for every one."""
+
+    def __init__(self, soft):
+        self.soft = soft
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        generator, n = torch.Generator().manual_seed(index), (1, 2, 9, 1, 3, 12)[index]
+        nodes = torch.randn(n, 4, generator=generator)
+        if self.soft:
+            return nodes, torch.rand(n, 3, generator=generator).softmax(1)
+        return nodes, torch.randint(3, (n,), generator=generator)
+
+
+def as_pair(samples):
+    return tuple(torch.cat(column) for column in zip(*samples))
+
+
+def as_dict(samples):
+    return dict(zip(('nodes', 'target'), as_pair(samples)))
+
+
+@pytest.mark.parametrize('collate', [as_pair, as_dict])
+@pytest.mark.parametrize('soft', [True, False])
+def test_micro_batches_of_samples_with_several_rows_add_up(soft, collate):
+    def gradient(size):
+        torch.manual_seed(0)
+        model, criterion = nn.Linear(4, 3), nn.CrossEntropyLoss()
+        loader = BaseDataLoader(Graphs(soft), 6, False, 0.0, 0, collate)
+        optimizer = torch.optim.SGD(model.parameters(), 1.0)
+        stepper = Stepper(optimizer, model=model, criterion=criterion, microbatch_size=size)
+        (stepper.batch,) = loader.batches(0)
+        for content in stepper.micro_batches(stepper.batch.content):
+            nodes, target = content.values() if isinstance(content, dict) else content
+            stepper.backward(criterion(model(nodes), target))
+        return model.weight.grad
+
+    torch.testing.assert_close(gradient(2), gradient(None))
 
 
 def test_loss_that_cannot_be_split_is_refused():

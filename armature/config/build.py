@@ -175,7 +175,11 @@ def _library(name: str) -> dict[str, Callable]:
 
     def is_fit(value: Any) -> bool:
         if isinstance(value, FunctionType):  # the losses among those of torch.nn.functional
-            return [*inspect.signature(value).parameters][:2] == ['input', 'target']
+            given = inspect.signature(value).parameters.values()
+            return [each.name for each in given if each.default is each.empty] == [
+                'input',
+                'target',
+            ]
         is_class = inspect.isclass(value) and issubclass(value, BASES) and value not in BASES
         return is_class and not inspect.isabstract(value) and value.__module__.startswith(name)
 
@@ -346,10 +350,12 @@ class Reader:
             return False
         if 'args' in value and not reads_some:
             return True
+        name = type_of(value)
         try:
-            return find(type_of(value), kind) is not None
-        except ConfigError:
-            return False
+            return find(name, kind) is not None
+        except ConfigError:  # a slip of a name is built too, so that this is said
+            is_slip = isinstance(name, str) and ('.' in name or nearest(name, names(kind)))
+            return bool(is_slip) and not reads_some
 
 
 def known_arguments(metric: Callable, config: dict) -> dict[str, Any]:
@@ -418,7 +424,7 @@ def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
 
     @functools.wraps(function)
     def call(output, target):
-        for key, value in given.items():
+        for key, value in given.items() if isinstance(output, torch.Tensor) else ():
             if isinstance(value, torch.Tensor):
                 given[key] = value.to(output.device)  # after the first time it is there
         return function(output, target, **given)

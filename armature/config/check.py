@@ -124,7 +124,7 @@ def _named(config: dict, builds: dict) -> Iterator[tuple[tuple, Any, Kind]]:
             places = {(name, 'type'): kind_of(name, module), (name, 'trackers'): KINDS['trackers']}
         for path, kind in places.items():
             section = lookup(config, path)
-            if isinstance(section, list):
+            if isinstance(section, list) and path != ('trainer', 'type'):
                 for index, entry in enumerate(section):
                     yield (*path, index), entry, kind
             else:

@@ -43,7 +43,7 @@ FOLDER_NAME = Annotated[
         r'^(?!\.)'
         r'(?!([cC][oO][nN]|[pP][rR][nN]|[aA][uU][xX]|[nN][uU][lL])(\.|$))'
         r'(?!([cC][oO][mM]|[lL][pP][tT])\d(\.|$))'
-        r'[^<>:"/\\|?*\x00-\x1f]{0,199}[^<>:"/\\|?*\x00-\x1f. ]$',
+        r'[^<>:"/\\|?*\x00-\x1f\ud800-\udfff]{0,199}[^<>:"/\\|?*\x00-\x1f\ud800-\udfff. ]$',
         'a folder name that is plain on every system: without / \\ : * ? " < > |, without a dot '
         'at either end, and none that Windows keeps for itself, such as CON',
     ),

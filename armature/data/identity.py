@@ -77,7 +77,7 @@ def changes(before: dict, now: dict) -> list[str]:
         return {
             **(identity.get('fingerprint') or {}),
             'classes': identity.get('class_names'),
-            **(identity.get('split') or {}).get('settings', {}),
+            **((identity.get('split') or {}).get('settings') or {}),
         }
 
     new = facts(now)

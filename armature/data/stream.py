@@ -63,7 +63,8 @@ class StreamDataLoader(SeekableLoader):
             last=None if n_batches is None else first + n_batches,
         )
         # Workers learn where to begin when they start.
-        workers = Workers(reader, self.torch_options | {'persistent_workers': False})
+        options = self.torch_options | {'persistent_workers': False}
+        workers = Workers(reader, options, key(self.seed, 'workers', number))
         lists_are_parts, is_empty = self.collate_fn is default_collate, True
         for content, n_samples, share in workers.answers():
             is_empty = False

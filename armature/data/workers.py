@@ -172,17 +172,19 @@ class Workers(DataLoader):
     reader: a Dataset that answers requests in `__getitem__`, or a stream of answers.
     """
 
-    def __init__(self, reader: Dataset, options: dict):
+    def __init__(self, reader: Dataset, options: dict, seed: int = 0):
         self._requests = _Requests()
         start = functools.partial(start_worker, options.get('worker_init_fn'))
-        super().__init__(
-            reader,
-            batch_size=None,
-            sampler=None if isinstance(reader, IterableDataset) else self._requests,
-            collate_fn=as_it_is,
-            generator=torch.Generator(),
-            **options | {'worker_init_fn': start},
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the loader that asks has said it, such as too many
+            super().__init__(
+                reader,
+                batch_size=None,
+                sampler=None if isinstance(reader, IterableDataset) else self._requests,
+                collate_fn=as_it_is,
+                generator=torch.Generator().manual_seed(seed),  # of `get_worker_info().seed`
+                **options | {'worker_init_fn': start},
+            )
 
     def answers(self, requests: Iterable[tuple] = ()) -> Iterator[Any]:
         """What the reader makes of each request, in their order; a UserError is raised."""

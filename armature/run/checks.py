@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from armature.batch import described, is_structure
+from armature.batch import described, is_structure, takes
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare
 from armature.data.order import samples_of
@@ -135,6 +135,8 @@ def check_first_step(trainer: Any) -> None:
             f'data_loader.args.validation_split, or say "{trainer.mnt_mode} '
             f'{trainer.mnt_metric.removeprefix("val_")}"'
         )
+    if trainer.takes_pairs:
+        _refuse_more_inputs(bare(trainer.model))
     criterion = trainer.criterion
     name = getattr(criterion, '__name__', type(criterion).__name__)
     check = LossCheck(name, functools.partial(_known_labels, trainer))
@@ -158,6 +160,19 @@ def check_first_step(trainer: Any) -> None:
             _refuse_lone_samples(norm, cause)
 
 
+def _refuse_more_inputs(model):
+    """A ConfigError when model(data) cannot call its forward, which needs several arguments."""
+    # A hook, or a __call__ of its own, may make several of one.
+    is_plain = isinstance(model, nn.Module) and type(model).__call__ is nn.Module.__call__
+    if is_plain and not model._forward_pre_hooks and not takes(model, None):
+        raise ConfigError(
+            f'{type(model).__name__}.forward takes '
+            f'{", ".join(inspect.signature(model.forward).parameters)}, and a batch gives it one '
+            'argument: let the dataset return a dict and name these of its parts in the config '
+            '("batch": {"data": [...], "target": ...}), or let forward take one'
+        )
+
+
 def _check_module_once(criterion, check):
     def begin(*_):
         before.remove()
@@ -172,14 +187,19 @@ def _check_module_once(criterion, check):
 
 
 def _known_labels(trainer, target):
-    """All labels of the loader's data, where `target` are those of the batch's first samples."""
-    loader, indices = getattr(trainer, 'data_loader', None), trainer._epoch.batch.indices
-    if indices is None or not hasattr(loader, 'sample_classes'):
+    """All labels of the loader's data, where `target` begins as that of the batch in progress."""
+    loader, batch = getattr(trainer, 'data_loader', None), trainer._epoch.batch
+    is_pair = isinstance(batch.content, (tuple, list))
+    labels = batch.content[-1] if is_pair and batch.indices is not None else None
+    if not isinstance(labels, torch.Tensor) or target.dim() != 1:
         return set()
-    classes = np.asarray(loader.sample_classes())
-    if classes.dtype.kind not in 'iu':
+    if not torch.equal(labels[: len(target)].to(target.device), target):
+        return set()  # the loss has made something else of them
+    classes = loader.sample_classes() if hasattr(loader, 'sample_classes') else None
+    # Some datasets list their classes under the name that others have for those of the samples.
+    if classes is None or classes.shape != (len(loader.dataset),) or classes.dtype.kind not in 'iu':
         return set()
-    theirs = classes[indices[: target.numel()].cpu().numpy()]  # they may be on a GPU
+    theirs = classes[batch.indices[: len(target)].cpu().numpy()]  # they may be on a GPU
     return set(classes.tolist()) if np.array_equal(theirs, target.cpu()) else set()
 
 

@@ -82,7 +82,7 @@ class MetricTracker:
         self.n_samples = 0  # that `measure` was given, in this process
         # Of each key: total and count since the reset, and since `recent` was last asked.
         self._sums = {key: [0.0, 0, 0.0, 0] for key in self._keys}
-        self._pending = []  # key, value, number of samples, key, ..., not read yet
+        self._pending = []  # (key, value, number of samples), not read yet
         for metric in (*self._stateful.values(), self.pictures):
             metric.reset()
 
@@ -95,11 +95,10 @@ class MetricTracker:
         self.n_samples += n_samples
         n_counted = self._reduction.count(target, n_samples)
         loss, parts = total_and_terms(loss)
-        parts = parts or getattr(self._loss, 'terms', {})
-        for name in parts:
+        self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
+        for name, value in (parts or getattr(self._loss, 'terms', {})).items():
             if name not in self._sums or name == 'loss':  # which the sum is called
                 self._claim(name, f'the part {name} of the loss')
-        for name, value in {'loss': loss, **parts}.items():
             self._add(name, value / n_samples if self._reduction.is_sum else value, n_counted)
         output = map_tensors(torch.Tensor.detach, output)
         for name, metric in self._functions.items():
@@ -122,14 +121,14 @@ class MetricTracker:
     def _add(self, name: str, value: Any, n: Any) -> None:
         """Keep a value of one batch until somebody asks; several, when it is a vector or a dict."""
         if isinstance(value, torch.Tensor) and value.dim() == 0 and name in self._sums:
-            self._pending += name, value.detach() if value.requires_grad else value, n
+            self._pending.append((name, value.detach() if value.requires_grad else value, n))
         else:
             for each, number in numbers(name, value, self.class_names).items():
                 if each not in self._sums:
                     self._claim(each, self._owners.get(name, f'the {name} of the trainer'))
                     self._sums[each] = [0.0, 0, 0.0, 0]
-                self._pending += each, number, n
-        if len(self._pending) >= 3 * self.MOST_PENDING:
+                self._pending.append((each, number, n))
+        if len(self._pending) >= self.MOST_PENDING:
             self._read()
 
     def avg(self, key: str) -> float:
@@ -173,15 +172,16 @@ class MetricTracker:
 
     def _read(self) -> None:
         """Add the pending values to the sums, after one transfer for each type and place."""
-        pending, alike = self._pending, {}
-        for place, each in enumerate(pending):
+        given = [each for _, *pair in self._pending for each in pair]
+        alike = {}
+        for place, each in enumerate(given):
             if isinstance(each, torch.Tensor):
                 alike.setdefault((each.dtype, each.device), []).append(place)
         for places in alike.values():
-            values = torch.stack([pending[place] for place in places])
+            values = torch.stack([given[place] for place in places])
             for place, value in zip(places, values.tolist()):
-                pending[place] = value
-        for key, value, n in zip(pending[::3], pending[1::3], pending[2::3]):
+                given[place] = value
+        for (key, *_), value, n in zip(self._pending, given[::2], given[1::2]):
             value, n = float(value), float(n)
             # The mean over nothing is nan, and counts for nothing.
             if n and (math.isfinite(value) or not self.skip_non_finite):

@@ -21,6 +21,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -292,6 +293,7 @@ class Resume:
         self.trainer, self.state = trainer, {}
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
+        self.seed = torch.initial_seed()
         self.made_by = trainer._folder.made_by(trainer.device)
 
     def take_over(self, path: Path) -> None:
@@ -306,7 +308,7 @@ class Resume:
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
         trainer.start_epoch = trainer.epochs_done + 1
         rows = read_table(path.parent / TABLE, trainer.epochs_done)
-        rows = state.get('history', rows)  # the first version kept them there
+        rows = state.get('history') or rows  # the first version kept them there
         trainer._folder.rows = {row['epoch']: row for row in rows}
         trainer.history = [{'epoch': row['epoch'], **values_of(row)} for row in rows]
         if self._monitor_then() == trainer.monitor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from armature.checkpoint.weights import bare, load_weights
 from armature.errors import ConfigError
@@ -67,11 +67,13 @@ class Average:
         if self.n_steps < self.start or self.n_steps % self.every:
             return
         n = self.n_averaged
-        share = 1 / (n + 1)  # that the weights of this step have in the average
-        if n and not self.is_swa:
+        if n == 0:
+            torch._foreach_copy_(*self._parts)
+        elif self.is_swa:
+            get_swa_multi_avg_fn()(*self._parts, n)
+        else:
             warmup = (1 + n) / (10 + n) if self._warms_up else 1
-            share = 1 - min(self.ema_decay, warmup)
-        torch._foreach_lerp_(*self._parts, share)
+            get_ema_multi_avg_fn(min(self.ema_decay, warmup))(*self._parts, n)
         self.n_averaged += 1
 
     @contextmanager

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from armature.batch import length
 from armature.errors import ConfigError
 
 IGNORED = -100  # the target that torch leaves out where no ignore_index is given
@@ -113,8 +114,10 @@ class Reduction:
         """What the mean over the target of so many samples divides by; a 0-dim tensor where that
         depends on classes.
         """
-        if self.by_samples or not isinstance(target, torch.Tensor) or target.is_floating_point():
-            return n_samples  # of floats, each class has a probability
+        if self.by_samples:
+            return n_samples
+        if not isinstance(target, torch.Tensor) or target.is_floating_point():
+            return length(target) or n_samples  # rows: a sample may have several (words, nodes)
         is_counted = target != self.ignored
         if self.weights is None:
             return is_counted.sum()
@@ -125,8 +128,10 @@ class Reduction:
         """What the mean over a batch (data, target) of so many samples divides by."""
         if isinstance(content, (list, tuple)) and len(content) == 2:
             return self.count(content[1], n_samples)
-        if self.by_samples or (self.weights is None and self.ignored == IGNORED):
+        if self.by_samples:
             return n_samples
+        if self.weights is None and self.ignored == IGNORED:
+            return length(content) or n_samples
         raise ConfigError(
             'loss: it weights classes or leaves some out, and in a batch that is not (data, '
             'target) nobody can tell which. Give it "reduction": "sum", or leave out what takes a '

@@ -112,7 +112,7 @@ class Frozen:
     def __init__(
         self, model: nn.Module, patterns: list[str] | None = None, until: int | None = None
     ):
-        self.until = until or math.inf
+        self.until = math.inf if until is None else until
         named = named_parameters(model, with_lora=False)
         matched = {named[name] for name in names_like(patterns or [], named, 'trainer.freeze')}
         self.parameters = [each for each in matched if each.requires_grad]
