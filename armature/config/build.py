@@ -176,10 +176,8 @@ def _library(name: str) -> dict[str, Callable]:
     def is_fit(value: Any) -> bool:
         if isinstance(value, FunctionType):  # the losses among those of torch.nn.functional
             given = inspect.signature(value).parameters.values()
-            return [each.name for each in given if each.default is each.empty] == [
-                'input',
-                'target',
-            ]
+            needed = [each.name for each in given if each.default is each.empty]
+            return needed == ['input', 'target']
         is_class = inspect.isclass(value) and issubclass(value, BASES) and value not in BASES
         return is_class and not inspect.isabstract(value) and value.__module__.startswith(name)
 

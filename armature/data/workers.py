@@ -170,10 +170,13 @@ class Workers(DataLoader):
     """torch's DataLoader as what runs a `reader` in workers, or in this process without any.
 
     reader: a Dataset that answers requests in `__getitem__`, or a stream of answers.
+    seed: where `get_worker_info().seed` comes from; None: from torch's own first one.
     """
 
-    def __init__(self, reader: Dataset, options: dict, seed: int = 0):
-        self._requests = _Requests()
+    def __init__(self, reader: Dataset, options: dict, seed: int | None = None):
+        self._requests, generator = _Requests(), torch.Generator()
+        if seed is not None:
+            generator.manual_seed(seed)
         start = functools.partial(start_worker, options.get('worker_init_fn'))
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the loader that asks has said it, such as too many
@@ -182,7 +185,7 @@ class Workers(DataLoader):
                 batch_size=None,
                 sampler=None if isinstance(reader, IterableDataset) else self._requests,
                 collate_fn=as_it_is,
-                generator=torch.Generator().manual_seed(seed),  # of `get_worker_info().seed`
+                generator=generator,
                 **options | {'worker_init_fn': start},
             )
 
