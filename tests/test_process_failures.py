@@ -4,8 +4,10 @@ tests/process_faults.py tries many more of them.
 """
 
 import os
+import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +49,28 @@ def test_what_is_wrong_with_the_start_is_said_before_anything_waits(monkeypatch,
         )
     pretend(monkeypatch, 'cuda', 1)
     with pytest.raises(UserError, match=said), job.joined():
+        pass
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere nobody tells a process')
+def test_process_whose_torchrun_is_gone_before_it_begins_leaves_at_once(monkeypatch):
+    with socket.create_server(('localhost', 0)) as server:  # a port that nobody listens at then
+        port = server.getsockname()[1]
+    given = {
+        'RANK': '0',
+        'WORLD_SIZE': '2',
+        'LOCAL_RANK': '0',
+        'LOCAL_WORLD_SIZE': '2',
+        'MASTER_ADDR': 'localhost',
+        'MASTER_PORT': str(port),
+        'TORCHELASTIC_USE_AGENT_STORE': 'True',
+        'TORCHELASTIC_ERROR_FILE': '/tmp/none/attempt_0/0/error.json',
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(job.ctypes, 'CDLL', lambda _: SimpleNamespace(prctl=lambda *_: 0))
+    said = 'the torchrun that lets the processes meet at'
+    with pytest.raises(UserError, match=said), job.joined(n_gpu=0):
         pass
 
 

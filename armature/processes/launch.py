@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ TIMEOUT_S = 600
 LAST_STEP_S = 300  # for the step in progress and a checkpoint, when all are to stop
 # Of torchrun, which would die of a SIGUSR1 by itself and leave its processes behind
 SIGNALS = '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
+CONNECT_S = 5.0
 ECHO_S = 2.0  # within this time torchrun notices a process that has ended, and ends the others
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
@@ -118,6 +120,7 @@ def _join(timeout_s, n_gpu):
         backend = f'cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}'
     if sys.platform == 'linux' and agent():  # without torchrun nobody would end this process
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        _refuse_without_agent()  # no signal comes when it was gone before
     try:
         if rank() >= int(os.environ.get('WORLD_SIZE', 0)):
             raise ValueError('RANK counts from 0, WORLD_SIZE from 1')
@@ -136,6 +139,22 @@ def _join(timeout_s, n_gpu):
         slow = ('torch', 'torchvision', 'pandas')  # what the server imports once for all workers
         multiprocessing.set_forkserver_preload([name for name in slow if name in sys.modules])
     worker_options['timeout'] = timeout_s
+
+
+def _refuse_without_agent():
+    """A UserError at once where torch would look for a torchrun that is gone until the timeout."""
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+        return  # one of the processes lets the others meet, and may not be there yet
+    try:
+        place = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+        socket.create_connection(place, CONNECT_S).close()
+    except ConnectionRefusedError as error:
+        raise UserError(
+            f'the torchrun that lets the processes meet at {place[0]}:{place[1]} is gone: start it '
+            'again'
+        ) from error
+    except (OSError, KeyError, ValueError):
+        pass  # what is wrong is said when the processes meet
 
 
 def _leave():
