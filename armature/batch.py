@@ -261,17 +261,16 @@ def call_by_name(model: torch.nn.Module, parts: dict | None) -> None:
             return (), {**inputs[0], **keywords}
         return None
 
-    if takes(model, **dict.fromkeys(names)):
+    if forward_takes(model, **dict.fromkeys(names)):
         model.register_forward_pre_hook(by_name, with_kwargs=True)
-    elif not takes(model, None):
+    elif not forward_takes(model, None):
         raise ConfigError(
             f'batch.data is {names}, and {type(model).__name__}.forward takes '
-            f'{", ".join(inspect.signature(model.forward).parameters)}: give its arguments these '
-            'names, or let it take one dict'
+            f'{forward_arguments(model)}: give its arguments these names, or let it take one dict'
         )
 
 
-def takes(model: torch.nn.Module, *values: Any, **named: Any) -> bool:
+def forward_takes(model: torch.nn.Module, *values: Any, **named: Any) -> bool:
     """Whether the model's forward can be called with these; a traced module does not tell."""
     try:
         inspect.signature(model.forward).bind(*values, **named)
@@ -280,3 +279,8 @@ def takes(model: torch.nn.Module, *values: Any, **named: Any) -> bool:
     except ValueError:
         pass
     return True
+
+
+def forward_arguments(model: torch.nn.Module) -> str:
+    """The names of what the model's forward takes, for a message."""
+    return ', '.join(inspect.signature(model.forward).parameters)

@@ -121,8 +121,5 @@ def load_tested(model: nn.Module, criterion: object, state: dict, source: object
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
     """The names like `pattern`: `*` is any text, `|` separates alternatives."""
-    return [
-        name
-        for name in names
-        if any(fnmatchcase(name, each.strip()) for each in pattern.split('|'))
-    ]
+    patterns = [each.strip() for each in pattern.split('|')]
+    return [name for name in names if any(fnmatchcase(name, each) for each in patterns)]

@@ -102,7 +102,9 @@ def on_main(action: Callable, *args: Any) -> Any:
             result = action(*args)
         except UserError as caught:
             error = caught
-    result, error = gather((result, error))[0]
+    said = [result, error]
+    dist.broadcast_object_list(said, src=0, device=torch.device('cpu'))
+    result, error = said
     if error is not None:
         raise error
     return result

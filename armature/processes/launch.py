@@ -36,7 +36,7 @@ TIMEOUT_S = 600
 LAST_STEP_S = 300  # for the step in progress and a checkpoint, when all are to stop
 # Of torchrun, which would die of a SIGUSR1 by itself and leave its processes behind
 SIGNALS = '--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1'
-CONNECT_S = 5.0
+CONNECT_S = 5.0  # for reaching torchrun's store, where a machine does not answer at all
 ECHO_S = 2.0  # within this time torchrun notices a process that has ended, and ends the others
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 

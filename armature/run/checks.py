@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from armature.batch import described, is_structure, takes
+from armature.batch import described, forward_arguments, forward_takes, is_structure
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare
 from armature.data.order import samples_of
@@ -164,12 +164,11 @@ def _refuse_more_inputs(model):
     """A ConfigError when model(data) cannot call its forward, which needs several arguments."""
     # A hook, or a __call__ of its own, may make several of one.
     is_plain = isinstance(model, nn.Module) and type(model).__call__ is nn.Module.__call__
-    if is_plain and not model._forward_pre_hooks and not takes(model, None):
+    if is_plain and not model._forward_pre_hooks and not forward_takes(model, None):
         raise ConfigError(
-            f'{type(model).__name__}.forward takes '
-            f'{", ".join(inspect.signature(model.forward).parameters)}, and a batch gives it one '
-            'argument: let the dataset return a dict and name these of its parts in the config '
-            '("batch": {"data": [...], "target": ...}), or let forward take one'
+            f'{type(model).__name__}.forward takes {forward_arguments(model)}, and a batch gives '
+            'it one argument: let the dataset return a dict and name these of its parts in the '
+            'config ("batch": {"data": [...], "target": ...}), or let forward take one'
         )
 
 

@@ -35,11 +35,10 @@ class SeveralOptimizers(Optimizer):
         super().__init__([group for each in optimizers for group in each.param_groups], defaults)
         for each in optimizers:
             self.state |= each.state
-        self.is_complete = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """For torch's constructor; a group that comes later has no optimizer."""
-        if hasattr(self, 'is_complete'):
+        if len(self.param_groups) == sum(len(each.param_groups) for each in self.optimizers):
             raise ConfigError('the optimizer is several: name all groups in optimizer.groups')
         super().add_param_group(param_group)
 
