@@ -17,14 +17,15 @@ from armature.config import build
 from armature.config.check import check
 from armature.config.command import read_command, set_option
 from armature.config.keys import TOP, settings_of
-from armature.config.read import Document, did_you_mean, entries
+from armature.config.read import Document, entries
+from armature.config.spelling import did_you_mean
 from armature.data.identity import resuming
 from armature.data.order import batches_per_pass
 from armature.errors import ConfigError, UserError, steady_streams
 from armature.processes import dist, launch
 from armature.run.folder import RunPlace
 from armature.seed import be_deterministic
-from armature.step.loss_share import WeightedLosses
+from armature.step.losses import WeightedLosses
 from armature.step.optimizers import optimizer_of
 from armature.step.prepare import prepared
 
@@ -159,7 +160,7 @@ class ConfigParser(UserDict):
             entry = self.data[name]
             if self._takes_any_class:
                 kind = kind._replace(method='__init__')
-        return build.Reader(self._document, n_steps).prepared(entry, kind, path, *given)
+        return build.EntryReader(self._document, n_steps).prepared(entry, kind, path, *given)
 
     def init_ftn(self, name: str, module, *args, **kwargs):
         """Like init_obj, but return the call still to be made: a functools.partial."""

@@ -12,13 +12,13 @@ import model.model as module_arch
 from armature.config.command import add_flags
 from armature.errors import exit_on_user_error, positive
 from armature.processes import dist
+from armature.processes.devices import prepare_device
 from armature.processes.launch import processes
 from parse_config import ConfigParser
 from tools.use_files import Predictions, check_output, loader_of, sources_of, write
 from tools.use_run import Run
 from tools.use_run import load_run as load_run  # for notebooks and scripts
 from trainer.trainer import evaluate
-from utils import prepare_device
 
 BUILDS = {'arch': module_arch, 'loss': module_loss}
 

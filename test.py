@@ -20,14 +20,15 @@ from armature.data.identity import identity_of
 from armature.data.order import one_pass
 from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
+from armature.processes.devices import prepare_device
 from armature.processes.launch import processes
 from armature.run.console import results, shown_path
-from armature.run.folder import write_test
+from armature.run.metrics import MetricTracker
 from armature.run.plots import save_pictures
+from armature.run.record import write_test
 from armature.seed import seed_everything
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
-from utils import MetricTracker, prepare_device
 
 BUILDS = {  # the sections of a config that this script makes objects of
     'arch': module_arch,

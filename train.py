@@ -14,12 +14,12 @@ import model.model as module_arch
 import trainer.trainer as module_trainer
 from armature.config.command import add_flags
 from armature.errors import exit_on_user_error
+from armature.processes.devices import prepare_device
 from armature.processes.launch import processes
 from armature.seed import seed_everything
 from armature.step.parameters import init_weights, parameter_groups
 from parse_config import ConfigParser, CustomArgs
 from tools.rehearsals import add_rehearsals, rehearse
-from utils import prepare_device
 
 # The sections of a config that `build` makes objects of: they are checked before anything runs.
 BUILDS = {

@@ -6,7 +6,7 @@ The contract:
   tensor, or lists, tuples, dicts, named tuples and dataclasses of contents; anything else in it
   stays as it is, and moves to the device by its own `.to` where it has one.
 - `batches()` of our loaders gives the same contents, each in a `Batch`: with what the loader knows
-  because it made it. `armature.data.order.batches_of(loader)` does so for any loader.
+  because it made it. `armature.data.order.first_pass(loader)` does so for any loader.
 - `BaseTrainer.batches(epoch)` (and `armature.data.order.one_pass`, without steps) gives the
   contents, and sets `.batch` of each stepper and tracker to the Batch that is due. So nobody takes
   the length of some tensor for the number of samples.

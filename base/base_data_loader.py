@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, DistributedSampler, Sampler, TensorDataset
 
 from armature.batch import CPU, WHOLE, Batch, Share, map_tensors, sent, takes_pinned
 from armature.data import identity
-from armature.data.memory import InMemory, read_into_memory
+from armature.data.memory import read_into_memory
 from armature.data.order import (
     Order,
     RandomSampler,
@@ -21,8 +21,9 @@ from armature.data.order import (
     SequentialSampler,
     knows_batches,
 )
+from armature.data.reading import InMemory, Reader, augmented_batch, on_input
 from armature.data.split import split_indices
-from armature.data.workers import Reader, Workers, augmented_batch, on_input
+from armature.data.workers import Workers
 from armature.errors import ConfigError, DataError
 from armature.processes import dist
 from armature.processes.devices import prepared_device
@@ -131,7 +132,7 @@ class BaseDataLoader(SeekableLoader):
 
     # Batches
 
-    def _batches_from(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
+    def _make_batches(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
         n_batches = len(self) - first if n_batches is None else n_batches
         if self._memory is not None:
             return self._from_memory(number, first, n_batches)

@@ -12,10 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 from armature.batch import NO_BATCH, PairOf, call_by_name, to_device
-from armature.checkpoint.files import BEST, LAST, Saver
+from armature.checkpoint.files import BEST, LAST
 from armature.checkpoint.weights import bare
 from armature.config.keys import settings_of
-from armature.data.order import batches_from, one_pass
+from armature.data.order import epoch_batches, one_pass
 from armature.errors import ConfigError, NonFiniteError, UserError
 from armature.processes import dist
 from armature.processes import launch as job
@@ -23,15 +23,15 @@ from armature.processes.devices import prepare_device
 from armature.run import checks
 from armature.run.console import Console
 from armature.run.epoch import Epoch
-from armature.run.folder import RunFolder, as_read
 from armature.run.metrics import MetricTracker, reported
 from armature.run.monitor import Monitor
-from armature.run.resume import Resume, stateful_of, tested_weights_of
+from armature.run.record import RunRecord, as_read
+from armature.run.resume import Resume
+from armature.run.saving import Saver, state_of, stateful_of
 from armature.run.stop import Stopped, StopRequest
 from armature.run.trackers import Trackers
-from armature.seed import key, rng_state, seed_torch
-from armature.step.average import Average
-from armature.step.loss_share import Reduction
+from armature.seed import key, seed_torch
+from armature.step.micro_batches import Reduction
 from armature.step.parameters import Frozen
 from armature.step.prepare import refuse_without_wrap
 from base.stepper import Stepper
@@ -89,7 +89,7 @@ class BaseTrainer(ABC):
         self.position = 0  # batches of the epoch in progress that are behind us
         self.history = []  # what each finished epoch reported
 
-        self._folder = RunFolder(config.save_dir)  # with which logging begins
+        self._record = RunRecord(config.save_dir)  # with which logging begins
         self.console = Console(self)
         self._monitor = Monitor(settings.monitor, settings.early_stop)
         self._stop = StopRequest(settings.max_minutes)
@@ -103,7 +103,7 @@ class BaseTrainer(ABC):
             self.logger,
             settings.tensorboard and dist.is_main(),
             purge_step=self.step + 1 if self.step else None,
-            trackers=Trackers(settings.trackers, self._folder, config.log_dir),
+            trackers=Trackers(settings.trackers, self._record, config.log_dir),
         )
 
     @abstractmethod
@@ -116,7 +116,7 @@ class BaseTrainer(ABC):
         A stop on request saves and leaves with the signal's exit code.
         """
         try:
-            with self._folder.training(), self._stop.listening():
+            with self._record.training(), self._stop.listening():
                 self._resume.restore_parts()
                 self._resume.data_now()
                 checks.check_first_step(self)
@@ -142,7 +142,7 @@ class BaseTrainer(ABC):
         """Say in the run's folder what is about to be trained there."""
         config, resumed = as_read(self.config), self.config.resume
         self._saver.bring_best()
-        self._folder.begin(
+        self._record.begin(
             config,
             seed=self.seed,
             monitor=self.monitor,
@@ -161,7 +161,7 @@ class BaseTrainer(ABC):
                 frozen.apply(epoch)
                 self._epoch = Epoch(self.optimizer, self.step)
                 if hasattr(getattr(self, 'data_loader', None), 'seek'):
-                    self.data_loader.seek(epoch - 1)
+                    self.data_loader.seek(epoch - 1)  # for a loop that iterates it by itself
                 self._finish_epoch(epoch, self._train_epoch(epoch))
                 if self._finished:
                     self.console.end(f'Training ends: {self._finished}')
@@ -195,15 +195,16 @@ class BaseTrainer(ABC):
         """The batches that are left of the epoch, on the device.
 
         An epoch that was interrupted goes on after its last whole step. Each batch begins a step,
-        whose randomness is keyed by its number; `end_step` ends it.
+        whose randomness is keyed by its number; `end_step` ends it. What is known of the batch
+        (how many samples it holds) is `batch` of every stepper and MetricTracker meanwhile.
         """
         if self.position:
             self._resume.restore_sums()
         parts = stateful_of(self).values()
         steppers = [part for part in parts if isinstance(part, Stepper)]
-        trackers = [part for part in parts if isinstance(part, MetricTracker)]
+        measures = [part for part in parts if isinstance(part, MetricTracker)]
         reduction = Reduction(self.criterion, self.data_loader)
-        batches = batches_from(
+        batches = epoch_batches(
             self.position,
             epoch,
             self.len_epoch,
@@ -220,12 +221,12 @@ class BaseTrainer(ABC):
         with self.console.bar(epoch) as bar:
             self._epoch.bar, self._epoch.steppers = bar, steppers
             self._epoch.wait()
-            holders = [self._epoch, *steppers, *trackers]
+            holders = [self._epoch, *steppers, *measures]
             try:
                 for batch in batches:
                     for each in holders:
                         each.batch = batch
-                    self._epoch.begin_step(is_last=self.position + 1 == self.len_epoch)
+                    self._epoch.note_begin(is_last=self.position + 1 == self.len_epoch)
                     self.step += 1
                     seed_torch(step_key + self.step, self.device)
                     self.writer.set_step(self.step)
@@ -251,7 +252,7 @@ class BaseTrainer(ABC):
         settings, epoch = self.settings, self._epoch
         self.position += 1
         is_last = self.position == self.len_epoch
-        epoch.end_step(self.step)
+        epoch.note_end(self.step)
         if is_last or self.position % self.log_step == 0:
             epoch.look_at_losses()
             self._log_step(epoch.bar)
@@ -273,14 +274,14 @@ class BaseTrainer(ABC):
     def _is_due(self, every):
         return every is not None and self.step % every == 0
 
-    def watched(self, loader: Iterable, *trackers: Any) -> Iterator[Any]:
+    def watched(self, loader: Iterable, *holders: Any) -> Iterator[Any]:
         """The batches of a pass without steps (validation), on the device; a request to stop is met
         between two of them.
 
-        trackers: learn which batch is due, and leave out what another process counts.
+        holders: of a `batch`, such as MetricTrackers, which learn which one is due.
         """
         agreement = dist.Agreement()
-        for content in one_pass(loader, self._pair_of, self.device, *trackers):
+        for content in one_pass(loader, self._pair_of, self.device, *holders):
             yield content
             (stop,) = agreement.after_step(self._stop.requested())
             self._stop.grant(stop)
@@ -305,7 +306,7 @@ class BaseTrainer(ABC):
         self._resume.state = {}
         row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}  # of metrics.csv
         if dist.is_main():
-            self._folder.add_row(row)
+            self._record.add_row(row)
         try:
             improved = self._monitor.update(log)
         except ConfigError:
@@ -348,42 +349,12 @@ class BaseTrainer(ABC):
         checks.refuse_broken_losses(self)
         checks.refuse_broken_weights(self)
         dist.share_buffers(bare(self.model))
-        if self._saver.write(self._state(), names):
+        if self._saver.write(state_of(self), names):
             if dist.is_main():
-                self._folder.note_saved(self.epochs_done, self.step, self._saver.line['best'])
+                self._record.note_saved(self.epochs_done, self.step, self._saver.line['best'])
             self.logger.debug(
                 f'Saved {", ".join(names)}: {self.epochs_done} epochs, {self.step} steps'
             )
-
-    def _state(self):
-        """What a checkpoint holds: everything a run needs to go on from here, as plain data."""
-        rng, *rng_of_others = dist.gather(rng_state(self.device))
-        return {
-            'arch': type(bare(self.model)).__name__,
-            'epoch': self.epochs_done,
-            'state_dict': bare(self.model).state_dict(),
-            'optimizer': getattr(self.optimizer, 'state_dict', dict)(),
-            'monitor_best': self.mnt_best,
-            'config': as_read(self.config),
-            'step': self.step,
-            'samples': self.position * self._batch_size(),
-            'seed': self.seed,
-            'data': self._resume.data_now(),
-            'parts': {name: self._state_of(part) for name, part in stateful_of(self).items()},
-            'as_built': self._resume.as_built,
-            'tested': tested_weights_of(self),
-            'finished': bool(self._finished),
-            'rng': rng,
-            'rng_of_others': rng_of_others,
-            'made_by': self._resume.made_by,
-        }
-
-    def _state_of(self, part):
-        if isinstance(part, MetricTracker) and not self.position:
-            return {}  # what was measured in an epoch that is finished has been reported
-        if isinstance(part, Average) and part.model is not bare(self.model):
-            return {**part.state_dict(), 'model': part.tested()}  # else it is under 'tested'
-        return part.state_dict()
 
     # Resuming (what holds after it: armature/run/resume.py)
 
@@ -399,7 +370,7 @@ class BaseTrainer(ABC):
     def _prepare_device(self, n_gpu_use: int) -> tuple[torch.device, list[int]]:
         return prepare_device(n_gpu_use)
 
-    checkpoint_dir, seed = _of('_folder', 'folder'), _of('_resume', 'seed')
+    checkpoint_dir, seed = _of('_record', 'folder'), _of('_resume', 'seed')
     monitor = _of('settings', 'monitor')
     epochs, save_period = _of('settings', 'epochs'), _of('settings', 'save_period')
     mnt_mode, mnt_metric = _of('_monitor', 'mode'), _of('_monitor', 'metric')

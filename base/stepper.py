@@ -14,8 +14,7 @@ from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
-from armature.step.loss_share import Reduction, total_and_terms, weighted
-from armature.step.micro_batches import MicroBatches
+from armature.step.micro_batches import MicroBatches, Reduction, total_and_terms, weighted
 from armature.step.optimizers import clip_values, needs_closure, refuse_combinations
 from armature.step.schedule import Schedule
 
@@ -25,7 +24,7 @@ DTYPES = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Stepper:
     """One optimizer step for each batch, whatever the number of micro-batches.
 
-    microbatch_size: samples that go through the model at once, see armature/step/micro_batches.py.
+    microbatch_size: samples that go through the model at once.
     max_grad_norm: 2-norm of all gradients above which they are scaled down to it. max_grad_value:
     bound of each gradient.
     max_skips: leave out steps whose loss or gradients are not finite, at most so many in a row
@@ -34,7 +33,7 @@ class Stepper:
     model: what the gradients are of; where several processes train, those of its parameters are
     shared as it is wrapped (armature/processes/dist.py), those of other parameters of the optimizer
     by the stepper itself. criterion: the loss. It says how the losses over parts of a batch add up
-    (armature/step/loss_share.py; without one they are means over samples); both are called by
+    (armature/step/micro_batches.py; without one they are means over samples); both are called by
     optimizers that evaluate the loss several times a step (LBFGS), and by 'auto'.
     """
 
@@ -65,12 +64,12 @@ class Stepper:
         reduction = Reduction(criterion)
         if microbatch_size or dist.n_processes() > 1:
             reduction.refuse_parts()
-        self._cutter = MicroBatches(
+        self._parts = MicroBatches(
             microbatch_size, reduction, self.device, model, criterion, self.loss_of
         )
-        self._unshared = dist.unshared(self._parameters(), model)
+        self._unsynced = dist.unsynced(self._parameters(), model)
         has_norm = max_grad_norm is not None or max_skips is not None
-        if self._unshared and has_norm and dist.is_sharded(model):
+        if self._unsynced and has_norm and dist.is_sharded(model):
             raise ConfigError(
                 'a loss with weights of its own has no gradient norm together with a model in '
                 'parts (distributed.strategy "fsdp"): leave trainer.max_grad_norm and on_nan '
@@ -81,8 +80,7 @@ class Stepper:
         self.batch = NO_BATCH  # what is known of it, see armature/batch.py
         self.loss = None  # so far, a 0-dim tensor
         self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
-        self._weight = 1.0  # of the loss of the micro-batch, a number or a 0-dim tensor
-        self._passed = []  # micro-batches with their weights, for a closure only
+        self._given = None  # (content, batch), for a closure only
         self._statistics = []  # BatchNorm's, before it: a step that is left out leaves no trace
         self.n_skipped = self.n_skipped_in_a_row = 0
 
@@ -119,7 +117,7 @@ class Stepper:
     @property
     def microbatch_size(self) -> int | None:
         """Of a part now, for a second stepper; None: the whole batch."""
-        return self._cutter.size
+        return self._parts.size
 
     def micro_batches(self, content: Any) -> Iterator[Any]:
         """The parts of a batch one after the other; one unless it is larger than `microbatch_size`.
@@ -127,14 +125,12 @@ class Stepper:
         content: as `batches()` gave it. The contract is in armature/batch.py.
         """
         batch = self.batch if self.batch.n_samples else Batch(content, length(content))
-        self.loss, self._passed = None, []
+        self.loss = None
         if self.max_skips is not None and self.model is not None:
             self._statistics = [(each, each.clone()) for each in dist.statistics_of(self.model)]
-        for part, weight in self._cutter.of(content, batch):
-            self._weight = weight
-            if self.needs_closure:
-                self._passed.append((part, weight))
-            yield part
+        if self.needs_closure:
+            self._given = content, batch
+        return self._parts.of(content, batch)
 
     def autocast(self):
         """The context of the forward pass: lower precision where it is safe, when asked for."""
@@ -148,7 +144,7 @@ class Stepper:
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""
-        loss = weighted(loss, self._weight)
+        loss = weighted(loss, self._parts.weight)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
 
@@ -158,7 +154,7 @@ class Stepper:
         if self._is_first:  # the next one would not end
             self._is_first = False
             dist.refuse_unused(self.model)
-        dist.mean_gradients(self._unshared)
+        dist.mean_gradients(self._unsynced)
         if self.clips or self.max_skips is not None:
             self.scaler.unscale_(self.optimizer)
         if self.max_grad_norm is not None:
@@ -226,8 +222,8 @@ class Stepper:
                 return first.pop()
             self.optimizer.zero_grad()
             total = 0.0
-            for part, weight in self._passed:
-                loss = weighted(self.loss_of(*part), weight)
+            for part in self._parts.of(*self._given):
+                loss = weighted(self.loss_of(*part), self._parts.weight)
                 loss.backward()
                 total += loss.detach()
             return total
@@ -246,5 +242,5 @@ class Stepper:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler']:
             self.scaler.load_state_dict(state['scaler'])
-        if self._cutter.is_auto:
-            self._cutter.size = state.get('microbatch_size')
+        if self._parts.is_auto:
+            self._parts.size = state.get('microbatch_size')

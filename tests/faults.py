@@ -37,7 +37,9 @@ from torch.distributed.tensor import Shard
 from armature.checkpoint import files as checkpoint
 from armature.config.keys import settings_of
 from armature.errors import CheckpointError, UserError
-from armature.run.folder import RunFolder, claim
+from armature.run import saving
+from armature.run.folder import claim
+from armature.run.record import RunRecord
 
 TRIAL_S = 60
 MEMORY_BYTES = 256 * 2**20  # more than any file of these campaigns may cost
@@ -165,9 +167,9 @@ def small_state(epoch: int = 1) -> dict:
     )
 
 
-def saver_in(run: Path, is_sharded: bool = False, **settings) -> checkpoint.Saver:
+def saver_in(run: Path, is_sharded: bool = False, **settings) -> saving.Saver:
     """The Saver of a run with these settings; sharded, in this one process."""
-    saver = checkpoint.Saver(run, settings_of(settings))
+    saver = saving.Saver(run, settings_of(settings))
     saver.is_sharded = is_sharded
     return saver
 
@@ -675,13 +677,13 @@ def prune_crashes(n: int, folder: Path) -> Result:
     def check(run: Path) -> str:
         found = {path.name: checkpoint.load(path) for path in run.glob('*.pth')}
         kept = {'model_best.pth', 'checkpoint-epoch4.pth', 'checkpoint-epoch5.pth'}
-        checkpoint.prune(run, keep=2)
+        saving.prune(run, keep=2)
         left = {path.name for path in run.iterdir()}
         if not kept <= found.keys() or left != kept:
             return f'broken: {sorted(found)} {sorted(left)}'
         return f'{len(found)} files'
 
-    return _crashes(n, folder, prepare, lambda run: checkpoint.prune(run, keep=2), check)
+    return _crashes(n, folder, prepare, lambda run: saving.prune(run, keep=2), check)
 
 
 def going_back_crashes(n: int, folder: Path) -> Result:
@@ -784,7 +786,7 @@ def full_disks(n: int, folder: Path) -> Result:
         logging.disable()
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-        run_folder = RunFolder(run)
+        run_folder = RunRecord(run)
         try:
             with run_folder.training():
                 run_folder.rows = {1: {'epoch': 1, 'loss': 0.5}}

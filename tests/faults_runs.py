@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
+from armature.run.saving import state_of
 from tests.conftest import Experiment
 from tools.check_resume import COMPARED
 from trainer import Trainer
@@ -77,7 +78,7 @@ def trainer(
 def finish(run: Trainer, path: Path) -> None:
     """Train to the end and save what is compared to `path`."""
     run.train()
-    state = run._state()
+    state = state_of(run)
     compared = {name: state[name] for name in COMPARED}
     checkpoint.save({**compared, 'history': run.history}, path)
 

@@ -17,6 +17,7 @@ import torch
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import CheckpointError
+from armature.run import saving
 from tests import faults
 from tests.conftest import run_script
 from tests.faults import forked, same, small_state
@@ -446,7 +447,7 @@ def test_the_newest_run_is_the_one_begun_last(tmp_path):
 
 
 def test_prune_keeps_the_newest_and_the_best(run):
-    checkpoint.prune(run, keep=1)
+    saving.prune(run, keep=1)
     assert {path.name for path in run.glob('*.pth')} == {
         'checkpoint-last.pth',
         'checkpoint-epoch3.pth',
@@ -457,9 +458,9 @@ def test_prune_keeps_the_newest_and_the_best(run):
 def test_prune_removes_nothing_while_no_newer_file_is_whole(run):
     flip(run / 'checkpoint-epoch3.pth')
     before = files(run)
-    checkpoint.prune(run, keep=1)
+    saving.prune(run, keep=1)
     assert files(run) == before
-    checkpoint.prune(run, keep=2)
+    saving.prune(run, keep=2)
     assert not (run / 'checkpoint-epoch1.pth').exists() and (run / 'checkpoint-epoch2.pth').exists()
 
 

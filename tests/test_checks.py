@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.run.checks import LossCheck, check_first_step
 from armature.run.monitor import Monitor
-from armature.step.loss_share import Reduction
+from armature.step.micro_batches import Reduction
 from armature.step.optimizers import clip_values
 from base import BaseDataLoader
 from base.stepper import Stepper

@@ -6,9 +6,10 @@ import json
 import pytest
 
 import train
-from armature.config.check import check, is_slip
+from armature.config.check import check
 from armature.config.keys import TOP, TRAINER
 from armature.config.read import Document, parse
+from armature.config.spelling import is_slip
 from armature.errors import ConfigError
 from parse_config import ROOT
 from tests import fuzz_config

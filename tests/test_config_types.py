@@ -17,7 +17,7 @@ import model.model
 from armature.config import build as config_types
 from armature.config.build import KINDS, OWN, find, kind_of
 from armature.errors import ConfigError
-from armature.step.loss_share import Reduction
+from armature.step.micro_batches import Reduction
 from examples.tabular.data import CsvDataLoader
 from examples.tabular.model import TabularModel
 from parse_config import ROOT, ConfigParser

@@ -26,17 +26,18 @@ from torch.utils.data import (
 from torchvision.transforms import v2
 
 from armature.batch import CPU, CannotCut, PairOf, call_by_name, cut, map_tensors, to_device
-from armature.data.memory import InMemory, refuse_what_does_not_fit
+from armature.data.memory import refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
     WeightedRandomSampler,
-    batches_of,
+    first_pass,
     one_pass,
 )
+from armature.data.reading import InMemory, augmented_batch
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
-from armature.data.workers import augmented_batch, start_worker
+from armature.data.workers import start_worker
 from armature.errors import STOP_CODES, ConfigError, DataError
 from base import BaseDataLoader
 from base.stepper import Stepper
@@ -952,7 +953,7 @@ def test_loader_that_iterates_over_batches_of_its_own_is_asked_for_them():
             return super().batches(*place)
 
     loader = Own(TensorDataset(torch.arange(8)), 4, shuffle=False, seed=1)
-    assert [batch.indices.tolist() for batch in batches_of(loader)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [batch.indices.tolist() for batch in first_pass(loader)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_classes_may_be_missing():

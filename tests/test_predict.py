@@ -14,7 +14,7 @@ from torch import nn
 
 from armature.checkpoint import files as checkpoint
 from armature.errors import CheckpointError, ConfigError, DataError
-from armature.step.loss_share import WeightedLosses
+from armature.step.losses import WeightedLosses
 from data_loader.data_loaders import CifarDataLoader, MnistDataLoader
 from data_loader.datasets import Standardize
 from predict import load_run

@@ -13,6 +13,7 @@ from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
 from armature.run.resume import load_optimizer, optimizer_as_built
+from armature.run.saving import state_of
 from armature.step.average import Average
 from armature.step.optimizers import SeveralOptimizers
 from armature.step.schedule import Schedule
@@ -28,7 +29,7 @@ N_STEPS, STEPS_PER_EPOCH = 18, 6
 
 def everything(trainer) -> dict:
     """The whole state of a trainer, but for what made it."""
-    state = checkpoint.to_plain(trainer._state())
+    state = checkpoint.to_plain(state_of(trainer))
     return {name: value for name, value in state.items() if name not in ('made_by', 'config')}
 
 

@@ -18,8 +18,9 @@ from armature import record as record_module
 from armature.checkpoint.files import load, newest_run, save
 from armature.errors import ConfigError, UserError
 from armature.record import read_table, values_of
-from armature.run import folder as folder_module
-from armature.run.folder import RunFolder, RunPlace, claim
+from armature.run import record as record_writer
+from armature.run.folder import RunPlace, claim
+from armature.run.record import RunRecord
 from armature.run.stop import Stopped
 from parse_config import ConfigParser
 from trainer import Trainer
@@ -94,16 +95,16 @@ def test_a_run_that_goes_back_goes_on_elsewhere(tmp_path, caplog):
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
-    with RunFolder(tmp_path).training():
+    with RunRecord(tmp_path).training():
         pid = os.fork()
         if pid == 0:
             try:
-                with RunFolder(tmp_path).training():
+                with RunRecord(tmp_path).training():
                     os._exit(0)
             except UserError as error:
                 os._exit(7 if 'by another process' in str(error) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-    with RunFolder(tmp_path).training():
+    with RunRecord(tmp_path).training():
         pass
 
 
@@ -113,7 +114,7 @@ def test_a_file_system_without_locks_is_not_another_training(tmp_path, monkeypat
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(record_module.fcntl, 'lockf', no_locks)
-    with RunFolder(tmp_path).training():
+    with RunRecord(tmp_path).training():
         pass
     assert len(caplog.records) == 1 and os.strerror(number) in caplog.text
 
@@ -130,9 +131,9 @@ def test_windows_locks_by_msvcrt(tmp_path, monkeypatch):
     stand_in = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
     monkeypatch.setattr(record_module, 'msvcrt', stand_in, raising=False)
     with (
-        RunFolder(tmp_path).training(),
+        RunRecord(tmp_path).training(),
         pytest.raises(UserError, match='Permission denied'),
-        RunFolder(tmp_path).training(),
+        RunRecord(tmp_path).training(),
     ):
         pass
     assert locked == [(2, 1)]
@@ -146,7 +147,7 @@ def test_run_json_says_what_became_of_the_run(tmp_path):
     begun = record(run)['begun']
     for error, state in ((None, 'finished'), (Stopped(), 'stopped'), (KeyError(), 'failed')):
         try:
-            folder = RunFolder(run)
+            folder = RunRecord(run)
             with folder.training():
                 folder.begin({'name': 'x'}, command=['train.py'], resumed_from=None)
                 said.append(record(run)['state'])
@@ -166,7 +167,7 @@ def test_run_json_says_what_became_of_the_run(tmp_path):
 def test_a_training_of_ones_own_keeps_the_moment_when_the_run_was_begun(tmp_path):
     run = claim(tmp_path, 'one')
     begun = record(run)['begun']
-    RunFolder(run).note(last={'epoch': 1})
+    RunRecord(run).note(last={'epoch': 1})
     now = {'begun': begun, 'state': 'running', 'last': {'epoch': 1}}
     assert record(run) == now | {'version': 1}
 
@@ -177,7 +178,7 @@ def rows_of(path):
 
 
 def test_rows_are_appended_and_new_columns_take_their_place(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunRecord(tmp_path)
     folder.add_row({'epoch': 1, 'loss': 0.1 + 0.2})
     folder.add_row({'epoch': 2, 'loss': float('nan')})
     folder.add_row({'epoch': 3, 'loss': 0.5, 'lr': 1e-9})
@@ -193,10 +194,10 @@ def test_rows_are_appended_and_new_columns_take_their_place(tmp_path):
 
 
 def test_a_resumed_run_has_the_rows_of_its_line_only(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunRecord(tmp_path)
     for epoch in range(1, 6):
         folder.add_row({'epoch': epoch, 'loss': 1.0})
-    again = RunFolder(tmp_path)
+    again = RunRecord(tmp_path)
     kept = read_table(tmp_path / 'metrics.csv', last_epoch=2)
     again.rows = {row['epoch']: row for row in kept}
     again.begin({})
@@ -205,7 +206,7 @@ def test_a_resumed_run_has_the_rows_of_its_line_only(tmp_path):
 
 
 def test_an_epoch_of_a_long_run_costs_what_one_of_a_short_run_does(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunRecord(tmp_path)
 
     def n_written(epoch):
         before = (tmp_path / 'metrics.csv').stat()
@@ -223,7 +224,7 @@ def test_an_epoch_of_a_long_run_costs_what_one_of_a_short_run_does(tmp_path):
 
 
 def test_a_table_that_cannot_be_written_is_one_warning(tmp_path, caplog):
-    folder = RunFolder(tmp_path)
+    folder = RunRecord(tmp_path)
     (tmp_path / 'metrics.csv').mkdir()
     for epoch in (1, 2, 3):
         folder.add_row({'epoch': epoch})
@@ -240,9 +241,9 @@ def test_a_full_disk_at_the_beginning_is_one_clear_error(tmp_path, monkeypatch, 
     def is_full(*_, **__):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    owner = folder_module.Path if failing == 'write_text' else folder_module
+    owner = record_writer.Path if failing == 'write_text' else record_writer
     monkeypatch.setattr(owner, failing, is_full, raising=False)
-    folder = RunFolder(run)
+    folder = RunRecord(run)
     folder.rows = {1: {'epoch': 1}}
     refused = pytest.raises(UserError, match='one cannot be written: No space left on device')
     with refused, folder.training():
@@ -271,12 +272,12 @@ def test_a_file_that_somebody_reads_is_replaced_when_it_is_let_go(tmp_path, monk
         real(source, target)
 
     monkeypatch.setattr(os, 'replace', replace)
-    folder_module.write_json({'a': 1}, tmp_path / 'a.json')
+    record_writer.write_json({'a': 1}, tmp_path / 'a.json')
     assert len(refused) == 3 and json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
     refused.clear()
     monkeypatch.setattr(files, 'REPLACE_TRIES', 0)
     with pytest.raises(PermissionError):
-        folder_module.write_json({'a': 2}, tmp_path / 'a.json')
+        record_writer.write_json({'a': 2}, tmp_path / 'a.json')
     assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
 
 
@@ -299,7 +300,7 @@ def test_a_stop_that_saved_nothing_does_not_say_that_it_did(experiment, capsys):
 def test_a_table_that_cannot_be_written_stops_neither_training_nor_checkpoints(experiment, capsys):
     trainer = experiment.trainer(epochs=2)
     (trainer.checkpoint_dir / 'metrics.csv').mkdir()
-    trainer._folder.begin = lambda *_, **__: None  # as if it went away after the beginning
+    trainer._record.begin = lambda *_, **__: None  # as if it went away after the beginning
     trainer.train()
     assert load(trainer.checkpoint_dir / 'checkpoint-last.pth')['epoch'] == 2
     assert capsys.readouterr().out.count('cannot be written') == 1

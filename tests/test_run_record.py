@@ -12,7 +12,8 @@ import torch
 
 from armature import record as record_module
 from armature.record import code_of, read_table
-from armature.run.folder import RunFolder, claim, rates_of
+from armature.run.folder import claim
+from armature.run.record import RunRecord, rates_of
 from tests.conftest import ROOT
 from tools.run_files import find_runs, read_config, read_record, read_test
 from trainer import Trainer
@@ -29,7 +30,7 @@ CONFIG = {'name': 'points', 'trainer': {'monitor': 'min val_loss'}}
 def run(tmp_path):
     """A run that is trained no more, as a process that was killed leaves it."""
     run = claim(tmp_path / 'models/points', 'one')
-    folder = RunFolder(run)
+    folder = RunRecord(run)
     folder.begin(CONFIG, command=['train.py'], data={'class_names': ['a', 'b']})
     for row in ROWS:
         folder.add_row(row)
@@ -48,7 +49,7 @@ def test_record_is_whole_and_says_so(run):
 
 def test_run_whose_process_is_gone_is_killed(run):
     assert read_record(run)['state'] == 'killed'
-    with RunFolder(run).training():
+    with RunRecord(run).training():
         assert read_record(run)['state'] == 'running'
         # Another process asks the kernel, and needs no torch for it.
         script = (
@@ -66,7 +67,7 @@ def test_run_whose_process_is_gone_is_killed(run):
 def test_run_is_killed_from_the_moment_when_its_process_is(run):
     pid = os.fork()
     if pid == 0:
-        with RunFolder(run).training():
+        with RunRecord(run).training():
             time.sleep(60)
     try:
         give_up = time.monotonic() + 30
@@ -80,7 +81,7 @@ def test_run_is_killed_from_the_moment_when_its_process_is(run):
 
 
 def test_a_look_at_a_run_that_is_trained_here_does_not_let_go_of_it(run):
-    with RunFolder(run).training():
+    with RunRecord(run).training():
         read_record(run)
         pid = os.fork()
         if pid == 0:

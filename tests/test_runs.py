@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from armature.run.folder import RunFolder
+from armature.run.record import RunRecord
 from tests.conftest import ROOT
 from tools import run_records, run_reproduce
 from tools.run_statistics import estimate
@@ -145,7 +145,7 @@ def test_odd_records_are_listed_all_the_same(tmp_path, runs):
     write_run(tmp_path, '오늘 밤', name='숫자 실험')
     write_run(tmp_path, 'gone', state='running')
     write_run(tmp_path, 'nan', values=(math.nan,))
-    with RunFolder(write_run(tmp_path, 'busy', state='running')).training():
+    with RunRecord(write_run(tmp_path, 'busy', state='running')).training():
         said = runs()
     state = {re.split('  +', line)[1]: line for line in said.splitlines()[1:-1]}
     assert len(said.splitlines()) == 1 + 7 + 1
@@ -239,7 +239,7 @@ def test_clean_keeps_the_best_and_whoever_trains(tmp_path, runs):
     folders = [write_run(tmp_path, f'r{index}', values=(index,)) for index in range(4)]
     failed = write_run(tmp_path, 'failed', values=(), state='failed')
     unjudged = write_run(tmp_path, 'unjudged', monitor='off')
-    with RunFolder(write_run(tmp_path, 'busy', values=(9,))).training():
+    with RunRecord(write_run(tmp_path, 'busy', values=(9,))).training():
         before = sorted(tmp_path.rglob('*'))
         said = runs('clean', '--keep', 2)
         assert sorted(tmp_path.rglob('*')) == before and '--yes does it' in said

@@ -120,7 +120,8 @@ def test_shell_script_starts_again_after_a_failure_and_stops_when_asked(tmp_path
         wait_for(lambda: list(tmp_path.glob('models/*/*/checkpoint-epoch2.pth')))
         (child,) = Path(f'/proc/{started.pid}/task/{started.pid}/children').read_text().split()
         os.kill(int(child), signal.SIGKILL)
-        wait_for(lambda: 'Resume training' in log.read_text())
+        # That line comes before the signals are listened to; this one after it.
+        wait_for(lambda: 'Best:' in log.read_text().partition('Resume training')[2])
     finally:
         started.terminate()
         started.wait(60)

@@ -15,7 +15,7 @@ from armature.config.read import Document
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run import trackers
-from armature.run.folder import read_json
+from armature.run.record import read_json
 from logger import TensorboardWriter
 from tests.conftest import ROOT, going_on
 from tools.run_files import read_record
@@ -83,6 +83,12 @@ def test_tracker_is_told_of_scalars_figures_config_and_record(experiment, memos)
     assert picture.dtype == np.uint8 and picture.shape[2] == 3 and picture.std() > 0
     assert [step for step, _ in memo.logged] == sorted({step for step, _ in memo.logged})
     assert (memo.ended['state'], memo.ended['best']['epoch']) == ('finished', best['epoch'])
+
+
+def test_two_trackers_of_one_type_are_both_told(experiment, memos):
+    experiment.trainer(epochs=1, trackers=['memo', {'type': 'memo'}], log_step=2).train()
+    one, other = memos
+    assert values_of(one, 'loss/train') == values_of(other, 'loss/train') != {}
 
 
 def test_resumed_run_keeps_its_id_and_sends_no_step_twice(experiment, memos):

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
+from armature.run import saving
 from armature.seed import rng_state, set_rng_state
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from model.metric import accuracy
@@ -135,7 +136,7 @@ def test_epoch_after_many_does_as_much_as_one_after_few(experiment):
         trainer = experiment.trainer(epochs=1)
         trainer.train()
         trainer.history += trainer.history * n_epochs
-        trainer._folder.rows |= {-number: {'epoch': -number} for number in range(n_epochs)}
+        trainer._record.rows |= {-number: {'epoch': -number} for number in range(n_epochs)}
         calls = cProfile.Profile()
         calls.runcall(trainer._finish_epoch, 2, {'loss': 0.0, 'val_loss': 0.0})
         return sum(each.callcount for each in calls.getstats())
@@ -377,7 +378,7 @@ def test_saving_fails_as_the_config_says(experiment, monkeypatch):
     def full(*_):
         raise CheckpointError('disk full')
 
-    monkeypatch.setattr(checkpoint, 'save', full)
+    monkeypatch.setattr(saving, 'save', full)
     with pytest.raises(CheckpointError):
         experiment.trainer(epochs=1).train()
     trainer = experiment.trainer(epochs=1, on_save_error='warn')
@@ -394,7 +395,7 @@ def test_best_that_could_not_be_written_is_not_said_to_be_there(experiment, monk
             raise CheckpointError('disk full')
         save(state, *paths)
 
-    monkeypatch.setattr(checkpoint, 'save', full_in_epoch_2)
+    monkeypatch.setattr(saving, 'save', full_in_epoch_2)
     trainer._valid_epoch = lambda epoch: {'loss': [0, 2.0, 1.0, 3.0][epoch]}
     trainer.train()
     assert read_record(trainer.checkpoint_dir)['best']['epoch'] == 1

@@ -29,8 +29,8 @@ from armature.processes import devices
 from armature.run.checks import broken_weights
 from armature.run.metrics import MetricTracker
 from armature.step.average import Average
-from armature.step.loss_share import Reduction, WeightedLosses
-from armature.step.micro_batches import OUT_OF_MEMORY
+from armature.step.losses import WeightedLosses
+from armature.step.micro_batches import OUT_OF_MEMORY, Reduction
 from armature.step.parameters import Frozen, init_weights, parameter_groups
 from armature.step.prepare import prepared
 from armature.step.schedule import Schedule

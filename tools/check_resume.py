@@ -15,7 +15,7 @@ from pathlib import Path
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
 from armature.errors import UserError, exit_on_user_error
-from armature.run.folder import write_json
+from armature.run.record import write_json
 from parse_config import ConfigParser
 from tools.rehearse import refuse_processes
 

@@ -31,8 +31,9 @@ from armature.batch import CannotCut, PairOf, cut, leaves, map_leaves, to_device
 from armature.checkpoint import files as checkpoint
 from armature.checkpoint import packed
 from armature.config.build import ROOT
-from armature.data.order import batches_of
+from armature.data.order import first_pass
 from armature.errors import ConfigError, DataError, UserError, exit_on_user_error
+from armature.run.metrics import MetricTracker
 from parse_config import ConfigParser
 from tools import packing
 from tools.exported_model import KEY, ExportedModel
@@ -42,7 +43,6 @@ from tools.use_outputs import by_task
 from tools.use_run import Run, load_run
 from train import BUILDS, build_data
 from trainer.trainer import evaluate
-from utils import MetricTracker
 
 FORMATS = {'onnx': 'model.onnx', 'pt2': 'model.pt2', 'safetensors': packed.FILE}
 N_SAMPLES = 1000  # that the metrics are measured on
@@ -131,7 +131,7 @@ def validation_batches(config: ConfigParser) -> list[tuple[Any, Any]]:
     training, validation = build_data(config)
     loader = validation or training
     batches, n_samples = [], 0
-    for batch in map(PairOf(config.get('batch')), batches_of(loader)):
+    for batch in map(PairOf(config.get('batch')), first_pass(loader)):
         batches.append(batch.content)
         n_samples += batch.n_samples
         if n_samples >= N_SAMPLES:

@@ -21,7 +21,7 @@ import torch
 import train
 from armature.batch import to_device
 from armature.data.memory import free_bytes
-from armature.data.order import batches_from
+from armature.data.order import epoch_batches
 from armature.errors import UserError, exit_on_user_error, positive
 from armature.processes.devices import prepared_device
 from armature.step.micro_batches import OUT_OF_MEMORY
@@ -181,7 +181,7 @@ class Search:
         loader = trainer.data_loader
         with suppress(AttributeError, TypeError):  # a stream does not say
             self.most = min(self.most, len(loader.sampler))
-        batch = next(batches_from(0, 1, MANY_STEPS, loader, trainer.seed))
+        batch = next(epoch_batches(0, 1, MANY_STEPS, loader, trainer.seed))
         n_samples = batch.n_samples or size
         if n_samples < size:
             self.most = n_samples

@@ -19,7 +19,7 @@ import torch
 import train
 from armature.batch import Batch, to_device
 from armature.data.identity import digest
-from armature.data.order import batches_from, epoch_length
+from armature.data.order import epoch_batches, epoch_length
 from armature.errors import DataError, UserError, exit_on_user_error, positive
 from armature.seed import seed_everything
 from parse_config import ConfigParser
@@ -147,7 +147,7 @@ def loader_of(module_data: ModuleType, config: dict, folder: Path, n_workers: in
 
 def first_batches(loader: Any) -> Iterator[Batch]:
     """From the beginning of the first pass on, as a run reads them."""
-    return batches_from(0, 1, MANY_STEPS, loader, getattr(loader, 'seed', 0))
+    return epoch_batches(0, 1, MANY_STEPS, loader, getattr(loader, 'seed', 0))
 
 
 def beginning(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from armature.config.read import did_you_mean
+from armature.config.spelling import did_you_mean
 from armature.errors import UserError
 from tools.run_records import (
     SEED,

@@ -19,7 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from armature.config.read import did_you_mean, parse_value, show
+from armature.config.read import parse_value, show
+from armature.config.spelling import did_you_mean
 from armature.errors import UserError, positive
 from armature.record import CONFIG, RECORD, TABLE, read_table
 from tools.run_files import find_runs, read_config, read_record, read_test

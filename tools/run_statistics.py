@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from armature.config.read import did_you_mean
+from armature.config.spelling import did_you_mean
 from armature.errors import UserError
 from tools.run_records import (
     SEED,

@@ -21,7 +21,8 @@ from pathlib import Path
 import train
 from armature.errors import ConfigError, UserError, exit_on_user_error, positive
 from armature.processes.launch import SIGNALS
-from armature.run.folder import plain_name, read_json, write_json, write_text
+from armature.run.folder import plain_name
+from armature.run.record import read_json, write_json, write_text
 from parse_config import ROOT, ConfigParser
 from tools.arguments import positive_number
 

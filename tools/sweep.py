@@ -36,7 +36,7 @@ from armature.errors import (
 )
 from armature.processes.devices import devices_by_name
 from armature.record import TABLE, read_table
-from armature.run.folder import write_json
+from armature.run.record import write_json
 from tools.print_config import describe
 from tools.run_files import read_config, read_record
 from tools.run_records import number as number_or_none

@@ -6,7 +6,7 @@ from typing import Any
 from armature.config.build import ROOT
 from armature.config.read import show
 from armature.errors import UserError
-from armature.run.folder import write_json
+from armature.run.record import write_json
 from tools.run_curves import plain, save
 from tools.run_records import duration, print_table, readable, short_names
 

@@ -20,7 +20,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from armature.config.read import did_you_mean, show
+from armature.config.read import show
+from armature.config.spelling import did_you_mean
 from armature.errors import ConfigError, UserError
 from armature.seed import key
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from armature.batch import to_device
 from armature.errors import DataError
 from armature.processes import dist
-from armature.run.folder import write_text
+from armature.run.record import write_text
 from base import BaseDataLoader
 from tools.use_inputs import InputFormat, readable
 from tools.use_outputs import finite

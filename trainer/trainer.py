@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from armature.data.order import epoch_length
 from armature.processes import dist
+from armature.run.metrics import MetricTracker
 from base import BaseTrainer
 from base.stepper import Stepper
-from utils import MetricTracker
 
 
 class Trainer(BaseTrainer):

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from armature.processes.devices import prepare_device as prepare_device
-from armature.run.folder import read_json as read_json
-from armature.run.folder import write_json as write_json
 from armature.run.metrics import MetricTracker as MetricTracker
+from armature.run.record import read_json as read_json
+from armature.run.record import write_json as write_json
 
 
 def ensure_dir(dirname: str | Path) -> None:

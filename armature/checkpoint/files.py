@@ -9,25 +9,22 @@ import hashlib
 import io
 import itertools
 import logging
-import math
 import os
 import pickle
-import secrets
 import shutil
 import time
 import warnings
 import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from armature.checkpoint import old, packed, sharded
-from armature.checkpoint.plain import mapped, to_plain
+from armature.checkpoint.plain import to_plain
 from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
@@ -59,19 +56,19 @@ def save(state: dict, *paths: Path) -> None:
     Raises CheckpointError when it cannot be written; what was there before is then still there,
     and nothing else.
     """
-    _save({'format': FORMAT, **to_plain(state)}, paths)
+    _to_disk({'format': FORMAT, **to_plain(state)}, paths)
 
 
 def save_weights(state: dict, path: Path) -> None:
     """Write the tested weights of a state to `path` as torch's own plain state dict, on the CPU."""
     weights = to_plain(tested_weights(state))
-    _save(
+    _to_disk(
         {name: value.cpu() if torch.is_tensor(value) else value for name, value in weights.items()},
         [path],
     )
 
 
-def _save(state, paths):
+def _to_disk(state, paths):
     # Serialise to memory first: a full disk is then an honest OSError while we write bytes. Inside
     # torch.save it would be a confusing complaint about positions in an archive.
     buffer = io.BytesIO()
@@ -227,7 +224,7 @@ def _verified_parts(head, path, in_all=False):
             f'its parts in {folder} are in no form that is read here. If an earlier version wrote '
             'them, go on with that one and "distributed.checkpoint": "whole" for an epoch'
         )
-    files = [folder / _part_name(number) for number in range(n_parts)]
+    files = [folder / part_name(number) for number in range(n_parts)]
     mine = files[dist.local_rank() :: dist.n_local()] if in_all else files
     broken = [file for file in mine if not file.is_file() or not is_whole(file)]
     if in_all:
@@ -241,7 +238,7 @@ def _verified_parts(head, path, in_all=False):
     return files
 
 
-def _part_name(number):
+def part_name(number: int) -> str:
     return f'rank{number}.pth'
 
 
@@ -345,142 +342,6 @@ def _checked(state):
     return state
 
 
-# A run's line of checkpoints
-
-
-class Saver:
-    """Brings the state of a run to the disk; to be called in all processes together.
-
-    The checkpoints in a folder are one line: each is a later moment of the same training.
-    settings: the section `trainer`, with its defaults; sharing: the section `distributed`.
-    """
-
-    def __init__(self, folder: Path, settings: Any, sharing: dict | None = None):
-        self.folder, self.settings = folder, settings
-        # Each process writes its part.
-        self.is_sharded = dist.is_joined() and (sharing or {}).get('checkpoint') == 'sharded'
-        self.saved = None  # the moment of the newest
-        self.line = {'best': None, 'parent': None}  # (epochs, steps), file that it went on from
-        self._best_elsewhere = None  # the moment of that of another folder, which it came from
-        self._saved_at = time.monotonic()
-
-    def is_due(self) -> bool:
-        minutes = self.settings.save_every_minutes or math.inf
-        return time.monotonic() >= self._saved_at + 60 * minutes
-
-    def go_on_from(self, state: dict, path: Path) -> None:
-        """The run goes on from `state`, which was read from `path`: in its line, when that is in
-        this folder, else in a new one that names its parent."""
-        line = state.get('run') or {}
-        if path.resolve().parent == self.folder.resolve():
-            self.line |= line
-        else:
-            self.line['parent'] = str(path)
-            self._best_elsewhere = line.get('best')
-
-    def bring_best(self) -> None:
-        """Bring the best of a line that goes on in a new folder there, in one process."""
-        best = self._best_elsewhere
-        if best is None:
-            return
-        folder = Path(self.line['parent']).resolve().parent
-        for head in _whole([folder / BEST, folder / f'checkpoint-epoch{best[0]}.pth']):
-            with suppress(CheckpointError, OSError):
-                if moment(head) == best:
-                    if head.get('shards'):
-                        parts = head['shards']['folder']
-                        shutil.copytree(folder / parts, self.folder / parts)
-                    self._save(head, [self.folder / BEST])
-                    self.line['best'] = best
-                    return
-        logger.warning(
-            f'{folder} cannot give the best of this line, that of epoch {best[0]}: there is no '
-            f'{BEST} until an epoch is better'
-        )
-
-    def write(self, state: dict, names: list[str]) -> bool:
-        """Write `state` under `names`; False when it could not be written and that is not to stop
-        the training."""
-        line = self.line
-        if BEST in names:
-            line = {**line, 'best': moment(state)}
-        state = {**state, 'run': line}
-        try:
-            if self.is_sharded:
-                state = self._with_parts_written(state)
-            whole = mapped(state, lambda value, _: dist.whole(value, only_in_main=True))
-            dist.on_main(self._save, whole, [self.folder / name for name in names])
-        except CheckpointError as error:
-            if self.settings.on_save_error == 'stop':
-                raise
-            logger.warning(f'{error}\nGoing on without it (trainer.on_save_error is "warn").')
-            return False
-        self.saved, self.line = moment(state), line
-        self._saved_at = time.monotonic()
-        return True
-
-    def _with_parts_written(self, state):
-        """The head of `state`; what each process holds of the rest is written, in a new folder."""
-        token = dist.on_main(secrets.token_hex, 4)
-        folder = self.folder / f'shards-epoch{state["epoch"]}-step{state["step"]}-{token}'
-        head, part = sharded.split(state)
-        problem = None
-        try:
-            folder.mkdir(exist_ok=True)
-            save({'state_dict': part}, folder / _part_name(dist.rank()))
-        except (OSError, CheckpointError) as error:
-            problem = str(error)
-        for said in filter(None, dist.gather(problem)):
-            dist.on_main(shutil.rmtree, folder, True)
-            raise CheckpointError(said)
-        head['shards'] |= {'folder': folder.name, 'n_parts': dist.n_processes()}
-        return head
-
-    def _save(self, state, paths):
-        best = self.folder / BEST
-        # First, so that a kill leaves none that are older than the best; a resume repeats the step.
-        is_for_use = best in paths or (state.get('finished') and not best.exists())
-        if is_for_use and not state.get('shards'):
-            save_weights(state, self.folder / WEIGHTS)
-        save(state, *paths)
-        if self.settings.keep_last is not None:
-            prune(self.folder, self.settings.keep_last)
-        if self._has_parts:
-            _remove_unused_parts(self.folder)
-
-    @cached_property
-    def _has_parts(self):
-        """Whether the folder has parts of sharded checkpoints: it may hold thousands of files."""
-        return self.is_sharded or any(self.folder.glob('shards-*'))
-
-
-def moment(head: dict) -> list[int]:
-    """[epochs done, steps done] of a checkpoint."""
-    return [head.get('epoch', 0), head.get('step', 0)]
-
-
-def prune(folder: Path, keep: int) -> None:
-    """Remove all numbered checkpoints but the newest `keep`, once one of those is verified."""
-    found = numbered(folder)
-    if len(found) > keep and any(_whole(found[:keep])):
-        for path in found[keep:]:
-            with suppress(OSError):  # somebody reads it, on Windows: the next save tries again
-                path.unlink()
-
-
-def _remove_unused_parts(folder):
-    """Remove the folders of parts that no head names any more."""
-    parts = list(folder.glob('shards-*'))
-    try:
-        heads = [load_head(path) for path in folder.glob('*.pth')] if parts else []
-    except CheckpointError:
-        return  # what a damaged one needs, nobody can tell
-    named = [(head.get('shards') or {}).get('folder') for head in heads]
-    for part in parts:
-        if part.name not in named:
-            shutil.rmtree(part, ignore_errors=True)
-
-
 # Choosing
 
 
@@ -544,6 +405,11 @@ def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
     return None, {}
 
 
+def moment(head: dict) -> list[int]:
+    """[epochs done, steps done] of a checkpoint."""
+    return [head.get('epoch', 0), head.get('step', 0)]
+
+
 def is_behind(path: Path) -> bool:
     """Whether a checkpoint that is whole is ahead of this one, in its folder."""
     before = itertools.takewhile(lambda each: each != path, _newest_first(path.parent))
@@ -551,11 +417,11 @@ def is_behind(path: Path) -> bool:
         here = moment(load_head(path))
     except CheckpointError:
         return False  # whoever reads it will hear of it
-    heads = [next(_whole(paths), None) for paths in (before, [path.with_name(BEST)])]
+    heads = [next(whole_heads(paths), None) for paths in (before, [path.with_name(BEST)])]
     return any(head and moment(head) > here for head in heads)
 
 
-def _whole(paths):
+def whole_heads(paths: Iterable[Path]) -> Iterator[dict]:
     """The heads of those checkpoints that are whole."""
     for path in paths:
         with suppress(CheckpointError):

@@ -24,7 +24,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from armature.config.keys import expanded
-from armature.config.read import Document, Problem, did_you_mean, entries, lookup, nearest, show
+from armature.config.read import Document, Problem, entries, lookup, show
+from armature.config.spelling import did_you_mean, nearest
 from armature.config.values import ANY_PARAMETER, OBJECTS, hint_of, parameters, takes, violation
 from armature.errors import ConfigError, UserError
 
@@ -222,7 +223,7 @@ def type_of(entry: str | dict) -> Any:
     return entry.get('type') if isinstance(entry, dict) else entry
 
 
-class Reader:
+class EntryReader:
     """Reads {"type", "args"}: what is wrong with it, or the call that it describes.
 
     n_steps: what "auto" stands for, infinite without an end. problems: all that was wrong so far.

@@ -1,8 +1,6 @@
 """The only place that judges a whole config, against the key table and what it names."""
 
-import re
 from collections.abc import Iterator
-from difflib import SequenceMatcher
 from types import ModuleType
 from typing import Any
 
@@ -10,22 +8,15 @@ from armature.config.build import (
     AUTO_LENGTHS,
     KINDS,
     OWN,
+    EntryReader,
     Kind,
-    Reader,
     kind_of,
     name_of,
     type_of,
 )
 from armature.config.keys import GROUP, SECTION, TOP, Key, paths_of
-from armature.config.read import (
-    Document,
-    Problem,
-    did_you_mean,
-    entries,
-    lookup,
-    show,
-    show_path,
-)
+from armature.config.read import Document, Problem, entries, lookup, show, show_path
+from armature.config.spelling import did_you_mean, is_slip
 from armature.config.values import violation
 
 ANY_LENGTH = 10**6  # stands for "auto" until the data has told
@@ -103,16 +94,6 @@ def _elsewhere(name: str, table: dict) -> str:
     return f' (its place is {places[0]})' if len(places) == 1 else did_you_mean(name, table)
 
 
-def is_slip(name: str, key: str) -> bool:
-    """Whether `name` is `key` misspelt, and neither a word of its own nor another of its kind.
-
-    arch2 and optimizer_d are of another kind.
-    """
-    if name == key or re.match(rf'{re.escape(key)}(_|\d)', name):
-        return False
-    return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83
-
-
 # What the sections name
 
 
@@ -132,7 +113,7 @@ def _named(config: dict, builds: dict) -> Iterator[tuple[tuple, Any, Kind]]:
 
 
 def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[Problem]:
-    reader, given = Reader(document, ANY_LENGTH), (None,) if kind.given else ()
+    reader, given = EntryReader(document, ANY_LENGTH), (None,) if kind.given else ()
     call = reader.call(entry, kind, path, given, is_all=path != ('trainer', 'type'))
     groups = lookup(entry, ('groups',)) if call and path == ('optimizer',) else ()
     for index, group in entries(groups):

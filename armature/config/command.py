@@ -18,11 +18,11 @@ from armature.config.read import (
     all_paths,
     entries,
     lookup,
-    nearest,
     parse_value,
     read_config,
     show_path,
 )
+from armature.config.spelling import nearest
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.processes.devices import select_devices

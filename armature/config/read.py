@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from armature.config.spelling import did_you_mean
 from armature.errors import ConfigError
 
 MAX_DEPTH = 64
@@ -130,24 +130,6 @@ def show(value) -> str:
     except (TypeError, ValueError, RecursionError):
         text = json.dumps(repr(value))
     return text if len(text) <= 60 else f'{text[:57]}...'
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` was most likely meant to be, if any looks like it."""
-    # Of names that differ only in their case the first: the project's own.
-    by_lower = {str(candidate).lower(): candidate for candidate in reversed(list(names))}
-    lower = str(name)[:100].lower()
-    initials = ''.join(word[:1] for word in lower.split('_'))  # learning_rate: lr
-    found = get_close_matches(lower, by_lower, n=1, cutoff=0.7) or [
-        each for each in by_lower if each == initials or each.startswith(f'{lower}_')
-    ]
-    return by_lower[found[0]] if found else None
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """' (did you mean 'lr'?)', or nothing."""
-    near = nearest(name, names)
-    return f' (did you mean {near!r}?)' if near is not None else ''
 
 
 def parse(text: str, name: str) -> Document:

@@ -1,4 +1,4 @@
-"""InMemory: a dataset read once into tensors, so that a batch is one indexed copy."""
+"""A dataset read into memory once (data_loader.args.in_memory), where that can be."""
 
 from pathlib import Path
 from typing import Any
@@ -6,47 +6,16 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.batch import CPU, WHOLE, leaves, length, map_tensors, to_device
+from armature.batch import CPU, WHOLE, leaves, map_tensors
 from armature.compare import first_difference
 from armature.data.identity import digest
-from armature.data.workers import Reader, Workers
+from armature.data.reading import InMemory, Reader
+from armature.data.workers import Workers
 from armature.errors import ConfigError
 from armature.seed import rng_state
 
 CHUNK = 256  # samples read at a time
 N_TWICE = 64  # of the first ones are read twice: a dataset may draw from generators of its own
-
-
-class InMemory(Dataset):
-    """Samples as tensors with one row each, nested as a batch of them is.
-
-    Such as [images, classes] or [[numbers, codes], target]. Given tensors are not copied.
-    """
-
-    def __init__(self, tensors: Any):
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return length(self.tensors)
-
-    def __getitem__(self, index: int) -> Any:
-        return map_tensors(lambda tensor: tensor[index], self.tensors)
-
-    def take(self, indices: torch.Tensor) -> Any:
-        """The rows at `indices`, in one copy."""
-        tensors = self.tensors
-        # As map_tensors does, without a call for each: it would show in each step.
-        if type(tensors) is list and {*map(type, tensors)} == {torch.Tensor}:
-            return [each.index_select(0, indices) for each in tensors]
-        return map_tensors(lambda tensor: tensor.index_select(0, indices), tensors)
-
-    def to(self, device: torch.device) -> 'InMemory':
-        """The same on `device`."""
-        return InMemory(to_device(self.tensors, device))
-
-    @property
-    def device(self) -> torch.device:
-        return leaves(self.tensors)[0].device
 
 
 class FixedReader(Reader):

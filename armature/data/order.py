@@ -99,7 +99,7 @@ class WeightedRandomSampler(Order):
 
 
 class SeekableLoader(DataLoader):
-    """Base of our loaders, which write _batches_from(number, first, n_batches).
+    """Base of our loaders, which write _make_batches(number, first, n_batches).
 
     Iterating gives the contents of the next pass, or of the one that `seek` has named. `share` is
     what this process has of the newest batch.
@@ -167,7 +167,7 @@ class SeekableLoader(DataLoader):
         if number is None:
             number, first = self._due
             self.seek(number + 1)
-        return self._batches_from(number, first, n_batches)
+        return self._make_batches(number, first, n_batches)
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._content, self.batches())
@@ -184,7 +184,7 @@ def knows_batches(loader: Any) -> bool:
     return 'batches' in vars(owner)
 
 
-def batches_of(loader: Iterable) -> Iterator[Batch]:
+def first_pass(loader: Iterable) -> Iterator[Batch]:
     """The first pass over any loader: its batches, with what is known of them."""
     if knows_batches(loader):
         return loader.batches(0)
@@ -201,7 +201,7 @@ def one_pass(
     parts: see armature/batch.py. `batch` of each holder is the Batch that is due.
     """
     try:
-        for batch in dist.in_step(map(parts, batches_of(loader)), loader):
+        for batch in dist.in_step(map(parts, first_pass(loader)), loader):
             for each in holders:
                 each.batch = batch
             yield to_device(batch.content, device)
@@ -210,7 +210,7 @@ def one_pass(
             each.batch = NO_BATCH
 
 
-def batches_from(
+def epoch_batches(
     position: int,
     epoch: int,
     len_epoch: int,

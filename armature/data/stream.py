@@ -13,7 +13,8 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from armature.batch import Batch, Share
 from armature.data.order import SeekableLoader
-from armature.data.workers import Workers, about_sample
+from armature.data.reading import about_sample
+from armature.data.workers import Workers
 from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_sample
@@ -50,7 +51,7 @@ class StreamDataLoader(SeekableLoader):
     def split_validation(self) -> None:
         """A stream has no part for validation: "valid_data_loader" says where that data is."""
 
-    def _batches_from(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
+    def _make_batches(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
         reader = _StreamReader(
             self.dataset,
             self.batch_size,

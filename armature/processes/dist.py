@@ -295,7 +295,7 @@ def refuse_to_train_apart(model: nn.Module) -> None:
             'this script is started in several processes and does not join them: put '
             '"with processes(config):" around what it does, as train.py of a new project does'
         )
-    if is_joined() and _shared_part(model) is None:
+    if is_joined() and _wrapper_of(model) is None:
         raise ConfigError(
             'several processes train, and each would train a model of its own: say '
             'model = config.wrap(model, device) before the optimizer is made'
@@ -328,34 +328,34 @@ def needs_equal_passes(model: nn.Module | None) -> bool:
     return is_sharded(model) or any(isinstance(each, nn.SyncBatchNorm) for each in model.modules())
 
 
-def _shared_part(model):
+def _wrapper_of(model):
     """The wrapper of DDP, or FSDP's root module, also under torch.compile; None without one."""
     model = getattr(model, '_orig_mod', model)
     is_shared = isinstance(model, nn.parallel.DistributedDataParallel) or is_sharded(model)
     return model if is_shared else None
 
 
-def share_gradients(model: nn.Module | None, wanted: bool) -> None:
+def sync_gradients(model: nn.Module | None, wanted: bool) -> None:
     """Say whether the next backward pass sends gradients: a step's last micro-batch has to."""
-    shared = _shared_part(model)
+    shared = _wrapper_of(model)
     if is_sharded(model):
         shared.set_requires_gradient_sync(wanted)
     elif shared is not None:
         shared.require_backward_grad_sync = wanted  # as no_sync() of DDP does
 
 
-def unshared(parameters: list[torch.Tensor], model: nn.Module | None) -> list[torch.Tensor]:
+def unsynced(parameters: list[torch.Tensor], model: nn.Module | None) -> list[torch.Tensor]:
     """Those of `parameters` whose gradients the wrapper of `model` does not share."""
     if n_processes() == 1:
         return []
-    wrapper = _shared_part(model)
+    wrapper = _wrapper_of(model)
     shared = set() if wrapper is None else set(wrapper.parameters())
     return [parameter for parameter in parameters if parameter not in shared]
 
 
 def refuse_unused(model: nn.Module | None) -> None:
     """A ConfigError when a backward pass gave some parameters no gradient, and DDP waits for it."""
-    wrapper = _shared_part(model)
+    wrapper = _wrapper_of(model)
     if getattr(wrapper, 'find_unused_parameters', True):  # nobody waits, as without DDP
         return
     named = wrapper.module.named_parameters()

@@ -8,7 +8,7 @@ import torch
 
 from armature.batch import NO_BATCH
 from armature.processes import dist
-from armature.run.folder import rates_of
+from armature.run.record import rates_of
 
 WAITING_SHARE = 0.2  # of an epoch's time, above which the waiting is worth a warning
 
@@ -31,13 +31,13 @@ class Epoch:
         self._waited_s = 0.0
         self._logged = self._begun, step
 
-    def begin_step(self, is_last: bool) -> None:
+    def note_begin(self, is_last: bool) -> None:
         self._waited_s += time.perf_counter() - self._asked
         self.step_is_open = True
         if is_last:
             self._rates = rates_of(self._optimizer)
 
-    def end_step(self, step: int) -> None:
+    def note_end(self, step: int) -> None:
         self.step_is_open = False
         for stepper in self.steppers:
             if stepper.loss is not None:

@@ -1,53 +1,25 @@
-"""The folder of a run, beside its checkpoints: who may train in it, what the run is (run.json), and
-what its epochs reported (metrics.csv). armature/record.py reads them."""
+"""The folder of a run: which run is trained, a new one or one that goes on, and where."""
 
 import argparse
-import csv
-import errno
-import hashlib
-import io
-import json
 import logging
 import os
-import platform
-import sys
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from armature import record as records
-from armature.checkpoint.files import (
-    BEST,
-    begun,
-    free_bytes,
-    is_behind,
-    newest,
-    newest_run,
-    replace,
-)
+from armature.checkpoint.files import begun, is_behind, newest, newest_run
 from armature.compare import first_difference
 from armature.config.keys import FOLDER_NAME, expanded
 from armature.config.read import show
 from armature.config.values import violation
-from armature.errors import ConfigError, UserError
+from armature.errors import ConfigError
 from armature.processes import dist
-from armature.processes import launch as job
-from armature.processes.devices import device_name
-from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object, values_of
-from armature.run.stop import Stopped
+from armature.record import CONFIG, LOCK, RECORD, VERSION
+from armature.run.record import PROJECT, write_json
 
-PROJECT = Path(__file__).resolve().parents[2]
 logger = logging.getLogger(__name__)
-
-
-# Which one
 
 
 def plain_name(key: str, value: Any) -> str:
@@ -184,7 +156,7 @@ def claim(runs: Path, run_id: str | None) -> Path:
                 now = max(now, begun(newest) + timedelta(microseconds=1))
             folder.mkdir()
             try:
-                record = {'version': records.VERSION, 'begun': now.isoformat(), 'state': 'prepared'}
+                record = {'version': VERSION, 'begun': now.isoformat(), 'state': 'prepared'}
                 write_json(record, folder / RECORD)
             except OSError:
                 folder.rmdir()  # else it would be the newest run
@@ -199,226 +171,3 @@ def claim(runs: Path, run_id: str | None) -> Path:
                     'where)'
                 ) from None
             count += 1
-
-
-# While it is trained in
-
-
-class RunFolder:
-    """A run's folder while this is the training in it. Only the main process touches it.
-
-    Before the training begins, a folder that cannot be written is an error; from then on it is a
-    warning: what a run logs never stops it.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.record = {}
-        self.rows, self._columns = {}, []  # of metrics.csv: {epoch: row} of those that are done
-        self._patch = b''  # what is not committed
-        self._began = None  # a moment of time.monotonic, as if all starts had been one
-        self._lock_file = None
-        self._has_warned = False
-
-    def made_by(self, device: torch.device) -> dict[str, Any]:
-        """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
-        code, self._patch = dist.on_main(records.code_of, PROJECT, self.folder.parents[2])
-        return {
-            'command': list(sys.argv),
-            'git': code,
-            'versions': records.versions(PROJECT) | {'torch': str(torch.__version__)},
-            'hardware': {
-                'device': device_name(device),
-                'machine': platform.machine(),
-                'system': platform.platform(),
-                'threads': torch.get_num_threads(),
-                'processes': dist.n_processes(),
-                'n_cpus': os.cpu_count(),
-            },
-            'agents': job.agents,
-        }
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Inside, no other training may be in this folder; run.json then says how it ended."""
-        dist.on_main(self._lock)
-        state, reason = 'failed', None
-        try:
-            yield
-            state = 'finished'
-        except Stopped as stop:
-            state, reason = 'stopped', str(stop)
-            raise
-        except UserError as error:
-            reason = str(error)
-            raise
-        except BaseException as error:
-            reason = f'{type(error).__name__}: {error}'
-            raise
-        finally:
-            # A run that goes on and is refused is left as it was.
-            if self.record or (dist.is_main() and self._before().get('state') == 'prepared'):
-                self.note(state=state, reason=reason, ended=datetime.now(UTC).isoformat())
-            if self._lock_file:
-                self._lock_file.close()
-                records.locked_here.discard(self.folder.resolve())
-
-    def _lock(self) -> None:
-        with self._writing(stops=True):
-            handle = self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (kept)
-            try:
-                records.lock(handle, alone=True)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                    handle.close()
-                    raise UserError(
-                        f'{self.folder} is being trained by another process ({error.strerror}). '
-                        'Wait for it, stop it, or start a new run with -c config.json'
-                    ) from None
-                logger.warning(
-                    f'{self.folder} cannot be locked ({error.strerror}), as on some network '
-                    'drives: see to it yourself that no other training writes there'
-                )
-            handle.truncate(0)
-            handle.write('\n'.join(job.agents))
-            handle.flush()
-        records.locked_here.add(self.folder.resolve())
-
-    def begin(self, config: dict, **facts: Any) -> None:
-        """Write what the run is and what its finished epochs reported, before the first step."""
-        before = self._before()
-        self._began = time.monotonic() - (before.get('seconds') or 0)
-        record = {
-            'version': records.VERSION,
-            'name': config.get('name'),
-            'run': self.folder.name,
-            'state': 'running',
-            'begun': begun(self.folder).isoformat(),
-            'trackers': before.get('trackers'),
-            **facts,
-        }
-        with self._writing(stops=True):
-            write_json(config, self.folder / CONFIG)
-            write_json(record, self.folder / RECORD)
-            (self.folder / CHANGES).unlink(missing_ok=True)
-            if self._patch:
-                (self.folder / CHANGES).write_bytes(self._patch)
-            if self.rows or (self.folder / TABLE).exists():
-                self._write_table()
-        self.record = record
-
-    def _before(self) -> dict[str, Any]:
-        return read_object(self.folder / RECORD)[0]
-
-    @contextmanager
-    def _writing(self, stops: bool = False) -> Iterator[None]:
-        """Inside, an OSError is a UserError that stops the training, or one warning."""
-        try:
-            yield
-        except OSError as error:
-            text = f'{self.folder} cannot be written: {error.strerror or error}'
-            if stops:
-                raise UserError(
-                    f'{text} ({free_bytes(self.folder)} bytes are free). Nothing was changed; make '
-                    'it writable, then give the same command again'
-                ) from error
-            if not self._has_warned:
-                logger.warning(f'{text}. Its tables may lack epochs; the training goes on')
-            self._has_warned = True
-
-    def note(self, **facts: Any) -> None:
-        """Put `facts` into run.json, also of a training that does not call `begin`."""
-        known = self.record or {'version': records.VERSION} | self._before() | {'state': 'running'}
-        self.record = known | facts
-        if self._began is not None:
-            self.record['seconds'] = time.monotonic() - self._began
-        with self._writing():
-            write_json(self.record, self.folder / RECORD)
-
-    def note_saved(self, epoch: int, step: int, best: list[int] | None) -> None:
-        """Put into run.json where the run is, and its best epoch: (epoch, step) of model_best."""
-        last = {'epoch': epoch, 'step': step, 'values': values_of(self.rows.get(epoch, {}))}
-        if best is not None:
-            values = values_of(self.rows.get(best[0], {}))
-            best = {'epoch': best[0], 'file': BEST, 'values': values}
-        self.note(last=last, best=best)
-
-    def add_row(self, row: dict) -> None:
-        """Append what an epoch reported to metrics.csv, which is written anew for new columns."""
-        self.rows[row['epoch']] = row
-        with self._writing():
-            if row.keys() - self._columns:
-                self._write_table()
-                return
-            with (self.folder / TABLE).open('a', encoding='utf-8', newline='') as file:
-                csv.DictWriter(file, self._columns, lineterminator='\n').writerow(row)
-
-    def _write_table(self) -> None:
-        rows, text = self.rows.values(), io.StringIO()
-        self._columns = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(text, self._columns, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.folder / TABLE, text.getvalue())
-
-
-def rates_of(optimizer: Any) -> dict[str, float]:
-    """The learning rate, lr; with several groups that of each: lr/NAME, or its number."""
-    groups, rates = getattr(optimizer, 'param_groups', []), {}
-    for index, group in enumerate(groups):
-        if group.get('lr') is not None:  # Adafactor chooses its own
-            name = 'lr' if len(groups) == 1 else f'lr/{group.get("name", index)}'
-            rates[name] = float(group['lr'])
-    return rates
-
-
-def as_read(config: Any) -> dict:
-    """The config without what the script has filled in since, which may be any object."""
-    if hasattr(config, 'as_read'):
-        return config.as_read
-    # A ConfigParser of the project's own writes it when it reads it.
-    written = config.save_dir / CONFIG
-    return read_json(written) if written.is_file() else config.config
-
-
-# Other files
-
-
-def write_test(checkpoint: Path, epoch: int | None, **found: Any) -> Path:
-    """Write test.json beside the checkpoint that was measured; returns the file."""
-    with checkpoint.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    said = {
-        'version': records.VERSION,
-        'checkpoint': {'file': checkpoint.name, 'sha256': digest, 'epoch': epoch},
-        **found,
-        'when': datetime.now(UTC).isoformat(),
-        'command': list(sys.argv),
-    }
-    path = checkpoint.with_name(records.TEST)
-    try:
-        write_json(said, path)
-    except OSError as error:
-        raise UserError(
-            f'{path} cannot be written: {error.strerror or error}; make its folder writable'
-        ) from error
-    return path
-
-
-def read_json(fname: str | Path) -> OrderedDict:
-    """The content of a JSON file, keys in the file's order."""
-    return json.loads(Path(fname).read_text(encoding='utf-8'), object_hook=OrderedDict)
-
-
-def write_json(content: Any, fname: str | Path) -> None:
-    write_text(Path(fname), json.dumps(content, indent=4) + '\n')
-
-
-def write_text(path: Path, text: str) -> None:
-    """Make `text` the content of a file: readers, and a full disk, find the old one or the new."""
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        unfinished.write_text(text, encoding='utf-8', newline='')
-        replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

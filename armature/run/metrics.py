@@ -11,7 +11,7 @@ from armature.batch import NO_BATCH, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
-from armature.step.loss_share import Reduction, total_and_terms
+from armature.step.micro_batches import Reduction, total_and_terms
 
 RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
 

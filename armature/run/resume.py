@@ -33,18 +33,13 @@ from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 from armature.record import TABLE, read_table, values_of
+from armature.run.saving import NAMES, stateful_of
 from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
 from armature.step.optimizers import owners
 from armature.step.schedule import Schedule, replay
 
 DERIVED = {'initial_lr', 'base_lrs', '_last_lr', '_schedule_phases'}  # from other options
-# Attributes, or names in earlier checkpoints, and the names that their states are saved under.
-NAMES = {
-    '_monitor': 'monitor',
-    'stepper.schedule': 'schedule',
-    'stepper.average': 'weight_average',
-}
 MATTERS = {  # of what made a run: what can change a result
     'git.commit', 'git.changes', 'versions.python', 'versions.torch',
     'hardware.device', 'hardware.machine', 'hardware.threads', 'hardware.processes',
@@ -52,48 +47,7 @@ MATTERS = {  # of what made a run: what can change a result
 OR_NEW_RUN = 'or start a new run from the weights alone ("init_from")'
 
 
-# Which parts have state
-
-
-def stateful_of(trainer: Any) -> dict[str, Any]:
-    """Every object with state that is an attribute of `trainer`, by its name.
-
-    Also an entry of a list, tuple or dict there. The model and the optimizer are left out:
-    checkpoints have keys of their own for them.
-    """
-    found = {}
-    # history: a row of numbers for each epoch, which looking through would take longer each time
-    known = trainer.model, bare(trainer.model), trainer.optimizer, trainer.history
-    seen = set(map(id, known))
-
-    def visit(name, value):
-        if id(value) in seen:
-            return
-        if hasattr(value, 'state_dict') and hasattr(value, 'load_state_dict'):
-            seen.add(id(value))
-            found[NAMES.get(name, name)] = value
-        elif isinstance(value, dict):
-            for key, each in value.items():
-                visit(f'{name}.{key}', each)
-        elif isinstance(value, (list, tuple)):
-            visit(name, dict(enumerate(value)))
-
-    for name, value in vars(trainer).items():
-        visit(name, value)
-    for name, value in list(found.items()):  # what a stepper holds
-        for held in ('schedule', 'average'):
-            visit(f'{name}.{held}', getattr(value, held, None))
-    for name, value in list(found.items()):  # the scheduler that nothing else holds
-        visit(f'{name}.scheduler', getattr(value, 'scheduler', None))
-    return found
-
-
-def tested_weights_of(trainer: Any) -> dict | None:
-    """What a checkpoint has as "tested": the averaged weights, where the live ones are not it."""
-    for part in stateful_of(trainer).values():
-        if isinstance(part, Average) and part.model is bare(trainer.model):
-            return part.tested()
-    return None
+# Kinds of parts
 
 
 def _is_optimizer(part):
@@ -294,7 +248,7 @@ class Resume:
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
         self.seed = torch.initial_seed()
-        self.made_by = trainer._folder.made_by(trainer.device)
+        self.made_by = trainer._record.made_by(trainer.device)
 
     def take_over(self, path: Path) -> None:
         """Model, optimizer, epoch and best. The other parts follow when all of them exist."""
@@ -309,7 +263,7 @@ class Resume:
         trainer.start_epoch = trainer.epochs_done + 1
         rows = read_table(path.parent / TABLE, trainer.epochs_done)
         rows = state.get('history') or rows  # the first version kept them there
-        trainer._folder.rows = {row['epoch']: row for row in rows}
+        trainer._record.rows = {row['epoch']: row for row in rows}
         trainer.history = [{'epoch': row['epoch'], **values_of(row)} for row in rows]
         if self._monitor_then() == trainer.monitor:
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)

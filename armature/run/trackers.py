@@ -26,7 +26,7 @@ import numpy as np
 from armature.config import build
 from armature.config.read import Document
 from armature.processes import dist
-from armature.run.folder import write_text
+from armature.run.record import write_text
 
 MAX_WAITING = 10_000  # values that slow trackers may be behind; more of them are left out
 MAX_END_S = 30.0  # for which the end of a training waits for what is still to be sent
@@ -78,13 +78,13 @@ TRACKERS = {'wandb': Wandb, 'trackio': Trackio}
 class Trackers:
     """Hands each of `entries` (trainer.trackers) what a run logs; without any it is false.
 
-    folder: the RunFolder, whose run.json keeps the run's id. log_dir: there a file says which step
+    record: the RunRecord, whose run.json keeps the run's id. log_dir: there a file says which step
     was sent last, so that a resumed run sends none twice.
     """
 
-    def __init__(self, entries: list | None, folder: Any, log_dir: str | Path):
+    def __init__(self, entries: list | None, record: Any, log_dir: str | Path):
         self._entries = entries if entries and dist.is_main() else []
-        self._folder, self._sent = folder, Path(log_dir) / 'trackers.sent'
+        self._record, self._sent = record, Path(log_dir) / 'trackers.sent'
         self._sent_before = -1
         with suppress(OSError, ValueError):  # there is no such file, or an empty one
             self._sent_before = int(self._sent.read_text())
@@ -97,15 +97,14 @@ class Trackers:
 
     def begin(self, config: dict) -> None:
         """Start them; config: as it was read."""
-        makers = {}
+        makers = []
         for entry in self._entries:
-            reader = build.Reader(Document({}))
-            makers[build.type_of(entry)] = reader.prepared(
-                entry, build.KINDS['trackers'], ('trackers',)
-            )
-        of_run = self._folder.record.get('trackers') or {'id': uuid4().hex[:12]}
-        self._folder.note(trackers=of_run)
-        run = {**self._folder.record, 'config': config, **of_run}
+            reader = build.EntryReader(Document({}))
+            make = reader.prepared(entry, build.KINDS['trackers'], ('trackers',))
+            makers.append((build.type_of(entry), make))
+        of_run = self._record.facts.get('trackers') or {'id': uuid4().hex[:12]}
+        self._record.note(trackers=of_run)
+        run = {**self._record.facts, 'config': config, **of_run}
         self._thread = threading.Thread(target=self._serve, args=(makers, run), daemon=True)
         self._thread.start()
 
@@ -129,23 +128,23 @@ class Trackers:
             self._warn('they', f'have not taken all within {MAX_END_S:g} s; the rest is lost')
 
     def _serve(self, makers, run):
-        begun = {}
-        for name, make in makers.items():
+        begun = []
+        for name, make in makers:
             with self._warning(name, 'is off'):
                 tracker = make()
                 tracker.begin(run)
-                begun[name] = tracker
+                begun.append((name, tracker))
         items = iter(self._queue.get, None)
         for step, of_step in itertools.groupby(items, key=lambda item: item[0]):
             values = {name: value for _, name, value in of_step}
-            for name, tracker in begun.items():
+            for name, tracker in begun:
                 with self._warning(name, 'failed, going on'):
                     tracker.log(values, step)
             with self._warning('they', 'may be sent steps twice after a resume'):
                 write_text(self._sent, str(step))
-        for name, tracker in begun.items():
+        for name, tracker in begun:
             with self._warning(name, 'failed'):
-                tracker.end({**run, **self._folder.record})
+                tracker.end({**run, **self._record.facts})
 
     @contextmanager
     def _warning(self, name, what):

@@ -1,20 +1,25 @@
-"""Micro-batches: a batch in parts that fit into memory, and what the loss over each counts for."""
+"""A batch in parts, micro-batches that fit into memory; and what the loss over each counts for."""
 
+import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from armature.batch import Batch, CannotCut, cut, leaves, to_device
+from armature.batch import Batch, CannotCut, cut, leaves, length, to_device
 from armature.compare import first_difference
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
-from armature.step.loss_share import Reduction
+from armature.step.losses import WeightedLosses
 
 logger = logging.getLogger('trainer')
+IGNORED = -100  # the target that torch leaves out where no ignore_index is given
+# Their means divide by the weights of the classes in the target.
+OF_CLASSES = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward, F.cross_entropy, F.nll_loss)
 OUT_OF_MEMORY = {'mps': RuntimeError}  # other devices have an error of its own for it
 
 
@@ -30,7 +35,7 @@ class MicroBatches:
     def __init__(
         self,
         size: int | str | None,
-        reduction: Reduction,
+        reduction: 'Reduction',
         device: torch.device,
         model: nn.Module | None,
         criterion: Callable | None,
@@ -40,6 +45,7 @@ class MicroBatches:
         self.size = None if size == 'auto' else size
         self._reduction, self._device = reduction, device
         self._model, self._criterion, self._loss_of = model, criterion, loss_of
+        self.weight = 1.0  # of the part that is due, a number or a 0-dim tensor
         self._has_equal_passes = dist.needs_equal_passes(model)
         if self.is_auto and self._has_equal_passes:
             raise ConfigError(
@@ -51,8 +57,8 @@ class MicroBatches:
         self._has_warned = False  # of batches that are collated anew
         self._looks_at_draws = True  # in the first part
 
-    def of(self, content: Any, batch: Batch) -> Iterator[tuple[Any, Any]]:
-        """(part, weight) of each; the weight is the part's share of the mean over all processes."""
+    def of(self, content: Any, batch: Batch) -> Iterator[Any]:
+        """The parts; `weight` is the share of each in the mean over all processes."""
         n_samples = batch.n_samples
         if self.is_auto and n_samples:
             self._fit(content, batch)
@@ -64,19 +70,21 @@ class MicroBatches:
         size = self.size or most
         n_parts = max(1, -(-n_samples // size))
         n_passes = -(-most // size) if self._has_equal_passes else n_parts
+        self.weight = weight
         if n_passes == 1:
-            yield content, weight
+            yield content
             return
         is_whole = self._reduction.is_sum or not weight  # whatever the part counts for
         n_counted = 1 if is_whole else self._reduction.count_in(content, n_samples)
         for number in range(n_passes):
-            dist.share_gradients(self._model, wanted=number + 1 == n_passes)
+            dist.sync_gradients(self._model, wanted=number + 1 == n_passes)
             if number < n_parts:
                 rows = slice(number * size, min(n_samples, (number + 1) * size))
                 part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
                 n_part = 1 if is_whole else self._reduction.count_in(part, batch.n_now)
                 before = rng_state(self._device) if self._looks_at_draws else None
-                yield part, weight * (n_part / n_counted)
+                self.weight = weight * (n_part / n_counted)
+                yield part
                 if before and first_difference(before, rng_state(self._device)):
                     logger.warning(
                         'trainer.microbatch_size: this model draws random numbers (dropout) for '
@@ -117,7 +125,7 @@ class MicroBatches:
         modules = [each for each in (self._model, self._criterion) if isinstance(each, nn.Module)]
         kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         before = rng_state(self._device)
-        dist.share_gradients(self._model, wanted=False)  # each process finds a size of its own
+        dist.sync_gradients(self._model, wanted=False)  # each process finds a size of its own
         while failure := self._failure(content, batch, size):
             if self._device.type != 'cpu':  # torch.accelerator.empty_cache knows no MPS
                 torch.get_device_module(self._device).empty_cache()
@@ -132,7 +140,7 @@ class MicroBatches:
                 'the same'
             )
         set_rng_state(before, self._device)
-        dist.share_gradients(self._model, wanted=True)
+        dist.sync_gradients(self._model, wanted=True)
         for module in modules:
             module.zero_grad()
         for buffer, value in kept:
@@ -148,3 +156,125 @@ class MicroBatches:
         except OUT_OF_MEMORY.get(self._device.type, torch.OutOfMemoryError) as error:
             return repr(error)
         return ''
+
+
+# What a loss makes of a batch
+
+
+def total_and_terms(loss: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
+    if isinstance(loss, tuple):
+        return loss
+    if isinstance(loss, Mapping):
+        return sum(loss.values()), loss
+    return loss, {}
+
+
+def weighted(loss: Any, weight: Any) -> torch.Tensor:
+    """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
+    because it is over nothing.
+    """
+    loss, _ = total_and_terms(loss)
+    if loss.numel() > 1:
+        raise ConfigError(
+            f'the loss has the shape {tuple(loss.shape)}: expected one number for a batch, as its '
+            'mean is (in a loss of torch: "reduction": "mean")'
+        )
+    loss = loss.reshape(()) if loss.dim() else loss
+    if type(weight) is float and weight == 1:  # a tensor is not looked at: it may be on a GPU
+        return loss
+    weight = loss.new_ones(()) * weight
+    return (loss * weight).where(weight != 0, 0)
+
+
+class Reduction:
+    """How a loss makes one number of a batch, and so how the losses over its parts add up.
+
+    is_sum: it adds its samples up. Else it is a mean. by_samples: over the number of samples; else,
+    for cross_entropy and nll_loss of torch, over the sum of the `weights` of the classes in the
+    target, in which `ignored` counts for nothing.
+    loader: may know that no target is ignored.
+    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
+    """
+
+    def __init__(self, criterion: Any = None, loader: Any = None):
+        losses = criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
+        kinds = {_argument(each, 'reduction', 'mean') for each in losses}
+        if 'none' in kinds or len(kinds) > 1:
+            raise ConfigError(
+                'loss: expected one number for a batch, from losses of one reduction, "mean" or '
+                '"sum"'
+            )
+        self.is_sum = kinds == {'sum'}
+        self.weights = _class_weights(criterion)
+        self.ignored = _argument(criterion, 'ignore_index', IGNORED)
+        if self.is_sum or not _is_torchs(criterion):
+            self.by_samples = True
+            self._adds_up = self.is_sum or not any(map(_weighs_classes, losses))
+        else:
+            known = loader.known_targets() if hasattr(loader, 'known_targets') else None
+            is_whole = known is not None and known.dim() == 1 and not (known == self.ignored).any()
+            self.by_samples = is_whole and self.weights is None
+            self._adds_up = self.weights is None or bool(self.weights.all())
+        # Targets are counted before they are on the device, and there.
+        self._weights_on = functools.cache(lambda device: self.weights.to(device))
+
+    def refuse_parts(self) -> None:
+        """A ConfigError when the loss over a batch does not follow from those over its parts."""
+        if not self._adds_up:
+            raise ConfigError(
+                'loss: a mean that weights classes or leaves some out depends on which samples are '
+                'together, so micro-batches (trainer.microbatch_size) or several processes would '
+                'change the result. Take CrossEntropyLoss or NLLLoss of torch alone, with '
+                '"ignore_index" for a class of weight 0, give the loss "reduction": "sum", or '
+                'leave the weights or the parts out'
+            )
+
+    def count(self, target: Any, n_samples: int) -> Any:
+        """What the mean over the target of so many samples divides by; a 0-dim tensor where that
+        depends on classes.
+        """
+        if self.by_samples:
+            return n_samples
+        if not isinstance(target, torch.Tensor) or target.is_floating_point():
+            return length(target) or n_samples  # rows: a sample may have several (words, nodes)
+        is_counted = target != self.ignored
+        if self.weights is None:
+            return is_counted.sum()
+        classes = target.where(is_counted, 0).long()
+        return self._weights_on(target.device)[classes].mul(is_counted).sum()
+
+    def count_in(self, content: Any, n_samples: int) -> Any:
+        """What the mean over a batch (data, target) of so many samples divides by."""
+        if isinstance(content, (list, tuple)) and len(content) == 2:
+            return self.count(content[1], n_samples)
+        if self.by_samples:
+            return n_samples
+        if self.weights is None and self.ignored == IGNORED:
+            return length(content) or n_samples
+        raise ConfigError(
+            'loss: it weights classes or leaves some out, and in a batch that is not (data, '
+            'target) nobody can tell which. Give it "reduction": "sum", or leave out what takes a '
+            'batch in parts (trainer.microbatch_size, processes)'
+        )
+
+
+def _argument(loss, name, otherwise=None):
+    """Of a loss: an attribute, as modules of torch have it, or one that a partial fixes."""
+    return getattr(loss, name, getattr(loss, 'keywords', {}).get(name, otherwise))
+
+
+def _class_weights(loss):
+    # Modules of one's own may call anything `weight`.
+    is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or hasattr(loss, 'keywords')
+    return _argument(loss, 'weight') if is_of_classes else None
+
+
+def _weighs_classes(loss):
+    is_ignoring = _argument(loss, 'ignore_index') not in (IGNORED, None)
+    return is_ignoring or _class_weights(loss) is not None
+
+
+def _is_torchs(loss):
+    """Whether it is one of OF_CLASSES: a module, a function, or a partial of one."""
+    return getattr(type(loss), 'forward', getattr(loss, 'func', loss)) in OF_CLASSES

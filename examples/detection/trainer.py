@@ -1,7 +1,7 @@
 """Trains models that compute their losses themselves, as torchvision's detectors do."""
 
+from armature.run.metrics import MetricTracker
 from trainer import Trainer
-from utils import MetricTracker
 
 
 class DetectorTrainer(Trainer):

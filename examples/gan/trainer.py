@@ -8,9 +8,9 @@ from torchvision.utils import make_grid
 
 import model.model as module_arch
 from armature.checkpoint.weights import bare
+from armature.run.metrics import MetricTracker
 from base.stepper import Stepper
 from trainer import Trainer
-from utils import MetricTracker
 
 
 class GanTrainer(Trainer):

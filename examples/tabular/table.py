@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from armature.data.memory import InMemory
+from armature.data.reading import InMemory
 from armature.errors import DataError
 from tools.use_cells import (
     LARGEST,

@@ -1,0 +1,33 @@
+"""What was most likely meant by a name that nobody knows: "did you mean ...?"."""
+
+import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher, get_close_matches
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` was most likely meant to be, if any looks like it."""
+    # Of names that differ only in their case the first: the project's own.
+    by_lower = {str(candidate).lower(): candidate for candidate in reversed(list(names))}
+    lower = str(name)[:100].lower()
+    initials = ''.join(word[:1] for word in lower.split('_'))  # learning_rate: lr
+    found = get_close_matches(lower, by_lower, n=1, cutoff=0.7) or [
+        each for each in by_lower if each == initials or each.startswith(f'{lower}_')
+    ]
+    return by_lower[found[0]] if found else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """' (did you mean 'lr'?)', or nothing."""
+    near = nearest(name, names)
+    return f' (did you mean {near!r}?)' if near is not None else ''
+
+
+def is_slip(name: str, key: str) -> bool:
+    """Whether `name` is `key` misspelt, and neither a word of its own nor another of its kind.
+
+    arch2 and optimizer_d are of another kind.
+    """
+    if name == key or re.match(rf'{re.escape(key)}(_|\d)', name):
+        return False
+    return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83
