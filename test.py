@@ -23,7 +23,7 @@ from armature.processes import dist
 from armature.processes.devices import prepare_device
 from armature.processes.launch import processes
 from armature.run.console import results, shown_path
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from armature.run.plots import save_pictures
 from armature.run.record import write_test
 from armature.seed import seed_everything

@@ -21,7 +21,7 @@ from armature.data.order import (
     SequentialSampler,
     knows_batches,
 )
-from armature.data.reading import InMemory, Reader, augmented_batch, on_input
+from armature.data.reading import InMemory, Reader, on_input
 from armature.data.split import split_indices
 from armature.data.workers import Workers
 from armature.errors import ConfigError, DataError
@@ -134,7 +134,7 @@ class BaseDataLoader(SeekableLoader):
 
     def _make_batches(self, number: int, first: int, n_batches: int | None) -> Iterator[Batch]:
         n_batches = len(self) - first if n_batches is None else n_batches
-        if self._memory is not None:
+        if self._memory is not None:  # any TensorDataset, so the bundled images too
             return self._from_memory(number, first, n_batches)
         requests = (
             (self.seed, number, indices.tolist(), share)  # a tensor would go to them by a file
@@ -152,8 +152,9 @@ class BaseDataLoader(SeekableLoader):
         for number, indices, share in planned:
             content = memory.take(sent(indices, device) if reader.transforms else indices)
             if reader.transforms:
-                keys = [key(self.seed, 'augment', number, index) for index in indices.tolist()]
-                content = on_input(augmented_batch, content, reader.transforms, keys)
+                content = on_input(
+                    reader.augmented_batch, content, self.seed, number, indices.tolist()
+                )
             content = reader.finished(content)
             if pins:
                 content = map_tensors(torch.Tensor.pin_memory, content)

@@ -23,7 +23,7 @@ from armature.processes.devices import prepare_device
 from armature.run import checks
 from armature.run.console import Console
 from armature.run.epoch import Epoch
-from armature.run.metrics import MetricTracker, reported
+from armature.run.metric_tracker import MetricTracker, reported
 from armature.run.monitor import Monitor
 from armature.run.record import RunRecord, as_read
 from armature.run.resume import Resume
@@ -225,7 +225,7 @@ class BaseTrainer(ABC):
             try:
                 for batch in batches:
                     for each in holders:
-                        each.batch = batch
+                        each.batch = batch  # the loop gets its content only
                     self._epoch.note_begin(is_last=self.position + 1 == self.len_epoch)
                     self.step += 1
                     seed_torch(step_key + self.step, self.device)

@@ -64,7 +64,7 @@ class Stepper:
         reduction = Reduction(criterion)
         if microbatch_size or dist.n_processes() > 1:
             reduction.refuse_parts()
-        self._parts = MicroBatches(
+        self._micro_batches = MicroBatches(
             microbatch_size, reduction, self.device, model, criterion, self.loss_of
         )
         self._unsynced = dist.unsynced(self._parameters(), model)
@@ -117,7 +117,7 @@ class Stepper:
     @property
     def microbatch_size(self) -> int | None:
         """Of a part now, for a second stepper; None: the whole batch."""
-        return self._parts.size
+        return self._micro_batches.size
 
     def micro_batches(self, content: Any) -> Iterator[Any]:
         """The parts of a batch one after the other; one unless it is larger than `microbatch_size`.
@@ -130,7 +130,7 @@ class Stepper:
             self._statistics = [(each, each.clone()) for each in dist.statistics_of(self.model)]
         if self.needs_closure:
             self._given = content, batch
-        return self._parts.of(content, batch)
+        return self._micro_batches.of(content, batch)
 
     def autocast(self):
         """The context of the forward pass: lower precision where it is safe, when asked for."""
@@ -144,7 +144,7 @@ class Stepper:
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""
-        loss = weighted(loss, self._parts.weight)
+        loss = weighted(loss, self._micro_batches.weight)
         self.loss = loss.detach() if self.loss is None else self.loss + loss.detach()
         self.scaler.scale(loss).backward()
 
@@ -222,8 +222,8 @@ class Stepper:
                 return first.pop()
             self.optimizer.zero_grad()
             total = 0.0
-            for part in self._parts.of(*self._given):
-                loss = weighted(self.loss_of(*part), self._parts.weight)
+            for part in self._micro_batches.of(*self._given):
+                loss = weighted(self.loss_of(*part), self._micro_batches.weight)
                 loss.backward()
                 total += loss.detach()
             return total
@@ -242,5 +242,5 @@ class Stepper:
         self.n_skipped, self.n_skipped_in_a_row = state['n_skipped'], state['n_skipped_in_a_row']
         if state['scaler']:
             self.scaler.load_state_dict(state['scaler'])
-        if self._parts.is_auto:
-            self._parts.size = state.get('microbatch_size')
+        if self._micro_batches.is_auto:
+            self._micro_batches.size = state.get('microbatch_size')

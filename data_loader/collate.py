@@ -1,4 +1,4 @@
-"""How samples become a batch, where torch's default_collate will not do."""
+"""PadCollate: a batch of sequences of different length, which torch's default_collate refuses."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from armature import record
+from armature.run import record
 from armature.seed import seed_everything
 from base import BaseDataLoader, BaseModel
 from model.metric import accuracy

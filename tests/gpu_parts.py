@@ -35,7 +35,7 @@ from armature.checkpoint import files
 from armature.config.read import read_config
 from armature.processes.devices import prepare_device
 from armature.processes.launch import PR_SET_PDEATHSIG
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from base import BaseDataLoader, BaseModel
 from model.metric import accuracy, top_k_acc
 from model.model import MnistModel

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAME = ROOT / 'armature'
-SHELVES = ('errors', 'seed', 'batch', 'compare', 'record')  # files that stand in no room
+SHELVES = ('errors', 'seed', 'batch', 'compare', 'run_files')  # files that stand in no room
 # Each room, and those that it may import from; all may import from the shelves.
 BELOW = {
     'processes': (),

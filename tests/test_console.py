@@ -12,9 +12,9 @@ import termios
 import pytest
 import torch
 
-from armature.record import read_table
 from armature.run import console
 from armature.run.console import results, shown, shown_time, table_line
+from armature.run_files import read_table
 from base import BaseTrainer
 from tests import warm
 from tests.conftest import ROOT

@@ -34,11 +34,12 @@ from armature.data.order import (
     first_pass,
     one_pass,
 )
-from armature.data.reading import InMemory, augmented_batch
+from armature.data.reading import InMemory, Reader
 from armature.data.split import split_indices as split_tensors
 from armature.data.stream import StreamDataLoader
 from armature.data.workers import start_worker
 from armature.errors import STOP_CODES, ConfigError, DataError
+from armature.seed import key
 from base import BaseDataLoader
 from base.stepper import Stepper
 from data_loader.collate import PadCollate
@@ -516,8 +517,10 @@ def test_random_transforms_of_data_on_a_gpu_are_keyed_there_too(monkeypatch):
     seeds = []
     module = SimpleNamespace(manual_seed=seeds.append)
     monkeypatch.setattr(torch, 'get_device_module', lambda device: module)
-    augmented_batch(torch.zeros(2, 3, device='meta'), [torch.relu, torch.relu], [10, 20])
-    assert seeds == [10, 11, 20, 21]
+    reader = Reader(None, [torch.relu, torch.relu])
+    reader.augmented_batch(torch.zeros(2, 3, device='meta'), 1, 0, [5, 6])
+    one, other = (key(1, 'augment', 0, index) for index in (5, 6))
+    assert seeds == [one, one + 1, other, other + 1]
 
 
 def packed(samples):

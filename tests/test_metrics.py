@@ -11,7 +11,7 @@ from torchmetrics import classification
 
 from armature.batch import Batch, Share
 from armature.errors import ConfigError
-from armature.run.metrics import numbers, reported
+from armature.run.metric_tracker import numbers, reported
 from model.metric import accuracy, top_k_acc
 from parse_config import ConfigParser
 from utils import MetricTracker

@@ -17,7 +17,7 @@ from torch import nn
 
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
-from armature.record import read_table
+from armature.run_files import read_table
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from logger.visualization import TensorboardWriter
 from parse_config import ConfigParser

@@ -144,6 +144,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_pass(output, tmp_p
     with pytest.raises(DataError, match='expected a file to write, in a folder that is there'):
         check_output(output)
     check_output('out.csv')
+    check_output(os.devnull)
 
 
 def changed(run: Path, folder: Path, change) -> Path:

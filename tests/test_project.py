@@ -164,7 +164,7 @@ def old(tmp_path):
     edit(folder / 'trainer/trainer.py', lambda lines: [*lines, '# my trainer'])
     edit(folder / 'train.py', lambda lines: [*lines, '# my recipe'])
     (folder / 'utils/mine.py').write_text('MINE = 1\n')
-    (folder / 'armature/run/metrics.py').unlink()
+    (folder / 'armature/run/metric_tracker.py').unlink()
     (folder / 'armature/errors.py').write_bytes(
         (folder / 'armature/errors.py').read_bytes().replace(b'\n', b'\r\n')
     )
@@ -208,7 +208,7 @@ def test_update_merges_both_sides_and_loses_nothing(old, newer):
     assert (
         now['base/brand_new.py'] == b'NEW = 1\n'
         and 'logger/visualization.py' not in now
-        and 'armature/run/metrics.py' not in now
+        and 'armature/run/metric_tracker.py' not in now
     )
     untouched = (
         'trainer/trainer.py',

@@ -14,14 +14,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
-from armature import record as record_module
+from armature import run_files
 from armature.checkpoint.files import load, newest_run, save
 from armature.errors import ConfigError, UserError
-from armature.record import read_table, values_of
 from armature.run import record as record_writer
 from armature.run.folder import RunPlace, claim
 from armature.run.record import RunRecord
 from armature.run.stop import Stopped
+from armature.run_files import read_table, values_of
 from parse_config import ConfigParser
 from trainer import Trainer
 
@@ -113,7 +113,7 @@ def test_a_file_system_without_locks_is_not_another_training(tmp_path, monkeypat
     def no_locks(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(record_module.fcntl, 'lockf', no_locks)
+    monkeypatch.setattr(run_files.fcntl, 'lockf', no_locks)
     with RunRecord(tmp_path).training():
         pass
     assert len(caplog.records) == 1 and os.strerror(number) in caplog.text
@@ -127,9 +127,9 @@ def test_windows_locks_by_msvcrt(tmp_path, monkeypatch):
             raise OSError(errno.EACCES, 'Permission denied')
         locked.append((mode, n_bytes))
 
-    monkeypatch.setattr(record_module, 'fcntl', None)
+    monkeypatch.setattr(run_files, 'fcntl', None)
     stand_in = types.SimpleNamespace(locking=locking, LK_NBLCK=2)
-    monkeypatch.setattr(record_module, 'msvcrt', stand_in, raising=False)
+    monkeypatch.setattr(run_files, 'msvcrt', stand_in, raising=False)
     with (
         RunRecord(tmp_path).training(),
         pytest.raises(UserError, match='Permission denied'),
@@ -279,6 +279,19 @@ def test_a_file_that_somebody_reads_is_replaced_when_it_is_let_go(tmp_path, monk
     with pytest.raises(PermissionError):
         record_writer.write_json({'a': 2}, tmp_path / 'a.json')
     assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs named pipes')
+def test_a_link_stays_one_and_nothing_takes_the_place_of_a_pipe(tmp_path):
+    (tmp_path / 'there').write_text('old')
+    (tmp_path / 'link').symlink_to('there')
+    record_writer.write_text(tmp_path / 'link', 'new')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'there').read_text() == 'new'
+    os.mkfifo(tmp_path / 'pipe')
+    reading = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+    record_writer.write_text(tmp_path / 'pipe', 'new')
+    assert os.read(reading, 10) == b'new' and (tmp_path / 'pipe').is_fifo()
+    os.close(reading)
 
 
 # With a trainer

@@ -10,10 +10,10 @@ import time
 import pytest
 import torch
 
-from armature import record as record_module
-from armature.record import code_of, read_table
+from armature import run_files
 from armature.run.folder import claim
-from armature.run.record import RunRecord, rates_of
+from armature.run.record import RunRecord, code_of, rates_of
+from armature.run_files import read_table
 from tests.conftest import ROOT
 from tools.run_files import find_runs, read_config, read_record, read_test
 from trainer import Trainer
@@ -85,8 +85,8 @@ def test_a_look_at_a_run_that_is_trained_here_does_not_let_go_of_it(run):
         read_record(run)
         pid = os.fork()
         if pid == 0:
-            record_module.locked_here.clear()
-            os._exit(7 if record_module.is_trained(run) else 1)
+            run_files.locked_here.clear()
+            os._exit(7 if run_files.is_trained(run) else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 

@@ -27,7 +27,7 @@ from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError, NonFiniteError, UserError
 from armature.processes import devices
 from armature.run.checks import broken_weights
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from armature.step.average import Average
 from armature.step.losses import WeightedLosses
 from armature.step.micro_batches import OUT_OF_MEMORY, Reduction

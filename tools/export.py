@@ -33,7 +33,7 @@ from armature.checkpoint import packed
 from armature.config.build import ROOT
 from armature.data.order import first_pass
 from armature.errors import ConfigError, DataError, UserError, exit_on_user_error
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from parse_config import ConfigParser
 from tools import packing
 from tools.exported_model import KEY, ExportedModel

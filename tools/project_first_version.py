@@ -48,7 +48,7 @@ RENAMED = {
     'utils/dist.py': 'armature/processes/dist.py',
     'utils/errors.py': 'armature/errors.py',
     'utils/job.py': 'armature/processes/launch.py',
-    'utils/metrics.py': 'armature/run/metrics.py',
+    'utils/metrics.py': 'armature/run/metric_tracker.py',
     'utils/old_style.py': f'{ASIDE}/old_style.py',
     'utils/seed.py': 'armature/seed.py',
 }

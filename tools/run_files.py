@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from armature.record import (
+from armature.run_files import (
     CONFIG,
     RECORD,
     TABLE,

@@ -22,7 +22,7 @@ from typing import Any
 from armature.config.read import parse_value, show
 from armature.config.spelling import did_you_mean
 from armature.errors import UserError, positive
-from armature.record import CONFIG, RECORD, TABLE, read_table
+from armature.run_files import CONFIG, RECORD, TABLE, read_table
 from tools.run_files import find_runs, read_config, read_record, read_test
 
 PROJECT = Path(__file__).resolve().parent.parent

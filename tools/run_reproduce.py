@@ -12,7 +12,7 @@ from pathlib import Path
 
 from armature.config.read import all_paths, lookup
 from armature.errors import UserError
-from armature.record import CHANGES
+from armature.run_files import CHANGES
 from tools.run_files import find_runs, read_config
 from tools.run_records import PROJECT, Run
 

@@ -22,7 +22,7 @@ from itertools import groupby
 from pathlib import Path
 
 from armature.errors import UserError, exit_on_user_error, positive
-from armature.record import CHANGES, is_trained
+from armature.run_files import CHANGES, is_trained
 from tools.run_files import read_config
 from tools.run_records import (
     SEED,

@@ -35,8 +35,8 @@ from armature.errors import (
     positive,
 )
 from armature.processes.devices import devices_by_name
-from armature.record import TABLE, read_table
 from armature.run.record import write_json
+from armature.run_files import TABLE, read_table
 from tools.print_config import describe
 from tools.run_files import read_config, read_record
 from tools.run_records import number as number_or_none

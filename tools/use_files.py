@@ -119,9 +119,11 @@ def check_output(output: str | None) -> None:
     """Refuse a file that cannot be written, before a long pass and not after it."""
     if output is None:
         return
-    folder = Path(output).parent
-    if Path(output).is_dir() or not folder.is_dir():
+    path, folder = Path(output), Path(output).resolve().parent
+    if path.is_dir() or not folder.is_dir():
         raise DataError(f'-o {output}: expected a file to write, in a folder that is there')
+    if path.exists() and not path.is_file():
+        return  # a device or a pipe
     if not os.access(folder, os.W_OK):
         raise DataError(f'-o {output} cannot be written: make {folder} writable')
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from armature.data.order import epoch_length
 from armature.processes import dist
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from base import BaseTrainer
 from base.stepper import Stepper
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from armature.processes.devices import prepare_device as prepare_device
-from armature.run.metrics import MetricTracker as MetricTracker
+from armature.run.metric_tracker import MetricTracker as MetricTracker
 from armature.run.record import read_json as read_json
 from armature.run.record import write_json as write_json
 

@@ -28,7 +28,7 @@ from armature.checkpoint.plain import to_plain
 from armature.checkpoint.weights import tested_weights
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
-from armature.record import CONFIG, RECORD, read_object
+from armature.run_files import CONFIG, RECORD, read_object
 
 FORMAT = 2
 FORMATS = (1, FORMAT)  # those that are read; 1 is the first version's
@@ -76,7 +76,7 @@ def _to_disk(state, paths):
     _pickle_in(buffer)  # what load() would not take is not written in the first place
     add_digest(buffer)
     try:
-        _write_all(paths, buffer.getbuffer())
+        _replace_all(paths, buffer.getbuffer())
     except OSError as error:
         raise CheckpointError(
             f'{paths[0]} could not be written: {error.strerror or error}. It needs '
@@ -101,7 +101,7 @@ def _digest(content):
     return DIGEST_PREFIX + hashlib.sha256(content).hexdigest().encode()
 
 
-def _write_all(paths, content):
+def _replace_all(paths, content):
     """Everything that takes space goes into temporary files first; then names are exchanged."""
     # Names that nobody reads until the bytes are safe, in the same folder because a rename is
     # atomic only within one file system.

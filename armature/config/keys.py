@@ -136,7 +136,7 @@ TRAINER = {
     ),
     'microbatch_size': Key(
         COUNT | Literal['auto'],
-        'samples in memory at a time; the result stays the same',
+        'samples in memory at a time; the result stays the same, but for dropout and BatchNorm',
         None,
     ),
     'max_grad_norm': Key(ABOVE_0, 'clip the gradient to this norm', None),

@@ -19,7 +19,7 @@ import torch
 
 from armature.checkpoint.files import load_head
 from armature.errors import ConfigError, DataError
-from armature.record import RECORD, read_object
+from armature.run_files import RECORD, read_object
 from armature.seed import own_randomness
 
 N_READ = 64  # samples whose content stands for that of all

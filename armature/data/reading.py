@@ -75,12 +75,33 @@ class Reader(Dataset):
                     seed_sample(key(seed, 'sample', number, index))
                 sample = self.dataset[index]
                 if self.transforms and sample is not None:
-                    its_key = key(seed, 'augment', number, index)
-                    sample = on_input(augmented, sample, self.transforms, its_key)
+                    sample = on_input(self.augmented, sample, seed, number, index)
             except Exception as error:
                 raise about_sample(index, self.dataset, error)  # noqa: B904 (it may be the same)
             samples.append(sample)
         return samples
+
+    def augmented(self, data: Any, seed: int, number: int, index: int) -> Any:
+        """The input of sample `index` in pass `number`, after one transform after the other.
+
+        Each draws from generators that start where its key says. To be called where the global
+        generators are ours (`own_randomness`).
+        """
+        its_key = key(seed, 'augment', number, index)
+        # A tensor may be on a GPU. (An array of numpy has a device, too, which is a text.)
+        for place, transform in enumerate(self.transforms):
+            seed_sample(its_key + place, data.device if isinstance(data, torch.Tensor) else None)
+            data = transform(data)
+        return data
+
+    def augmented_batch(
+        self, data: torch.Tensor, seed: int, number: int, indices: list[int]
+    ) -> torch.Tensor:
+        """(batch, ...) inputs of the samples at `indices`: what `augmented` gives for each."""
+        with own_randomness(0):
+            return torch.stack(
+                [self.augmented(one, seed, number, index) for one, index in zip(data, indices)]
+            )
 
     def finished(self, content: Any) -> Any:
         """The content of a batch, transformed, and its classes numbered as training does."""
@@ -111,29 +132,6 @@ def on_input(transform: Callable, content: Any, *more: Any) -> Any:
     if type(content) in (tuple, list):
         return [transform(content[0], *more), *content[1:]]
     return transform(content, *more)
-
-
-def augmented(data: Any, transforms: Sequence[Callable], its_key: int) -> Any:
-    """The input of the sample with this key, after one transform after the other.
-
-    Number i draws from generators that start at key + i. To be called where the global generators
-    are ours (`own_randomness`).
-    """
-    for number, transform in enumerate(transforms):
-        # A tensor may be on a GPU. (An array of numpy has a device, too, which is a text.)
-        seed_sample(its_key + number, data.device if isinstance(data, torch.Tensor) else None)
-        data = transform(data)
-    return data
-
-
-def augmented_batch(
-    data: torch.Tensor, transforms: Sequence[Callable], keys: Sequence[int]
-) -> torch.Tensor:
-    """(batch, ...) inputs, each with its key; what `augmented` gives for each."""
-    with own_randomness(0):
-        return torch.stack(
-            [augmented(one, transforms, its_key) for one, its_key in zip(data, keys)]
-        )
 
 
 def _why_no_batch(indices: list[int], samples: list) -> str:

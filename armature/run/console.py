@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from armature.checkpoint.files import BEST
 from armature.checkpoint.weights import bare
 from armature.processes import dist
-from armature.record import values_of
 from armature.run.record import rates_of
+from armature.run_files import values_of
 
 CELL = 9  # characters of a column at least: those of 1.234e-05
 WIDTH = 120  # characters of a line where it is no terminal

@@ -16,8 +16,8 @@ from armature.config.read import show
 from armature.config.values import violation
 from armature.errors import ConfigError
 from armature.processes import dist
-from armature.record import CONFIG, LOCK, RECORD, VERSION
 from armature.run.record import PROJECT, write_json
+from armature.run_files import CONFIG, LOCK, RECORD, VERSION
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """What a run tells of itself: what it is (run.json), what its epochs reported (metrics.csv), what a
-test found (test.json). armature/record.py reads them."""
+test found (test.json). armature/run_files.py reads them."""
 
 import csv
 import errno
@@ -9,27 +9,38 @@ import json
 import logging
 import os
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from armature import record as records
+from armature import run_files
 from armature.checkpoint.files import BEST, begun, free_bytes, replace
 from armature.errors import UserError
 from armature.processes import dist
 from armature.processes import launch as job
 from armature.processes.devices import device_name
-from armature.record import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object, values_of
 from armature.run.stop import Stopped
+from armature.run_files import CHANGES, CONFIG, LOCK, RECORD, TABLE, read_object, values_of
 
 PROJECT = Path(__file__).resolve().parents[2]
+SOURCES = re.compile(
+    r'\.(py|pyx|c|cc|cpp|cu|h|json|toml|yaml|yml|cfg|ini|txt|md|sh|sbatch)', re.IGNORECASE
+)
+MAX_BYTES = 2**20  # of a patch, and of a source in it
+MAX_NAMES = 100  # of files that are left out
+GIT_S = 5
 logger = logging.getLogger(__name__)
 
 
@@ -51,11 +62,11 @@ class RunRecord:
 
     def made_by(self, device: torch.device) -> dict[str, Any]:
         """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
-        code, self._patch = dist.on_main(records.code_of, PROJECT, self.folder.parents[2])
+        code, self._patch = dist.on_main(code_of, PROJECT, self.folder.parents[2])
         return {
             'command': list(sys.argv),
             'git': code,
-            'versions': records.versions(PROJECT) | {'torch': str(torch.__version__)},
+            'versions': versions(PROJECT) | {'torch': str(torch.__version__)},
             'hardware': {
                 'device': device_name(device),
                 'machine': platform.machine(),
@@ -90,13 +101,13 @@ class RunRecord:
                 self.note(state=state, reason=reason, ended=datetime.now(UTC).isoformat())
             if self._lock_file:
                 self._lock_file.close()
-                records.locked_here.discard(self.folder.resolve())
+                run_files.locked_here.discard(self.folder.resolve())
 
     def _lock(self) -> None:
         with self._writing(stops=True):
             handle = self._lock_file = open(self.folder / LOCK, 'a')  # noqa: SIM115 (kept)
             try:
-                records.lock(handle, alone=True)
+                run_files.lock(handle, alone=True)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                     handle.close()
@@ -111,14 +122,14 @@ class RunRecord:
             handle.truncate(0)
             handle.write('\n'.join(job.agents))
             handle.flush()
-        records.locked_here.add(self.folder.resolve())
+        run_files.locked_here.add(self.folder.resolve())
 
     def begin(self, config: dict, **facts: Any) -> None:
         """Write what the run is and what its finished epochs reported, before the first step."""
         before = self._before()
         self._began = time.monotonic() - (before.get('seconds') or 0)
         record = {
-            'version': records.VERSION,
+            'version': run_files.VERSION,
             'name': config.get('name'),
             'run': self.folder.name,
             'state': 'running',
@@ -157,7 +168,7 @@ class RunRecord:
 
     def note(self, **facts: Any) -> None:
         """Put `facts` into run.json, also of a training that does not call `begin`."""
-        known = self.facts or {'version': records.VERSION} | self._before() | {'state': 'running'}
+        known = self.facts or {'version': run_files.VERSION} | self._before() | {'state': 'running'}
         self.facts = known | facts
         if self._began is not None:
             self.facts['seconds'] = time.monotonic() - self._began
@@ -210,6 +221,87 @@ def as_read(config: Any) -> dict:
     return read_json(written) if written.is_file() else config.config
 
 
+# What the code is
+
+
+def versions(project: Path) -> dict[str, str]:
+    """Of Python and of each installed package that a requirements*.txt of the project names."""
+    found = {'python': platform.python_version()}
+    for file in sorted(project.glob('requirements*.txt')):
+        text = file.read_text(encoding='utf-8', errors='replace')
+        for name in re.findall(r'^[A-Za-z0-9][\w.-]*', text, re.MULTILINE):
+            with suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+    return found
+
+
+def code_of(project: Path, saved: Path) -> tuple[dict[str, Any], bytes]:
+    """The commit that runs and what is not committed: (run.json's "git", a patch).
+
+    `git apply` makes the code of the run from the commit. The patch holds sources only, new ones
+    too, and has at most a megabyte; "left_out" names other files that are changed. saved: where
+    runs are, which are no part of the code. Empty without git or outside a repository.
+    """
+    said = os.fsdecode(_git(project, 'rev-parse', 'HEAD', '--git-path', 'index')).splitlines()
+    if len(said) != 2:
+        return {}, b''
+    diff = ['diff', 'HEAD', '--relative', '--no-renames', '--no-ext-diff', '--no-textconv']
+    # Listed first: `git add` would take a second for each 200,000 files of data.
+    new = _names(project, 'ls-files', '--others', '--exclude-standard', '-z')
+    changed = _names(project, *diff, '--name-only', '-z')
+    # Runs and data may be kept in the project's own folder.
+    apart = saved / 'models', saved / 'log', project / 'data'
+    names = [
+        name
+        for name in sorted(new | changed)
+        if not any(map((project / name).is_relative_to, apart))
+    ]
+    taken, patch = [name for name in names if _is_source(project / name)], b''
+    if taken:
+        # What is new is only seen by `git diff` once the index knows of it: a copy of the index.
+        with TemporaryDirectory() as scratch, suppress(OSError):
+            index = shutil.copy(project / said[1], scratch)
+            added = [name for name in taken if name in new]
+            _git(project, 'add', '--intent-to-add', '--', *added, GIT_INDEX_FILE=index)
+            style = ['--no-color', '--src-prefix=a/', '--dst-prefix=b/']
+            patch = _git(project, *diff, *style, '--', *taken, GIT_INDEX_FILE=index)
+    if len(patch) > MAX_BYTES:
+        patch = b''
+    left_out = [name for name in names if not patch or name not in taken]
+    if len(left_out) > MAX_NAMES:
+        left_out[MAX_NAMES:] = [f'{len(left_out) - MAX_NAMES} more']
+    changes = CHANGES if patch else None
+    return {'commit': said[0], 'changes': changes, 'left_out': left_out}, patch
+
+
+def _is_source(path: Path) -> bool:
+    is_big = path.is_file() and path.stat().st_size > MAX_BYTES
+    return bool(SOURCES.fullmatch(path.suffix)) and not is_big
+
+
+def _names(project: Path, *arguments: str) -> set[str]:
+    return {os.fsdecode(name) for name in _git(project, *arguments).split(b'\0') if name}
+
+
+def _git(project: Path, *arguments: str, **settings: str) -> bytes:
+    """What git says; empty where it fails or takes too long. settings: for its environment."""
+    # git sets GIT_DIR and more for what it starts (a hook, an alias): that is another repository's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('GIT_')}
+    environment |= {'GIT_OPTIONAL_LOCKS': '0', **settings}
+    command = ['git', '--literal-pathspecs', '-C', str(project), *arguments]
+    try:
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=GIT_S,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return b''
+
+
 # Other files
 
 
@@ -218,13 +310,13 @@ def write_test(checkpoint: Path, epoch: int | None, **found: Any) -> Path:
     with checkpoint.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     said = {
-        'version': records.VERSION,
+        'version': run_files.VERSION,
         'checkpoint': {'file': checkpoint.name, 'sha256': digest, 'epoch': epoch},
         **found,
         'when': datetime.now(UTC).isoformat(),
         'command': list(sys.argv),
     }
-    path = checkpoint.with_name(records.TEST)
+    path = checkpoint.with_name(run_files.TEST)
     try:
         write_json(said, path)
     except OSError as error:
@@ -244,7 +336,14 @@ def write_json(content: Any, fname: str | Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Make `text` the content of a file: readers, and a full disk, find the old one or the new."""
+    """Make `text` the content of a file: readers, and a full disk, find the old one or the new.
+
+    A link keeps leading to the file; a device or a pipe is written to, for nothing may replace it.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding='utf-8')
+        return
+    path = path.resolve()
     unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         unfinished.write_text(text, encoding='utf-8', newline='')

@@ -32,8 +32,8 @@ from armature.compare import ABSENT, differences, first_difference
 from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
-from armature.record import TABLE, read_table, values_of
 from armature.run.saving import NAMES, stateful_of
+from armature.run_files import TABLE, read_table, values_of
 from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
 from armature.step.optimizers import owners

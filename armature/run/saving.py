@@ -26,7 +26,7 @@ from armature.checkpoint.plain import mapped
 from armature.checkpoint.weights import bare
 from armature.errors import CheckpointError
 from armature.processes import dist
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from armature.run.record import as_read
 from armature.seed import rng_state
 from armature.step.average import Average

@@ -3,7 +3,7 @@
 import torch
 from torchmetrics.classification import BinaryF1Score
 
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 
 torch.manual_seed(0)
 target = (torch.rand(100) < 0.2).long()  # one in five is 1

@@ -1,6 +1,6 @@
 """Trains models that compute their losses themselves, as torchvision's detectors do."""
 
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from trainer import Trainer
 
 

@@ -8,7 +8,7 @@ from torchvision.utils import make_grid
 
 import model.model as module_arch
 from armature.checkpoint.weights import bare
-from armature.run.metrics import MetricTracker
+from armature.run.metric_tracker import MetricTracker
 from base.stepper import Stepper
 from trainer import Trainer
 
