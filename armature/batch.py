@@ -243,6 +243,8 @@ def described(content: Any) -> str:
         return f'a dict with {", ".join(map(repr, content))}'
     if isinstance(content, (list, tuple)):
         return f'{len(content)} parts ({", ".join(type(each).__name__ for each in content[:5])})'
+    if isinstance(content, torch.Tensor):
+        return f'one {type(content).__name__} {tuple(content.shape)}'
     return f'one {type(content).__name__}'
 
 

@@ -21,10 +21,10 @@ def top_k_acc(output: torch.Tensor, target: torch.Tensor, k: int = 3) -> torch.T
 
     output: (batch, classes) scores; target: (batch,) class indices. Returns 0 to 1, a 0-dim tensor.
     """
-    if k > output.shape[1]:
+    if not 1 <= k <= output.shape[1]:
         raise ConfigError(
             f'metrics: top_k_acc with k = {k}, and the model gives {output.shape[1]} scores a '
-            'sample: give it a smaller k ("args": {"k": ...}), or leave it out'
+            'sample: give it a k from 1 to that ("args": {"k": ...}), or leave it out'
         )
     return (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1).mean(dtype=torch.float)
 

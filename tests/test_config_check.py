@@ -106,6 +106,42 @@ def report(config: dict) -> str:
             {'lr_scheduler__interval': 'batch'},
             'lr_scheduler.interval: expected "epoch" or "step", got "batch"',
         ),
+        (
+            {'lr_scheduler': {'type': 'MultiStepLR', 'args': {'milestones': ['2']}}},
+            'lr_scheduler.args.milestones: expected a whole number as item 0, got ["2"]',
+        ),
+        (
+            {'lr_scheduler': {'type': 'MultiStepLR', 'args': {'milestones': [2], 'gamma': None}}},
+            'lr_scheduler.args.gamma: expected a number, got null',
+        ),
+        (
+            {
+                'lr_scheduler': {
+                    'type': 'SequentialLR',
+                    'args': {'milestones': [4, 2], 'schedulers': []},
+                }
+            },
+            'lr_scheduler.args.milestones: expected numbers that rise, got [4, 2]',
+        ),
+        (
+            {
+                'lr_scheduler': {
+                    'type': 'OneCycleLR',
+                    'args': {'max_lr': 0.1, 'epochs': 3, 'steps_per_epoch': 1},
+                }
+            },
+            'lr_scheduler.args.total_steps: is 3 epochs, but the run has 60',
+        ),
+        ({'loss': []}, 'loss: is an empty list: name at least one loss'),
+        (
+            {'loss': {'type': 'nll_loss', 'weight': 0.5}},
+            'loss.weight: multiplies a term of several: write "loss": [{...}], or leave it out',
+        ),
+        (
+            {'data_loader__args__augment': [{'type': 'RandomCrop', 'arg': {'size': 9}}]},
+            "data_loader.args.augment.0.arg: unknown key (did you mean 'args'?)",
+        ),
+        ({'trainer__save_dir': ''}, 'trainer.save_dir: expected a path that is not empty, got ""'),
         ({'loss': 'nl_loss'}, 'loss: no loss is called "nl_loss" (did you mean \'nll_loss\'?)'),
         (
             {'loss': {'type': 'CrossEntropyLoss', 'args': {'smoothing': 1}}},

@@ -175,6 +175,9 @@ def test_an_empty_pipe_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parsed(['-c', '/dev/null'])
     assert 'empty (only one process can read a pipe' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parsed(['-c', '/dev/fd/999'])
+    assert 'No such file or directory (only one process can' in capsys.readouterr().err
 
 
 def test_two_configs_are_refused(monkeypatch, capsys):
@@ -183,6 +186,13 @@ def test_two_configs_are_refused(monkeypatch, capsys):
         parsed(['-c', 'config.json', '--config=configs/mnist.json'])
     said = capsys.readouterr().err
     assert '-c is given 2 times: name one config' in said
+    for again in (['-cconfigs/mnist.json'], ['--conf', 'configs/mnist.json']):
+        with pytest.raises(SystemExit):
+            parsed(['-c', 'config.json', *again])
+        assert '-c is given 2 times: name one config' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parsed(['-r', 'one', '-r', 'other'])
+    assert '-r is given 2 times: name one checkpoint' in capsys.readouterr().err
 
 
 def test_one_set_takes_several_assignments(monkeypatch):
@@ -210,6 +220,10 @@ def test_home_and_variables_are_filled_in(tmp_path, monkeypatch):
         assert config.as_read['trainer']['save_dir'] == save_dir  # another machine has another home
     with pytest.raises(ConfigError, match=r'"\$NOT_SET/x": the environment has no \$NOT_SET'):
         _ = ConfigParser({'name': 'x', 'trainer': {'save_dir': '$NOT_SET/x'}}).save_dir
+    monkeypatch.setenv('EMPTY', '')
+    for save_dir in ('$EMPTY/runs', '~nobody-of-that-name/runs'):
+        with pytest.raises(ConfigError, match='the environment has no'):
+            _ = ConfigParser({'name': 'x', 'trainer': {'save_dir': save_dir}}).save_dir
 
 
 def test_options_change_the_config(tmp_path, monkeypatch):
@@ -226,6 +240,17 @@ def test_options_change_the_config(tmp_path, monkeypatch):
         and config['data_loader']['args']['batch_size'] == 8
     )
     assert os.path.samefile(os.getcwd(), ROOT)
+    last = ['-c', 'config.json', '--set', 'optimizer.args.lr=0.1', '--lr', '0.5']
+    assert parsed(last, options)['optimizer']['args']['lr'] == 0.1  # --set has the last word
+
+
+def test_a_number_that_no_config_may_hold_is_refused_as_an_option_too(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    options = [CustomArgs(['--bs'], int, 'data_loader;args;batch_size')]
+    for number in ('9' * 23, '9' * 500):
+        with pytest.raises(SystemExit):
+            parsed(['-c', 'config.json', '--bs', number], options)
+        assert 'is not a number that a config may hold' in capsys.readouterr().err
 
 
 def test_an_option_for_a_section_that_is_not_there_is_an_error(capsys, monkeypatch):

@@ -16,6 +16,7 @@ import model.metric
 import model.model
 from armature.config import build as config_types
 from armature.config.build import KINDS, OWN, find, kind_of
+from armature.config.values import hint_of, parameters, violation
 from armature.errors import ConfigError
 from armature.step.micro_batches import Reduction
 from examples.tabular.data import CsvDataLoader
@@ -349,3 +350,12 @@ def test_metrics_have_names():
     output, target = torch.eye(3), torch.tensor([0, 1, 1])
     assert (first.__name__, second.__name__) == ('accuracy', 'top_k_acc')
     assert second(output, target) == first(output, target) and first(output, target) < 1
+
+
+def test_one_annotation_that_cannot_be_known_takes_no_other_along():
+    def build(sizes: 'Nowhere[int]', others: 'Sequence[int]' = (), bias: 'bool' = True):  # noqa: F821
+        """Annotated as for type checkers only."""
+
+    named, _ = parameters(build)
+    expected = {name: violation('false', hint_of(each)) for name, each in named.items()}
+    assert expected == {'sizes': None, 'others': 'a list [...]', 'bias': 'true or false'}

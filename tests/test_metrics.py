@@ -179,6 +179,23 @@ class OfKind(classification.MulticlassF1Score):
         super().update(output['kind'], target['kind'])
 
 
+@pytest.mark.parametrize('k', [-1, 0, 4])
+def test_a_k_that_says_nothing_is_one_line(k):
+    with pytest.raises(ConfigError, match=f'top_k_acc with k = {k}, and the model gives 3 scores'):
+        top_k_acc(torch.rand(2, 3), torch.zeros(2).long(), k)
+
+
+def test_what_torchmetrics_refuses_in_the_first_batch_is_one_line():
+    tracker = MetricTracker(metrics=[classification.MulticlassAccuracy(5)])
+    with pytest.raises(ConfigError, match=r'MulticlassAccuracy refuses a batch \(outputs: one Ten'):
+        measured(tracker)
+
+
+def test_no_metric_takes_the_place_of_the_duration():
+    with pytest.raises(ConfigError, match="would be reported as 'time'"):
+        MetricTracker(metrics=[named(recall(), 'time')])
+
+
 def test_outputs_and_targets_may_be_dicts_beside_torchmetrics():
     tracker = MetricTracker('loss', metrics=[named(OfKind(), 'f1')])
     for output, target in batches():

@@ -274,6 +274,8 @@ class EntryReader:
         args = known_arguments(target, self.document.values) | args
         if name == 'SequentialLR' and n_steps is not None:
             ends = [each for _, each in entries(args.get('milestones')) if isinstance(each, int)]
+            if ends != sorted(set(ends)):  # torch would leave out the schedulers between them
+                self.problem((*path, 'milestones'), f'expected numbers that rise, got {show(ends)}')
             for index, (begin, end) in enumerate(pairwise([0, *ends, n_steps])):
                 self.spans[(*path, 'schedulers', index)] = max(1, end - begin)
         inner = kind.inside()
@@ -323,6 +325,10 @@ class EntryReader:
 
     def value(self, value: Any, kind: Kind, path: tuple, reads_some: bool, shared: tuple) -> Any:
         """A value inside args with the objects in it built, to which the code gives `shared`."""
+        if isinstance(value, dict) and 'type' in value and not reads_some:
+            for key in value.keys() - {'type', 'args'}:
+                if nearest(key, ['args']):  # else it is no object to build
+                    self.problem((*path, key), "unknown key (did you mean 'args'?)")
         if self.is_object(value, kind, reads_some):
             call = self.call(value, kind, path, shared)
             return make(call, path, self.document) if self.builds and not self.problems else None

@@ -39,6 +39,8 @@ def _problems(document: Document, builds: dict | None) -> Iterator[Problem]:
     for path, entry, kind in _named(config, builds):
         if isinstance(type_of(entry), str):
             yield from _entry(document, path, entry, kind)
+    if 'loss' in builds:
+        yield from _loss(config.get('loss'))
     if 'metrics' in builds:
         yield from _monitor(config)
     if 'lr_scheduler' in builds:
@@ -130,6 +132,14 @@ def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[
 # What only several keys together can tell
 
 
+def _loss(section: Any) -> Iterator[Problem]:
+    if section == []:
+        yield Problem(('loss',), 'is an empty list: name at least one loss')
+    if lookup(section, ('weight',)) is not None:
+        text = 'multiplies a term of several: write "loss": [{...}], or leave it out'
+        yield Problem(('loss', 'weight'), text)
+
+
 def _monitor(config: dict) -> Iterator[Problem]:
     metric = str(lookup(config, ('trainer', 'monitor'))).partition(' ')[2].strip()
     reported = [*entries(config.get('metrics')), *entries(config.get('loss'))]
@@ -158,6 +168,9 @@ def _schedule(config: dict) -> Iterator[Problem]:
         text = f'{name} gives every group this lr, also where optimizer.groups says another: a '
         text += 'list has one for each group, those with a type last'
         yield Problem((*path, 'max_lr'), text, is_note=True)
+    both = args.get('epochs'), args.get('steps_per_epoch')  # of OneCycleLR
+    if all(isinstance(each, int) for each in both):
+        args.setdefault('total_steps', both[0] * both[1])
     unit = section.get('interval') or 'epoch'
     epochs, batches = trainer.get('epochs'), trainer.get('len_epoch') if unit == 'step' else 1
     if not isinstance(epochs, int) or not isinstance(batches, int):

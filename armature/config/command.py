@@ -1,13 +1,14 @@
 """The only place that reads the command line: its flags, the config it names, what lies over it."""
 
 import argparse
-import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
+from typing import Any
 
 from armature.checkpoint import files as checkpoint
 from armature.config.build import ROOT
@@ -17,6 +18,7 @@ from armature.config.read import (
     Document,
     all_paths,
     entries,
+    is_plain_number,
     lookup,
     parse_value,
     read_config,
@@ -42,6 +44,12 @@ FLAGS = {  # of every script that reads a config, unless it has one of that name
 }
 
 
+ONCE = {
+    'config': 'config. It can start from another one: "base": "FILE"',
+    'resume': 'checkpoint',
+    'device': 'place, such as -d 0,1',
+}
+
 # What we ask of a command, which a script's own parser need not know.
 ASKED = (
     'config',
@@ -63,7 +71,7 @@ def read_command(
     parser: with -c, -r and -d, or what it has parsed; `best_first` as one of its defaults lets a
     run folder mean its best checkpoint. options: CustomArgs.
     """
-    changes, given = {}, parser
+    changes, given, typed = {}, parser, _Counting()
     if isinstance(parser, argparse.ArgumentParser):
         for option in options:
             action = parser.add_argument(*option.flags, default=None, type=option.type)
@@ -73,15 +81,13 @@ def read_command(
                 parser.add_argument(flag, **settings)
         # A mistake is shown once, not by each process.
         with redirect_stderr(sys.stderr if dist.is_first_here() else None):
-            given = parser.parse_args()
+            given = parser.parse_args(namespace=typed)
     said = given._asdict() if hasattr(given, '_asdict') else vars(given)
     given = argparse.Namespace(**dict.fromkeys(ASKED) | said)
-    # argparse would silently take the last of two configs.
-    if (n_configs := len(_typed('-c|--config(=.*)?'))) > 1:
-        raise ConfigError(
-            f'-c is given {n_configs} times: name one config. It can start from another one: '
-            '"base": "FILE"'
-        )
+    # argparse sets the default first, and would silently take the last of two.
+    for name, what in ONCE.items():
+        if (n := typed.n_set[name] - 1) > 1:
+            raise ConfigError(f'-{name[0]} is given {n} times: name one {what}')
     _select_devices(given.device)
     resume, config = given.resume, given.config
     if resume is not None:
@@ -93,11 +99,24 @@ def read_command(
         document = _config_of(resume)
     else:
         raise ConfigError('which config? Give one with -c config.json, or a checkpoint with -r')
-    for assignment in given.set or ():
-        set_value(document, assignment)
     for dest, option in changes.items():
         set_option(document, option.target, said[dest], option.flags[-1])
+    for assignment in given.set or ():
+        set_value(document, assignment)
     return given, document, resume
+
+
+class _Counting(argparse.Namespace):
+    """Notes in `n_set` how often each name is set, whatever spelling of a flag was typed."""
+
+    __slots__ = ('n_set',)  # beside what `vars` gives
+
+    def __init__(self):
+        super().__setattr__('n_set', Counter())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.n_set[name] += 1
+        super().__setattr__(name, value)
 
 
 def add_flags(parser: argparse.ArgumentParser, best_first: bool = False) -> None:
@@ -187,7 +206,7 @@ def set_option(document: Document, target: str | Iterable[str], value, origin: s
         return
     path = tuple(target.split(';') if isinstance(target, str) else target)
     place = f'{origin}: {".".join(path)}'
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, (int, float)) and not is_plain_number(value):
         raise ConfigError(f'{place}: {value} is not a number that a config may hold')
     if len(path) > 1 and path[0] not in document.values:
         raise ConfigError(f'{place}: the config has no section {path[0]!r}')

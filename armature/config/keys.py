@@ -48,6 +48,7 @@ FOLDER_NAME = Annotated[
         'at either end, and none that Windows keeps for itself, such as CON',
     ),
 ]
+PATH = Annotated[str, Limit('pattern', r'(?s).+', 'a path that is not empty')]
 MONITOR = Annotated[
     str, Limit('pattern', r'off|(min|max) +\S.*', "'min <metric>', 'max <metric>' or 'off'")
 ]
@@ -95,7 +96,7 @@ COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-
 
 TRAINER = {
     'epochs': Key(COUNT, 'epochs to train'),
-    'save_dir': Key(str, 'folder for runs, relative to the project', 'saved/'),
+    'save_dir': Key(PATH, 'folder for runs, relative to the project', 'saved/'),
     'save_period': Key(COUNT, 'keep a checkpoint every so many epochs', 1),
     'verbosity': Key(Literal[0, 1, 2], 'log 0: warnings, 1: information, 2: everything', 2),
     'monitor': Key(
@@ -260,13 +261,15 @@ def settings_of(section: dict | None, table: dict = TRAINER) -> SimpleNamespace:
 
 
 def expanded(path: str) -> str:
-    """A path where the `~` or `$NAME` that it begins with is filled in; another text as it is."""
-    if not re.match(r'(~|\$[A-Z_][A-Z0-9_]*|\$\{[A-Z_][A-Z0-9_]*\})(/|$)', path):
+    """A path where the `~`, `~NAME` or `$NAME` that it begins with is filled in; another text as it
+    is."""
+    if not re.match(r'(~|~[\w.-]+(?=/)|\$[A-Z_][A-Z0-9_]*|\$\{[A-Z_][A-Z0-9_]*\})(/|$)', path):
         return path
-    full = os.path.expandvars(os.path.expanduser(path))
-    if full.startswith(('$', '~')):
-        raise ConfigError(f'{show(path)}: the environment has no {path.partition("/")[0]}')
-    return full
+    begin, slash, rest = path.partition('/')
+    full = os.path.expandvars(os.path.expanduser(begin))
+    if not full or full.startswith(('$', '~')):  # an empty one would lead to the root
+        raise ConfigError(f'{show(path)}: the environment has no {begin}')
+    return full + slash + rest
 
 
 def hyperparameters(config: dict, where: str = '') -> dict[str, Any]:

@@ -16,13 +16,14 @@ from armature.config.spelling import did_you_mean
 from armature.errors import ConfigError
 
 MAX_DEPTH = 64
-MAX_DIGITS = 19  # of a whole number: more do not fit into 64 bits
+MAX_DIGITS = 19  # of a whole number that is read: more do not fit into 64 bits
 STRING = r'"(?:[^"\\\n]|\\.)*"'
 COMMENT = re.compile(rf'({STRING})|//[^\n]*|/\*.*?\*/', re.DOTALL)
 LAST_COMMA = re.compile(rf'({STRING})|,(?=\s*[]}}])')
 VALUE = re.compile(rf'{STRING}\s*:|({STRING}|[\w.+-]+|[\[{{])')  # where one begins, after its key
 TOKEN = re.compile(rf'{STRING}|[\w.+-]+|.|$', re.DOTALL)  # what an error message shows
 DELETE = {'delete': True}
+OF_A_PIPE = ' (only one process can read a pipe: write the config to a file)'
 HINTS = {
     "'": ' (strings stand in double quotes)',
     'True': ' (did you mean true?)',
@@ -162,7 +163,7 @@ def parse(text: str, name: str) -> Document:
             return members
         if isinstance(value, list):
             return [settled(inner, (*path, index)) for index, inner in enumerate(value)]
-        if isinstance(value, (int, float)) and not math.isfinite(value):
+        if isinstance(value, (int, float)) and not is_plain_number(value):
             wrong = f'{TOKEN.match(text, at)[0][:20]} is too large, or no number'
             problems.append(Problem(path, wrong))
         return value
@@ -182,6 +183,11 @@ def parse(text: str, name: str) -> Document:
         raise ConfigError(f'{name}: nested deeper than {MAX_DEPTH} levels') from None
     document.refuse(problems)
     return document
+
+
+def is_plain_number(value: int | float) -> bool:
+    """Whether a config may hold it: finite, and a whole one within 64 bits."""
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
 
 
 def _blank(match: re.Match) -> str:
@@ -233,7 +239,7 @@ def _read_text(path: Path, name: str) -> str:
     try:
         content = path.read_bytes()
         if not content:
-            raise ValueError('empty (only one process can read a pipe: write the config to a file)')
+            raise ValueError(f'empty{OF_A_PIPE}')
         return content.decode('utf-8-sig')  # Windows editors put a byte order mark first
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b'\n') + 1
@@ -241,7 +247,8 @@ def _read_text(path: Path, name: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         others = path.parent.glob('*.json') if isinstance(error, FileNotFoundError) else ()
-        near = did_you_mean(path.name, [each.name for each in others])
+        is_pipe = name.startswith('/dev/fd/')
+        near = OF_A_PIPE if is_pipe else did_you_mean(path.name, [each.name for each in others])
         raise ConfigError(f'{show_path((name,))}: cannot be read: {reason}{near}') from None
 
 

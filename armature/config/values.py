@@ -1,5 +1,6 @@
 """What a value has to be: by an annotation, in the key table as in any signature."""
 
+import collections.abc
 import inspect
 import operator
 import re
@@ -121,12 +122,24 @@ def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
 
 def _signature(target: Callable) -> list[inspect.Parameter]:
     """Its parameters, annotations that are text evaluated; any at all for what is written in C."""
-    for evaluates in (True, False):
-        try:
-            return list(inspect.signature(target, eval_str=evaluates).parameters.values())
-        except Exception:  # names in annotations may stand there only for type checkers
-            pass
-    return [ANY_PARAMETER]
+    try:
+        found = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):
+        return [ANY_PARAMETER]
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    # Names in annotations may be imported for type checkers only, most of them from these.
+    names = vars(typing) | vars(collections.abc) | getattr(function, '__globals__', {})
+    return [each.replace(annotation=_evaluated(each.annotation, names)) for each in found]
+
+
+def _evaluated(annotation: Any, names: dict) -> Any:
+    """One annotation: each by itself, so that one that cannot be known takes no other along."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))  # as Python does: source, and no text of a config
+    except Exception:
+        return inspect.Parameter.empty
 
 
 def _passes_on(target: type, name: str) -> bool:

@@ -7,13 +7,22 @@ from typing import Any
 
 import torch
 
-from armature.batch import NO_BATCH, length, map_tensors
+from armature.batch import NO_BATCH, described, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
 from armature.step.micro_batches import Reduction, total_and_terms
 
-RESERVED = ('epoch', 'step', 'seconds', 'lr', 'learning_rate', 'grad_norm', 'samples_per_second')
+RESERVED = (
+    'epoch',
+    'step',
+    'seconds',
+    'time',
+    'lr',
+    'learning_rate',
+    'grad_norm',
+    'samples_per_second',
+)
 
 
 class MetricTracker:
@@ -256,7 +265,16 @@ class _Stateful:
             self._n_soft += (target != given).sum()
             if is_first:
                 self._refuse_soft_targets()
-        self.metric.update(output, target)
+        try:
+            self.metric.update(output, target)
+        except (RuntimeError, ValueError) as error:
+            if not is_first or not type(self.metric).__module__.startswith('torchmetrics'):
+                raise
+            reason = ' '.join(str(error).split())[:400]
+            raise ConfigError(
+                f'metrics: {self.name} refuses a batch (outputs: {described(output)}; targets: '
+                f'{described(target)}): {reason} Look at its args, or leave it out'
+            ) from error
         if is_first and device.type != 'cpu':
             for part in self._parts().values():  # looking at the arguments waits for the device
                 part.validate_args = False

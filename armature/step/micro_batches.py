@@ -200,7 +200,9 @@ class Reduction:
     def __init__(self, criterion: Any = None, loader: Any = None):
         losses = criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
         kinds = {_argument(each, 'reduction', 'mean') for each in losses}
-        if 'none' in kinds or len(kinds) > 1:
+        module = getattr(getattr(losses[0], 'func', losses[0]), '__module__', None) or ''
+        known = {'mean', 'sum', 'batchmean'} if module.startswith('torch.nn') else kinds
+        if kinds - known or 'none' in kinds or len(kinds) > 1:
             raise ConfigError(
                 'loss: expected one number for a batch, from losses of one reduction, "mean" or '
                 '"sum"'
