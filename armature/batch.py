@@ -263,19 +263,20 @@ def call_by_name(model: torch.nn.Module, parts: dict | None) -> None:
             return (), {**inputs[0], **keywords}
         return None
 
-    if forward_takes(model, **dict.fromkeys(names)):
+    if takes(model.forward, **dict.fromkeys(names)):
         model.register_forward_pre_hook(by_name, with_kwargs=True)
-    elif not forward_takes(model, None):
+    elif not takes(model.forward, None):
         raise ConfigError(
             f'batch.data is {names}, and {type(model).__name__}.forward takes '
-            f'{forward_arguments(model)}: give its arguments these names, or let it take one dict'
+            f'{argument_names(model.forward)}: give its arguments these names, or let it take one '
+            'dict'
         )
 
 
-def forward_takes(model: torch.nn.Module, *values: Any, **named: Any) -> bool:
-    """Whether the model's forward can be called with these; a traced module does not tell."""
+def takes(function: Callable, *values: Any, **named: Any) -> bool:
+    """Whether it can be called with these; the forward of a traced module does not tell."""
     try:
-        inspect.signature(model.forward).bind(*values, **named)
+        inspect.signature(function).bind(*values, **named)
     except TypeError:
         return False
     except ValueError:
@@ -283,6 +284,6 @@ def forward_takes(model: torch.nn.Module, *values: Any, **named: Any) -> bool:
     return True
 
 
-def forward_arguments(model: torch.nn.Module) -> str:
-    """The names of what the model's forward takes, for a message."""
-    return ', '.join(inspect.signature(model.forward).parameters)
+def argument_names(function: Callable) -> str:
+    """The names of what it takes, for a message."""
+    return ', '.join(inspect.signature(function).parameters)

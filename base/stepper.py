@@ -14,7 +14,8 @@ from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
-from armature.step.micro_batches import MicroBatches, Reduction, total_and_terms, weighted
+from armature.step.losses import total_and_terms
+from armature.step.micro_batches import MicroBatches, Reduction, weighted
 from armature.step.optimizers import clip_values, needs_closure, refuse_combinations
 from armature.step.schedule import Schedule
 

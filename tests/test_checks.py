@@ -85,7 +85,16 @@ def test_what_a_loss_can_take_is_let_through(loss, output, target):
         (nn.CrossEntropyLoss(), scores(2, 5, 50), torch.randint(50, (2, 5)), 'movedim'),
         (weighted, scores(4, 3), LABELS, 'int64: expected a float'),
         (nn.CrossEntropyLoss(torch.ones(2)), scores(4, 3), LABELS, r'\(2\) of float.* 3 classes'),
+        (F.nll_loss, scores(2, 5, 3, 3), torch.zeros(2, 1, 3, 3).long(), r'target.squeeze\(1\)'),
         (nn.MSELoss(), scores(4, 1), torch.randn(4), r'\(4, 1\).*\(4\).*output.squeeze'),
+        (nn.SoftMarginLoss(), scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4\).*output.squeeze'),
+        (F.hinge_embedding_loss, scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4\).*squeeze'),
+        (nn.MultiLabelSoftMarginLoss(), scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4\).*squeeze'),
+        (nn.BCELoss(), scores(4, 1) + 9, torch.ones(4, 1), 'let it end in a sigmoid'),
+        (
+            nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), scores(4, 3), torch.ones(4, 3),
+            r'pos_weight \(2\) of float32: expected one number for each output',
+        ),
         (F.l1_loss, scores(4), torch.randn(4, 1), r'target.squeeze'),
         (nn.HuberLoss(), scores(4), LABELS, r'target.float\(\)'),
         (nn.BCEWithLogitsLoss(), scores(4), LABELS, r'target.float\(\)'),
@@ -328,3 +337,86 @@ def test_targets_of_two_dimensions_in_memory_train(experiment):
     )
     trainer.train()
     assert trainer.epochs_done == 1
+
+
+def of_sum(output, target, size='sum'):
+    return F.nll_loss(output, target, reduction=size)
+
+
+class Inside(nn.Module):
+    def __init__(self, **arguments):
+        super().__init__()
+        self.loss = nn.NLLLoss(**arguments)
+
+    def forward(self, output, target):
+        return self.loss(output, target)
+
+
+class Focal(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__(reduction='none')
+
+    def forward(self, output, target):
+        return ((1 - output.exp().amax(1)) * super().forward(output, target)).mean()
+
+
+@pytest.mark.parametrize(
+    'criterion, is_odd',
+    [
+        (nn.NLLLoss(torch.tensor([1.0, 9.0])), False),
+        (nn.CrossEntropyLoss(reduction='sum'), False),
+        (Focal(), False),
+        (lambda output, target, reduction='sum': of_sum(output, target), False),
+        (of_sum, True),
+        (Inside(reduction='sum'), True),
+        (Inside(weight=torch.tensor([1.0, 9.0])), True),
+        (lambda output, target: F.nll_loss(output, target) * len(target), True),
+    ],
+)
+def test_loss_that_does_not_add_up_from_parts_is_said_where_there_are_parts(
+    experiment, criterion, is_odd, capsys
+):
+    trainer = experiment.trainer(epochs=1, microbatch_size=7)
+    trainer.criterion = criterion
+    trainer.train()
+    assert ('put together from their halves' in capsys.readouterr().out) == is_odd
+
+
+def test_looking_at_a_loss_leaves_no_trace(experiment):
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('n_calls', torch.zeros(()))
+
+        def forward(self, output, target):
+            self.n_calls += 1
+            return F.nll_loss(F.dropout(output), target)
+
+    seen = []
+    for size in (7, None):  # with parts it is looked at
+        trainer = experiment.trainer(epochs=1, microbatch_size=size)
+        trainer.criterion = Drawing()
+        trainer.train()
+        seen.append((trainer.criterion.n_calls.item(), trainer.history[-1]['loss']))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    'criterion, said',
+    [
+        (lambda output, target: (F.nll_loss(output, target), output), 'gives 2 parts'),
+        (lambda output, target: [F.nll_loss(output, target)], 'gives 1 parts'),
+        (lambda output, target: F.nll_loss(output, target).item(), 'gives one float'),
+        (lambda output, target: {}, 'gives a dict'),
+        (lambda output, target: F.nll_loss(output.detach(), target), 'no gradient leads from it'),
+        (
+            nn.TripletMarginLoss(),
+            'TripletMarginLoss takes anchor, positive, negative, and is given',
+        ),
+    ],
+)
+def test_what_no_loss_may_give_is_one_line_in_the_first_step(experiment, criterion, said):
+    trainer = experiment.trainer(epochs=1)
+    trainer.criterion = criterion
+    with pytest.raises(ConfigError, match=said):
+        trainer.train()

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from armature.batch import described, forward_arguments, forward_takes, is_structure
+from armature.batch import CannotCut, argument_names, cut, described, is_structure, takes
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare
+from armature.compare import first_difference
 from armature.data.order import samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
+from armature.seed import rng_state, set_rng_state
+from armature.step.losses import total_and_terms
+from armature.step.micro_batches import Reduction, weighted
 
 # What goes into the loss
 
@@ -31,6 +36,9 @@ ELEMENTWISE = (
     F.binary_cross_entropy_with_logits,
     F.poisson_nll_loss,
     F.kl_div,
+    F.hinge_embedding_loss,
+    F.soft_margin_loss,
+    F.multilabel_soft_margin_loss,
 )
 
 
@@ -67,6 +75,12 @@ class LossCheck(TorchFunctionMode):
                 )
                 check = self._of_classes if function in OF_CLASSES else self._elementwise
                 check(about, output, target, given.arguments)
+            if function is F.binary_cross_entropy and not ((output >= 0) & (output <= 1)).all():
+                raise ConfigError(
+                    f'loss {self.name}: binary_cross_entropy takes outputs from 0 to 1, and the '
+                    f'model gives {output.min():.4g} to {output.max():.4g}: let it end in a '
+                    'sigmoid, or take BCEWithLogitsLoss'
+                )
         return function(*args, **kwargs)
 
     def _of_classes(self, about, output, target, given):
@@ -93,10 +107,12 @@ class LossCheck(TorchFunctionMode):
             return
         expected = output.shape[:dim] + output.shape[dim + 1 :]
         if target.shape != expected:
+            shape = target.shape
+            spare = [at for at in range(len(shape)) if shape[:at] + shape[at + 1 :] == expected]
             raise ConfigError(
                 f'{about}, and expects targets {tuple(expected)}, with classes in dimension 1 of '
-                'the output: target.squeeze(-1) takes a column too many away, output.movedim(-1, '
-                '1) moves classes that come last'
+                f'the output: target.squeeze({(spare or [-1])[0]}) takes a dimension of size 1 '
+                'away, output.movedim(-1, 1) moves classes that come last'
             )
         if target.dtype not in (torch.int64, torch.uint8):
             raise ConfigError(f'{about}: expected int64 targets, as target.long() gives them')
@@ -116,6 +132,15 @@ class LossCheck(TorchFunctionMode):
                 'the other: bring one to the shape of the other, as output.squeeze(-1) in the '
                 'model or target.squeeze(-1) in the dataset does'
             )
+        for name in ('weight', 'pos_weight'):
+            if isinstance(weight := given.get(name), torch.Tensor):
+                sizes = zip(weight.shape[::-1], output.shape[::-1])
+                if weight.dim() > output.dim() or any(
+                    one not in (1, other) for one, other in sizes
+                ):
+                    raise ConfigError(
+                        f'{about}, and {name} {_kind(weight)}: expected one number for each output'
+                    )
         is_strict = {'delta', 'pos_weight', 'log_target'} & given.keys()
         if is_strict and not target.is_floating_point():
             raise ConfigError(f'{about}: expected targets of {output.dtype}, as target.float()')
@@ -135,20 +160,24 @@ def check_first_step(trainer: Any) -> None:
             f'data_loader.args.validation_split, or say "{trainer.mnt_mode} '
             f'{trainer.mnt_metric.removeprefix("val_")}"'
         )
-    if trainer.takes_pairs:
-        _refuse_more_inputs(bare(trainer.model))
     criterion = trainer.criterion
     name = getattr(criterion, '__name__', type(criterion).__name__)
+    if trainer.takes_pairs:
+        _refuse_more_inputs(bare(trainer.model))
+        _refuse_more_than_pairs(name, getattr(criterion, 'forward', criterion))
     check = LossCheck(name, functools.partial(_known_labels, trainer))
+    look = functools.partial(_look_at_loss, trainer, name, criterion)
     if isinstance(criterion, nn.Module):
-        _check_module_once(criterion, check)
+        _check_module_once(criterion, check, look)
     elif callable(criterion) and not hasattr(criterion, 'state_dict'):
 
         @functools.wraps(criterion)
         def checked(*args, **kwargs):
             trainer.criterion = criterion
             with check:
-                return criterion(*args, **kwargs)
+                loss = criterion(*args, **kwargs)
+            look(args, loss)
+            return loss
 
         # What else looks at the loss meanwhile sees the same function and arguments.
         checked.func = getattr(criterion, 'func', criterion)
@@ -164,22 +193,79 @@ def _refuse_more_inputs(model):
     """A ConfigError when model(data) cannot call its forward, which needs several arguments."""
     # A hook, or a __call__ of its own, may make several of one.
     is_plain = isinstance(model, nn.Module) and type(model).__call__ is nn.Module.__call__
-    if is_plain and not model._forward_pre_hooks and not forward_takes(model, None):
+    if is_plain and not model._forward_pre_hooks and not takes(model.forward, None):
         raise ConfigError(
-            f'{type(model).__name__}.forward takes {forward_arguments(model)}, and a batch gives '
-            'it one argument: let the dataset return a dict and name these of its parts in the '
-            'config ("batch": {"data": [...], "target": ...}), or let forward take one'
+            f'{type(model).__name__}.forward takes {argument_names(model.forward)}, and a batch '
+            'gives it one argument: let the dataset return a dict and name these of its parts in '
+            'the config ("batch": {"data": [...], "target": ...}), or let forward take one'
         )
 
 
-def _check_module_once(criterion, check):
+def _refuse_more_than_pairs(name, function):
+    """A ConfigError when the loss cannot be called with (output, target)."""
+    if callable(function) and not takes(function, None, None):
+        raise ConfigError(
+            f'loss {name} takes {argument_names(function)}, and is given (output, target): write a '
+            'function (output, target) in model/loss.py that calls it'
+        )
+
+
+def _look_at_loss(trainer, name, criterion, args, loss):
+    """What the first value of a loss tells: whether it trains, and whether it adds up from parts.
+
+    In parts, that of a batch is put together from those of micro-batches, or of processes.
+    """
+    total, _ = total_and_terms(loss)
+    if trainer.takes_pairs and torch.is_grad_enabled() and not total.requires_grad:
+        raise ConfigError(
+            f'loss {name}: no gradient leads from it to the model: leave out detach(), item() and '
+            'no_grad() there'
+        )
+    batch = trainer._epoch.batch
+    n_samples = batch.n_now or batch.n_samples
+    is_in_parts = trainer.settings.microbatch_size or dist.n_processes() > 1
+    if not is_in_parts or len(args) != 2 or n_samples < 2:
+        return
+    reduction, together, middle = Reduction(criterion), 0, n_samples // 2
+    modules = [criterion] if isinstance(criterion, nn.Module) else []
+    kept = [(buffer, buffer.clone()) for each in modules for buffer in each.buffers()]
+    before = rng_state(trainer.device)
+    with torch.no_grad():
+        n_counted = 1 if reduction.is_sum else reduction.count(args[1], n_samples)
+        for rows in (slice(0, middle), slice(middle, n_samples)):
+            try:
+                part = [cut(each, n_samples, rows) for each in args]
+            except CannotCut:
+                return
+            n_part = 1 if reduction.is_sum else reduction.count(part[1], rows.stop - rows.start)
+            together = together + weighted(criterion(*part), n_part / n_counted)
+        for buffer, value in kept:
+            if not torch.equal(buffer, value):  # else backward needs it as it is
+                buffer.copy_(value)
+    if first_difference(before, rng_state(trainer.device)):  # it draws random numbers
+        set_rng_state(before, trainer.device)
+        return
+    of_all, together = total.detach().double(), together.double()
+    tolerance = 1e-3 if trainer.settings.precision == 'fp32' else 0.05
+    if not torch.allclose(together, of_all, tolerance, tolerance, equal_nan=True):
+        logging.getLogger('trainer').warning(
+            f'loss {name}: over the first {n_samples} samples it is {of_all:.6g}, and '
+            f'{together:.6g} put together from their halves, so micro-batches '
+            '(trainer.microbatch_size) or several processes change the result. Where it adds its '
+            'samples up, let it have the attribute or argument "reduction" with the value "sum"'
+        )
+
+
+def _check_module_once(criterion, check, look):
     def begin(*_):
         before.remove()
         check.__enter__()
 
-    def end(*_):
+    def end(_, args, loss):
         after.remove()
         check.__exit__(None, None, None)
+        if loss is not None:  # it has not raised
+            look(args, loss)
 
     before = criterion.register_forward_pre_hook(begin)
     after = criterion.register_forward_hook(end, always_call=True)

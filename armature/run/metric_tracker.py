@@ -11,7 +11,8 @@ from armature.batch import NO_BATCH, described, length, map_tensors
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
-from armature.step.micro_batches import Reduction, total_and_terms
+from armature.step.losses import total_and_terms
+from armature.step.micro_batches import Reduction
 
 RESERVED = (
     'epoch',
@@ -83,7 +84,7 @@ class MetricTracker:
             if other != owner:
                 raise ConfigError(
                     f'{owner} would be reported as {name!r}, and {taken!r} is {other}: give it a '
-                    'name of its own, as in "metrics": [{"type": ..., "name": ...}]'
+                    'name of its own (of a metric: "metrics": [{"type": ..., "name": ...}])'
                 )
         self._owners[name] = owner
 

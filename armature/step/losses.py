@@ -1,11 +1,12 @@
-"""WeightedLosses: a loss that is the sum of several."""
+"""What a loss may give: one number, with its parts; and a loss that is the sum of several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from armature.batch import described
 from armature.errors import ConfigError
 
 
@@ -29,6 +30,21 @@ class WeightedLosses(nn.Module):
         self.terms = {}
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
-        values = [function(output, target) for function in self.functions]
+        values = [total_and_terms(function(output, target))[0] for function in self.functions]
         self.terms = {name: value.detach() for name, value in zip(self.names, values)}
         return sum(weight * value for weight, value in zip(self.weights, values))
+
+
+def total_and_terms(loss: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
+    """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
+    total, terms = loss, {}
+    if isinstance(loss, tuple) and len(loss) == 2:
+        total, terms = loss
+    elif isinstance(loss, Mapping):
+        total, terms = sum(loss.values()), loss
+    if not isinstance(total, torch.Tensor) or not isinstance(terms, Mapping):
+        raise ConfigError(
+            f'the loss gives {described(loss)}: expected a tensor of one number, the same and its '
+            'parts as (number, {"name": part}), or {"name": part} of a sum'
+        )
+    return total, terms

@@ -1,8 +1,9 @@
 """A batch in parts, micro-batches that fit into memory; and what the loss over each counts for."""
 
 import functools
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import nn
 
 from armature.batch import Batch, CannotCut, cut, leaves, length, to_device
 from armature.compare import first_difference
+from armature.config.values import parameters
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
-from armature.step.losses import WeightedLosses
+from armature.step.losses import WeightedLosses, total_and_terms
 
 logger = logging.getLogger('trainer')
 IGNORED = -100  # the target that torch leaves out where no ignore_index is given
@@ -161,15 +163,6 @@ class MicroBatches:
 # What a loss makes of a batch
 
 
-def total_and_terms(loss: Any) -> tuple[Any, Mapping[str, Any]]:
-    """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
-    if isinstance(loss, tuple):
-        return loss
-    if isinstance(loss, Mapping):
-        return sum(loss.values()), loss
-    return loss, {}
-
-
 def weighted(loss: Any, weight: Any) -> torch.Tensor:
     """A loss function's one number times `weight`; 0 where that is 0, also for a mean that is nan
     because it is over nothing.
@@ -199,10 +192,8 @@ class Reduction:
 
     def __init__(self, criterion: Any = None, loader: Any = None):
         losses = criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
-        kinds = {_argument(each, 'reduction', 'mean') for each in losses}
-        module = getattr(getattr(losses[0], 'func', losses[0]), '__module__', None) or ''
-        known = {'mean', 'sum', 'batchmean'} if module.startswith('torch.nn') else kinds
-        if kinds - known or 'none' in kinds or len(kinds) > 1:
+        kinds = set(map(_reduction_of, losses))
+        if 'none' in kinds or len(kinds) > 1:
             raise ConfigError(
                 'loss: expected one number for a batch, from losses of one reduction, "mean" or '
                 '"sum"'
@@ -262,8 +253,24 @@ class Reduction:
 
 
 def _argument(loss, name, otherwise=None):
-    """Of a loss: an attribute, as modules of torch have it, or one that a partial fixes."""
-    return getattr(loss, name, getattr(loss, 'keywords', {}).get(name, otherwise))
+    """Of a loss: an attribute, as modules of torch have it; or what a partial, a default gives."""
+    found = getattr(loss, name, getattr(loss, 'keywords', {}).get(name, ...))
+    if found is ... and not isinstance(loss, nn.Module):
+        found = getattr(parameters(loss)[0].get(name), 'default', ...)
+    return otherwise if found in (..., inspect.Parameter.empty) else found
+
+
+def _reduction_of(loss):
+    """'mean', 'sum', or 'none' for what torch makes no number of."""
+    kind, given = _argument(loss, 'reduction', 'mean'), getattr(loss, 'keywords', {})
+    if given.get('size_average') is False or given.get('reduce') is False:
+        return 'none'  # former arguments, which say otherwise than `reduction` does
+    if kind in ('mean', 'sum'):
+        return kind
+    # A class of one's own may say "none" to torch's constructor, and take the mean itself.
+    of = getattr(type(loss), 'forward', getattr(loss, 'func', loss))
+    is_torchs = str(getattr(of, '__module__', '')).startswith('torch.nn')
+    return 'none' if is_torchs and kind != 'batchmean' else 'mean'
 
 
 def _class_weights(loss):
