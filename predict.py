@@ -15,7 +15,7 @@ from armature.processes import dist
 from armature.processes.devices import prepare_device
 from armature.processes.launch import processes
 from parse_config import ConfigParser
-from tools.use_files import Predictions, check_output, loader_of, sources_of, write
+from tools.use_files import Predictions, check_output, files_of, loader_of, write
 from tools.use_run import Run
 from tools.use_run import load_run as load_run  # for notebooks and scripts
 from trainer.trainer import evaluate
@@ -29,8 +29,9 @@ def main(config):
     device, _ = prepare_device(config.get('n_gpu'))
     run = Run(config, device)
     os.chdir(config.started_in)  # what the command names is named from there
-    check_output(given.output)
-    names, sources = zip(*sources_of(given.inputs, run.input_format))
+    files = list(files_of(given.inputs, run.input_format))
+    check_output(given.output, [*files, config.resume])
+    names, sources = zip(*(pair for file in files for pair in run.input_format.sources(file)))
 
     loader = loader_of(sources, run, given.batch_size, given.workers)
     predictions = Predictions(run, given.top)

@@ -142,9 +142,27 @@ def test_what_the_user_can_mend_is_one_line(
 def test_a_place_that_cannot_be_written_is_refused_before_the_pass(output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match='expected a file to write, in a folder that is there'):
-        check_output(output)
-    check_output('out.csv')
-    check_output(os.devnull)
+        check_output(output, [])
+    with pytest.raises(DataError, match='cannot be written: File name too long'):
+        check_output(300 * 'x', [])
+    check_output('out.csv', [])
+    check_output(os.devnull, [os.devnull])
+
+
+@pytest.mark.parametrize('output', ['tab.csv', 'below/../tab.csv', 'link.csv', 'best.pth'])
+def test_output_never_takes_the_place_of_an_input(output, run_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = copy_of(run_of('tabular'), tmp_path)
+    inputs_of('tabular', tmp_path)[0].rename('tab.csv')
+    Path('below').mkdir()
+    Path('link.csv').symlink_to('tab.csv')
+    Path('best.pth').symlink_to(run / 'model_best.pth')
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    options = ('-r', run / 'best', 't*.csv', '-o', output)
+    assert run_here('predict.py', *options, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'which is read: name another file' in error
+    assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
 def changed(run: Path, folder: Path, change) -> Path:

@@ -7,8 +7,9 @@ import glob
 import io
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,15 @@ from tools.use_run import Run, tensors_of
 N_PENDING = 64  # batches whose outputs stay on the device until they are read together
 
 
-def sources_of(patterns: list[str], input_format: InputFormat) -> Iterator[tuple[str, Any]]:
-    """(name, source) of all inputs in the files, folders and globs that a command names."""
+def files_of(patterns: list[str], input_format: InputFormat) -> Iterator[str | Path]:
+    """The files with inputs that a command names: as they are, by their folders, by globs."""
     for pattern in patterns:
         is_there = os.path.exists(pattern)
         paths = [pattern] if is_there else sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise DataError(f'{pattern}: there is no such file or folder, nor one that it matches')
         for path in paths:
-            for file in input_format.files_in(Path(path)):
-                yield from input_format.sources(file)
+            yield from input_format.files_in(Path(path))
 
 
 class Inputs(Dataset):
@@ -115,17 +115,27 @@ class Predictions:
         return [rows[index] for index in sorted(rows)]
 
 
-def check_output(output: str | None) -> None:
-    """Refuse a file that cannot be written, before a long pass and not after it."""
+def check_output(output: str | None, read: Iterable[str | Path]) -> None:
+    """Refuse a file that cannot be written, or that is `read`: before a long pass, not after it."""
     if output is None:
         return
-    path, folder = Path(output), Path(output).resolve().parent
-    if path.is_dir() or not folder.is_dir():
+    folder = Path(os.path.realpath(output)).parent
+    if os.path.isdir(output) or not os.path.isdir(folder):
         raise DataError(f'-o {output}: expected a file to write, in a folder that is there')
-    if path.exists() and not path.is_file():
-        return  # a device or a pipe
+    try:
+        if not stat.S_ISREG(os.stat(output).st_mode):
+            return  # a device or a pipe
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DataError(f'-o {output} cannot be written: {error.strerror}') from error
     if not os.access(folder, os.W_OK):
         raise DataError(f'-o {output} cannot be written: make {folder} writable')
+    for file in read:
+        if os.path.exists(file) and os.path.exists(output) and os.path.samefile(file, output):
+            raise DataError(
+                f'-o {output} would take the place of {file}, which is read: name another file'
+            )
 
 
 def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
