@@ -1,6 +1,7 @@
 """tools.export and tools.card: what leaves the project is what was trained, and proves it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.trained import inputs_of, measured, read_config_of, run_here, train_r
 from tools.card import interval, pack
 from tools.export import ExportError, export
 from tools.exported_model import ExportedModel
+from tools.new_folder import new_folder
 
 pytest.importorskip('onnxscript', reason='needs requirements-export.txt')
 
@@ -125,6 +127,18 @@ def test_an_export_folder_that_exists_is_left_alone(run_of, tmp_path, monkeypatc
     code = run_here('tools.export', '-r', run_of('tabular'), '-o', 'mine', monkeypatch=monkeypatch)
     assert code == 2
     assert 'exists: name a folder that is not there yet with -o' in capsys.readouterr().err
+
+
+def test_what_makes_a_folder_leaves_all_that_stands_beside_it(tmp_path):
+    (tmp_path / '.ex.tmp').mkdir()
+    (tmp_path / '.ex.tmp/mine').touch()
+    with new_folder(tmp_path / 'ex') as made:
+        (made / 'file').touch()
+    with pytest.raises(ConfigError, match='File name too long'), new_folder(tmp_path / (300 * 'x')):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ['.ex.tmp', 'ex']
+    assert (tmp_path / '.ex.tmp/mine').is_file() and (tmp_path / 'ex/file').is_file()
+    assert (tmp_path / 'ex').stat().st_mode == (tmp_path / '.ex.tmp').stat().st_mode
 
 
 def test_a_file_that_is_no_export_is_refused(tmp_path):

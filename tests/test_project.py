@@ -100,6 +100,8 @@ def test_template_files_in_a_project_are_as_they_are_here(tmp_path):
     [
         (['full'], 'exists and is not an empty folder'),
         (['a/file/name'], 'cannot be made'),
+        ([300 * 'n'], 'cannot be made: File name too long'),
+        (['loop'], 'exists and is not an empty folder'),
         (['x', '--example', 'nothing'], '--example nothing'),
         (['x', '--example', 'gan', '--bare'], 'exclude each other'),
         (['--update', 'full'], 'no project made from this template'),
@@ -118,12 +120,23 @@ def test_mistake_is_one_message_and_changes_nothing(
     (tmp_path / 'full/mine.py').write_text('mine')
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a/file').write_text('')
+    (tmp_path / 'loop').symlink_to('loop')
     before = sorted(tmp_path.rglob('*'))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2 and message in capsys.readouterr().err
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_new_project_leaves_all_that_stands_beside_it(tmp_path):
+    (tmp_path / '.fun.unfinished').mkdir()
+    (tmp_path / '.fun.unfinished/mine').touch()
+    (tmp_path / 'plain').mkdir()
+    folder = create(tmp_path / 'fun')
+    assert sorted(os.listdir(tmp_path)) == ['.fun.unfinished', 'fun', 'plain']
+    assert (tmp_path / '.fun.unfinished/mine').is_file()
+    assert folder.stat().st_mode == (tmp_path / 'plain').stat().st_mode
 
 
 # Updating

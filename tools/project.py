@@ -8,6 +8,7 @@ sides have changed, so that no network is needed).
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -18,6 +19,7 @@ from types import MappingProxyType
 
 from armature.config.read import read_config
 from armature.errors import UserError
+from tools.new_folder import unfinished
 from tools.project_git import commit, start_repository
 
 TEMPLATE = Path(__file__).resolve().parent.parent
@@ -80,8 +82,8 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
 
     It appears whole or not at all.
     """
-    folder = folder.resolve()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    folder = Path(os.path.realpath(folder))
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
             f'{folder} exists and is not an empty folder: choose another name, or remove it first'
         )
@@ -107,14 +109,12 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
             if files.get(path) == content
         ]
     )
-    unfinished = folder.with_name(f'.{folder.name}.unfinished')
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_files(unfinished, files)
-        (unfinished / 'saved').mkdir()
-        unfinished.replace(folder)
+        with unfinished(folder) as made:
+            write_files(made, files)
+            (made / 'saved').mkdir()
+            made.replace(folder)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(f'{folder} cannot be made: {error.strerror or error}') from error
     commit_first(folder, files)
     return folder

@@ -8,10 +8,12 @@ All is worked out first and tried in a copy, then written on a branch of its own
 a copy beside), with ADOPTED.md saying what was done.
 """
 
+import os
 import shutil
 from pathlib import Path
 
 from armature.errors import UserError
+from tools.new_folder import unfinished
 from tools.project import MANIFEST, VERSION
 from tools.project_git import commit, git, repository_of, require_clean, require_known
 from tools.project_mend import mend
@@ -125,15 +127,13 @@ def on_branch(folder: Path, branch: str, adoption: Adoption, mends: list, report
 def in_copy(folder: Path, changes: dict[str, bytes], report: Report) -> Path:
     """Without git the original stays as it is; data is linked into the copy, not copied."""
     adopted = folder.with_name(f'{folder.name}-adopted')
-    unfinished = folder.with_name(f'.{folder.name}-adopted.unfinished')
-    if adopted.exists():
+    if os.path.lexists(adopted):
         raise UserError(f'{adopted} exists: remove it, or put {folder} under git')
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        copy_project(folder, unfinished)
-        apply(unfinished, changes | {REPORT: report.text('', '').encode()})
-        unfinished.rename(adopted)
+        with unfinished(adopted) as made:
+            copy_project(folder, made)
+            apply(made, changes | {REPORT: report.text('', '').encode()})
+            made.rename(adopted)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise UserError(f'{adopted} cannot be made: {error.strerror or error}') from error
     return adopted

@@ -4,11 +4,11 @@ import os
 import statistics
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from armature.config.spelling import did_you_mean
 from armature.errors import UserError
+from tools.new_folder import unfinished
 from tools.run_records import (
     SEED,
     Run,
@@ -97,18 +97,14 @@ def save(figure, file: Path) -> None:
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
     family = ['sans-serif', *(font for font in FONTS if font in installed)]
-    if not file.suffix or file.is_dir():
+    if not file.suffix or os.path.isdir(file):
         raise UserError(f'{file} names no picture: expected a file such as {file / "curves.png"}')
-    unfinished = file.with_name(f'.unfinished-{file.name}')
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with rc_context({'font.family': family}), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # a letter that no font has is drawn as a box
-            figure.savefig(unfinished, dpi=150)
-        os.replace(unfinished, file)
+        with unfinished(file) as made:
+            with rc_context({'font.family': family}), warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # a letter that no font has is drawn as a box
+                figure.savefig(made, dpi=150)
+            os.replace(made, file)
     except (OSError, ValueError) as error:  # an ending that matplotlib does not know
         reason = getattr(error, 'strerror', None) or error
         raise UserError(f'{file}: the picture cannot be written: {reason}') from None
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
