@@ -9,6 +9,7 @@ python new_project.py --adopt PATH [--mend] [--dry-run]
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 
 from armature.errors import exit_on_user_error
 from tools.project import create
@@ -19,8 +20,8 @@ from tools.project_update import run_tests, update_project
 def start(arguments):
     folder = create(Path(arguments.name), arguments.example, arguments.bare)
     print(
-        f'{folder} is ready:\n\n    cd {folder}\n    python train.py -c config.json\n    python -m '
-        'pytest'
+        f'{folder} is ready:\n\n    cd {quote(str(folder))}\n    python train.py -c config.json\n'
+        '    python -m pytest'
     )
 
 

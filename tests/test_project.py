@@ -5,7 +5,10 @@ What `new_project.py NAME` makes is whole, and an update loses nothing.
 
 import json
 import os
+import re
+import shlex
 import shutil
+import subprocess
 from contextlib import suppress
 
 import pytest
@@ -18,7 +21,7 @@ from tests.conftest import ROOT, run_script
 from tests.test_project_git import commit_all
 from tools import project, project_update
 from tools.project import create, files_below
-from tools.project_git import git
+from tools.project_git import git, start_repository
 from tools.project_update import merge, update_project
 
 CHANGED = [
@@ -127,6 +130,13 @@ def test_mistake_is_one_message_and_changes_nothing(
         main(arguments)
     assert left.value.code == 2 and message in capsys.readouterr().err
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_printed_commands_can_be_typed_as_they_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["sp ace/it's"])
+    line = next(each for each in capsys.readouterr().out.splitlines() if ' cd ' in each)
+    assert shlex.split(line) == ['cd', str(tmp_path / "sp ace/it's")]
 
 
 def test_new_project_leaves_all_that_stands_beside_it(tmp_path):
@@ -264,6 +274,27 @@ def test_update_interrupted_at_any_moment_is_finished_by_the_next(old, newer, mo
         if contents(old) != expected:
             update_project(old)
         assert contents(old) == expected
+
+
+def test_undo_of_an_update_stays_in_the_project(tmp_path, newer):
+    """Typed anywhere, in a repository that holds more than the project."""
+    folder, others = create(tmp_path / 'all of it/my project'), tmp_path / 'all of it/mine.txt'
+    shutil.rmtree(folder / '.git')
+    others.write_text('as committed')
+    start_repository(others.parent)
+    commit_all(others.parent)
+    before = contents(folder)
+    newer()
+    summary, _ = update_project(folder)
+    assert contents(folder) != before
+    others.write_text('not committed yet')
+    (others.parent / 'new').mkdir()
+    (others.parent / 'new/notes.txt').touch()
+    undo = re.search(r'`([^`]*checkout[^`]*)` undoes it', summary)[1]
+    subprocess.run(undo, shell=True, cwd=others.parent, check=True)
+    assert contents(folder) == before
+    assert others.read_text() == 'not committed yet'
+    assert (others.parent / 'new/notes.txt').is_file()
 
 
 def test_second_update_has_nothing_to_do(old, newer):

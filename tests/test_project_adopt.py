@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -372,6 +373,20 @@ def test_adopted_project_can_be_updated(old_project):
     adopt(folder)
     before = files(folder)
     assert 'is up to date' in project_update.update_project(folder)[0]
+    assert files(folder) == before
+
+
+def test_way_back_from_an_adoption_is_of_this_project(old_project, tmp_path):
+    """Typed anywhere, and in a repository that keeps it in a folder with a space."""
+    folder = tmp_path / 'all of it/my project'
+    folder.parent.mkdir()
+    old_project('core_2020', 'gan_2019').rename(folder)
+    (folder / '.git').rename(folder.parent / '.git')
+    commit_all(folder.parent)
+    before = files(folder)
+    said, _ = adopt_project(folder, is_tried=False)
+    assert f"\n    cd '{folder}'\n" in said and files(folder) != before
+    subprocess.run(said.rpartition('was: ')[2], shell=True, cwd=tmp_path, check=True)
     assert files(folder) == before
 
 

@@ -9,8 +9,10 @@ a copy beside), with ADOPTED.md saying what was done.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
+from shlex import quote
 
 from armature.errors import UserError
 from tools.new_folder import unfinished
@@ -65,7 +67,7 @@ def adopt_project(
         require_known(folder, changes)
         before = on_branch(folder, branch, adoption, mends, report)
         copy, where = folder, f'{folder} is adopted, on the branch {branch}.'
-        back = f'\nBack to what it was: git checkout {before}'
+        back = f'\nBack to what it was: git -C {quote(str(folder))} checkout {quote(before)}'
     return f'{where}\n\n{report.summary(copy)}{back}', proof.is_good
 
 
@@ -84,7 +86,7 @@ def is_under_git(folder: Path) -> bool:
 def branch_of(folder: Path) -> str:
     """The branch for the adoption; each project in a repository of several has its own."""
     inside = folder.relative_to(repository_of(folder)).parts
-    return '-'.join([BRANCH, *inside])
+    return re.sub(r'[^\w-]+', '-', '-'.join([BRANCH, *inside]))  # git refuses a space and more
 
 
 def refuse_second(folder: Path, branch: str) -> None:
@@ -92,13 +94,14 @@ def refuse_second(folder: Path, branch: str) -> None:
     if (folder / MANIFEST).is_file():
         raise UserError(
             f'{folder} has this template already ({MANIFEST} is there). To bring it up to date: '
-            f'python new_project.py --update {folder}'
+            f'python new_project.py --update {quote(str(folder))}'
         )
     exists = branch and git(folder, 'rev-parse', '-q', '--verify', f'refs/heads/{branch}')
     if exists and exists.returncode == 0:
         raise UserError(
-            f'{folder} was adopted before, on the branch {branch}. To go on there: git checkout '
-            f'{branch}. To forget that and adopt it anew: git branch -D {branch}'
+            f'{folder} was adopted before, on the branch {branch}. To go on there: '
+            f'git -C {quote(str(folder))} checkout {quote(branch)}. To forget that and adopt it '
+            f'anew: git -C {quote(str(folder))} branch -D {quote(branch)}'
         )
 
 

@@ -75,8 +75,8 @@ def require_clean(folder: Path) -> None:
         )
     if git(folder, 'rev-parse', 'HEAD').returncode:
         raise UserError(
-            f'{folder} has no commit yet, so an update could not be undone: git add -A && git '
-            'commit first'
+            f'{folder} has no commit yet, so an update could not be undone. In it: git add -A && '
+            'git commit'
         )
     changed = git(
         folder, 'status', '--porcelain', '--untracked-files=all', '--', '.'

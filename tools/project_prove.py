@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ class Command(NamedTuple):
     config: str
 
     def __str__(self) -> str:
-        return f'python {self.script} -c {self.config}'
+        return shlex.join(['python', self.script, '-c', self.config])
 
 
 @dataclass

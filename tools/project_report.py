@@ -1,6 +1,7 @@
 """ADOPTED.md: what adopting a project has done, the most important first."""
 
 from pathlib import Path
+from shlex import quote
 
 from tools.project import VERSION
 from tools.project_mend import Mend, remarks
@@ -26,7 +27,7 @@ class Report:
             f'Read {folder / REPORT}' + ('.' if not self.command else ', then train:'),
         ]
         if self.command:
-            lines += ['', f'    cd {folder}', f'    {self.command}', '']
+            lines += ['', f'    cd {quote(str(folder))}', f'    {self.command}', '']
         return '\n'.join(lines)
 
     def text(self, before: str, branch: str) -> str:
@@ -34,7 +35,7 @@ class Report:
         adoption = self.adoption
         back = 'remove this copy; the original is unchanged'
         if before:
-            back = f'`git checkout {before}`; `git branch -D {branch}` forgets this'
+            back = f'`git checkout {quote(before)}`; `git branch -D {quote(branch)}` forgets this'
         n_places = sum(len(places) for places in self.habits.values())
         first = [
             f'# Adopted: template {VERSION} under a project of the old template '

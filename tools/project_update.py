@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
 from pathlib import Path
+from shlex import quote
 
 from armature.errors import UserError
 from tools.project import MANIFEST, PRISTINE, TEMPLATE, VERSION, digest, stamp, template_files
@@ -116,7 +117,7 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(
             f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the '
             'project was made '
-            f'from. If it was damaged: git checkout {MANIFEST}'
+            f'from. If it was damaged: git -C {quote(str(folder))} checkout -- {MANIFEST}'
         ) from error
     if version > tuple(map(int, VERSION.split('.'))):
         raise UserError(
@@ -137,12 +138,13 @@ def read_pristine(folder: Path, manifest: dict) -> dict[str, bytes]:
             }
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(
-            f'{folder / PRISTINE} cannot be read ({error}): git checkout {PRISTINE}'
+            f'{folder / PRISTINE} cannot be read ({error}): '
+            f'git -C {quote(str(folder))} checkout -- {PRISTINE}'
         ) from error
     if {path: digest(content) for path, content in files.items()} != manifest['files']:
         raise UserError(
-            f'{folder / PRISTINE} and {MANIFEST} do not belong together: git checkout {PRISTINE} '
-            f'{MANIFEST}'
+            f'{folder / PRISTINE} and {MANIFEST} do not belong together: '
+            f'git -C {quote(str(folder))} checkout -- {PRISTINE} {MANIFEST}'
         )
     return files
 
@@ -274,9 +276,10 @@ def describe(folder: Path, report: dict[str, list[str]], dry_run: bool) -> str:
     did = 'what an update would do' if dry_run else 'updated'
     lines.insert(0, f'{folder}: {did} (template {VERSION})')
     if not dry_run:
+        here = f'git -C {quote(str(folder))}'  # else followed where it is typed
         lines.append(
-            'See it with `git diff`; `git checkout . && git clean -fd` undoes it; commit when you '
-            'are content.'
+            f'See it with `{here} diff`; `{here} checkout -- . && {here} clean -fd -- .` undoes '
+            'it; commit when you are content.'
         )
     return '\n'.join(lines)
 
@@ -343,7 +346,8 @@ def finish(folder: Path) -> None:
         raise UserError(
             f'an update of {folder} was interrupted, and since then these were changed: '
             f'{", ".join(changed)}. '
-            f'Bring them back with git checkout, or remove {staging} to give the update up'
+            f'Bring them back with git -C {quote(str(folder))} checkout, or remove {staging} to '
+            'give the update up'
         )
     for path, (_, new) in todo.items():
         target = folder / path

@@ -1,6 +1,7 @@
 """What a sweep has found: a table of its trials, what matters, a picture, and the best config."""
 
 import itertools
+from shlex import quote
 from typing import Any
 
 from armature.config.build import ROOT
@@ -42,9 +43,9 @@ def print_report(plan: Any, results: Any) -> None:
     write_json(plan.best(plan.values(best.params)), file)
     draw(plan, trials, list(importances or plan.paths)[:MOST_DRAWN])
     print(f'Best: trial {best.number:03}, {plan.metric} {best.value:.4g}. {plan.folder}/sweep.png')
-    print(f'Train with it: python train.py -c {file}')
-    where = '' if plan.save_dir == ROOT / 'saved' else f' --save-dir {plan.save_dir}'
-    print(f'See its runs: python -m tools.runs --name {plan.name}{where}')
+    print(f'Train with it: python train.py -c {quote(str(file))}')
+    where = '' if plan.save_dir == ROOT / 'saved' else f' --save-dir {quote(str(plan.save_dir))}'
+    print(f'See its runs: python -m tools.runs --name {quote(plan.name)}{where}')
 
 
 def row_of(plan: Any, trial: Any) -> dict[str, str]:

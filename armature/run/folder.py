@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from armature.checkpoint.files import begun, is_behind, newest, newest_run
@@ -72,7 +73,7 @@ class RunPlace:
         if different := first_difference(head['config'], self.config.config):
             raise ConfigError(
                 f'--resume-or-start: {different} is another than in the unfinished run {run}. Go '
-                f'on with that run as it was: -r {run}. Or start a new one: leave '
+                f'on with that run as it was: -r {quote(str(run))}. Or start a new one: leave '
                 '--resume-or-start out, or change "name".'
             )
         return path
