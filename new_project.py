@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from shlex import quote
 
-from armature.errors import exit_on_user_error
+from armature.errors import UserError, exit_on_user_error
 from tools.project import create
 from tools.project_adopt import adopt_project
 from tools.project_update import run_tests, update_project
@@ -82,7 +82,13 @@ def main(command_line=None):
     if given.dry_run and actions[0] is start:
         parser.error('--dry-run goes with --update or --adopt')
     with exit_on_user_error():
-        actions[0](given)
+        try:
+            actions[0](given)
+        except OSError as error:
+            where = error.filename2 or error.filename or given.update or given.adopt or given.name
+            raise UserError(
+                f'{where}: {error.strerror or error}. Mend that, then give the same command again'
+            ) from error
 
 
 if __name__ == '__main__':

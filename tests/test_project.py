@@ -3,6 +3,7 @@
 What `new_project.py NAME` makes is whole, and an update loses nothing.
 """
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -104,6 +106,8 @@ def test_template_files_in_a_project_are_as_they_are_here(tmp_path):
         (['full'], 'exists and is not an empty folder'),
         (['a/file/name'], 'cannot be made'),
         ([300 * 'n'], 'cannot be made: File name too long'),
+        (['--update', 300 * 'n'], 'File name too long. Mend that'),
+        (['--adopt', 300 * 'n'], 'File name too long. Mend that'),
         (['loop'], 'exists and is not an empty folder'),
         (['x', '--example', 'nothing'], '--example nothing'),
         (['x', '--example', 'gan', '--bare'], 'exclude each other'),
@@ -295,6 +299,67 @@ def test_undo_of_an_update_stays_in_the_project(tmp_path, newer):
     assert contents(folder) == before
     assert others.read_text() == 'not committed yet'
     assert (others.parent / 'new/notes.txt').is_file()
+
+
+def folder_for_a_file(path):
+    path.mkdir()
+    (path / 'mine.txt').touch()
+
+
+@pytest.mark.parametrize(
+    'place, put, message',
+    [
+        ('base/brand_new.py', folder_for_a_file, 'stands where the template has a file'),
+        ('base/brand_new.py', lambda path: path.symlink_to('gone'), 'has a file: move it away'),
+        ('base/brand_new.py', lambda path: path.symlink_to('/etc/passwd'), 'leaves the project'),
+        (
+            'base/new',
+            lambda path: path.write_text('mine'),
+            'stands where the template has a folder',
+        ),
+        ('.template-update', folder_for_a_file, 'holds what no update has written (mine.txt)'),
+    ],
+)
+@pytest.mark.parametrize('dry_run', [True, False])
+def test_what_is_in_the_way_of_an_update_is_named_before_it_begins(
+    tmp_path, newer, place, put, message, dry_run
+):
+    folder = create(tmp_path / 'project')
+    put(folder / place)
+    commit_all(folder)
+    before = sorted(folder.rglob('*'))
+    newer()
+    (project.TEMPLATE / 'base/new').mkdir()
+    (project.TEMPLATE / 'base/new/part.py').touch()
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        update_project(folder, dry_run)
+    assert '\n' not in str(refused.value)
+    assert sorted(folder.rglob('*')) == before
+    assert git(folder, 'status', '--porcelain').stdout == ''
+
+
+def test_update_that_cannot_write_says_where_and_goes_on_later(old, newer, monkeypatch, capsys):
+    newer()
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith('armature/seed.py'):
+            raise OSError(errno.EROFS, 'Read-only file system', source, None, target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', full)
+        with pytest.raises(SystemExit) as left:
+            main(['--update', str(old)])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.count('\n') == 1
+    assert f'{old}/armature/seed.py: Read-only file system. Mend that' in error
+    assert 'is now finished' in update_project(old)[0] and not (old / '.template-update').exists()
+    monkeypatch.setattr(os, 'access', lambda path, mode: Path(path).name != 'base')
+    git(old, 'checkout', '.')
+    git(old, 'clean', '-fdq')
+    with pytest.raises(UserError, match='base writable; nothing was changed'):
+        update_project(old)
 
 
 def test_second_update_has_nothing_to_do(old, newer):

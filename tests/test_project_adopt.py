@@ -409,6 +409,7 @@ def test_without_git_a_copy_is_adopted(old_project, monkeypatch):
         (lambda folder: (folder / 'base/base_model.py').write_text('print "old"'), 'not Python of today'),
         (lambda folder: (folder / 'base/base_trainer.py').unlink(), 'as far as one can see'),
         (lambda folder: (folder / 'armature.py').write_text(''), 'something called armature'),
+        (lambda folder: (folder / 'ADOPTED.md').mkdir(), 'where the template has a file: move it'),
     ],
 )  # fmt: skip
 def test_project_that_cannot_be_adopted_is_left_as_it_was(old_project, change, message):

@@ -4,6 +4,7 @@ Python -m tools.convert_checkpoint OLD NEW
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from armature.checkpoint import files as checkpoint
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument('new', type=Path, help='the file to write')
     args = parser.parse_args()
     with exit_on_user_error():
-        if args.new.exists():
+        if os.path.lexists(args.new):
             raise CheckpointError(f'{args.new} is there already')
         state = checkpoint.load(args.old)
         checkpoint.save(state, args.new)

@@ -22,7 +22,7 @@ from tools.project_mend import mend
 from tools.project_prove import Proof, copy_project, find_command, prove
 from tools.project_report import REPORT, Report
 from tools.project_take_over import Adoption, take_over
-from tools.project_update import STAGING, apply, recover
+from tools.project_update import STAGING, apply, recover, require_room
 
 BRANCH = 'adopt-template'
 
@@ -35,7 +35,7 @@ def adopt_project(
     with_mends: also repair what has become outdated in the project's own code, in a second commit.
     is_tried: whether the project is run in a copy, before and after.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder')
     if (folder / STAGING).is_dir() and recover(folder):
@@ -53,6 +53,7 @@ def adopt_project(
     mends = mend(adoption.sources) if with_mends else []
     command = find_command(folder)
     changes = adoption.changes | {each.path: each.content for each in mends}
+    require_room(folder, [*changes, REPORT])
     proof = prove(folder, changes, command) if is_tried else Proof()
     report = Report(adoption, mends, proof, command)
     if dry_run:

@@ -44,7 +44,7 @@ HEADINGS = {
 
 def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
     """(summary, whether everything could be merged)."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     if not (folder / MANIFEST).is_file() and not (folder / STAGING).is_dir():
         raise UserError(
             f'{folder} is no project made from this template: it has no {MANIFEST}. '
@@ -96,7 +96,9 @@ def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
     if changes or report['yours'] or manifest['version'] != VERSION:
         changes |= stamp(moved, left_alone, list(yours))
     summary = describe(folder, report, dry_run)
-    if not dry_run:
+    if dry_run:
+        require_room(folder, changes)
+    else:
         require_known(folder, changes)
         apply(folder, changes)
     return summary, not report['conflict']
@@ -292,16 +294,39 @@ def shortened(heading: str, paths: list[str]) -> list[str]:
     return [f'{count} files in {place or "the project itself"}' for place, count in counts.items()]
 
 
+def require_room(folder: Path, paths: Iterable[str]) -> None:
+    """UserError unless each of these files of `folder` can be written where it belongs."""
+    for path in paths:
+        target = folder / path
+        above = [folder / each for each in reversed(Path(path).parents)]
+        there = [each for each in above if os.path.lexists(each)]
+        if not Path(os.path.realpath(target)).is_relative_to(folder):
+            raise UserError(f'{target} is a link that leaves the project; nothing was changed')
+        for each in there:
+            if not each.is_dir():
+                raise UserError(
+                    f'{each} stands where the template has a folder: move it away; nothing was '
+                    'changed'
+                )
+        if os.path.lexists(target) and not target.is_file():
+            raise UserError(
+                f'{target} stands where the template has a file: move it away; nothing was changed'
+            )
+        if not os.access(there[-1], os.W_OK):
+            raise UserError(
+                f'{target} cannot be written: make {there[-1]} writable; nothing was changed'
+            )
+
+
 def apply(folder: Path, changes: dict[str, bytes | None]) -> None:
     """Make all `changes` in `folder`; what is interrupted half-way `recover` finishes."""
+    require_room(folder, changes)
     staging = folder / STAGING
     try:
         shutil.rmtree(staging, ignore_errors=True)
         todo = {}
         for path, content in changes.items():
             target, staged = folder / path, staging / 'files' / path
-            if not target.resolve().is_relative_to(folder):
-                raise UserError(f'{target} is a link that leaves the project; nothing was changed')
             old = target.read_bytes() if target.is_file() else None
             todo[path] = [None if each is None else digest(each) for each in (old, content)]
             staged.parent.mkdir(parents=True, exist_ok=True)
@@ -330,6 +355,11 @@ def recover(folder: Path) -> bool:
     if (folder / STAGING / 'todo.json').is_file():
         finish(folder)
         return True
+    if foreign := {each.name for each in (folder / STAGING).iterdir()} - {'files', 'todo.tmp'}:
+        raise UserError(
+            f'{folder / STAGING} holds what no update has written ({", ".join(sorted(foreign))}): '
+            'move it away, for updates need this name'
+        )
     shutil.rmtree(folder / STAGING)
     return False
 
