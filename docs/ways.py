@@ -40,7 +40,6 @@ WAYS = {
     'is this the right path?': 'look at the path in `data_loader.args`',
     'is … the folder that you mean?': 'name that folder as `data_dir`',
     'and it is the target': 'fill the cell, or leave the row out',
-    'none of the classes seen in training': 'correct the cell, or train with such rows',
     'too large for a target': 'scale the column',
     'cells instead of': 'mend that line of the file',
     'died or fell silent': 'fewer `num_workers`, or a smaller `prefetch_factor`',

@@ -25,6 +25,7 @@ from data_loader.datasets import Standardize
 from examples.tabular.data import CsvDataLoader
 from tests.conftest import ROOT, run_script
 from tools.show_data import draw, drawn_classes, show
+from tools.use_inputs import TableInput
 
 ROWS = [
     ('1', 'red', 'yes'),
@@ -263,7 +264,7 @@ def test_column_that_varies_little_but_truly_is_kept(tmp_path):
     [
         (['10', '9', '2', '1'], ['1', '2', '9', '10']),
         (['1', '1.0', '" 1"', '2.'], ['1', '2']),
-        (['-1', '1', '+1', '0'], ['-1', '0', '1']),
+        (['-1', '1', '+1', '0', '-0', '-0.0'], ['-1', '0', '1']),
         (['0.5', '10', '2.5'], ['0.5', '2.5', '10']),
         (['01', '1', '1.0'], ['01', '1']),  # such as a postcode
         (['b', 'a', '10', '9'], ['10', '9', 'a', 'b']),
@@ -279,6 +280,30 @@ def test_classes_are_in_numeric_order_and_one_however_they_are_written(tmp_path,
     if set(classes) == {'1', '2'}:  # as an older run wrote them
         tested.load_state_dict(old)
         assert tested.dataset.tensors[1].tolist() == [0, 0, 0, 1] * 3
+
+
+@pytest.mark.parametrize('nan', ['NAN', 'Nan', '-nan', '+NaN'])
+def test_nan_is_missing_however_it_is_written_and_never_a_class(tmp_path, nan):
+    rows = [(row, cell, row) for row, cell in enumerate([nan, '2', '10', '1'])]
+    path = csv_file(tmp_path / 'a.csv', ('x', 'kind', 'y'), rows)
+    columns = {'numeric': ['x'], 'categorical': ['kind']}
+    loader = CsvDataLoader(path, 'y', 4, **columns)
+    categories = loader.state_dict()['categories']
+    assert categories == {'kind': ['1', '2', '10']}
+    used = TableInput(**columns, mean=[0], std=[1], categories=categories)
+    assert used.notes([{'kind': nan}]) == []
+    for target in ('class', 'number'):
+        with pytest.raises(DataError, match='is missing, and it is the target'):
+            CsvDataLoader(path, 'kind', 4, numeric=['x'], target_kind=target)
+
+
+def test_class_of_the_validation_part_alone_is_told_the_way_out(tmp_path):
+    rows = [(row, 'rare' if row == 0 else 'ab'[row % 2]) for row in range(40)]
+    path = csv_file(tmp_path / 'a.csv', ('x', 'kind'), rows)
+    with pytest.raises(DataError, match='\'rare\' is none of the classes .* "stratify": true'):
+        for n_valid in range(1, 40):
+            CsvDataLoader(path, 'kind', 4, numeric=['x'], validation_split=n_valid)
+    CsvDataLoader(path, 'kind', 4, numeric=['x'], validation_split=n_valid, stratify=True)
 
 
 def test_categories_that_training_does_not_have_are_counted(tmp_path, caplog):

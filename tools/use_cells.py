@@ -10,12 +10,12 @@ import numpy as np
 
 from armature.errors import DataError
 
-MISSING = frozenset(['', 'NA', 'N/A', 'NaN', 'nan', 'null', '?'])
+MISSING = re.compile(r'|NA|N/A|[-+]?(?i:nan)|null|\?')
 UNKNOWN = 0  # the code of a category that is missing or was not seen in training
 SEPARATORS = ',;\t|'
 LARGEST = np.finfo(np.float32).max
 FLAT = 1e-7  # a column that deviates less than this share of its mean is one number in float32
-WHOLE = re.compile(r'\+?(-?(?:0|[1-9]\d*))(?:\.0*)?')
+WHOLE = re.compile(r'(?:\+|-(?=0))?(0|-?[1-9]\d*)(?:\.0*)?')
 WHAT_TO_DO = {  # with what is no number, by its form
     r'\d{1,4}[-/.]\d\d?[-/.]\d{1,4}\b.*': 'write dates as numbers, such as the day of the year',
     r'(?i)true|false|yes|no': 'name the column in "categorical"',
@@ -41,12 +41,16 @@ def standardized(numbers: np.ndarray, mean: list[float], std: list[float]) -> np
     return np.nan_to_num(scaled).astype(np.float32)
 
 
+def is_missing(cell: str) -> bool:
+    return MISSING.fullmatch(cell) is not None
+
+
 def number(cell: str, decimal: Decimal) -> float:
     """The number that a cell says, nan for a missing one.
 
     Raises ValueError, which says what to do, for anything that could mean another one.
     """
-    if cell in MISSING:
+    if is_missing(cell):
         return np.nan
     text = cell
     if decimal is not None:
@@ -63,7 +67,7 @@ def number(cell: str, decimal: Decimal) -> float:
 
 
 def category(cell: str) -> str:
-    """The one name of a whole number, however it is written: 1, 1.0, +1."""
+    """The one name of a whole number, however it is written: 1, 1.0, +1; 0, -0."""
     whole = WHOLE.fullmatch(cell)
     return whole[1] if whole else cell
 

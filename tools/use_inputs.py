@@ -17,12 +17,12 @@ from armature.data.pixels import ENDINGS, images_below, read_image
 from armature.errors import DataError
 from tools.use_cells import (
     LARGEST,
-    MISSING,
     UNKNOWN,
     Decimal,
     category,
     codes_of,
     decoded,
+    is_missing,
     number,
     read_rows,
     standardized,
@@ -184,7 +184,9 @@ class TableInput(InputFormat):
         found = []
         for name, codes in zip(self.categorical, self._codes):
             cells = [_text(row.get(name)) for row in rows]
-            unseen = [cell for cell in cells if cell not in MISSING and category(cell) not in codes]
+            unseen = [
+                cell for cell in cells if not is_missing(cell) and category(cell) not in codes
+            ]
             if unseen:
                 found.append(
                     f'column {name!r}: training does not have the category of {len(unseen)} of '

@@ -10,12 +10,12 @@ from armature.data.reading import InMemory
 from armature.errors import DataError
 from tools.use_cells import (
     LARGEST,
-    MISSING,
     UNKNOWN,
     Decimal,
     category,
     codes_of,
     is_flat,
+    is_missing,
     number,
     read_rows,
     standardized,
@@ -55,7 +55,7 @@ class Table:
         for name in categorical if target_kind == 'number' else [*categorical, target]:
             self.cells[name] = [category(cell) for cell in self.cells[name]]
         for row, cell in enumerate(self.cells[target]):
-            if cell in MISSING:
+            if is_missing(cell):
                 raise DataError(f'{self._place(row, target)} is missing, and it is the target')
         self._too_large = []
         self.numbers = np.empty((len(self.lines), len(numeric)))
@@ -70,7 +70,8 @@ class Table:
         std = np.sqrt(np.nansum((numbers - mean) ** 2, 0) / count)
 
         def values(name: str) -> list[str]:
-            return in_order({self.cells[name][row] for row in rows} - MISSING)
+            cells = {self.cells[name][row] for row in rows}
+            return in_order({cell for cell in cells if not is_missing(cell)})
 
         classes = [] if self.target_kind == 'number' else values(self.target)
         if self.target_kind == 'binary' and len(classes) != 2:
@@ -109,7 +110,8 @@ class Table:
             if target.min() < 0:
                 raise DataError(
                     f'{self._place(target.argmin(), self.target)} is none of the classes seen in '
-                    f'training: {", ".join(fitted["classes"])}'
+                    f'training ({", ".join(fitted["classes"])}): train with such rows, correct '
+                    'the cell or, where the validation part got all of them, say "stratify": true'
                 )
         target = torch.from_numpy(target)
         if self.target_kind != 'class':
@@ -130,7 +132,7 @@ class Table:
         for name in self.categorical:
             codes = self._codes(name, fitted['categories'][name])
             cells = [self.cells[name][row] for row in np.flatnonzero(codes == UNKNOWN)]
-            if unseen := [cell for cell in cells if cell not in MISSING]:
+            if unseen := [cell for cell in cells if not is_missing(cell)]:
                 note = (
                     f'{self.path}: column {name!r}: training does not have the category of '
                     f'{len(unseen)} of {len(codes)} rows (such as {unseen[0]!r}), which count as '
