@@ -135,8 +135,8 @@ class ImageFolderDataLoader(BaseDataLoader):
         parts = find_parts(root)
         if not training and 'test' not in parts:
             raise DataError(
-                f'{root.resolve()} has no folder "test": say where the test data is in '
-                '"test_data_loader"'
+                f'{root.resolve()} has no folder "test" with class folders in it: say where the '
+                'test data is in "test_data_loader"'
             )
 
         def images(part: str, classes: list[str] | None = None) -> ImageFolder:

@@ -41,14 +41,22 @@ def find_parts(root: Path) -> dict[str, Path]:
         if others and all(each.name.lower() in PARTS for each in others):
             raise DataError(f'{others[0]} has no class folders: expected one for each class')
         return {'train': root}
-    is_train_alone = list(parts) == ['train']
-    if 'train' not in parts or is_train_alone and any(map(images_below, others)):
+    if 'train' not in parts:
         part, *_ = parts.values()
         beside = ', '.join(repr(each.name) for each in others) or 'no training data'
         raise DataError(
             f'{root} has the folder {part.name!r} with folders in it, and beside it {beside}: put '
             'the class folders of the training data into a folder "train", or name the folder that '
             'they are in'
+        )
+    unclear = list(filter(images_below, others)) if len(parts) == 1 else []
+    if unclear:
+        train, other = parts['train'].name, unclear[0].name
+        raise DataError(
+            f'{root} has the folder {train!r} with folders in it, and beside it {other!r}, which '
+            'holds images and is neither "valid" nor "test" with class folders: make it one of '
+            f'them, or move it elsewhere; or put both into a folder "train", where {train!r} is a '
+            'class as well'
         )
     return parts
 

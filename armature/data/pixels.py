@@ -14,6 +14,8 @@ ENDINGS = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.
 # Begin what Jupyter, macOS, Synology, Linux and Windows leave in folders and on disks.
 LITTER = ('.', '__MACOSX', '@eaDir', 'lost+found', '$RECYCLE.BIN', 'System Volume Information')
 
+NEARLY_HALF = 0.5001  # floats from 0 to 1 that were computed exceed both a little
+
 
 def read_image(
     source: str | Path | bytes, size: int, mode: str, max_pixels: int | None = None
@@ -54,7 +56,7 @@ def to_8_bits(file: Any, mode: str) -> Any:
     # PIL's own conversion of these would clip at 255 instead of scaling.
     if image.mode.startswith('I;16') or image.mode == 'I' and file.format in ('PNG', 'PPM'):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    elif image.mode == 'F' and (pixels := np.asarray(image)).min() >= 0 and pixels.max() <= 1:
+    elif image.mode == 'F' and np.abs((pixels := np.asarray(image)) - 0.5).max() <= NEARLY_HALF:
         image = Image.fromarray((pixels * 255).round().astype(np.uint8))
     elif image.mode in ('I', 'F'):
         lowest, highest = image.getextrema()
