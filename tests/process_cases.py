@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from armature.batch import CPU, PairOf
 from armature.data.order import one_pass
 from armature.data.stream import StreamDataLoader
-from armature.errors import ConfigError, exit_on_user_error
+from armature.errors import UserError, exit_on_user_error
 from armature.processes import dist
 from armature.processes.launch import joined
 from armature.seed import seed_everything
@@ -437,7 +437,7 @@ def correlate_in_two_parts(folder):
     try:
         state['stateful']['correlation']['n_total'] = (torch.ones(1),) * 9
         first.load_state_dict(state)
-    except ConfigError as error:
+    except UserError as error:
         return [second.result()['correlation'], torch.corrcoef(points)[0, 1].item(), str(error)]
 
 
@@ -509,15 +509,23 @@ def refusals(folder):
             config_of(folder, save_period=1 + dist.rank()).config, 'the config'
         ),
         'an unused parameter': lambda: trained(folder, model=HalfUsed),
+        'a pass over nothing': lambda: list(
+            one_pass(StreamDataLoader(Nothing(), 8), PairOf(None), CPU)
+        ),
     }
     said = {}
     for name, attempt in attempts.items():
         try:
             attempt()
             said[name] = ''
-        except ConfigError as error:
+        except UserError as error:
             said[name] = str(error)
     return said
+
+
+class Nothing(IterableDataset):
+    def __iter__(self):
+        return iter(())
 
 
 class HalfUsed(Plain):

@@ -17,6 +17,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import (
+    DataLoader,
     Dataset,
     IterableDataset,
     TensorDataset,
@@ -399,6 +400,24 @@ def test_run_on_a_stream_resumes_inside_an_epoch(experiment, n):
     resumed.train()
     assert resumed.step == whole.step == 15
     assert resumed.history == whole.history
+
+
+class Nothing(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    'valid',
+    [StreamDataLoader(Nothing(), 7), DataLoader(Nothing(), 7), []],
+    ids=['ours', 'torch', 'list'],
+)
+def test_validation_without_a_batch_is_one_line(experiment, valid):
+    trainer = experiment.trainer()
+    trainer.valid_data_loader = valid
+    name = type(getattr(valid, 'dataset', valid)).__name__
+    with pytest.raises(DataError, match=f'^({name}|DataLoader) gives no batches$'):
+        trainer.train()
 
 
 def test_stream_without_length_needs_len_epoch(experiment):

@@ -202,6 +202,7 @@ def test_what_processes_cannot_do_is_said(results):
         'a model of its own': 'config.wrap',
         'another config': 'trainer.save_period in process 1',
         'an unused parameter': 'find_unused_parameters',
+        'a pass over nothing': 'Nothing gives no batches',
     }
     said = results[2]['refusals']
     assert said.keys() == expected.keys() and all(

@@ -251,23 +251,24 @@ def _read_up(
                 break
             if index >= first:
                 yield batch
-        if index == 0:
-            raise DataError(f'{type(loader).__name__} gives no batches')
         first = 0
 
 
 def _sized(loader: Iterable) -> Iterator[Batch]:
-    """The batches of a loader that does not say how many samples they hold."""
+    """The batches of a loader that does not say how many samples they hold; at least one."""
     lists_are_parts = getattr(loader, 'collate_fn', None) is default_collate
     # Those of torch's own loaders are of known size; elsewhere the content tells.
     is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     is_known = is_torchs and loader.batch_size and not isinstance(loader.dataset, IterableDataset)
-    n_left = len(loader.sampler) if is_known else 0
+    n_left, is_empty = len(loader.sampler) if is_known else 0, True
     for content in loader:
+        is_empty = False
         n_samples = min(loader.batch_size, n_left) if is_known else length(content)
         n_left -= n_samples
         share = getattr(loader, 'share', WHOLE)
         yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
+    if is_empty:
+        raise DataError(f'{type(loader).__name__} gives no batches')
 
 
 # Where a run stands

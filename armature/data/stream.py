@@ -70,7 +70,7 @@ class StreamDataLoader(SeekableLoader):
         for content, n_samples, share in workers.answers():
             is_empty = False
             yield Batch(content, n_samples, share=share, lists_are_parts=lists_are_parts)
-        if is_empty and n_batches:
+        if is_empty and (n_batches or (first, n_batches) == (0, None)):
             raise DataError(f'{type(self.dataset).__name__} gives no batches')
 
 
