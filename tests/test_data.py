@@ -887,13 +887,35 @@ class Slow(NoisyPoints):
         return super().__getitem__(index)
 
 
-def test_waiting_for_data_is_one_warning(experiment, capsys):
-    trainer = experiment.trainer(loader=BaseDataLoader(Slow(), 7, True, 12, 0), epochs=3)
+class Fixed(BaseDataLoader):
+    def __init__(self):
+        super().__init__(Slow(), 7, True, 12, 0)
+
+
+class SlowStream(IterableDataset):
+    def __iter__(self):
+        return map(Slow().__getitem__, range(28))
+
+
+@pytest.mark.parametrize(
+    'make, helps',
+    [
+        (lambda: BaseDataLoader(Slow(), 7, True, 12, 0), True),
+        (
+            lambda: BaseDataLoader(Slow(), 7, True, 12, 0, collate_fn=lambda x: default_collate(x)),
+            False,
+        ),
+        (Fixed, False),
+        (lambda: StreamDataLoader(SlowStream(), 7), False),
+    ],
+    ids=['dataset', 'collate_fn', 'without options', 'stream'],
+)
+def test_waiting_for_data_is_one_warning_of_what_the_loader_takes(experiment, capsys, make, helps):
+    trainer = experiment.trainer(loader=make(), epochs=3, len_epoch=4, monitor='off')
     trainer.train()
     warnings = [line for line in capsys.readouterr().out.splitlines() if 'waiting for data' in line]
-    assert (
-        len(warnings) == 1 and 'num_workers (now 0;' in warnings[0] and 'in_memory' in warnings[0]
-    )
+    assert len(warnings) == 1 and 'num_workers (now 0;' in warnings[0]
+    assert ('in_memory' in warnings[0]) == helps
 
 
 @pytest.mark.parametrize('wrong', [2, -1])
