@@ -18,6 +18,7 @@ from armature.config.command import add_flags
 from armature.config.values import parameters
 from armature.data.identity import identity_of
 from armature.data.order import one_pass
+from armature.data.split import refuse_split
 from armature.errors import ConfigError, exit_on_user_error
 from armature.processes import dist
 from armature.processes.devices import prepare_device
@@ -55,7 +56,9 @@ def test_data(config):
                 f'like "data_loader", or let {loader_class.__name__} take training=False'
             )
         config['test_data_loader'] = settings | {'args': args | testing}
-    return config.init_obj('test_data_loader', module_data)
+    loader = config.init_obj('test_data_loader', module_data)
+    refuse_split(loader, 'test_data_loader')
+    return loader
 
 
 def main(config, n_batches=None):

@@ -13,6 +13,7 @@ import model.metric as module_metric
 import model.model as module_arch
 import trainer.trainer as module_trainer
 from armature.config.command import add_flags
+from armature.data.split import refuse_split
 from armature.errors import exit_on_user_error
 from armature.processes.devices import prepare_device
 from armature.processes.launch import processes
@@ -41,6 +42,8 @@ def build_data(config):
         has_split = hasattr(data_loader, 'split_validation')
         return data_loader, data_loader.split_validation() if has_split else None
     valid_data_loader = config.init_obj('valid_data_loader', module_data)
+    refuse_split(data_loader, 'data_loader')
+    refuse_split(valid_data_loader, 'valid_data_loader')
     if hasattr(data_loader, 'state_dict'):
         # what it learned from the training data, such as the means of a table
         valid_data_loader.load_state_dict(data_loader.state_dict())

@@ -47,7 +47,7 @@ class BaseDataLoader(SeekableLoader):
     augment: random transforms of the inputs (torchvision v2), in training only, keyed by sample.
     batch_transform: applied to the inputs of every batch, after `augment`: what is cheaper for a
     batch, or would take memory before.
-    evaluation: no shuffling, split, sampler or augmentation: for test data.
+    evaluation: no shuffling, split, sampler, augmentation or left-out batch: for test data.
     options: seed, of the order and of the samples' randomness (None takes torch's, as train.py sets
     it by torch.manual_seed); drop_last, pin_memory (None: when there is a GPU) and those for
     workers, as in torch.
@@ -75,10 +75,12 @@ class BaseDataLoader(SeekableLoader):
         augment: list | None = None,
         batch_transform: Callable | None = None,
         evaluation: bool = False,
+        drop_last: bool = False,
         **options: Any,
     ):
         if evaluation:
-            shuffle, validation_split, n_folds, sampler, augment = False, 0, None, None, None
+            shuffle, validation_split, n_folds, fold = False, 0, None, 0
+            sampler, augment, drop_last = None, None, False
         if not hasattr(dataset, '__len__'):
             raise ConfigError(
                 f'{type(dataset).__name__} has no length: give a stream to StreamDataLoader'
@@ -119,7 +121,15 @@ class BaseDataLoader(SeekableLoader):
             )
         if isinstance(sampler, Sized):
             self.n_samples = len(sampler)
-        super().__init__(dataset, batch_size, num_workers, collate_fn, sampler=sampler, **options)
+        super().__init__(
+            dataset,
+            batch_size,
+            num_workers,
+            collate_fn,
+            sampler=sampler,
+            drop_last=drop_last,
+            **options,
+        )
         if self.drop_last and self.n_samples < batch_size:
             raise ConfigError(
                 f'batch_size is {batch_size}, there are {self.n_samples} samples, and drop_last '

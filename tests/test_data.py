@@ -276,6 +276,7 @@ def test_folds_are_each_samples_validation_once(stratify):
         ({'n_folds': 5}, 'give one'),
         ({'n_folds': 5, 'fold': 5, 'validation_split': 0}, 'fold is 5'),
         ({'n_folds': 1, 'validation_split': 0}, 'at least 2'),
+        ({'fold': 2}, 'give n_folds, too'),
         ({'stratify': True, 'dataset': [1.0] * 20}, 'targets'),
         ({'stratify': True, 'dataset': TensorDataset(torch.arange(20))}, 'no class has two'),
     ],
@@ -291,6 +292,7 @@ def test_evaluation_keeps_everything_in_order_and_as_it_is():
         validation_split=0.5,
         augment=AUGMENT,
         sampler=WeightedRandomSampler('balanced'),
+        drop_last=True,
     )
     assert torch.equal(torch.cat([images for images, _ in test]), Pictures().images)
     assert test.split_validation() is None

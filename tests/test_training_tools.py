@@ -329,6 +329,18 @@ def test_loader_of_ones_own_is_tested_with_what_it_takes_or_refused(monkeypatch)
         loader(Untold)
 
 
+@pytest.mark.parametrize('section', ['data_loader', 'valid_data_loader', 'test_data_loader'])
+@pytest.mark.parametrize('split', [{'validation_split': 0.1}, {'n_folds': 5}], ids=str)
+def test_split_whose_part_nobody_asks_for_is_refused(section, split):
+    values = {'name': 'x', 'trainer': {'epochs': 1}}
+    for each in ('data_loader', 'valid_data_loader', 'test_data_loader'):
+        args = {'batch_size': 8, **(split if each == section else {})}
+        values[each] = {'type': 'DigitsDataLoader', 'args': args}
+    build = load_script(ROOT / 'test.py').test_data if 'test' in section else train.build_data
+    with pytest.raises(ConfigError, match=f'^{section} splits off .* of its samples'):
+        build(ConfigParser(values))
+
+
 def test_average_is_what_test_py_measures(tmp_path):
     run = (
         'train.py',

@@ -9,7 +9,7 @@ memory of before: samples that are appended move nobody.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ def split_indices(
     of one group stay in one part. names: of the samples. before: `state` of the run that goes on.
     """
     everybody = torch.arange(n_samples)
+    if fold and n_folds is None:
+        raise ConfigError(f'fold is {fold}, and nothing says of how many: give n_folds, too')
     if n_folds is None and validation_split == 0:
         return Split(everybody, everybody[:0], None)
     n_valid = _n_valid(n_samples, validation_split, n_folds, fold)
@@ -94,6 +96,15 @@ def split_indices(
             'validation part: both need some'
         )
     return Split(train, valid, state)
+
+
+def refuse_split(loader: Any, section: str) -> None:
+    """A ConfigError when `loader`, built of `section`, splits off samples that nobody asks for."""
+    if getattr(loader, 'valid_sampler', None) is not None:
+        raise ConfigError(
+            f'{section} splits off {len(loader.valid_sampler)} of its samples, which nobody would '
+            'use here: leave out its validation_split and n_folds'
+        )
 
 
 def _n_valid(n_samples: int, validation_split: float, n_folds: int | None, fold: int) -> int:
