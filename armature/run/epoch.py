@@ -74,13 +74,14 @@ class Epoch:
         share = self._waited_s / (time.perf_counter() - self._begun)
         is_in_memory = getattr(loader, '_memory', None) is not None
         if share > WAITING_SHARE and not is_in_memory and dist.is_main():
-            taken, _ = parameters(type(loader))
-            is_collated = getattr(loader, 'collate_fn', None) is default_collate
-            in_memory = ', or data_loader.args.in_memory: true'
-            logger.warning(
-                f"{share:.0%} of the epoch's time was spent waiting for data. Most likely to help: "
+            helps = [
                 f'data_loader.args.num_workers (now {getattr(loader, "num_workers", 0)}; python -m '
                 'tools.find_workers finds the best number)'
-                + in_memory
-                * ('in_memory' in taken and is_collated)
+            ]
+            is_collated = getattr(loader, 'collate_fn', None) is default_collate
+            if is_collated and 'in_memory' in parameters(type(loader))[0]:
+                helps.append('data_loader.args.in_memory: true')
+            logger.warning(
+                f"{share:.0%} of the epoch's time was spent waiting for data. Most likely to help: "
+                f'{", or ".join(helps)}'
             )
