@@ -1,6 +1,7 @@
 """Laws of what is reported: one name a value, averages over samples, state kept exactly."""
 
 import copy
+import functools
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ from torchmetrics import classification
 from armature.batch import Batch, Share
 from armature.errors import ConfigError
 from armature.run.metric_tracker import numbers, reported
-from model.metric import accuracy, top_k_acc
+from model.metric import accuracy, binary_accuracy, top_k_acc
 from parse_config import ConfigParser
 from utils import MetricTracker
 
@@ -167,6 +168,64 @@ def test_binary_metrics_take_the_float_targets_of_the_loss_and_refuse_soft_ones(
     later = [(output[:, 0], target[:, 0]), (output[:, 0], target[:, 0] * 0.9)]
     with pytest.raises(ConfigError, match='numbers between'):
         measured(MetricTracker('loss', metrics=[metric]), later)
+
+
+@pytest.mark.parametrize(
+    'metric, output, target',
+    [
+        (accuracy, (3, 3), (3, 3)),
+        (accuracy, (4, 7, 5), (4, 7)),
+        (accuracy, (3,), ()),
+        (top_k_acc, (3, 3), (3, 3)),
+        (binary_accuracy, (4, 1), (4,)),
+        (binary_accuracy, (4,), (4, 1)),
+    ],
+)
+def test_no_metric_of_ours_broadcasts(metric, output, target):
+    with pytest.raises(ConfigError, match=r'wants targets of the shape \(.* not of \('):
+        metric(torch.rand(output), torch.ones(target))
+
+
+def test_binary_targets_may_be_minus_one_and_one():
+    assert binary_accuracy(torch.tensor([2.0, -1.0]), torch.tensor([1.0, -1.0])) == 1
+
+
+@pytest.mark.parametrize('ignored', [-100, 2])
+@pytest.mark.parametrize('share', [accuracy, functools.partial(top_k_acc, k=2)])
+def test_what_the_loss_ignores_counts_for_nothing_in_a_metric(share, ignored):
+    given = [(output, target.clone()) for output, target in batches()]
+    for number, (_, target) in enumerate(given):
+        target[: 2 * number] = ignored
+    given[1][1][:] = ignored
+    tracker = MetricTracker(
+        'loss',
+        metrics=[named(functools.partial(share), 'share')],
+        loss=torch.nn.CrossEntropyLoss(ignore_index=ignored),
+    )
+    outputs, targets = map(torch.cat, zip(*given))
+    kept = targets != ignored
+    expected = share(outputs[kept], targets[kept]).item()
+    assert measured(tracker, given)['share'] == pytest.approx(expected)
+
+
+def test_ignore_index_of_a_metric_of_ones_own_is_its_own():
+    def rate(output, target, ignore_index=0):
+        return (target[target != ignore_index] == 1).float().mean()
+
+    targets = torch.cat([target for _, target in batches()])
+    loss = torch.nn.CrossEntropyLoss(ignore_index=1)
+    value = measured(MetricTracker('loss', metrics=[rate], loss=loss))['rate']
+    assert value == pytest.approx((targets == 1).sum().item() / (targets > 0).sum().item())
+
+
+def test_values_of_samples_are_refused_and_values_of_classes_are_not():
+    def each(output, target):
+        return output.argmax(1) == target
+
+    with pytest.raises(ConfigError, match='each gives 7 values for a batch of so many samples'):
+        measured(MetricTracker('loss', metrics=[each]))
+    square = [(torch.randn(3, 3), torch.tensor([0, 1, 2]))]
+    assert 'of_each_class_2' in measured(MetricTracker('loss', metrics=[of_each_class]), square)
 
 
 class OfKind(classification.MulticlassF1Score):

@@ -428,11 +428,11 @@ def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
     """A loss function (output, target) with further arguments, whose tensors follow the output."""
 
     @functools.wraps(function)
-    def call(output, target):
+    def call(output, target, **others):
         for key, value in given.items() if isinstance(output, torch.Tensor) else ():
             if isinstance(value, torch.Tensor):
                 given[key] = value.to(output.device)  # after the first time it is there
-        return function(output, target, **given)
+        return function(output, target, **given, **others)
 
     call.func, call.keywords = function, given  # as a partial has them
     return call

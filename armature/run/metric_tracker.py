@@ -1,6 +1,7 @@
 """Which values a run reports, under which names, and their averages."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import torch
 
 from armature.batch import NO_BATCH, described, length, map_tensors
+from armature.config.values import parameters
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
 from armature.step.losses import total_and_terms
-from armature.step.micro_batches import Reduction
+from armature.step.micro_batches import IGNORED, Reduction
 
 RESERVED = (
     'epoch',
@@ -36,7 +38,9 @@ class MetricTracker:
     writer: old style; each update is written to it at once, under the key.
     metrics: what `measure` computes: functions (output, target) -> mean over the samples, and
     objects of torchmetrics, which are copied and give one value over all batches. What gives a
-    vector or a dict is reported as several values: NAME_CLASS, NAME_KEY.
+    vector or a dict is reported as several values: NAME_CLASS, NAME_KEY. A function that takes an
+    `ignore_index` gives the mean over the other targets; where that is torch's -100, it is given
+    that of the loss.
     loss: where the losses given to `measure` come from: it knows whether they are means or sums,
     what a mean divides by, and which parts it has.
     skip_non_finite: leave out values that are nan or infinite, with their samples.
@@ -74,7 +78,11 @@ class MetricTracker:
             if hasattr(metric, 'compute'):
                 self._stateful[name] = _Stateful(name, metric)
             else:
-                self._functions[name] = metric
+                ignored = parameters(metric)[0].get('ignore_index')
+                if ignored and ignored.default == IGNORED != self._reduction.ignored:
+                    metric = functools.partial(metric, ignore_index=self._reduction.ignored)
+                    ignored = parameters(metric)[0]['ignore_index']
+                self._functions[name] = metric, ignored and ignored.default
         self.reset()
 
     def _claim(self, name: str, owner: str) -> None:
@@ -111,11 +119,26 @@ class MetricTracker:
                 self._claim(name, f'the part {name} of the loss')
             self._add(name, value / n_samples if self._reduction.is_sum else value, n_counted)
         output = map_tensors(torch.Tensor.detach, output)
-        for name, metric in self._functions.items():
-            self._add(name, metric(output, target), n_samples)
+        for name, (metric, ignored) in self._functions.items():
+            value, n_counted = metric(output, target), n_samples
+            if ignored is not None and isinstance(target, torch.Tensor):
+                n_counted = (target != ignored).sum()
+            if self.n_samples == n_samples > 1:  # the first batch
+                self._refuse_one_a_sample(name, value, output)
+            self._add(name, value, n_counted)
         for metric in self._stateful.values():
             metric.update(output, target, loss.device)
         self.pictures.update(output, target)
+
+    def _refuse_one_a_sample(self, name: str, value: Any, output: Any) -> None:
+        if not isinstance(value, torch.Tensor) or value.shape != (self.n_samples,):
+            return
+        scores = output.shape[1:2] if isinstance(output, torch.Tensor) else ()
+        if len(value) not in (len(self.class_names or ()), *scores):  # a value for each class
+            raise ConfigError(
+                f'metrics: {name} gives {len(value)} values for a batch of so many samples: let '
+                'it return their mean (or a dict, where they are no values of samples)'
+            )
 
     def update(self, key: str, value: Any, n: Any = 1) -> None:
         """Add `value`, the mean over `n` samples: a number or a tensor with one element."""
