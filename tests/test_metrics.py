@@ -250,6 +250,25 @@ def test_what_torchmetrics_refuses_in_the_first_batch_is_one_line():
         measured(tracker)
 
 
+@pytest.mark.parametrize(
+    'metric',
+    [
+        torchmetrics.Accuracy('multiclass', num_classes=3),
+        torchmetrics.AUROC('multiclass', num_classes=3),
+        torchmetrics.ClasswiseWrapper(recall(average=None)),
+    ],
+)
+@pytest.mark.parametrize('dtype', [torch.float, torch.long])
+def test_several_labels_a_sample_are_refused_where_one_is_wanted(metric, dtype):
+    output, target = torch.randn(4, 3), torch.eye(3)[[0, 1, 2, 0]].to(dtype)
+    tracker = MetricTracker('loss', metrics=[named(metric, 'm')])
+    with pytest.raises(ConfigError, match=r'"task": "multilabel", "num_labels": 3}'):
+        tracker.measure(torch.tensor(0.0), output, target)
+    tracker.reset()
+    if not isinstance(metric, classification.MulticlassAUROC):  # class numbers have that shape too
+        tracker.measure(torch.tensor(0.0), torch.ones(2, 4).long(), torch.ones(2, 4).long())
+
+
 def test_no_metric_takes_the_place_of_the_duration():
     with pytest.raises(ConfigError, match="would be reported as 'time'"):
         MetricTracker(metrics=[named(recall(), 'time')])

@@ -261,11 +261,12 @@ class _Stateful:
                 'its state inside an epoch. Make it one, or a function (output, target) -> mean'
             )
         self.name, self.metric = name, copy.deepcopy(metric)
-        self._device, self._wants_classes = None, False
+        self._device, self._wants_classes, self._wants_one_class = None, False, False
         for part in self._parts().values():
             part.dist_sync_fn = dist.gather_tensors
             if type(part).__module__.startswith('torchmetrics.classification'):
                 self._wants_classes = True
+                self._wants_one_class |= type(part).__name__.startswith('Multiclass')
 
     def _parts(self) -> dict[str, Any]:
         """What holds state in it, by the prefix that it has in the names of a state_dict."""
@@ -289,6 +290,8 @@ class _Stateful:
             self._n_soft += (target != given).sum()
             if is_first:
                 self._refuse_soft_targets()
+        if is_first and self._wants_one_class:
+            self._refuse_several_labels(output, target)
         try:
             self.metric.update(output, target)
         except (RuntimeError, ValueError) as error:
@@ -309,6 +312,15 @@ class _Stateful:
             raise ConfigError(
                 f'metrics: {self.name} wants classes, and the targets hold numbers between them: '
                 'leave it out, or write a function (output, target) in model/metric.py'
+            )
+
+    def _refuse_several_labels(self, output: Any, target: Any) -> None:
+        shape = getattr(output, 'shape', ())
+        if len(shape) > 1 and shape == getattr(target, 'shape', ()) and output.is_floating_point():
+            raise ConfigError(
+                f'metrics: {self.name} wants one class number a sample, and the targets have the '
+                f'shape of the outputs, {tuple(shape)}: say "args": {{"task": "multilabel", '
+                f'"num_labels": {shape[1]}}} where a sample has several labels, else give numbers'
             )
 
     def compute(self) -> Any:
