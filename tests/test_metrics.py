@@ -9,6 +9,7 @@ import torch
 import torchmetrics
 from torch.nn import functional as F
 from torchmetrics import classification
+from torchmetrics.wrappers import Running
 
 from armature.batch import Batch, Share
 from armature.errors import ConfigError
@@ -343,6 +344,39 @@ def test_tracker_that_goes_on_equals_one_that_was_never_interrupted(n_before):
         first.measure(F.cross_entropy(output, target), output, target)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert measured(second, given[n_before:]) == expected
+
+
+class Best(torchmetrics.MeanMetric):
+    """Keeps what no add_state names."""
+
+    best, seen = 0.0, ()
+
+    def update(self, output, target):
+        super().update(output)
+        self.seen = [*self.seen, target.sum()]
+
+    def compute(self):
+        self.best = max(self.best, super().compute().item())
+        return {'best': self.best, 'n': len(self.seen)}
+
+
+@pytest.mark.parametrize('n_steps', [None, 7])
+def test_what_outlives_a_reset_outlives_a_resume(experiment, n_steps):
+    metrics = [
+        named(torchmetrics.MinMaxMetric(classification.MulticlassAccuracy(2)), 'bounds'),
+        named(Running(classification.MulticlassAccuracy(2), 3), 'running'),
+        named(Best(), 'best'),
+    ]
+    whole = experiment.trainer(metrics=metrics, epochs=3)
+    whole.train()
+    first = experiment.trainer(metrics=metrics, epochs=2, max_steps=n_steps)
+    first.train()
+    last = first.checkpoint_dir / 'checkpoint-last.pth'
+    resumed = experiment.trainer(last, metrics=metrics, epochs=3, max_steps=None)
+    resumed.train()
+    one, other = (trainer.history[-1] for trainer in (whole, resumed))
+    names = [name for name in one if name.startswith(('bounds', 'val_b', 'running', 'best'))]
+    assert len(names) > 8 and [one[name] for name in names] == [other[name] for name in names]
 
 
 def test_no_predictions_of_a_finished_epoch_are_in_a_checkpoint(experiment):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from armature.batch import NO_BATCH, described, length, map_tensors
+from armature.compare import first_difference
 from armature.config.values import parameters
 from armature.errors import ConfigError
 from armature.processes import dist
@@ -231,6 +232,11 @@ class MetricTracker:
             'stateful': {name: metric.state_dict() for name, metric in self._stateful.items()},
         }
 
+    def lasting(self) -> dict:
+        """The part of the state that a reset leaves."""
+        found = {name: metric.lasting() for name, metric in self._stateful.items()}
+        return {'stateful': found} if any(found.values()) else {}
+
     def load_state_dict(self, state: dict) -> None:
         """Take over the sums of the keys and metrics that both have."""
         self.reset()
@@ -255,12 +261,13 @@ class _Stateful:
     """A metric of torchmetrics (or a collection or wrapper of them), over all processes."""
 
     def __init__(self, name: str, metric: Any):
-        if not hasattr(metric, 'named_modules'):
+        # MetricTracker of torchmetrics is none: it wants an `increment` each epoch.
+        if not hasattr(metric, 'named_modules') or hasattr(metric, 'increment'):
             raise ConfigError(
                 f'metrics: {name} has compute() but is no torchmetrics.Metric: nothing could save '
                 'its state inside an epoch. Make it one, or a function (output, target) -> mean'
             )
-        self.name, self.metric = name, copy.deepcopy(metric)
+        self.name, self.metric, self._as_built = name, copy.deepcopy(metric), metric
         self._device, self._wants_classes, self._wants_one_class = None, False, False
         for part in self._parts().values():
             part.dist_sync_fn = dist.gather_tensors
@@ -332,7 +339,7 @@ class _Stateful:
 
         Where torchmetrics has no rule for that (Pearson's correlation), a tuple of those of each.
         """
-        state = {}
+        state = self.lasting()
         for path, part in self._parts().items():
             before = part.metric_state
             with part.sync_context(dist_sync_fn=dist.gather_tensors):
@@ -350,8 +357,12 @@ class _Stateful:
         self._device, mine = None, {}
         if before := state.get('of each process'):  # as earlier versions have it
             state = {name: tuple(each[name] for each in before) for name in before[0]}
+        parts = self._parts()
         for name, value in state.items():
-            if isinstance(value, tuple):
+            path, _, key = name.rpartition('.')
+            if path in parts and key not in parts[path]._defaults:
+                setattr(parts[path], key, value)
+            elif isinstance(value, tuple):
                 if len(value) != dist.n_processes():
                     raise ConfigError(
                         f'{self.name} can only go on in as many processes as it was measured in, '
@@ -361,6 +372,18 @@ class _Stateful:
             elif dist.is_main():
                 mine[name] = copy.deepcopy(value)  # the next reset would empty the lists in it
         self.metric.load_state_dict(mine, strict=False)
+
+    def lasting(self) -> dict[str, Any]:
+        """What its parts keep beside their states and have changed, as MinMaxMetric its bounds."""
+        built = dict(self._as_built.named_modules())
+        return {
+            f'{path}.{name}' if path else name: value
+            for path, part in self._parts().items()
+            for name, value in vars(part).items()
+            if type(value) in (int, float, list, torch.Tensor)
+            and name not in (*part._defaults, '_update_count', '_computed')
+            and first_difference(value, vars(built.get(path, part)).get(name))
+        }
 
 
 def _mean(total: float, count: float) -> float:

@@ -48,7 +48,8 @@ def state_of(trainer: Any) -> dict:
     model, parts, tested = bare(trainer.model), {}, None
     for name, part in stateful_of(trainer).items():
         if isinstance(part, MetricTracker) and not trainer.position:
-            parts[name] = {}  # what was measured in an epoch that is finished has been reported
+            # What was measured in an epoch that is finished has been reported.
+            parts[name] = part.lasting()
             continue
         parts[name] = part.state_dict()
         if isinstance(part, Average) and part.model is model:
