@@ -10,18 +10,20 @@ import torch
 from armature.errors import ConfigError
 
 
-def accuracy(output: torch.Tensor, target: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+def accuracy(
+    output: torch.Tensor, target: torch.Tensor, ignore_index: int | None = -100
+) -> torch.Tensor:
     """Share of samples whose highest score is the target's.
 
     output: (batch, classes, ...) scores; target: (batch, ...) class indices. Returns 0 to 1, a
     0-dim tensor.
     """
     _refuse_other('accuracy', output, target, output.shape[:1] + output.shape[2:])
-    return _share(output.argmax(dim=1) == target, target != ignore_index)
+    return _share(output.argmax(dim=1) == target, target, ignore_index)
 
 
 def top_k_acc(
-    output: torch.Tensor, target: torch.Tensor, k: int = 3, ignore_index: int = -100
+    output: torch.Tensor, target: torch.Tensor, k: int = 3, ignore_index: int | None = -100
 ) -> torch.Tensor:
     """Share of samples whose target is among the k highest scores.
 
@@ -35,7 +37,7 @@ def top_k_acc(
             'sample: give it a k from 1 to that ("args": {"k": ...}), or leave it out'
         )
     is_among = (output.topk(k, dim=1).indices == target.unsqueeze(1)).any(dim=1)
-    return _share(is_among, target != ignore_index)
+    return _share(is_among, target, ignore_index)
 
 
 def binary_accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -55,6 +57,9 @@ def _refuse_other(name, output, target, wanted):
         )
 
 
-def _share(is_right, is_counted):
-    """nan where none is counted."""
+def _share(is_right, target, ignore_index):
+    """nan where no target counts."""
+    if ignore_index is None:
+        return is_right.mean(dtype=torch.float)
+    is_counted = target != ignore_index
     return (is_right & is_counted).sum() / is_counted.sum()

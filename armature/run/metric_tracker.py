@@ -10,7 +10,7 @@ import torch
 
 from armature.batch import NO_BATCH, described, length, map_tensors
 from armature.compare import first_difference
-from armature.config.values import parameters
+from armature.config.values import parameters, takes
 from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
@@ -79,11 +79,13 @@ class MetricTracker:
             if hasattr(metric, 'compute'):
                 self._stateful[name] = _Stateful(name, metric)
             else:
-                ignored = parameters(metric)[0].get('ignore_index')
-                if ignored and ignored.default == IGNORED != self._reduction.ignored:
-                    metric = functools.partial(metric, ignore_index=self._reduction.ignored)
-                    ignored = parameters(metric)[0]['ignore_index']
-                self._functions[name] = metric, ignored and ignored.default
+                parameter = parameters(metric)[0].get('ignore_index')
+                ignored = parameter and parameter.default
+                if ignored == IGNORED:
+                    ignored = None if self._reduction.is_whole else self._reduction.ignored
+                    if ignored is not None or takes(parameter, type(None)):
+                        metric = functools.partial(metric, ignore_index=ignored)
+                self._functions[name] = metric, ignored
         self.reset()
 
     def _claim(self, name: str, owner: str) -> None:

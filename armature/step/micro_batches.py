@@ -201,13 +201,14 @@ class Reduction:
         self.is_sum = kinds == {'sum'}
         self.weights = _class_weights(criterion)
         self.ignored = _argument(criterion, 'ignore_index', IGNORED)
+        known = loader.known_targets() if hasattr(loader, 'known_targets') else None
+        # Whether no target is ignored, as far as anybody knows
+        self.is_whole = known is not None and known.dim() == 1 and not (known == self.ignored).any()
         if self.is_sum or not _is_torchs(criterion):
             self.by_samples = True
             self._adds_up = self.is_sum or not any(map(_weighs_classes, losses))
         else:
-            known = loader.known_targets() if hasattr(loader, 'known_targets') else None
-            is_whole = known is not None and known.dim() == 1 and not (known == self.ignored).any()
-            self.by_samples = is_whole and self.weights is None
+            self.by_samples = self.is_whole and self.weights is None
             self._adds_up = self.weights is None or bool(self.weights.all())
         # Targets are counted before they are on the device, and there.
         self._weights_on = functools.cache(lambda device: self.weights.to(device))
