@@ -14,6 +14,7 @@ from armature.config.keys import SCHEDULER, settings_of
 from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
+from armature.step.buffers import KeptBuffers
 from armature.step.losses import total_and_terms
 from armature.step.micro_batches import MicroBatches, Reduction, weighted
 from armature.step.optimizers import clip_values, needs_closure, refuse_combinations
@@ -82,7 +83,7 @@ class Stepper:
         self.loss = None  # so far, a 0-dim tensor
         self.grad_norm = None  # of the last step before clipping, a 0-dim tensor
         self._given = None  # (content, batch), for a closure only
-        self._statistics = []  # BatchNorm's, before it: a step that is left out leaves no trace
+        self._kept = KeptBuffers()  # as before it: a step that is left out leaves no trace
         self.n_skipped = self.n_skipped_in_a_row = 0
 
     @classmethod
@@ -127,8 +128,8 @@ class Stepper:
         """
         batch = self.batch if self.batch.n_samples else Batch(content, length(content))
         self.loss = None
-        if self.max_skips is not None and self.model is not None:
-            self._statistics = [(each, each.clone()) for each in dist.statistics_of(self.model)]
+        if self.max_skips is not None:
+            self._kept = KeptBuffers(self.model, self.criterion)
         if self.needs_closure:
             self._given = content, batch
         return self._micro_batches.of(content, batch)
@@ -199,9 +200,7 @@ class Stepper:
             return True
         self.n_skipped += 1
         self.n_skipped_in_a_row += 1
-        with torch.no_grad():
-            for buffer, before in self._statistics:
-                buffer.copy_(before)
+        self._kept.put_back()
         if self.n_skipped_in_a_row > self.max_skips:
             raise NonFiniteError(
                 f'{self.n_skipped_in_a_row} steps in a row had a loss or gradients that are not '

@@ -5,10 +5,12 @@ import signal
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from armature.checkpoint import files as checkpoint
+from armature.checkpoint.weights import load_tested
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
@@ -572,6 +574,34 @@ def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
     loader = BaseDataLoader(NoisyPoints(), 4, shuffle=True, validation_split=12, num_workers=0)
     with pytest.raises(ConfigError, match='14 samples in'):
         experiment.trainer(path, loader=loader).train()
+
+
+class LazyModel(PointModel):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.norm = nn.LazyLinear(8), nn.LazyBatchNorm1d()
+
+
+def test_lazy_model_is_resumed_and_tested(experiment):
+    options = {'model': LazyModel, 'on_nan': 'skip', 'max_grad_norm': 1.0}
+    whole = run(experiment.trainer(**options))
+    path = stopped_after(experiment, 9, **options)
+    assert first_difference(run(experiment.trainer(path, **options)), whole) == ''
+    state, model, data = checkpoint.load(path), LazyModel().eval(), torch.randn(5, 4)
+    load_tested(model, None, state, path)
+    sized = PointModel().eval()
+    sized.load_state_dict(state['state_dict'])
+    assert torch.equal(model(data), sized(data))
+
+
+def test_lazy_layer_that_no_pass_reaches_is_refused(experiment):
+    class Unreached(PointModel):
+        def __init__(self):
+            super().__init__()
+            self.more = nn.LazyLinear(3)
+
+    with pytest.raises(ConfigError, match=r'more\.weight is of a lazy layer that no forward pass'):
+        experiment.trainer(model=Unreached).train()
 
 
 def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):

@@ -153,6 +153,54 @@ def test_average_is_what_is_validated_saved_and_tested(experiment):
     assert log['loss'] == trainer.history[-1]['val_loss']
 
 
+class Reassigning(nn.Module):
+    """Its forward pass puts other tensors in the place of its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer('seen', torch.zeros(()))
+        self.register_buffer('codes', None)
+
+    def forward(self, data):
+        self.seen = self.seen + 1
+        self.codes = data.mean(0) if self.codes is None else self.codes * 0.9
+        return self.norm(data)
+
+
+def trial_of_auto(model):
+    next(automatic(model, F.mse_loss).micro_batches((torch.ones(8, 4), torch.ones(8, 4))))
+
+
+def skipped_step(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    stepper = Stepper(optimizer, max_skips=3, model=model)
+    for data in stepper.micro_batches(torch.full((8, 4), math.nan)):
+        stepper.backward(model(data).sum())
+    stepper.step()
+    assert stepper.n_skipped == 1
+
+
+@pytest.mark.parametrize('leave_no_trace', [trial_of_auto, skipped_step])
+def test_buffers_that_a_forward_pass_exchanges_are_put_back(leave_no_trace):
+    model = Reassigning()
+    seen = model.seen
+    leave_no_trace(model)
+    assert model.seen is seen and seen == 0 and model.codes is None
+
+
+@pytest.mark.parametrize('leave_no_trace', [trial_of_auto, skipped_step])
+def test_statistics_of_a_lazy_norm_are_put_back(leave_no_trace):
+    model = nn.LazyBatchNorm1d()
+    leave_no_trace(model)
+    assert same(model.state_dict(), nn.BatchNorm1d(4).state_dict())
+
+
+def test_average_of_lazy_statistics_is_refused():
+    with pytest.raises(ConfigError, match='running_mean is of a lazy layer'):
+        Average(nn.LazyBatchNorm1d(affine=False), 0.9)
+
+
 def test_two_kinds_of_average_are_refused():
     with pytest.raises(ConfigError, match='one of them'):
         Average(norm_model(), 0.9, 3)
@@ -829,6 +877,14 @@ def test_micro_batches_of_a_model_that_draws_are_said_once(experiment, capsys, c
     stepper = Stepper(torch.optim.SGD(model.parameters(), lr=0.1), microbatch_size=2)
     take_steps(stepper, model, a_batch(), 1)
     assert 'random' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('p', [0.0, 0.5])
+def test_the_weights_that_a_lazy_layer_draws_are_no_dropout(caplog, p):
+    model = nn.Sequential(nn.LazyLinear(3), nn.Dropout(p))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    take_steps(Stepper(optimizer, microbatch_size=2, model=model), model, a_batch(), 2)
+    assert ('draws random' in caplog.text) == (p > 0)
 
 
 class Counting(nn.Module):

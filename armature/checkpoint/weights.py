@@ -1,10 +1,12 @@
 """A model's weights under their own names: what wrappers and LoRA put around them is left out."""
 
+import itertools
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from armature.errors import CheckpointError
@@ -45,6 +47,14 @@ def named_parameters(model: nn.Module, with_lora: bool = True) -> dict[str, nn.P
     }
 
 
+def sizeless(model: nn.Module | None) -> list[str]:
+    """Names of the weights of lazy layers, which have no size before their first forward pass."""
+    if model is None:
+        return []
+    weights = itertools.chain(model.named_parameters(), model.named_buffers())
+    return [name for name, each in weights if is_lazy(each)]
+
+
 def adapted(
     weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, lora_scale: torch.Tensor
 ) -> torch.Tensor:
@@ -83,7 +93,10 @@ def misfits(mine: dict, weights: dict) -> str:
         'of another shape': [
             f'{name} {list(weights[name].shape)} -> {list(value.shape)}'
             for name, value in mine.items()
-            if name in weights and hasattr(value, 'shape') and weights[name].shape != value.shape
+            if name in weights
+            and not is_lazy(value)  # which takes the shape that it is given
+            and hasattr(value, 'shape')
+            and weights[name].shape != value.shape
         ],
     }
     return '; '.join(f'{kind}: {shortened(names)}' for kind, names in problems.items() if names)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from armature.batch import CannotCut, argument_names, cut, described, is_structure, takes
 from armature.checkpoint.files import LAST
-from armature.checkpoint.weights import bare
+from armature.checkpoint.weights import bare, sizeless
 from armature.compare import first_difference
 from armature.data.order import samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
@@ -348,6 +348,11 @@ def refuse_broken_weights(trainer: Any) -> None:
 
     What does not train may be infinite on purpose, as masks are: there only a nan counts.
     """
+    if lazy := sizeless(bare(trainer.model)):
+        raise ConfigError(
+            f'arch: {lazy[0]} is of a lazy layer that no forward pass has reached, so it has no '
+            'weights to save: say its size, or leave the layer out'
+        )
     broken = sorted(set().union(*dist.gather(broken_weights(bare(trainer.model)))))
     if broken:
         epoch = trainer.epochs_done + (trainer.position > 0)  # between two epochs, that before it

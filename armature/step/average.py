@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-from armature.checkpoint.weights import bare, load_weights
+from armature.checkpoint.weights import bare, load_weights, sizeless
 from armature.errors import ConfigError
 from armature.processes import dist
 
@@ -45,8 +44,7 @@ class Average:
         self.n_steps = self.n_averaged = 0
         self._warms_up = True  # a run that the first version began goes on as it began
         self.model = bare(model)
-        lazy = [name for name, each in self.model.named_parameters() if is_lazy(each)]
-        if lazy:
+        if lazy := sizeless(self.model):
             raise ConfigError(
                 f'arch: {lazy[0]} is of a lazy layer, which has no weights to average before its '
                 'first forward pass: say its size, or pass one sample through the model in its '

@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from armature.batch import Batch, CannotCut, cut, leaves, length, to_device
+from armature.checkpoint.weights import sizeless
 from armature.compare import first_difference
 from armature.config.values import parameters
 from armature.errors import ConfigError, UserError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
+from armature.step.buffers import KeptBuffers
 from armature.step.losses import WeightedLosses, total_and_terms
 
 logger = logging.getLogger('trainer')
@@ -57,7 +59,7 @@ class MicroBatches:
             )
         self._n_tried = 0.0  # numbers in each sample of the batch that was tried last
         self._has_warned = False  # of batches that are collated anew
-        self._looks_at_draws = True  # in the first part
+        self._looks_at_draws = True  # in the first part whose size all layers know
 
     def of(self, content: Any, batch: Batch) -> Iterator[Any]:
         """The parts; `weight` is the share of each in the mean over all processes."""
@@ -84,7 +86,9 @@ class MicroBatches:
                 rows = slice(number * size, min(n_samples, (number + 1) * size))
                 part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
                 n_part = 1 if is_whole else self._reduction.count_in(part, batch.n_now)
-                before = rng_state(self._device) if self._looks_at_draws else None
+                # A lazy layer draws its weights in its first pass.
+                looks = self._looks_at_draws and not sizeless(self._model)
+                before = rng_state(self._device) if looks else None
                 self.weight = weight * (n_part / n_counted)
                 yield part
                 if before and first_difference(before, rng_state(self._device)):
@@ -92,7 +96,7 @@ class MicroBatches:
                         'trainer.microbatch_size: this model draws random numbers (dropout) for '
                         'each micro-batch by itself, so its size does change the result'
                     )
-                self._looks_at_draws = False
+                self._looks_at_draws &= not looks
             else:  # another process has one more
                 (self._loss_of(*part) * 0).backward()
         batch.n_now = 0
@@ -124,8 +128,7 @@ class MicroBatches:
         if n_each <= self._n_tried:
             return
         self._n_tried, size = n_each, min(self.size or most, most)
-        modules = [each for each in (self._model, self._criterion) if isinstance(each, nn.Module)]
-        kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+        kept = KeptBuffers(self._model, self._criterion)
         before = rng_state(self._device)
         dist.sync_gradients(self._model, wanted=False)  # each process finds a size of its own
         while failure := self._failure(content, batch, size):
@@ -143,10 +146,10 @@ class MicroBatches:
             )
         set_rng_state(before, self._device)
         dist.sync_gradients(self._model, wanted=True)
-        for module in modules:
-            module.zero_grad()
-        for buffer, value in kept:
-            buffer.copy_(value)
+        for part in (self._model, self._criterion):
+            if isinstance(part, nn.Module):
+                part.zero_grad()
+        kept.put_back()
         if self.size is None or size < min(self.size, most):
             self.size = size
 

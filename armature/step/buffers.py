@@ -1,0 +1,42 @@
+"""Buffers that are kept before a pass and put back after it, which then leaves no trace in them."""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+NORM = nn.modules.batchnorm._NormBase
+
+
+class KeptBuffers:
+    """Those of the modules among `parts`, as they are now.
+
+    By module and name: a forward pass may put another tensor in the place of one, as in
+    self.seen = self.seen + 1.
+    """
+
+    def __init__(self, *parts: object):
+        self._kept = [
+            (module, name, buffer, _value(buffer))
+            for part in parts
+            if isinstance(part, nn.Module)
+            for module in part.modules()
+            for name, buffer in module._buffers.items()
+        ]
+
+    @torch.no_grad()
+    def put_back(self, but: Collection[torch.Tensor] = ()) -> None:
+        """but: buffers that stay as they have become."""
+        for module, name, buffer, value in self._kept:
+            if buffer in but:
+                continue
+            setattr(module, name, buffer)
+            if value is not None:
+                buffer.copy_(value)
+            elif buffer is not None and not is_lazy(buffer) and isinstance(module, NORM):
+                module.reset_running_stats()  # of a lazy norm, which has its size since
+
+
+def _value(buffer):
+    return None if buffer is None or is_lazy(buffer) else buffer.detach().clone()
