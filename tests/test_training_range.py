@@ -153,6 +153,66 @@ def test_average_is_what_is_validated_saved_and_tested(experiment):
     assert log['loss'] == trainer.history[-1]['val_loss']
 
 
+STILL = 'unreached', 'fixed', 'frozen'
+
+
+class Norms(nn.Module):
+    """One that trains, one that passes do not reach, one that stays in eval mode, one frozen."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norms = nn.ModuleDict({name: nn.BatchNorm1d(4) for name in ('moves', *STILL)})
+        for name in STILL:
+            nn.init.normal_(self.norms[name].running_mean)
+        Frozen(self, ['norms.frozen.*']).apply(epoch=1)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norms['fixed'].eval()
+        return self
+
+    def forward(self, data):
+        return self.norms['moves'](self.norms['frozen'](self.norms['fixed'](data)))
+
+
+@pytest.mark.parametrize('mode', [True, False])
+def test_swa_measures_only_the_norms_that_training_moves(mode):
+    model = Norms()
+    model.train()
+    before = copy.deepcopy(model)
+    average = Average(model, swa_start=1)
+    average.update()
+    inputs = [torch.randn(8, 4) + 3 for _ in range(3)]
+    average.renew_norm(itertools.islice(inputs, 2))
+    model.train(mode)
+    average.renew_norm(inputs)
+    assert model.training == mode
+    assert same(model.state_dict(), before.state_dict())  # the live ones
+    tested = average.tested()
+    for name in STILL:
+        for key, value in before.norms[name].state_dict().items():
+            assert torch.equal(tested[f'norms.{name}.{key}'], value), (name, key)
+    seen = [before.norms['frozen'](before.norms['fixed'](data)) for data in inputs]
+    mean = torch.stack([each.mean(0) for each in seen]).mean(0)
+    torch.testing.assert_close(tested['norms.moves.running_mean'], mean)
+    assert [norm.momentum for norm in model.norms.values()] == [0.1] * 4
+
+
+def test_swa_pass_that_is_stopped_leaves_no_trace():
+    def inputs():
+        yield torch.randn(8, 4) + 3
+        raise KeyboardInterrupt
+
+    model = norm_model()
+    average = Average(model, swa_start=1)
+    average.update()
+    before = copy.deepcopy(average.tested())
+    with pytest.raises(KeyboardInterrupt):
+        average.renew_norm(inputs())
+    assert same(average.tested(), before) and model[1].momentum == 0.1
+
+
 class Reassigning(nn.Module):
     """Its forward pass puts other tensors in the place of its buffers."""
 
@@ -168,6 +228,12 @@ class Reassigning(nn.Module):
         return self.norm(data)
 
 
+def swa_pass(model):
+    average = Average(model, swa_start=1)
+    average.update()
+    average.renew_norm([torch.ones(8, 4)] * 3)
+
+
 def trial_of_auto(model):
     next(automatic(model, F.mse_loss).micro_batches((torch.ones(8, 4), torch.ones(8, 4))))
 
@@ -181,7 +247,7 @@ def skipped_step(model):
     assert stepper.n_skipped == 1
 
 
-@pytest.mark.parametrize('leave_no_trace', [trial_of_auto, skipped_step])
+@pytest.mark.parametrize('leave_no_trace', [swa_pass, trial_of_auto, skipped_step])
 def test_buffers_that_a_forward_pass_exchanges_are_put_back(leave_no_trace):
     model = Reassigning()
     seen = model.seen

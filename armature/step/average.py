@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from armature.checkpoint.weights import bare, load_weights, sizeless
 from armature.errors import ConfigError
 from armature.processes import dist
+from armature.step.buffers import KeptBuffers
 
 
 class Average:
@@ -94,24 +95,41 @@ class Average:
             live.copy_(mine)
             mine.copy_(kept)
 
+    @torch.no_grad()
     def renew_norm(self, inputs: Iterable[Any]) -> None:
         """Measure BatchNorm's statistics for averaged weights (SWA; those of an EMA are averaged).
 
-        inputs: what the model is called with, batch by batch: a tensor, or several in any
+        Only those that training passes move: a norm in eval mode, or that no pass reaches, keeps
+        its own. inputs: what the model is called with, batch by batch: a tensor, or several in any
         structure.
         """
         if not self.is_swa or not self.n_averaged:
             return
-        # What else each training batch changes is put back.
-        others = [each for each in self.model.buffers() if each not in self._mine]
-        with self.in_model(), torch.no_grad():
-            kept = [buffer.clone() for buffer in others]
+        model, is_training, moved = self.model, self.model.training, set()
+        if not is_training:  # a loop that trains may have left some layers in eval mode
+            model.train()
+        norms = [
+            each
+            for each in dist.norms_of(model)
+            if each.training and each.num_batches_tracked is not None
+        ]
+        momenta = [norm.momentum for norm in norms]
+        with self.in_model():
+            kept = KeptBuffers(model)
             try:
-                # Each in a tuple, of which torch takes the first part.
-                update_bn(((data,) for data in inputs), self.model)
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # the mean over all batches
+                for data in inputs:
+                    model(data)
+                reached = [norm for norm in norms if norm.num_batches_tracked]
+                moved = {each for norm in reached for each in norm.buffers(recurse=False)}
             finally:
-                for buffer, value in zip(others, kept):
-                    buffer.copy_(value)
+                for norm, momentum in zip(norms, momenta):
+                    norm.momentum = momentum
+                kept.put_back(but=moved & self._mine.keys())
+                if not is_training:
+                    model.eval()
 
     def tested(self) -> dict | None:
         """The state dict of the averaged weights; None while there are none."""
