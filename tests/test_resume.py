@@ -604,6 +604,54 @@ def test_lazy_layer_that_no_pass_reaches_is_refused(experiment):
         experiment.trainer(model=Unreached).train()
 
 
+def with_swa(experiment, path=None, batch_size=7, **settings):
+    loader = BaseDataLoader(NoisyPoints(), batch_size, validation_split=12, num_workers=0)
+    return experiment.trainer(path, loader=loader, scheduler=None, **settings)
+
+
+def averaged(trainer):
+    """Trains, and tells after which epochs the weights went into the average."""
+    average, epochs = trainer.stepper.average, []
+    update = average.update
+
+    def note():
+        n_before = average.n_averaged
+        update()
+        if average.n_averaged > n_before:
+            assert trainer.position + 1 == trainer.len_epoch
+            epochs.append(trainer.epochs_done + 1)
+
+    average.update = note
+    trainer.train()
+    return epochs
+
+
+@pytest.mark.parametrize('batch_size', [7, 14])
+@pytest.mark.parametrize('n_steps', [12, 14])
+@pytest.mark.parametrize('then', [{}, {'swa_start': 6}, {'swa_start': 4}, {'ema_decay': 0.9}])
+def test_swa_begins_with_the_epoch_that_it_names(experiment, then, n_steps, batch_size):
+    first = with_swa(experiment, max_steps=n_steps, epochs=5, **then)
+    resumed = with_swa(experiment, last_of(first), batch_size, epochs=5, swa_start=4)
+    assert averaged(resumed) == [4, 5]
+    assert resumed.stepper.average.n_averaged == 2
+
+
+@pytest.mark.parametrize('len_epoch', [3, 8])
+def test_swa_that_has_begun_goes_on_with_epochs_of_another_length(experiment, len_epoch):
+    path = last_of(with_swa(experiment, epochs=3, swa_start=2))
+    resumed = with_swa(experiment, path, epochs=5, swa_start=2, len_epoch=len_epoch)
+    assert averaged(resumed) == [4, 5]
+    assert resumed.stepper.average.n_averaged == 4
+
+
+@pytest.mark.parametrize('then', [{}, {'swa_start': 1}, {'swa_start': 9}, {'ema_decay': 0.9}])
+def test_swa_of_epochs_that_are_behind_us_is_refused(experiment, then):
+    path = last_of(with_swa(experiment, epochs=3, **then))
+    with pytest.raises(ConfigError, match='swa_start is 2: the weights after 2 epochs.*least 4'):
+        with_swa(experiment, path, epochs=4, swa_start=2).train()
+    assert averaged(with_swa(experiment, path, epochs=4, swa_start=4)) == [4]
+
+
 def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
     settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false']
     run_script(

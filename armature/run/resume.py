@@ -301,6 +301,9 @@ class Resume:
                 self._restore(name, part, saved[name])
             elif name != 'optimizer' and part.state_dict():
                 fresh.append(name)
+            then, now = self._then.get(name), self.as_built.get(name)
+            if isinstance(part, Average) and (name not in saved or changes(then, now)):
+                part.count_from(trainer.epochs_done, samples // batch_size)
             if _is_optimizer(part):
                 done += self._replay_if_changed(name, part, _steering(part, parts))
         if fresh:
@@ -410,13 +413,10 @@ class Resume:
             saved = self._progress(name, part)
             self._refuse_another_pace(part, saved['n_steps'])
         elif isinstance(part, Average):
-            if changed and part.is_swa and saved['n_averaged']:
-                raise ConfigError(
-                    f'{"; ".join(changed)}. The weights of steps that are behind us cannot be '
-                    f'averaged anew: keep trainer.swa_start, {OR_NEW_RUN}'
-                )
             # The first version kept the weights with the counts.
             saved = {'model': self.state.get('tested'), **saved}
+            if part.is_swa and then['ema_decay'] is not None:
+                saved['n_averaged'] = 0  # of another kind
         elif name == 'criterion' and 'buffers' in now:
             # What a loss has learned goes on, and its buffers that are built otherwise stay.
             mine, otherwise = part.state_dict(), []

@@ -149,6 +149,24 @@ class Average:
     def as_built(self) -> dict:
         return {'ema_decay': self.ema_decay, 'start': self.start, 'every': self.every}
 
+    def count_from(self, n_epochs: int, n_steps: int) -> None:
+        """Count the steps anew (SWA): so many epochs of `swa_every`, and those of the next one.
+
+        A ConfigError when the average would then hold other weights than it does.
+        """
+        if not self.is_swa:
+            return
+        self.n_steps = n_epochs * self.every + n_steps
+        due = max(0, self.n_steps // self.every - (self.start - 1) // self.every)
+        if due not in (0, self.n_averaged):
+            first = self.start // self.every
+            raise ConfigError(
+                f'trainer.swa_start is {first}: the weights after {due} epochs that are behind us '
+                f'would be in the average, which holds those of {self.n_averaged}. They cannot be '
+                f'averaged anew: keep it as it was, or say at least {first + due}'
+            )
+        self.n_averaged = due
+
     def state_dict(self) -> dict:
         """The counts; the weights stand in a checkpoint as `tested`."""
         counts = {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
