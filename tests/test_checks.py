@@ -382,14 +382,18 @@ def test_loss_that_does_not_add_up_from_parts_is_said_where_there_are_parts(
     assert ('put together from their halves' in capsys.readouterr().out) == is_odd
 
 
-def test_looking_at_a_loss_leaves_no_trace(experiment):
+@pytest.mark.parametrize('exchanges', [False, True])
+def test_looking_at_a_loss_leaves_no_trace(experiment, exchanges):
     class Drawing(nn.Module):
         def __init__(self):
             super().__init__()
             self.register_buffer('n_calls', torch.zeros(()))
 
         def forward(self, output, target):
-            self.n_calls += 1
+            if exchanges:
+                self.n_calls = self.n_calls + 1
+            else:
+                self.n_calls += 1
             return F.nll_loss(F.dropout(output), target)
 
     seen = []

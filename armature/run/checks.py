@@ -21,6 +21,7 @@ from armature.data.order import samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
+from armature.step.buffers import KeptBuffers
 from armature.step.losses import total_and_terms
 from armature.step.micro_batches import Reduction, weighted
 
@@ -227,8 +228,7 @@ def _look_at_loss(trainer, name, criterion, args, loss):
     if not is_in_parts or len(args) != 2 or n_samples < 2:
         return
     reduction, together, middle = Reduction(criterion), 0, n_samples // 2
-    modules = [criterion] if isinstance(criterion, nn.Module) else []
-    kept = [(buffer, buffer.clone()) for each in modules for buffer in each.buffers()]
+    kept = KeptBuffers(criterion)
     before = rng_state(trainer.device)
     with torch.no_grad():
         n_counted = 1 if reduction.is_sum else reduction.count(args[1], n_samples)
@@ -239,9 +239,7 @@ def _look_at_loss(trainer, name, criterion, args, loss):
                 return
             n_part = 1 if reduction.is_sum else reduction.count(part[1], rows.stop - rows.start)
             together = together + weighted(criterion(*part), n_part / n_counted)
-        for buffer, value in kept:
-            if not torch.equal(buffer, value):  # else backward needs it as it is
-                buffer.copy_(value)
+    kept.put_back()
     if first_difference(before, rng_state(trainer.device)):  # it draws random numbers
         set_rng_state(before, trainer.device)
         return

@@ -33,7 +33,8 @@ class KeptBuffers:
                 continue
             setattr(module, name, buffer)
             if value is not None:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # else a backward pass may need it as it is
+                    buffer.copy_(value)
             elif buffer is not None and not is_lazy(buffer) and isinstance(module, NORM):
                 module.reset_running_stats()  # of a lazy norm, which has its size since
 
