@@ -292,6 +292,53 @@ def test_a_parameter_that_changes_its_optimizer_starts_fresh_and_others_go_on():
         now.step()  # takes the state that it has
 
 
+@pytest.mark.parametrize(
+    'kind, then, now, is_fresh',
+    [
+        ('Adam', {}, {'amsgrad': True}, True),
+        ('Adam', {'amsgrad': True}, {}, False),
+        ('Adam', {}, {'betas': (0.5, 0.9)}, False),
+        ('RMSprop', {}, {'momentum': 0.9}, True),
+        ('RMSprop', {}, {'centered': True}, True),
+        ('RMSprop', {}, {'lr': 0.1}, False),
+        ('Rprop', {}, {'lr': 0.1}, True),
+        ('Rprop', {}, {'step_sizes': (1e-6, 1)}, False),
+        ('ASGD', {}, {'lr': 0.1}, True),
+        ('Adagrad', {}, {'initial_accumulator_value': 0.1}, True),
+        ('SGD', {'momentum': 0.9}, {'momentum': 0.5}, False),
+        ('SparseAdam', {}, {'betas': (0.5, 0.9)}, False),
+        ('LBFGS', {}, {'lr': 0.1}, False),
+    ],
+)
+def test_state_that_new_options_would_have_made_otherwise_starts_fresh(kind, then, now, is_fresh):
+    def optimizer(**options):
+        options = {'lr': 0.01, **options}
+        return getattr(torch.optim, kind)([('weight', weight)], **options)
+
+    def step(optimizer):
+        weight.grad = torch.ones(2, 3)
+        if kind == 'SparseAdam':
+            weight.grad = weight.grad.to_sparse()
+        optimizer.step(lambda: weight.sum())
+        return weight.detach().clone()
+
+    weight = nn.Parameter(torch.zeros(2, 3))
+    before, after = optimizer(**then), optimizer(**now)
+    built = [optimizer_as_built(each) for each in (before, after)]
+    step(before)
+    notes = load_optimizer('optimizer', after, before.state_dict(), *built)
+    assert ('optimizer: 1 parameters have no state yet' in notes) == is_fresh
+    if not is_fresh:
+        assert first_difference(states(after), states(before)) == ''
+        step(after)
+        return
+    stepped = []
+    for each in (after, optimizer(**now)):
+        weight.data.zero_()
+        stepped.append(step(each))
+    assert torch.equal(*stepped)
+
+
 # What is refused
 
 

@@ -1,5 +1,6 @@
 """Interrupted or not, the same run: laws of resuming, compared bit for bit."""
 
+import functools
 import shutil
 import signal
 
@@ -14,7 +15,7 @@ from armature.checkpoint.weights import load_tested
 from armature.compare import first_difference
 from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
-from armature.run.resume import load_optimizer, optimizer_as_built
+from armature.run.resume import changes, load_optimizer, optimizer_as_built
 from armature.run.saving import state_of
 from armature.step.average import Average
 from armature.step.optimizers import SeveralOptimizers
@@ -220,9 +221,13 @@ def test_state_of_a_users_own_attribute_is_restored(experiment):
     assert first_difference(resumed, expected) == ''
 
 
+def decay(rate):
+    return lambda n: rate**n
+
+
 SCHEDULERS = {  # arguments, and other ones to go on with
     'StepLR': ({'step_size': 4}, {'gamma': 0.5}, {'step_size': 7}),
-    'MultiStepLR': ({'milestones': [3, 8]}, {'milestones': [5, 12]}, {'gamma': 0.3}),
+    'MultiStepLR': ({'milestones': [3, 8]}, {'milestones': [5]}, {'gamma': 0.3}),
     'ConstantLR': ({'factor': 0.5, 'total_iters': 5}, {'factor': 0.2}, {'total_iters': 12}),
     'LinearLR': ({'total_iters': 12}, {'start_factor': 0.1}, {'total_iters': 5}),
     'ExponentialLR': ({'gamma': 0.9}, {'gamma': 0.7}),
@@ -240,12 +245,14 @@ SCHEDULERS = {  # arguments, and other ones to go on with
         {'max_lr': 0.01},
         {'total_steps': 24},
         {'anneal_strategy': 'linear'},
+        {'pct_start': 0.6},
+        {'three_phase': True},
     ),
     'ReduceLROnPlateau': ({'patience': 0}, {'min_lr': 0.005}, {'factor': 0.5}, {'mode': 'max'}),
-    'LambdaLR': ({'lr_lambda': lambda n: 0.9**n},),
+    'LambdaLR': ({'lr_lambda': decay(0.9)}, {'lr_lambda': decay(0.7)}),
     'MultiplicativeLR': ({'lr_lambda': lambda n: 0.9},),
-    'SequentialLR': ({'milestones': [4]}, {'milestones': [9]}),
-    'ChainedScheduler': ({},),
+    'SequentialLR': ({'milestones': [4]}, {'milestones': [9]}, {'second': 'PolynomialLR'}),
+    'ChainedScheduler': ({}, {'second': 'PolynomialLR'}),
 }
 SAME_FOR_ALL = [{'lr': 0.1}, {'warmup_steps': 12}, {'betas': (0.5, 0.9)}, {'scheduler': None}, {}]
 
@@ -276,17 +283,18 @@ def scheduled(experiment, name, args, interval, *, betas=(0.9, 0.999), scheduler
         def __init__(self, parameters, lr):
             super().__init__(parameters, lr, betas)
 
-    def make(optimizer):
-        if name == 'SequentialLR':
-            parts = [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)]
+    def make(optimizer, second='ExponentialLR', **args):
+        if name in ('SequentialLR', 'ChainedScheduler'):
+            options = {'gamma': 0.9} if second == 'ExponentialLR' else {}
+            parts = [lr_scheduler.ConstantLR(optimizer)]
+            parts.append(getattr(lr_scheduler, second)(optimizer, **options))
+            if name == 'ChainedScheduler':
+                return lr_scheduler.ChainedScheduler(parts)
             return lr_scheduler.SequentialLR(optimizer, parts, **args)
-        if name == 'ChainedScheduler':
-            parts = [lr_scheduler.ConstantLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.9)]
-            return lr_scheduler.ChainedScheduler(parts)
         return getattr(lr_scheduler, name)(optimizer, **args)
 
     options = {'epochs': 3, 'interval': interval, 'trainer_class': Told, **options}
-    made = make if scheduler else None
+    made = functools.partial(make, **args) if scheduler else None
     return experiment.trainer(scheduler=made, optimizer=Optimizer, **options)
 
 
@@ -333,6 +341,18 @@ def test_resumed_with_a_new_setting_steps_like_the_run_that_had_it_from_the_star
     resumed.train()
     fresh.train()
     assert first_difference(resumed.options, fresh.options[n_steps:]) == ''
+
+
+def test_options_that_only_one_version_has_are_no_change_but_entries_of_a_value_are():
+    def state(*, table, **options):
+        return {'state': {'gamma': 0.1, 'table': table, '_schedulers': [options]}}
+
+    then = state(table={1: 0.5}, power=1)
+    assert changes(then, state(table={1: 0.5}, added=True), 'mine') == []
+    assert changes(then, state(table={2: 0.5})) == [
+        'state.table.1: 0.5 in the checkpoint, nothing from here on',
+        'state.table.2: nothing in the checkpoint, 0.5 from here on',
+    ]
 
 
 class OldLoop(Trainer):

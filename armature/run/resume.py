@@ -3,7 +3,8 @@
 "As built" is what config and code made before the first step. It is saved beside the live state:
 
     optimizer, and each further one by its name   class and options of every group
-    lr_scheduler, and each further one            class, state, the optimizer that it steers
+    lr_scheduler, and each further one            class, state, the optimizer that it steers,
+                                                  schedulers and functions inside it
     schedule                                      interval, warm-up, metric of a plateau
     weight_average                                its kind and settings
     criterion                                     class, buffers
@@ -17,7 +18,11 @@ has the table of what may change between stop and resume.
 """
 
 import copy
+import functools
 import inspect
+import re
+from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +44,13 @@ from armature.step.average import Average
 from armature.step.optimizers import owners
 from armature.step.schedule import Schedule, replay
 
-DERIVED = {'initial_lr', 'base_lrs', '_last_lr', '_schedule_phases'}  # from other options
+# In an optimizer's group or a scheduler's state: an option, and a place inside its value.
+OPTION = re.compile(
+    r'(?:groups\.\d+|state(?:\._schedulers\.\d+)*)\.(?!_schedulers\b)([^.]+)(\..+)?'
+)
+DERIVED = {'initial_lr', '_last_lr'}  # from other options
+# So are these, but for the base_lr of a CyclicLR inside another, pct_start and three_phase.
+MOSTLY_DERIVED = {'base_lrs', '_schedule_phases'}
 MATTERS = {  # of what made a run: what can change a result
     'git.commit', 'git.changes', 'versions.python', 'versions.torch',
     'hardware.device', 'hardware.machine', 'hardware.threads', 'hardware.processes',
@@ -107,6 +118,7 @@ def as_built(trainer: Any, parts: dict[str, Any]) -> dict[str, dict]:
             built[name] = {
                 'type': type(part).__name__,
                 'optimizer': names.get(id(part.optimizer), ''),
+                'inside': _inside(part),
                 'state': to_plain(copy.deepcopy(part.state_dict())),
             }
         elif isinstance(part, (Schedule, Average)):
@@ -117,21 +129,46 @@ def as_built(trainer: Any, parts: dict[str, Any]) -> dict[str, dict]:
     return built
 
 
+def _inside(scheduler):
+    """What the state of a scheduler does not tell, as a text: its functions, by their names and
+    what they enclose, and the schedulers in it."""
+    found = []
+    for each in (*getattr(scheduler, 'lr_lambdas', ()), getattr(scheduler, '_scale_fn_custom', 0)):
+        enclosed = {}
+        while isinstance(each, functools.partial):
+            enclosed |= {**dict(enumerate(each.args)), **each.keywords}
+            each = each.func
+        if inspect.isfunction(each):
+            enclosed |= inspect.getclosurevars(each).nonlocals
+            plain = {k: v for k, v in enclosed.items() if isinstance(v, int | float | str)}
+            found.append(f'{each.__qualname__} {plain}')
+    for each in getattr(scheduler, '_schedulers', ()):
+        found.append(f'{type(each).__name__}({_inside(each)})')
+    return ', '.join(found)
+
+
 def changes(then: Any, now: Any, name: str = '') -> list[str]:
     """A line for each value of a part that is built otherwise than it was; [] when it is the same.
 
     An option that only one of the two has counts as equal: versions of torch add options. What
     follows from other options is left out.
     """
-    return [
-        f'{place}: {_short(before)} in the checkpoint, {_short(after)} from here on'
-        for place, before, after in differences(then, now, name)
-        if before is not ABSENT and after is not ABSENT and not DERIVED & {*place.split('.')}
-    ]
+    lines = {False: [], True: []}
+    for place, before, after in differences(then, now, name):
+        match = OPTION.fullmatch(place[len(name) :].lstrip('.'))
+        option, inside = match.groups() if match else ('', None)
+        is_new = before is ABSENT or after is ABSENT
+        if option not in DERIVED and (inside or not is_new):
+            lines[option in MOSTLY_DERIVED].append(_line(place, before, after))
+    return lines[False] or lines[True]
+
+
+def _line(place, before, after):
+    return f'{place}: {_short(before)} in the checkpoint, {_short(after)} from here on'
 
 
 def _short(value):
-    text = repr(value)
+    text = 'nothing' if value is ABSENT else repr(value)
     return text if len(text) < 60 else f'{text[:57]}...'
 
 
@@ -176,8 +213,8 @@ def load_optimizer(name: str, optimizer: Any, saved: dict, before: dict, now: di
 def _fitted(name, optimizer, saved, before, now):
     """The saved state for the groups as they are now, with their options as built now.
 
-    A parameter keeps its state where the same class steps it. Returns the state, and how many
-    parameters have none in it.
+    A parameter keeps its state where the same class steps it, with options that need no other
+    state. Returns the state, and how many parameters have none in it.
     """
     groups, old_groups = optimizer.state_dict()['param_groups'], saved['param_groups']
     kinds = [each['type'] for each in now['groups']]
@@ -194,10 +231,16 @@ def _fitted(name, optimizer, saved, before, now):
             f'groups as they were, {OR_NEW_RUN}'
         )
     numbers, old_numbers = _numbers(groups, kinds, key), _numbers(old_groups, old_kinds, key)
+
+    @functools.cache
+    def fits(old, new):
+        group, owner = optimizer.param_groups[new], owners(optimizer)[new]
+        return _takes_state(owner, group, before['groups'][old], now['groups'][new])
+
     state = {
-        numbers[each]: saved['state'][number]
-        for each, number in old_numbers.items()
-        if each in numbers and number in saved['state']
+        numbers[each][0]: saved['state'][number]
+        for each, (number, old) in old_numbers.items()
+        if each in numbers and number in saved['state'] and fits(old, numbers[each][1])
     }
     fitted = []
     for group, kind, settings in zip(groups, kinds, _settings(optimizer, now)):
@@ -211,12 +254,34 @@ def _fitted(name, optimizer, saved, before, now):
 
 
 def _numbers(groups, kinds, key):
-    """{(class that steps it, name): number} of the parameters in an optimizer's state."""
+    """{(class that steps it, name): (number, group)} of the parameters in an optimizer's state."""
     return {
-        (kind, name): number
-        for group, kind in zip(groups, kinds)
+        (kind, name): (number, index)
+        for index, (group, kind) in enumerate(zip(groups, kinds))
         for name, number in zip(group[key], group['params'])
     }
+
+
+def _takes_state(owner, group, before, now):
+    """Whether a group with the options `now` goes on with the state that those `before` have made.
+
+    A first step without a gradient shows what options put into the state: a buffer (amsgrad), or
+    their own value (the lr of Rprop).
+    """
+
+    def first(options):
+        probe = copy.copy(owner)  # without hooks
+        parameter = torch.zeros_like(group['params'][0])
+        parameter.grad = torch.zeros_like(parameter)
+        probe.param_groups = [{**group, **options, 'params': [parameter]}]
+        probe.state, probe.defaults = defaultdict(dict), {**owner.defaults, **options}
+        probe.step()
+        return to_plain(dict(probe.state[parameter]))
+
+    with suppress(Exception):  # LBFGS, or one's own, may need more for a step
+        found = differences(first(before), first(now))
+        return all(after is ABSENT for _, _, after in found)
+    return True
 
 
 def _settings(optimizer, built):
@@ -438,14 +503,14 @@ class Resume:
         """
         then, now = self._then, self.as_built
         gone = [each for each in then if then[each].get('optimizer') == name]
-        changed = []
+        changed, own = [], changes(then.get(name, now[name]), now[name])
         for each in dict.fromkeys([*steering, *gone]):
             changed += changes(then.get(each), now.get(each), each)
-        if not changed and not changes(then.get(name, now[name]), now[name]):
+        if not changed and not own:
             # It has stepped, in another process: torch would warn of a schedule begun early.
             optimizer._opt_called = True
             return []
-        self._say(*changed)
+        self._say(*(line for line in changed if not own or '.base_lrs' not in line))
         for group, settings in zip(optimizer.param_groups, _settings(optimizer, now[name])):
             group |= settings
         schedulers = [each for each in steering if isinstance(steering[each], LRScheduler)]
