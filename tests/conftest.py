@@ -95,6 +95,7 @@ class Experiment:
         loader=None,
         model=PointModel,
         batch=None,
+        sections=None,
         **settings,
     ):
         config = ConfigParser(
@@ -109,6 +110,7 @@ class Experiment:
                     'warmup_steps': warmup_steps,
                 },
                 **({'batch': batch} if batch else {}),
+                **(sections or {}),
                 'trainer': {
                     'epochs': 3,
                     'save_dir': str(self.folder),

@@ -466,6 +466,17 @@ def test_schedule_of_steps_refuses_steps_of_another_size(experiment):
     experiment.trainer(last_of(experiment.trainer(epochs=1)), len_epoch=4).train()
 
 
+def test_data_that_may_change_allows_steps_of_another_size_only_when_it_does(experiment):
+    path = last_of(experiment.trainer(epochs=1, interval='step'))
+    options = {'interval': 'step', 'sections': {'data_changed': 'continue'}}
+    with pytest.raises(ConfigError, match='len_epoch: 6 in the checkpoint, 4 from here on'):
+        experiment.trainer(path, len_epoch=4, **options).train()
+    other_split = BaseDataLoader(NoisyPoints(), 7, True, 24, 0)
+    resumed = experiment.trainer(path, loader=other_split, **options)
+    resumed.train()
+    assert resumed.len_epoch == 4 and resumed.epochs_done == 3
+
+
 def test_plateau_over_another_metric_is_refused(experiment):
     def plateau(optimizer):
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)

@@ -402,9 +402,8 @@ class Resume:
         trainer, loader = self.trainer, getattr(self.trainer, 'data_loader', None)
         if self.data is None and loader is not None:
             self.data = dist.on_main(identity.identity_of, loader)
-            path = trainer.config.resume
-            before = identity.data_of(self.state, Path(path)) if self.state else {}
-            for note in identity.refuse_changes(before, self.data, self._data_may_change()):
+            may_change = trainer.config.get('data_changed') == 'continue'
+            for note in identity.refuse_changes(self._data_then(), self.data, may_change):
                 trainer.logger.warning(note)
         return self.data or {}
 
@@ -432,8 +431,9 @@ class Resume:
         settings = (self.state.get('config') or {}).get('trainer') or {}
         return settings.get('monitor') or 'off'
 
-    def _data_may_change(self):
-        return self.trainer.config.get('data_changed') == 'continue'
+    def _data_then(self):
+        path = self.trainer.config.resume
+        return identity.data_of(self.state, Path(path)) if self.state else {}
 
     def _say(self, *notes):
         for note in notes:
@@ -558,7 +558,8 @@ class Resume:
         """Steps of another size, or more of them an epoch, are no place in a schedule of steps."""
         changed = changes(self._then.get('pace', {}), self.as_built['pace'])
         follows = schedule.each_step or n_steps < schedule.warmup_steps
-        if n_steps and changed and follows and not self._data_may_change():
+        data = self.data_now() if n_steps and changed and follows else None
+        if data is not None and not identity.changes(self._data_then(), data):
             raise ConfigError(
                 'The learning rate follows the steps (lr_scheduler.interval "step" or '
                 f'warmup_steps), and these have changed: {"; ".join(changed)}. The step that the '
