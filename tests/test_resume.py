@@ -1,6 +1,7 @@
 """Interrupted or not, the same run: laws of resuming, compared bit for bit."""
 
 import functools
+import math
 import shutil
 import signal
 
@@ -22,6 +23,7 @@ from armature.step.optimizers import SeveralOptimizers
 from armature.step.schedule import Schedule
 from base import BaseDataLoader
 from base.stepper import Stepper
+from model.metric import accuracy, top_k_acc
 from tests import faults
 from tests.conftest import ROOT, Experiment, NoisyPoints, PointModel, run_script
 from tools.run_files import read_record
@@ -443,6 +445,84 @@ def test_changed_monitor_starts_a_new_best(experiment):
     resumed = experiment.trainer(path, monitor='min val_loss', epochs=3)
     resumed.train()
     assert resumed.mnt_best == resumed.history[-1]['val_loss']
+
+
+MEASURED = {'loss': 'nll_loss', 'metrics': ['accuracy', {'type': 'top_k_acc', 'args': {'k': 1}}]}
+SMOOTH = {'type': 'cross_entropy', 'args': {'label_smoothing': 0.1}}
+
+
+@pytest.mark.parametrize(
+    'monitor, changed, is_new',
+    [
+        ('min val_loss', {}, False),
+        ('min val_loss', {'loss': {'type': 'nll_loss', 'args': {}}}, False),
+        ('min val_loss', {'loss': SMOOTH}, True),
+        ('min val_loss', {'loss': [{'type': 'nll_loss', 'weight': 2.0}]}, True),
+        ('min val_loss', {'metrics': []}, False),
+        ('max val_accuracy', {'loss': SMOOTH, 'metrics': ['accuracy']}, False),
+        ('max val_top_k_acc', {'metrics': [{'type': 'top_k_acc', 'args': {'k': 2}}]}, True),
+    ],
+)
+def test_best_of_another_loss_or_metric_is_no_best(experiment, capsys, monitor, changed, is_new):
+    top = functools.partial(top_k_acc, k=1)
+    top.__name__ = 'top_k_acc'
+
+    def trainer(path=None, **sections):
+        options = {'monitor': monitor, 'metrics': (accuracy, top)}
+        return experiment.trainer(path, sections=MEASURED | sections, **options)
+
+    path = last_of(trainer())
+    capsys.readouterr()
+    resumed = trainer(path, **changed)
+    assert math.isinf(resumed.mnt_best) == is_new
+    resumed.train()
+    assert math.isinf(resumed.mnt_best) == is_new
+    assert capsys.readouterr().out.count('a new best begins') == is_new
+
+
+def test_another_class_of_model_is_refused(experiment):
+    path = last_of(experiment.trainer(epochs=1, sections={'arch': {'type': 'PointModel'}}))
+    experiment.trainer(path, sections={'arch': {'type': 'examples.points.PointModel'}})
+    with pytest.raises(ConfigError, match="arch.type: the config has 'Twin', and the checkpoint"):
+        experiment.trainer(path, sections={'arch': {'type': 'Twin'}})
+
+
+def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):
+    then = {
+        'arch': {'type': 'PointModel', 'args': {'dropout': 0.2, 'weights': None}},
+        'data_loader': {'type': 'Points', 'args': {'batch_size': 7, 'sampler': None}},
+        'loss': {'type': 'nll_loss', 'args': {'reduction': 'mean'}},
+        'seed': 3,
+        'init_from': 'weights.pth',
+    }
+    now = {
+        'arch': {'type': 'PointModel', 'args': {'dropout': 0.5}},
+        'data_loader': {'type': 'Points', 'args': {'batch_size': 10, 'num_workers': 0}},
+        'loss': {'type': 'nll_loss', 'args': {'reduction': 'sum'}},
+        'seed': 4,
+    }
+    path = last_of(experiment.trainer(epochs=1, sections=then))
+    capsys.readouterr()
+    loader = BaseDataLoader(NoisyPoints(), 10, True, 12, 0)
+    options = {'max_grad_norm': 1.0, 'lr': 0.1, 'ema_decay': None, 'precision': 'fp32'}
+    options |= {'loader': loader, 'seed': 4, 'save_period': 2, 'log_step': 3}
+    experiment.trainer(path, epochs=2, sections=now, **options).train()
+    said = capsys.readouterr().out.splitlines()
+    for line in (
+        'batch_size: 7 in the checkpoint, 10 from here on',
+        'len_epoch: 6 in the checkpoint, 4 from here on',
+        'seed: 3 in the checkpoint, 4 from here on',
+        'optimizer.groups.0.lr: 0.01 in the checkpoint, 0.1 from here on',
+        'trainer.epochs: 1 in the checkpoint, 2 from here on',
+        'trainer.max_grad_norm: None in the checkpoint, 1.0 from here on',
+        'data_loader.args.num_workers: nothing in the checkpoint, 0 from here on',
+        "loss.args.reduction: 'mean' in the checkpoint, 'sum' from here on",
+        'arch.args.dropout: 0.2 in the checkpoint, 0.5 from here on; weights and buffers are those '
+        'of the checkpoint, whatever was built',
+    ):
+        assert said.count(line) == 1
+        said.remove(line)
+    assert [line for line in said if 'in the checkpoint, ' in line] == []
 
 
 @pytest.mark.parametrize(

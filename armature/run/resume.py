@@ -13,8 +13,9 @@
 
 Where as built then and now are equal, the live state is loaded, whoever moved it. Where they
 differ, what is built now stands, and the schedule is replayed to where the run is, which goes on as
-one that had the new settings from the start. What cannot be replayed is refused. docs/changes.md
-has the table of what may change between stop and resume.
+one that had the new settings from the start. What cannot be replayed is refused. All other keys of
+the config hold as they are now, and a line tells each that has changed. docs/changes.md has the
+table of what may change between stop and resume.
 """
 
 import copy
@@ -34,9 +35,12 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import to_plain
 from armature.checkpoint.weights import bare, load_weights
 from armature.compare import ABSENT, differences, first_difference
+from armature.config.build import name_of, type_of
+from armature.config.keys import NO_HYPERPARAMETER, TERM, TOP, settings_of
 from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
+from armature.run.record import as_read
 from armature.run.saving import NAMES, stateful_of
 from armature.run_files import TABLE, read_table, values_of
 from armature.seed import AT_START, set_rng_state
@@ -55,6 +59,7 @@ MATTERS = {  # of what made a run: what can change a result
     'git.commit', 'git.changes', 'versions.python', 'versions.torch',
     'hardware.device', 'hardware.machine', 'hardware.threads', 'hardware.processes',
 }  # fmt: skip
+SILENT = re.compile(rf'init_from|sweep|{NO_HYPERPARAMETER.pattern}')  # nothing for a resume
 OR_NEW_RUN = 'or start a new run from the weights alone ("init_from")'
 
 
@@ -188,6 +193,37 @@ def _refuse_another_config(state, config):
         )
 
 
+def _refuse_another_arch(before, config):
+    """Weights that fit another class by chance are not its own."""
+    names = [type_of(each.get('arch')) for each in (before, config)]
+    then, now = (str(each).rpartition('.')[2] for each in names)
+    if all(names) and then != now:
+        raise ConfigError(
+            f'arch.type: the config has {now!r}, and the checkpoint {then!r}: keep it, or start a '
+            'new run with "init_from", which takes the weights that fit'
+        )
+
+
+def _in_full(config):
+    """A config with the defaults of the keys that we know."""
+    trainer = vars(settings_of(config.get('trainer')))
+    return vars(settings_of(config, TOP)) | {'trainer': trainer}
+
+
+def _judged_by(monitor, config):
+    """The rule by which epochs are judged, with the metric, or else the loss, that it names."""
+    mode, _, name = monitor.partition(' ')
+    if mode == 'off':
+        return []
+    name, loss = name.strip().removeprefix('val_'), config.get('loss')
+    found = [
+        each for each in config.get('metrics') or () if f'{name}_'.startswith(f'{name_of(each)}_')
+    ]
+    found = found or (loss if isinstance(loss, list) else [loss])
+    entries = [each if isinstance(each, dict) else {'type': each} for each in found]
+    return [monitor, *(vars(settings_of(each, TERM)) for each in entries)]
+
+
 # Optimizers
 
 
@@ -309,7 +345,7 @@ class Resume:
     """
 
     def __init__(self, trainer: Any):
-        self.trainer, self.state = trainer, {}
+        self.trainer, self.state, self.config_then = trainer, {}, {}
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
         self.seed = torch.initial_seed()
@@ -319,8 +355,10 @@ class Resume:
         """Model, optimizer, epoch and best. The other parts follow when all of them exist."""
         trainer = self.trainer
         state = self.state = checkpoint.load(path, bare(trainer.model))
+        self.config_then = state.get('config') or {}
         if 'as_built' not in state:
             _refuse_another_config(state, trainer.config)
+        _refuse_another_arch(self.config_then, trainer.config)
         load_weights(trainer.model, state['state_dict'], path)
         if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
             self._restore('optimizer', trainer.optimizer, state['optimizer'])
@@ -330,7 +368,7 @@ class Resume:
         rows = state.get('history') or rows  # the first version kept them there
         trainer._record.rows = {row['epoch']: row for row in rows}
         trainer.history = [{'epoch': row['epoch'], **values_of(row)} for row in rows]
-        if self._monitor_then() == trainer.monitor:
+        if not self._best_is_another():
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
         trainer._saver.go_on_from(state, path)
         place = {key: state.get(key) for key in ('epoch', 'step', 'samples')}
@@ -354,6 +392,7 @@ class Resume:
         if not state:
             return
         self._keep_seed()
+        self._say_changes()
         samples, batch_size = state.get('samples', 0), trainer._batch_size()
         if samples:
             self._refuse_another_order()
@@ -427,13 +466,15 @@ class Resume:
         planned = saved.get('planned' if n_steps < schedule.warmup_steps else 'put', [])
         return {'n_steps': n_steps, 'n_epochs': n_epochs, 'values': [], 'planned': planned}
 
-    def _monitor_then(self):
-        settings = (self.state.get('config') or {}).get('trainer') or {}
-        return settings.get('monitor') or 'off'
-
     def _data_then(self):
         path = self.trainer.config.resume
         return identity.data_of(self.state, Path(path)) if self.state else {}
+
+    def _best_is_another(self):
+        """Whether the best so far was measured otherwise than it would be now."""
+        settings = self.config_then.get('trainer') or {}
+        now = _judged_by(self.trainer.monitor, as_read(self.trainer.config))
+        return _judged_by(settings.get('monitor') or 'off', self.config_then) != now
 
     def _say(self, *notes):
         for note in notes:
@@ -452,13 +493,37 @@ class Resume:
             if getattr(loader, 'seed', None) == AT_START:
                 loader.seed = seed
 
+    def _say_changes(self):
+        """A line for each key of the config that is another one, unless what was built from it says
+        so."""
+        trainer, then, built = self.trainer, self._then, self.as_built
+        pace = [*changes(then.get('pace', {}), built['pace']), *self._order_changes()]
+        self._say(*pace)
+        for name in {**then, **built}:
+            pace += changes(then.get(name), built.get(name), name)
+        said = {word for line in pace for word in line.partition(':')[0].split('.')} - {'type'}
+        configs = [_in_full(each) for each in (self.config_then, as_read(trainer.config))]
+        for place, *values in differences(*configs) if self.config_then else ():
+            if all(each is ABSENT or each in (None, {}) for each in values):
+                continue  # a null means what leaving the key out means
+            line = _line(place, *values)
+            if place.startswith('arch.'):
+                trainer.logger.warning(
+                    f'{line}; weights and buffers are those of the checkpoint, whatever was built'
+                )
+            elif not (SILENT.match(place) or said & {*place.split('.')}):
+                self._say(line)
+
+    def _order_changes(self):
+        seed, order = self.trainer.seed, self.as_built['order']
+        before = {'seed': self.state.get('seed', seed), **self._then.get('order', {})}
+        return changes(before, {'seed': seed, **order})
+
     def _refuse_another_order(self):
         """Inside an epoch, another seed or order would give some samples twice, others never."""
-        trainer, order = self.trainer, self.as_built['order']
-        before = {'seed': self.state.get('seed', trainer.seed), **self._then.get('order', {})}
-        if changed := changes(before, {'seed': trainer.seed, **order}, 'data_loader'):
+        if changed := self._order_changes():
             raise ConfigError(
-                f'The checkpoint stands inside epoch {trainer.start_epoch}, which these give '
+                f'The checkpoint stands inside epoch {self.trainer.start_epoch}, which these give '
                 f'another order: {"; ".join(changed)}. Keep them, or go on from the checkpoint of '
                 'a whole epoch'
             )
@@ -470,8 +535,8 @@ class Resume:
         if _is_optimizer(part):
             self._say(*load_optimizer(name, part, saved, then, now))
             return
-        if name == 'monitor' and self._monitor_then() != self.trainer.monitor:
-            self._say(f'trainer.monitor was {self._monitor_then()!r}: a new best begins')
+        if name == 'monitor' and self._best_is_another():
+            self._say('trainer.monitor, or what it names, is another: a new best begins')
             return
         changed = changes(then, now, name)
         if isinstance(part, Schedule):
