@@ -72,7 +72,7 @@ class BaseDataLoader(SeekableLoader):
         valid_dataset: Dataset | None = None,
         sampler: Sampler | Sequence[int] | None = None,
         in_memory: bool | Literal['device'] = False,
-        augment: list | None = None,
+        augment: list[Callable] | None = None,
         batch_transform: Callable | None = None,
         evaluation: bool = False,
         drop_last: bool = False,

@@ -195,6 +195,39 @@ def report(config: dict) -> str:
             '"RandomHorizontalFlp" (did you mean \'RandomHorizontalFlip\'?)',
         ),
         (
+            {'data_loader__args__collate_fn': 'PadCollate'},
+            'data_loader.args.collate_fn: expected an object {"type": ...} of a class whose '
+            'instances can be called, got "PadCollate"',
+        ),
+        (
+            {'data_loader__args__batch_transform': 'Normalize'},
+            'args.batch_transform: expected an object {"type": ...} of a class whose instances',
+        ),
+        (
+            {'data_loader__args__worker_init_fn': {'args': {}}},
+            'args.worker_init_fn.type: expected the name of a data loader or part of one, got null',
+        ),
+        (
+            {'data_loader__args__augment': ['RandomHorizontalFlip']},
+            'can be called as item 0 or null, got ["RandomHorizontalFlip"]',
+        ),
+        (
+            {'data_loader__args__augment': [{'type': 'Foo'}]},
+            'args.augment.0.type: no data loader or part of one is called "Foo"',
+        ),
+        (
+            {'data_loader__args__augment': [{'type': 'RandomCrop', 'size': 3}]},
+            "args.augment.0.size: unknown key (did you mean 'args'?)",
+        ),
+        (
+            {'data_loader__args__collate_fn': {'type': 'SequentialSampler'}},
+            'args.collate_fn: what SequentialSampler makes cannot be called: give the class',
+        ),
+        (
+            {'data_loader__args__collate_fn': {'type': 'model.metric.accuracy'}},
+            "args.collate_fn: model.metric.accuracy is called here, and needs 'output': where",
+        ),
+        (
             {
                 'lr_scheduler': {
                     'type': 'ChainedScheduler',

@@ -26,7 +26,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from armature.config.keys import expanded
 from armature.config.read import Document, Problem, entries, lookup, show
 from armature.config.spelling import did_you_mean, nearest
-from armature.config.values import ANY_PARAMETER, OBJECTS, hint_of, parameters, takes, violation
+from armature.config.values import (
+    ANY_PARAMETER,
+    OBJECTS,
+    hint_of,
+    is_called,
+    parameters,
+    takes,
+    violation,
+)
 from armature.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +61,7 @@ class Kind(NamedTuple):
     method: str = '__init__'  # a class needs it
     given: str = ''  # the argument that the code gives first, whatever its place
     hint: str = ''  # where a name is none
+    is_called: bool = False  # what comes out
 
     def inside(self) -> 'Kind':
         """The kind of an object nested in the args of one of this kind."""
@@ -266,6 +275,10 @@ class EntryReader:
             target = find(name, kind)
         except ConfigError as error:
             return self.problem((*path, 'type') if isinstance(entry, dict) else path, str(error))
+        if kind.is_called and inspect.isclass(target) and not issubclass(target, Callable):
+            return self.problem(
+                path, f'what {name} makes cannot be called: give the class a __call__'
+            )
         # In a group of the optimizer they stand beside the type.
         path = path if path[:2] == ('optimizer', 'groups') else (*path, 'args')
         if not isinstance(args, dict):
@@ -316,19 +329,28 @@ class EntryReader:
             elif isinstance(value, dict) and takes(parameter, *OBJECTS):
                 values[key] = value
             else:
-                values[key] = self.value(value, inner, here, reads_some, shared)
+                part = inner._replace(is_called=is_called(parameter.annotation))
+                may_read = reads_some and not part.is_called
+                values[key] = self.value(value, part, here, may_read, shared)
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
             if named[key].default is inspect.Parameter.empty and key not in settled:
+                if kind.is_called and not inspect.isclass(target):
+                    return self.problem(
+                        path[:-1],
+                        f'{name} is called here, and needs {key!r}: where the function itself is '
+                        'meant, name a class whose __call__ does the same',
+                    )
                 self.problem((*path, key), f'is missing: {name} needs it')
         return functools.partial(target, *positional, **values, **keywords)
 
     def value(self, value: Any, kind: Kind, path: tuple, reads_some: bool, shared: tuple) -> Any:
         """A value inside args with the objects in it built, to which the code gives `shared`."""
-        if isinstance(value, dict) and 'type' in value and not reads_some:
+        has_type = isinstance(value, dict) and (kind.is_called or 'type' in value)
+        if has_type and not reads_some:
             for key in value.keys() - {'type', 'args'}:
-                if nearest(key, ['args']):  # else it is no object to build
-                    self.problem((*path, key), "unknown key (did you mean 'args'?)")
+                if kind.is_called or nearest(key, ['args']):  # else it is no object to build
+                    return self.problem((*path, key), "unknown key (did you mean 'args'?)")
         if self.is_object(value, kind, reads_some):
             call = self.call(value, kind, path, shared)
             return make(call, path, self.document) if self.builds and not self.problems else None
@@ -353,7 +375,7 @@ class EntryReader:
         """
         if not isinstance(value, dict) or not value.keys() <= {'type', 'args'}:
             return False
-        if 'args' in value and not reads_some:
+        if kind.is_called or 'args' in value and not reads_some:
             return True
         name = type_of(value)
         try:

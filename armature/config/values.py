@@ -42,6 +42,7 @@ PLAIN = (
     ((None, types.NoneType), types.NoneType, 'null'),
     (OBJECTS, dict, 'an object {...}'),
     (LISTS, (list, tuple), 'a list [...]'),
+    ((Callable,), dict, 'an object {"type": ...} of a class whose instances can be called'),
 )
 
 
@@ -100,6 +101,16 @@ def takes(parameter: inspect.Parameter, *kinds: type) -> bool:
     """Whether a parameter is annotated so that it may be given one of these."""
     choices = options(parameter.annotation)
     return any((typing.get_origin(each) or each) in kinds for each in choices)
+
+
+def is_called(hint: Any) -> bool:
+    """Whether it means what can be called, or a list of that: nothing that a config can spell."""
+    choices = [each for each in options(hint) if each is not types.NoneType]
+    return bool(choices) and all(
+        (typing.get_origin(each) or each) is Callable
+        or (typing.get_origin(each) in LISTS and any(map(is_called, typing.get_args(each)[:1])))
+        for each in choices
+    )
 
 
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
