@@ -126,6 +126,30 @@ def test_first_loss_of_a_run_is_looked_at_and_then_no_more(experiment):
     assert trainer.criterion is criterion is trainer.loss
 
 
+class Late(PointModel):
+    def forward(self, x):
+        if not hasattr(self, 'more'):
+            self.more = nn.Linear(2, 2)
+        return self.more(super().forward(x))
+
+
+class InTime(PointModel):
+    def __init__(self):
+        super().__init__()
+        self.more = nn.LazyLinear(2)
+
+    def forward(self, x):
+        return self.more(super().forward(x))
+
+
+def test_layer_that_the_first_step_makes_is_refused(experiment):
+    trainer = experiment.trainer(model=Late)
+    with pytest.raises(ConfigError, match='Late makes more.weight in its first .* in __init__'):
+        trainer.train()
+    assert trainer.step == 1
+    experiment.trainer(model=InTime, epochs=1).train()
+
+
 def test_loss_keeps_the_forward_that_it_has_chosen(experiment):
     class Chosen(nn.Module):
         def __init__(self):

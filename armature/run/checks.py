@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from armature.batch import CannotCut, argument_names, cut, described, is_structure, takes
@@ -185,6 +186,8 @@ def check_first_step(trainer: Any) -> None:
         checked.keywords = getattr(criterion, 'keywords', {})
         trainer.criterion = checked
 
+    if isinstance(trainer.model, nn.Module) and isinstance(trainer.optimizer, Optimizer):
+        _refuse_late_layers(bare(trainer.model), trainer.optimizer)
     if isinstance(trainer.model, nn.Module) and (cause := _lone_sample(trainer)):
         for norm in dist.norms_of(trainer.model):
             _refuse_lone_samples(norm, cause)
@@ -252,6 +255,25 @@ def _look_at_loss(trainer, name, criterion, args, loss):
             '(trainer.microbatch_size) or several processes change the result. Where it adds its '
             'samples up, let it have the attribute or argument "reduction" with the value "sum"'
         )
+
+
+def _refuse_late_layers(model, optimizer):
+    """Let the first step end in a ConfigError when layers were made in it, which never train."""
+    before = {*model.parameters()}
+
+    def look(optimizer, *_):
+        handle.remove()
+        known = before.union(*(group['params'] for group in optimizer.param_groups))
+        named = model.named_parameters()
+        late = [name for name, each in named if each.requires_grad and each not in known]
+        if late:
+            raise ConfigError(
+                f'{type(model).__name__} makes {late[0]} in its first forward pass, after the '
+                'optimizer was made, so it would never train: make layers in __init__ (where a '
+                'size is not known there, nn.LazyLinear and others of its kind)'
+            )
+
+    handle = optimizer.register_step_post_hook(look)
 
 
 def _check_module_once(criterion, check, look):
