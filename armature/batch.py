@@ -68,6 +68,9 @@ def cut(content: Any, n_samples: int, rows: slice, lists_are_parts: bool = False
 
     def part(entry: Any) -> Any:
         if hasattr(entry, '__array__'):  # a tensor or an array
+            is_strided = getattr(entry, 'layout', torch.strided) is torch.strided
+            if not is_strided or getattr(entry, 'is_nested', False):
+                raise CannotCut(f'a nested or sparse {type(entry).__name__}')
             if not entry.ndim or len(entry) != n_samples:
                 raise CannotCut(f'{type(entry).__name__} of shape {tuple(entry.shape)}')
             return entry[rows]

@@ -565,6 +565,60 @@ def test_what_cannot_be_cut_is_collated_anew_from_the_same_samples(caplog):
     assert 'PackedSequence' in caplog.text and 'collated anew' in caplog.text
 
 
+def nested(samples):
+    sequences, targets = zip(*samples)
+    return torch.nested.nested_tensor(list(sequences), layout=torch.jagged), torch.tensor(targets)
+
+
+def nested_strided(samples):
+    sequences, targets = zip(*samples)
+    return torch.nested.as_nested_tensor(list(sequences)), torch.tensor(targets)
+
+
+def sparse(samples):
+    sequences, targets = zip(*samples)
+    return torch.stack([each[0] for each in sequences]).to_sparse(), torch.tensor(targets)
+
+
+def sparse_rows(samples):
+    data, targets = sparse(samples)
+    return data.to_dense().to_sparse_csr(), targets
+
+
+@pytest.mark.filterwarnings('ignore:.*(prototype|beta)')
+@pytest.mark.parametrize('collate', [nested, nested_strided, sparse, sparse_rows])
+def test_nested_and_sparse_tensors_are_collated_anew(collate):
+    samples = [(torch.full((1 + index % 3, 2), float(index)), index) for index in range(6)]
+    loader = BaseDataLoader(samples, 6, False, 0.0, 0, collate, seed=1)
+    parts = parts_of(loader, 4)
+    for part, rows in zip(parts, (samples[:4], samples[4:]), strict=True):
+        for one, other in zip(part, collate(rows)):
+            values = [
+                each.unbind() if each.is_nested else [each.to_dense()] for each in (one, other)
+            ]
+            assert all(map(torch.equal, *values))
+
+
+def parts_of(loader, microbatch_size):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    stepper = Stepper(optimizer, microbatch_size=microbatch_size)
+    batches = one_pass(loader, PairOf(None), CPU, stepper)
+    return [part for content in batches for part in stepper.micro_batches(content)]
+
+
+def time_first(samples):
+    return [each.T.contiguous() for each in default_collate(samples)]
+
+
+@pytest.mark.parametrize('collate', [time_first, lambda samples: default_collate(samples)])
+def test_as_many_steps_of_time_as_samples_are_told_apart(collate):
+    values = torch.arange(12 * 6).view(12, 6)
+    samples = [(each, -each) for each in values]
+    parts = parts_of(BaseDataLoader(samples, 6, False, 0.0, 0, collate), 4)
+    for part, rows in zip(parts, [slice(0, 4), slice(4, 6), slice(6, 10), slice(10, 12)]):
+        assert all(map(torch.equal, part, collate(samples[rows])))
+
+
 @pytest.mark.parametrize(
     'loader',
     [

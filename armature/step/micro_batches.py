@@ -60,6 +60,7 @@ class MicroBatches:
         self._n_tried = 0.0  # numbers in each sample of the batch that was tried last
         self._has_warned = False  # of batches that are collated anew
         self._looks_at_draws = True  # in the first part whose size all layers know
+        self._samples_come_first = None  # in tensors; None: nobody had to know
 
     def of(self, content: Any, batch: Batch) -> Iterator[Any]:
         """The parts; `weight` is the share of each in the mean over all processes."""
@@ -104,7 +105,10 @@ class MicroBatches:
     def _part(self, content, batch, rows):
         """The samples `rows` of a batch: cut, or else collated anew."""
         try:
-            return cut(content, batch.n_samples, rows, batch.lists_are_parts)
+            part = cut(content, batch.n_samples, rows, batch.lists_are_parts)
+            if not self._holds_samples(part, batch, rows):
+                raise CannotCut('tensors whose first dimension is not that of its samples')
+            return part
         except CannotCut as error:
             if batch.collate is None:
                 raise ConfigError(
@@ -120,6 +124,24 @@ class MicroBatches:
                     'the whole batch'
                 )
         return to_device(batch.collate(rows), self._device)
+
+    def _holds_samples(self, part, batch, rows):
+        """Whether a part that is cut does, and not so many steps of (time, samples).
+
+        Where there are as many of both, collating the part anew tells: once, as it reads again.
+        """
+        may_tell = batch.collate is not None and not batch.lists_are_parts
+        is_whole = rows.stop - rows.start == batch.n_samples
+        if is_whole or not may_tell:
+            return True
+        if not any(shape[1:2] == (batch.n_samples,) for shape in _shapes(part)):
+            return True
+        if self._samples_come_first is None:
+            rows_cut, rows_anew = (
+                [shape[:1] for shape in _shapes(each)] for each in (part, batch.collate(rows))
+            )
+            self._samples_come_first = rows_cut == rows_anew
+        return self._samples_come_first
 
     def _fit(self, content, batch):
         """Halve the size until a pass forward and backward is possible; leaves no other trace."""
@@ -161,6 +183,10 @@ class MicroBatches:
         except OUT_OF_MEMORY.get(self._device.type, torch.OutOfMemoryError) as error:
             return repr(error)
         return ''
+
+
+def _shapes(content):
+    return [tuple(each.shape) for each in leaves(content) if hasattr(each, '__array__')]
 
 
 # What a loss makes of a batch
