@@ -179,7 +179,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def length(content: Any) -> int:
     """The rows of the first tensor that has some: for a content that no loader of ours made."""
     tensors = [each for each in leaves(content) if isinstance(each, torch.Tensor)]
-    rows = (each.shape[0] if each.dim() else 1 for each in tensors)
+    rows = (each.size(0) if each.dim() else 1 for each in tensors)
     return next(filter(None, rows), 0)
 
 
@@ -203,6 +203,11 @@ class PairOf:
         return batch
 
     def of(self, content: Any) -> Any:
+        if content is None and (self.names or self.pairs_only):
+            raise DataError(
+                'the collate_fn gives None for a batch: let it return one, and leave samples that '
+                'do not count out of the dataset'
+            )
         if not self.names:
             if self.pairs_only and not (isinstance(content, (list, tuple)) and len(content) == 2):
                 raise DataError(_no_pair(content))

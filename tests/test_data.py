@@ -619,6 +619,16 @@ def test_as_many_steps_of_time_as_samples_are_told_apart(collate):
         assert all(map(torch.equal, part, collate(samples[rows])))
 
 
+def test_batch_that_a_collate_fn_makes_none_is_said():
+    samples = [(torch.zeros(1), 0)] * 6
+    for each in (
+        BaseDataLoader(samples, 6, True, 0.0, 0, lambda _: None, batch_transform=torch.neg),
+        torch.utils.data.DataLoader(samples, 6, collate_fn=lambda _: None),
+    ):
+        with pytest.raises(DataError, match='the collate_fn gives None for a batch'):
+            list(one_pass(each, PairOf(None), CPU))
+
+
 @pytest.mark.parametrize(
     'loader',
     [

@@ -105,6 +105,8 @@ class Reader(Dataset):
 
     def finished(self, content: Any) -> Any:
         """The content of a batch, transformed, and its classes numbered as training does."""
+        if content is None:  # which armature/batch.py refuses
+            return None
         if self.batch_transform is not None:
             content = on_input(self.batch_transform, content)
         if self.class_map is None:
