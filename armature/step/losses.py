@@ -37,7 +37,9 @@ class WeightedLosses(nn.Module):
 
 def total_and_terms(loss: Any) -> tuple[torch.Tensor, Mapping[str, Any]]:
     """What a loss function may return: a number, (number, parts by name), or the parts of a sum."""
-    total, terms = loss, {}
+    if isinstance(loss, torch.Tensor):
+        return loss, {}
+    total = terms = None
     if isinstance(loss, tuple) and len(loss) == 2:
         total, terms = loss
     elif isinstance(loss, Mapping):
