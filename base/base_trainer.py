@@ -117,8 +117,8 @@ class BaseTrainer(ABC):
         """
         try:
             with self._record.training(), self._stop.listening():
-                self._resume.restore_parts()
                 self._resume.data_now()
+                self._resume.restore_parts()
                 checks.check_first_step(self)
                 if self._finished:
                     self.console.end(f'This run is finished: {self._finished}')

@@ -8,7 +8,15 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from armature.checkpoint.files import load, save
-from armature.data.identity import changes, class_map, data_of, fingerprint, resuming
+from armature.data.identity import (
+    changes,
+    class_map,
+    data_of,
+    fingerprint,
+    identity_of,
+    refuse_changes,
+    resuming,
+)
 from armature.data.split import SPLIT_KEY, split_indices
 from armature.errors import ConfigError, DataError
 from base import BaseDataLoader
@@ -258,6 +266,120 @@ def test_each_piece_of_what_a_checkpoint_knows_of_its_data_matters(
     del state['data'][piece]
     save(state, file.parent / 'without.pth')
     assert outcome(n, split, names, epochs=2, resume=file.parent / 'without.pth') != noticed
+
+
+def apart(n_valid):
+    """A loader whose validation data is no part of its own."""
+    loader = BaseDataLoader(NoisyPoints(), 7, True, 0.0, 0, seed=1)
+    loader.split_validation = lambda: BaseDataLoader(Longer(n_valid), 7, False, 0.0, 0)
+    return loader
+
+
+def test_other_validation_data_is_refused_and_begins_a_new_best(experiment, capsys):
+    first = experiment.trainer(loader=apart(20), epochs=1)
+    first.train()
+    file = first.checkpoint_dir / 'checkpoint-last.pth'
+    same = experiment.trainer(file, loader=apart(20), epochs=2)
+    same.train()
+    assert 'new best' not in capsys.readouterr().out
+    resumed = experiment.trainer(file, loader=apart(30), epochs=2)
+    with pytest.raises(ConfigError, match=r'of samples \(validation\): 20 before, 30 now') as error:
+        resumed.train()
+    assert 'side' not in str(error.value)  # there is no split
+    resumed = experiment.trainer(file, loader=apart(30), epochs=2)
+    resumed.config['data_changed'] = 'continue'
+    resumed.mnt_best = -1.0
+    resumed.train()
+    assert 'a new best begins' in capsys.readouterr().out
+    assert resumed.mnt_best == resumed.history[-1]['val_loss']
+    state = load(file)
+    del state['data']['validation']  # as from before
+    save(state, file.parent / 'before.pth')
+    before = experiment.trainer(file.parent / 'before.pth', loader=apart(30), epochs=2)
+    before.train()
+    assert before.epochs_done == 2
+
+
+def test_other_data_inside_an_epoch_is_refused_although_its_size_is_the_same(experiment):
+    def trainer(n_steps, shift, resume=None):
+        data = Longer(52)
+        data.points = data.points + shift
+        loader = BaseDataLoader(data, 7, True, 0.25, 0, seed=1)
+        return experiment.trainer(resume, loader=loader, max_steps=n_steps)
+
+    first = trainer(3, 0)
+    first.train()
+    resumed = trainer(9, 1, first.checkpoint_dir / 'checkpoint-last.pth')
+    resumed.config['data_changed'] = 'continue'
+    with pytest.raises(ConfigError, match='another order: content of sample 0'):
+        resumed.train()
+
+
+def loader_of(n, shift=0, names=None, **how):
+    data = TensorDataset(torch.arange(shift, shift + n))
+    if names is not None:
+        data.paths = [f'/data/{name}' for name in names]
+    return BaseDataLoader(data, 4, True, num_workers=0, **{'validation_split': 0.25, **how})
+
+
+FOLDS = {'validation_split': 0, 'n_folds': 4}
+
+
+@pytest.mark.parametrize(
+    'then, now',
+    [
+        ({}, {'validation_split': 0}),
+        ({'validation_split': 0}, {}),
+        (FOLDS, {'validation_split': 0}),
+        ({'validation_split': 0}, FOLDS),
+    ],
+    ids=str,
+)
+def test_a_split_that_comes_or_goes_is_another(tmp_path, then, now):
+    then, now = (identity_of(loader_of(40, **each)) for each in (then, now))
+    assert changes(then, now) and not changes(then, then)
+    with pytest.raises(ConfigError, match='validated on may be trained on'):
+        refuse_changes(then, now, False)
+    del then['split']  # as of a run that does not tell
+    assert not changes(then, now)
+
+
+@pytest.mark.parametrize(
+    'then, now, may_change',
+    [
+        ({'n': 40}, {'n': 47}, False),
+        ({'n': 40, 'validation_split': 9}, {'n': 47, 'validation_split': 9}, False),
+        ({'n': 40, **FOLDS}, {'n': 47, **FOLDS}, False),
+        ({'n': 40, 'shift': 5}, {'n': 45}, True),
+        ({'n': 40}, {'n': 35, 'shift': 5}, True),
+        ({'n': 40}, {'n': 40, 'validation_split': 9}, True),
+        ({'n': 40, **FOLDS}, {'n': 40, **FOLDS, 'fold': 1}, True),
+        ({'n': 40, 'names': 'ab'}, {'n': 35, 'shift': 5, 'names': 'ab'}, False),
+        ({'n': 40, 'names': 'ab'}, {'n': 40, 'names': 'xy'}, True),
+        ({'n': 40, 'names': 'ab'}, {'n': 40, 'names': 'ab', 'validation_split': 0.2}, True),
+    ],
+    ids=str,
+)
+def test_who_changes_sides_is_said_where_it_may_be(tmp_path, then, now, may_change):
+    def made(names=None, **how):
+        first = how.get('shift', 0)
+        if names:
+            names = [f'{names[each % 2]}/{each}' for each in range(first, first + how['n'])]
+        return loader_of(**how, names=names)
+
+    def validated(loader):
+        return {int(loader.dataset[index][0]) for index in loader.valid_sampler}
+
+    first = made(**then)
+    save({'state_dict': {}, 'data': identity_of(first)}, tmp_path / 'a.pth')
+    with resuming(tmp_path / 'a.pth'):
+        second = made(**now)
+    trained = {int(each) for each in second.dataset.tensors[0]} - validated(second)
+    assert bool(validated(first) & trained) == may_change
+    *_, said = refuse_changes(identity_of(first), identity_of(second), True)
+    promise = 'stays so by file name' if 'names' in then else 'if samples were only appended'
+    plain = 'samples that were validated on may be trained on'
+    assert said.startswith('With this data') and (plain if may_change else promise) in said
 
 
 # Which class is which

@@ -1,7 +1,8 @@
 """Which data this is, which class is which, and what a run that goes on knows of both.
 
-A checkpoint's "data" holds `identity_of(loader)` of the training's loader: its fingerprint, the
-names of its classes and its split. Loaders that are built while a run goes on ask `resumed()`.
+A checkpoint's "data" holds `identity_of` the loaders: the fingerprint of the training data, the
+names of its classes and its split, and the fingerprint of validation data that is no part of it.
+Loaders that are built while a run goes on ask `resumed()`.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from armature.checkpoint.files import load_head
+from armature.data.split import VERSION
 from armature.errors import ConfigError, DataError
 from armature.run_files import RECORD, read_object
 from armature.seed import own_randomness
@@ -26,6 +28,8 @@ N_READ = 64  # samples whose content stands for that of all
 READING_S = 2  # and how long reading them may take
 N_SIZES = 10_000  # files whose size is looked at
 N_SAID = 3  # changes that are listed
+NO_SPLIT = {'validation_split': 0, 'n_folds': None}
+KINDS = {'fingerprint': dict, 'class_names': list, 'split': dict, 'validation': dict}
 
 _resumed = ContextVar('the data of the run that goes on; empty for a new run')
 
@@ -51,59 +55,96 @@ def data_of(checkpoint: dict, path: Path) -> dict:
     Where a trainer writes files of its own kind, the run's record beside it tells. Of those from
     before either, the kind of the split is known.
     """
-    if 'data' in checkpoint:
-        return checkpoint['data']
-    if 'parts' not in checkpoint:
+    data = checkpoint.get('data')
+    if data is None and 'parts' not in checkpoint:
         data = read_object(path.parent / RECORD)[0].get('data')
-        if isinstance(data, dict):
-            return data
-    return {'split': {'version': 1 if 'parts' in checkpoint else 0}}
+    if not isinstance(data, dict):
+        return {'split': {'version': 1 if 'parts' in checkpoint else 0}}
+    # A run.json may have been edited: what is of another form is not known.
+    known = {
+        name: value
+        for name, value in data.items()
+        if value is None or isinstance(value, KINDS.get(name, object))
+    }
+    if not _is_split(known.get('split') or {}):
+        del known['split']
+    return known
 
 
-def identity_of(loader: Any) -> dict:
-    """What a checkpoint keeps of the training data, as plain data."""
-    tells = getattr(loader, 'fingerprint', None)
+def _is_split(split):
+    settings, bounds = split.get('settings', {}), split.get('bounds', {})
+    if not isinstance(settings, dict) or not isinstance(bounds, dict):
+        return False
+    return all(type(each) is list and [*map(type, each)] == [int, int] for each in bounds.values())
+
+
+def identity_of(loader: Any, valid: Any = None) -> dict:
+    """What a checkpoint keeps of the data, as plain data.
+
+    valid: the loader of the validation data, where that is no part of the loader's.
+    """
+    split = getattr(loader, 'split', None)
     return {
-        'fingerprint': tells() if tells else fingerprint(getattr(loader, 'dataset', None)),
+        'fingerprint': _fingerprint_of(loader),
         'class_names': getattr(loader, 'class_names', None),
-        'split': getattr(loader, 'split', None),
+        'split': split if isinstance(split, dict) and 'version' in split else None,
+        'validation': _fingerprint_of(valid),
     }
 
 
 def changes(before: dict, now: dict) -> list[str]:
-    """What is different in the data, in words."""
+    """What is different in the data, in words; what one of the two does not tell is not."""
 
     def facts(identity: dict) -> dict:
-        return {
+        validation = identity.get('validation') or {}
+        known = {
             **(identity.get('fingerprint') or {}),
+            **{f'{name} (validation)': value for name, value in validation.items()},
             'classes': identity.get('class_names'),
-            **((identity.get('split') or {}).get('settings') or {}),
         }
+        return {name: value for name, value in known.items() if value is not None} | _settings(
+            identity
+        )
 
     new = facts(now)
     found = [
         f'{name}: {value} before, {new[name]} now'
         for name, value in facts(before).items()
-        if value is not None and new.get(name) not in (None, value)
+        if name in new and new[name] != value
     ]
     if len(found) > N_SAID:
         found[N_SAID:] = [f'{len(found) - N_SAID} more of what was looked at']
     return found
 
 
+def training_changes(before: dict, now: dict) -> list[str]:
+    """`changes`, less those of validation data that is no part of the training data."""
+    return changes({**before, 'validation': None}, now)
+
+
+def validation_changes(before: dict, now: dict) -> list[str]:
+    """`changes` by which other samples are validated on."""
+    if now.get('split'):
+        return changes(before, now)
+    return changes({key: before[key] for key in ('split', 'validation') if key in before}, now)
+
+
 def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
     """A ConfigError when the data is another than in the checkpoint, or what to say of it.
 
-    before, now: `identity_of` the loader then and now; before is empty in a new run.
+    before, now: `identity_of` the loaders then and now; before is empty in a new run.
     """
-    found = changes(before, now)
+    found, sides = changes(before, now), ''
+    if training_changes(before, now) and (before.get('split') or now.get('split')):
+        sides = f'With this data {_sides(before, now)}'
     if found and not may_change:
         raise ConfigError(
             f'the data is another than in the checkpoint: {"; ".join(found)}. Take the data (and '
-            'its arguments) as it was; or set "data_changed": "continue" to go on with this one, '
-            'where nobody who was validated on is trained on'
+            'its arguments) as it was; or set "data_changed": "continue" to go on with this '
+            f'one{sides and ". " + sides}'
         )
     notes = [f'The data is another than in the checkpoint: {each}' for each in found]
+    notes += [sides] * bool(sides)
     splits = [each.get('split') or {} for each in (before, now)]
     if before and splits[1] and splits[0].get('version') != splits[1]['version']:
         notes.append(
@@ -118,7 +159,38 @@ def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
     return notes
 
 
-# Fingerprints
+def _settings(identity):
+    """Those of the split; empty where they are not known."""
+    split = identity.get('split', {})
+    return NO_SPLIT if split is None else split.get('settings') or {}
+
+
+def _sides(before, now):
+    """Whether who was validated on is so with other data, too."""
+    settings = _settings(now)
+    keeps = settings == _settings(before) and now['split']['version'] == VERSION
+    if settings.get('stratify'):  # a bound for each class
+        keeps &= not settings['groups'] and before.get('class_names') == now['class_names']
+    prints = [dict(each.get('fingerprint') or {}) for each in (before, now)]
+    n_then, n_now = (each.pop('number of samples', 0) for each in prints)
+    names = [each.get('names of files') for each in prints]
+    are_renamed = n_then == n_now and names[0] != names[1]
+    if keeps and (settings['groups'] or None not in names and not are_renamed):
+        by = 'group' if settings['groups'] else 'file name'
+        return (
+            f'who was validated on stays so by {by}; with another than before it may be trained on'
+        )
+    is_longer = n_now > n_then and all(
+        prints[1].get(key, each) == each for key, each in prints[0].items()
+    )
+    if keeps and is_longer:
+        return 'nobody who was validated on is trained on if samples were only appended'
+    return 'samples that were validated on may be trained on, and the reverse'
+
+
+def _fingerprint_of(loader):
+    tells = getattr(loader, 'fingerprint', None)
+    return tells() if tells else fingerprint(getattr(loader, 'dataset', None))
 
 
 def fingerprint(dataset: Any) -> dict | None:

@@ -20,10 +20,14 @@ class Monitor:
             raise ConfigError(
                 f"trainer.monitor is {rule!r}: expected 'min <metric>', 'max <metric>' or 'off'"
             )
-        self.best = {'min': math.inf, 'max': -math.inf, 'off': 0}[self.mode]
         self.early_stop = early_stop if early_stop is not None and early_stop > 0 else math.inf
-        self.n_epochs_since_best = 0
+        self.begin()
         self.is_blind = False  # no epoch has had a value yet, only nan
+
+    def begin(self) -> None:
+        """From now on the best is a new one."""
+        self.best = {'min': math.inf, 'max': -math.inf, 'off': 0}[self.mode]
+        self.n_epochs_since_best = 0
 
     def update(self, log: dict) -> bool:
         """Whether an epoch's log is better than all before; a ConfigError without the metric."""

@@ -437,10 +437,13 @@ class Resume:
             set_rng_state(mine, self.trainer.device)
 
     def data_now(self) -> dict:
-        """Which data is trained on; when a run goes on, a ConfigError for another than before."""
+        """Which data this is; when a run goes on, a ConfigError for another than before."""
         trainer, loader = self.trainer, getattr(self.trainer, 'data_loader', None)
         if self.data is None and loader is not None:
-            self.data = dist.on_main(identity.identity_of, loader)
+            valid = getattr(trainer, 'valid_data_loader', None)
+            if getattr(loader, 'split', None) and 'valid_data_loader' not in trainer.config:
+                valid = None  # a part of the training data
+            self.data = dist.on_main(identity.identity_of, loader, valid)
             may_change = trainer.config.get('data_changed') == 'continue'
             for note in identity.refuse_changes(self._data_then(), self.data, may_change):
                 trainer.logger.warning(note)
@@ -475,6 +478,9 @@ class Resume:
         settings = self.config_then.get('trainer') or {}
         now = _judged_by(self.trainer.monitor, as_read(self.trainer.config))
         return _judged_by(settings.get('monitor') or 'off', self.config_then) != now
+
+    def _is_judged_otherwise(self):
+        return bool(identity.validation_changes(self._data_then(), self.data or {}))
 
     def _say(self, *notes):
         for note in notes:
@@ -520,8 +526,10 @@ class Resume:
         return changes(before, {'seed': seed, **order})
 
     def _refuse_another_order(self):
-        """Inside an epoch, another seed or order would give some samples twice, others never."""
-        if changed := self._order_changes():
+        """Inside an epoch, another order would give some samples twice, others never."""
+        changed = self._order_changes()
+        changed += identity.training_changes(self._data_then(), self.data or {})
+        if changed:
             raise ConfigError(
                 f'The checkpoint stands inside epoch {self.trainer.start_epoch}, which these give '
                 f'another order: {"; ".join(changed)}. Keep them, or go on from the checkpoint of '
@@ -537,6 +545,10 @@ class Resume:
             return
         if name == 'monitor' and self._best_is_another():
             self._say('trainer.monitor, or what it names, is another: a new best begins')
+            return
+        if name == 'monitor' and part.mode != 'off' and self._is_judged_otherwise():
+            self._say('Other data is validated on than before: a new best begins')
+            part.begin()
             return
         changed = changes(then, now, name)
         if isinstance(part, Schedule):
@@ -624,7 +636,7 @@ class Resume:
         changed = changes(self._then.get('pace', {}), self.as_built['pace'])
         follows = schedule.each_step or n_steps < schedule.warmup_steps
         data = self.data_now() if n_steps and changed and follows else None
-        if data is not None and not identity.changes(self._data_then(), data):
+        if data is not None and not identity.training_changes(self._data_then(), data):
             raise ConfigError(
                 'The learning rate follows the steps (lr_scheduler.interval "step" or '
                 f'warmup_steps), and these have changed: {"; ".join(changed)}. The step that the '
