@@ -43,15 +43,39 @@ def read_object(path: Path) -> tuple[dict, str]:
 def read_table(path: str | Path, last_epoch: float = math.inf) -> list[dict[str, Any]]:
     """The rows of a metrics.csv up to an epoch, as numbers; none where there is no table.
 
-    A last line without its end is being written, or was cut off: half a number is a wrong one.
+    A last line without its end is being written, or was cut off: half a number is a wrong one. It
+    counts where run.json says the same.
     """
-    rows, path = [], Path(path)
-    if path.is_file():
-        with path.open(encoding='utf-8', errors='replace', newline='') as file:
-            for row in csv.DictReader(line for line in file if line.endswith('\n')):
-                values = {name: _number(text) for name, text in row.items() if name and text}
-                if isinstance(values.get('epoch'), int) and values['epoch'] <= last_epoch:
-                    rows.append(values)
+    path = Path(path)
+    if not path.is_file():
+        return []
+    with path.open(encoding='utf-8-sig', errors='replace', newline='') as file:
+        lines = file.readlines()
+    ended = [line for line in lines if line.endswith('\n')]
+    rows = _rows(ended)
+    match read_object(path.with_name(RECORD))[0].get('last') if ended != lines else None:
+        case {'epoch': epoch, 'values': dict(values)}:
+            said = {'epoch': epoch, **values}
+            rows += [row for row in _rows([*ended[:1], lines[-1]]) if row.items() >= said.items()]
+    return [row for row in rows if row['epoch'] <= last_epoch]
+
+
+def is_table(path: Path) -> bool:
+    """Whether a metrics.csv holds nothing that `read_table` does not understand."""
+    try:
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+        return not lines or b'epoch' in lines[0] and len(read_table(path)) == len(lines) - 1
+    except (OSError, csv.Error):
+        return False
+
+
+def _rows(lines: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for row in csv.DictReader(lines):
+        if None not in row and None not in row.values():  # cells too many, or too few
+            values = {name: _number(text) for name, text in row.items() if name and text}
+            if isinstance(values.get('epoch'), int):
+                rows.append(values)
     return rows
 
 

@@ -23,6 +23,7 @@ from armature.run.record import RunRecord
 from armature.run.stop import Stopped
 from armature.run_files import read_table, values_of
 from parse_config import ConfigParser
+from tests.conftest import going_on
 from trainer import Trainer
 
 
@@ -203,6 +204,41 @@ def test_a_resumed_run_has_the_rows_of_its_line_only(tmp_path):
     again.begin({})
     again.add_row({'epoch': 3, 'loss': 9.0, 'lr': 0.1})
     assert [row['epoch'] for row in rows_of(tmp_path / 'metrics.csv')] == ['1', '2', '3']
+
+
+@pytest.mark.parametrize(
+    'saved_as',
+    [
+        lambda text: text.replace(',', ';').encode(),
+        lambda text: text.encode('utf-16'),
+        lambda text: text.replace('1,', '1.0,').encode(),
+        lambda text: text.partition('\n')[2].encode(),
+        lambda text: text.splitlines()[1].encode(),
+        lambda text: (text + '3,"' + 'x' * 200_000).encode(),
+        lambda text: (text + '3,0.1,0.5\n').encode(),
+    ],
+)
+def test_rows_that_are_not_understood_are_kept_beside(tmp_path, caplog, saved_as):
+    table = tmp_path / 'metrics.csv'
+    content = saved_as('epoch,loss\n1,0.5\n2,0.25\n')
+    for name in ('metrics.csv.old', 'metrics.csv.old.old'):
+        table.write_bytes(content)
+        RunRecord(tmp_path).begin({})
+        assert (tmp_path / name).read_bytes() == content and name in caplog.text
+        assert not table.exists()
+    RunRecord(tmp_path).begin({})
+    assert len(list(tmp_path.glob('*.old'))) == 2
+
+
+def test_a_run_goes_on_whatever_its_table_holds(experiment, capsys):
+    trainer = experiment.trainer(epochs=1)
+    trainer.train()
+    table = trainer.checkpoint_dir / 'metrics.csv'
+    table.write_text(table.read_text() + '"' + 'x' * 200_000 + '\n')
+    resumed = going_on(experiment, trainer, epochs=2)
+    resumed.train()
+    assert [row['epoch'] for row in read_table(table)] == [2]
+    assert 'kept as metrics.csv.old' in capsys.readouterr().out
 
 
 def test_an_epoch_of_a_long_run_costs_what_one_of_a_short_run_does(tmp_path):

@@ -116,6 +116,22 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path):
     assert read_table(tmp_path / 'metrics.csv') == [{'epoch': 1, 'loss': 0.25}]
 
 
+def test_a_last_line_without_its_end_counts_where_the_record_says_the_same(run):
+    table = run / 'metrics.csv'
+    text = table.read_text()
+    table.write_text(text.rstrip('\n'))  # as many an editor saves it
+    assert read_table(table)[-1] == ROWS[-1] and run_files.is_table(table)
+    for cut in range(2, 9):
+        table.write_text(text[:-cut])
+        assert read_table(table)[-1]['epoch'] == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(run):
+    table = run / 'metrics.csv'
+    table.write_bytes(b'\xef\xbb\xbf' + table.read_bytes())
+    assert [row['epoch'] for row in read_table(table)] == [1, 2, 3]
+
+
 def test_nothing_about_a_folder_raises(tmp_path):
     assert read_record(tmp_path / 'none')['note'] and find_runs(tmp_path) == []
     (tmp_path / 'metrics.csv').write_bytes(b'epoch,\xff\n1,2,3\n"' + b'x' * 200_000 + b'\n')

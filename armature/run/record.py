@@ -143,9 +143,23 @@ class RunRecord:
             (self.folder / CHANGES).unlink(missing_ok=True)
             if self._patch:
                 (self.folder / CHANGES).write_bytes(self._patch)
-            if self.rows or (self.folder / TABLE).exists():
+            table = self.folder / TABLE
+            if table.is_file() and not run_files.is_table(table):
+                self._keep(table)
+            if self.rows or table.exists():
                 self._write_table()
         self.facts = record
+
+    def _keep(self, table: Path) -> None:
+        old = table
+        while old.exists():
+            old = old.with_name(f'{old.name}.old')
+        table.rename(old)
+        logger.warning(
+            f'{table} has lines that are not understood (expected: UTF-8, commas, the head and '
+            f'epochs as they were written). It is kept as {old.name}; a new table begins with the '
+            'rows that are'
+        )
 
     def _before(self) -> dict[str, Any]:
         return read_object(self.folder / RECORD)[0]

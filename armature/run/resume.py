@@ -19,6 +19,7 @@ table of what may change between stop and resume.
 """
 
 import copy
+import csv
 import functools
 import inspect
 import re
@@ -364,8 +365,9 @@ class Resume:
             self._restore('optimizer', trainer.optimizer, state['optimizer'])
         trainer.epochs_done, trainer.step = state.get('epoch', 0), state.get('step', 0)
         trainer.start_epoch = trainer.epochs_done + 1
-        rows = read_table(path.parent / TABLE, trainer.epochs_done)
-        rows = state.get('history') or rows  # the first version kept them there
+        rows = state.get('history') or []  # the first version kept them there
+        with suppress(OSError, csv.Error):  # RunRecord.begin will say so
+            rows = rows or read_table(path.parent / TABLE, trainer.epochs_done)
         trainer._record.rows = {row['epoch']: row for row in rows}
         trainer.history = [{'epoch': row['epoch'], **values_of(row)} for row in rows]
         if not self._best_is_another():
