@@ -18,6 +18,7 @@ from armature.errors import CheckpointError, ConfigError
 from armature.run import resume
 from armature.run.resume import changes, load_optimizer, optimizer_as_built
 from armature.run.saving import state_of
+from armature.run_files import read_table
 from armature.step.average import Average
 from armature.step.optimizers import SeveralOptimizers
 from armature.step.schedule import Schedule
@@ -125,6 +126,24 @@ def test_schedule_per_step_and_epochs_over_several_passes_resume_exactly(experim
     for n_steps in (2, 5, 8, 11):
         resumed = run(experiment.trainer(stopped_after(experiment, n_steps, **options), **options))
         assert first_difference(resumed, expected) == ''
+
+
+@pytest.mark.parametrize('n_steps', [STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH])
+def test_rows_are_those_of_an_uninterrupted_run(experiment, n_steps):
+    options = {
+        'interval': 'step',
+        'epochs': 2,
+        'scheduler': lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12),
+    }
+
+    def rows(trainer):
+        return [row | {'seconds': 0} for row in read_table(trainer.checkpoint_dir / 'metrics.csv')]
+
+    whole = experiment.trainer(**options)
+    whole.train()
+    resumed = experiment.trainer(stopped_after(experiment, n_steps, **options), **options)
+    resumed.train()
+    assert rows(resumed) == rows(whole) and len(rows(whole)) == 2
 
 
 def test_plain_torch_loader_resumes_inside_an_epoch_too(experiment):

@@ -26,7 +26,7 @@ class Epoch:
         self.agreement = dist.Agreement()
         self.batch = NO_BATCH  # the newest
         self.step_is_open = False  # a batch was given out, and end_step not called since
-        self._optimizer, self._rates = optimizer, rates_of(optimizer)
+        self._optimizer, self.rates = optimizer, rates_of(optimizer)  # those of its last step
         self._losses = []  # (step, loss), not looked at yet: no step waits for the device
         self.broken = None  # the first of them that was not finite, with its step
         self._begun = self._asked = time.perf_counter()
@@ -37,7 +37,7 @@ class Epoch:
         self._waited_s += time.perf_counter() - self._asked
         self.step_is_open = True
         if is_last:
-            self._rates = rates_of(self._optimizer)
+            self.rates = rates_of(self._optimizer)
 
     def note_end(self, step: int) -> None:
         self.step_is_open = False
@@ -48,7 +48,7 @@ class Epoch:
 
     def facts(self) -> dict[str, float]:
         """Its seconds so far, and the learning rates of its last step."""
-        return {'seconds': time.perf_counter() - self._begun, **self._rates}
+        return {'seconds': time.perf_counter() - self._begun, **self.rates}
 
     def wait(self) -> None:
         """From now on the training waits for its next batch."""

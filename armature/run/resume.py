@@ -426,8 +426,9 @@ class Resume:
         self.restore_rng()
 
     def restore_sums(self) -> None:
-        """Put back, inside an epoch, what its beginning has just reset: sums of values."""
-        saved = self._saved()
+        """Put back, inside an epoch, what its beginning has just reset: sums of values, rates."""
+        saved, epoch = self._saved(), self.trainer._epoch
+        epoch.rates = self.state.get('rates', epoch.rates)
         for name, part in stateful_of(self.trainer).items():
             if _is_reset(part) and name in saved:
                 _load(name, part, saved[name])

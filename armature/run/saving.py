@@ -66,6 +66,7 @@ def state_of(trainer: Any) -> dict:
         'config': as_read(trainer.config),
         'step': trainer.step,
         'samples': trainer.position * trainer._batch_size(),
+        'rates': trainer._epoch.rates,
         'seed': trainer.seed,
         'data': trainer._resume.data_now(),
         'parts': parts,
