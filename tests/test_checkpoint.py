@@ -431,6 +431,19 @@ def test_when_all_are_damaged_or_none_is_there_it_is_one_error(run):
     assert checkpoint.newest_valid(run.parent) is None
 
 
+def test_a_folder_above_runs_names_the_newest_that_holds_a_checkpoint(run, tmp_path):
+    later = run.with_name('later')
+    (run.parent / 'empty').mkdir()
+    shutil.copytree(run, later)
+    (later / 'run.json').write_text('{"begun": "9998-01-01"}')
+    (tmp_path / 'log' / 'name' / 'later').mkdir(parents=True)
+    for folder in (run.parent, run.parent.parent, tmp_path):
+        with pytest.raises(CheckpointError, match=f'do you mean its newest run, {later}[?]'):
+            checkpoint.find(str(folder))
+    with pytest.raises(CheckpointError, match='log holds no checkpoint: -r takes one, or'):
+        checkpoint.find(str(tmp_path / 'log'))
+
+
 def test_the_newest_run_is_the_one_begun_last(tmp_path):
     for age, name in enumerate(('20260101_000000', '20251231_235959_9', 'my_run')):
         (tmp_path / name).mkdir()

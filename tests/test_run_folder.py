@@ -1,6 +1,7 @@
 """Laws of a run's folder: who may train in it, which run is the newest, what run.json and
 metrics.csv say, and that logging never stops a training."""
 
+import argparse
 import copy
 import csv
 import errno
@@ -90,6 +91,52 @@ def test_a_run_that_goes_back_goes_on_elsewhere(tmp_path, caplog):
     assert f'{first} is not the newest of its run: the run goes on in {other}' in caplog.text
     # torchrun starts a job again that has gone on in the new folder from there.
     assert folder_of(tmp_path, other, first) == other
+
+
+@pytest.mark.parametrize('way', ['link', 'real/../real', 'real'])
+def test_a_start_goes_on_in_the_folder_of_its_run_wherever_save_dir_leads(tmp_path, caplog, way):
+    run = claim(tmp_path / 'real/models/x', 'one')
+    (tmp_path / 'link').symlink_to('real')
+    (run / 'config.json').write_text('{}')
+    (run / '.lock').write_text('agent')
+    settings = {'name': 'x', 'trainer': {'save_dir': str(tmp_path / way)}}
+    last = run / 'checkpoint-last.pth'
+    save({'state_dict': {}, 'config': settings, 'made_by': {'agents': ['agent']}}, last)
+    for start in (
+        lambda place: place.choose(argparse.Namespace(resume_or_start=True, config='c.json')),
+        lambda place: place.go_on_after_restart(['agent']),
+    ):
+        config = ConfigParser(settings)
+        start(config.place)
+        assert config.save_dir.samefile(run) and config.resume.samefile(last)
+    assert list(run.parent.iterdir()) == [run] and not caplog.records
+
+
+@pytest.mark.parametrize(
+    'edited',
+    [
+        {'begun': '2026-01-01T00:00:00'},
+        {'begun': '9999-12-31T23:59:59.999999+00:00'},
+        {'begun': '0001-01-01T00:00:00+14:00'},
+        {'begun': 7},
+        {'seconds': 'long'},
+        {'seconds': [1]},
+        {'seconds': 10**400},
+        {'trackers': 'x', 'state': [], 'version': {}},
+        {'last': 'x', 'best': 7, 'data': []},
+    ],
+)
+def test_a_run_begins_and_goes_on_whatever_run_json_holds(tmp_path, edited):
+    run = claim(tmp_path, 'one')
+    (run / 'run.json').write_text(json.dumps(record(run) | edited))
+    (run / 'metrics.csv').write_text('epoch,loss\n1,0.5')
+    assert newest_run(tmp_path) == run and read_table(run / 'metrics.csv') == []
+    folder = RunRecord(run)
+    with folder.training():
+        folder.begin({'name': 'x'})
+        folder.note_saved(1, 2, None)
+    assert record(run)['state'] == 'finished' and record(run)['seconds'] >= 0
+    assert claim(tmp_path, None) == newest_run(tmp_path) != run
 
 
 # Who may train there

@@ -369,8 +369,10 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
             if (folder / packed.FILE).is_file():
                 return folder / packed.FILE
             hint = '-r takes one, or the folder of a run'
-            if run := newest_run(folder):
-                hint = f'do you mean its newest run, {run}?'
+            places = '*', '*/*', 'models/*/*'  # below an experiment, models/ and save_dir
+            runs = [path.parent for place in places for path in folder.glob(f'{place}/{LAST}')]
+            if runs:
+                hint = f'do you mean its newest run, {max(runs, key=begun)}?'
             raise CheckpointError(f'{folder} holds no checkpoint: {hint}')
     except OSError as error:  # no right to look there, a name that is too long
         raise CheckpointError(f'{text} cannot be read: {error.strerror or error}') from error
@@ -452,6 +454,8 @@ def newest_run(folder: Path) -> Path | None:
 def begun(run: Path) -> datetime:
     """When a run was begun, by its record; without one (the first version) by its files."""
     with suppress(ValueError, TypeError):
-        return datetime.fromisoformat(read_object(run / RECORD)[0].get('begun'))
+        moment = datetime.fromisoformat(read_object(run / RECORD)[0].get('begun'))
+        if moment.year < datetime.max.year:  # else none could be later
+            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     config = run / CONFIG
     return datetime.fromtimestamp((config if config.is_file() else run).stat().st_mtime, UTC)

@@ -70,7 +70,7 @@ class RunPlace:
         path, head = newest(run) if run is not None else (None, {})
         if path is None or head.get('finished'):
             return None
-        if different := first_difference(head['config'], self.config.config):
+        if different := first_difference(head.get('config'), self.config.config):
             raise ConfigError(
                 f'--resume-or-start: {different} is another than in the unfinished run {run}. Go '
                 f'on with that run as it was: -r {quote(str(run))}. Or start a new one: leave '
@@ -125,12 +125,13 @@ class RunPlace:
         before, resume = self.before, self.config.resume
         if before is None:
             return ''
-        if before.parent != self._runs.resolve() or not (before / CONFIG).is_file():
+        if before.parent.resolve() != self._runs.resolve() or not (before / CONFIG).is_file():
             return f'{before} is no run in {self._runs}'
         if not os.access(before, os.W_OK):
             return f'{before} cannot be written'
         # A folder holds one line of checkpoints, so going back starts a new one.
-        if resume is not None and resume.parent == before and is_behind(resume):
+        is_mine = resume is not None and resume.parent.resolve() == before.resolve()
+        if is_mine and is_behind(resume):
             return f'{resume} is not the newest of its run'
         return ''
 

@@ -62,7 +62,7 @@ class RunRecord:
 
     def made_by(self, device: torch.device) -> dict[str, Any]:
         """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
-        code, self._patch = dist.on_main(code_of, PROJECT, self.folder.parents[2])
+        code, self._patch = dist.on_main(code_of, PROJECT, self.folder.resolve().parents[2])
         return {
             'command': list(sys.argv),
             'git': code,
@@ -127,14 +127,16 @@ class RunRecord:
     def begin(self, config: dict, **facts: Any) -> None:
         """Write what the run is and what its finished epochs reported, before the first step."""
         before = self._before()
-        self._began = time.monotonic() - (before.get('seconds') or 0)
+        seconds, trackers = before.get('seconds'), before.get('trackers')
+        is_known = isinstance(seconds, (int, float)) and 0 <= seconds < 1e12
+        self._began = time.monotonic() - (seconds if is_known else 0)
         record = {
             'version': run_files.VERSION,
             'name': config.get('name'),
             'run': self.folder.name,
             'state': 'running',
             'begun': begun(self.folder).isoformat(),
-            'trackers': before.get('trackers'),
+            'trackers': trackers if isinstance(trackers, dict) else None,
             **facts,
         }
         with self._writing(stops=True):
