@@ -154,13 +154,25 @@ def test_what_is_not_plain_is_named_with_its_place(value, tmp_path):
         ({'epoch': True}, "'epoch' is a bool"),
         ({'optimizer': [1]}, "'optimizer' is a list"),
         ({'config': 'x'}, "'config'"),
+        ({'epoch': None}, "'epoch' is a NoneType"),
+        ({'epoch': -1}, "'epoch' is -1, below 0"),
+        ({'step': None}, "'step' is a NoneType"),
+        ({'samples': 'x'}, "'samples' is a str"),
+        ({'monitor_best': None}, "'monitor_best' is a NoneType"),
+        ({'parts': None}, "'parts' is a NoneType"),
+        ({'data': 'x'}, "'data' is a str"),
         ({'format': 3}, 'format 3'),
     ],
 )
 def test_content_of_another_shape_is_refused(tmp_path, change, message):
-    torch.save(small_state() | change, tmp_path / 'a.pth')
+    torch.save({'format': 2} | small_state() | change, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(tmp_path / 'a.pth')
+
+
+def test_nothing_in_a_file_of_somebody_else_is_as_if_it_were_not_there(tmp_path):
+    torch.save({'state_dict': {}, 'epoch': None, 'optimizer': None}, tmp_path / 'a.pth')
+    assert checkpoint.load(tmp_path / 'a.pth') == {'state_dict': {}}
 
 
 # Damage

@@ -41,6 +41,22 @@ END_RECORD = b'PK\x05\x06'  # begins a zip archive's last record
 END_RECORD_BYTES = 22  # its size without a comment
 FOLDER = 0x10  # the attribute of a record that is a folder under DOS
 MAX_PARTS = 2**16
+KINDS = old.KINDS | {  # of what a checkpoint may hold
+    'step': int,
+    'samples': int,
+    'seed': int,
+    'parts': dict,
+    'as_built': dict,
+    'data': dict,
+    'rates': dict,
+    'run': dict,
+    'rng': dict,
+    'rng_of_others': list,
+    'made_by': dict,
+    'history': list,
+    'shards': dict,
+}
+COUNTS = 'epoch', 'step', 'samples'
 MAX_PICKLE_BYTES = 32 * 2**20  # an empty list is one byte in a pickle and a hundred in memory
 REPLACE_TRIES = 20  # of replacing a file that is open elsewhere, in a second
 logger = logging.getLogger(__name__)
@@ -263,7 +279,7 @@ def is_whole(path: Path) -> bool | None:
 def _read(path, is_verified=False, is_lazy=False):
     """The content of a file in the form of a checkpoint."""
     if path.suffix == '.safetensors':
-        return _checked(packed.read(path))
+        return _checked({key: each for key, each in packed.read(path).items() if each is not None})
     is_verified = is_verified or is_whole(path)
     if is_verified is False:
         raise ValueError('it is damaged: its content is not what was written')
@@ -329,11 +345,15 @@ def _checked(state):
     """`state`, if it is shaped like a checkpoint: no use of it can then fail half-way."""
     if state.get('format', FORMAT) not in FORMATS:
         raise ValueError(f'it has format {state["format"]!r}, this program knows {FORMATS}')
-    for key, kind in old.KINDS.items():
-        value = state.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    for key, kind in KINDS.items():
+        if key not in state:
+            continue
+        value = state[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f'its {key!r} is a {type(value).__name__}')
-    if state.get('state_dict') is None:
+        if key in COUNTS and value < 0:
+            raise ValueError(f'its {key!r} is {value}, below 0')
+    if 'state_dict' not in state:
         raise ValueError("it has no 'state_dict'")
     for name, value in state['state_dict'].items():
         is_tensor = isinstance(value, torch.Tensor)

@@ -193,6 +193,8 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     state, convert = {}, _converter(n_bytes)
     for key in content if 'format' in content else content.keys() & KINDS:
         value = _config_of(content[key]) if key == 'config' else content[key]
+        if value is None and 'format' not in content:
+            continue
         try:
             state[key] = mapped(value, convert)
         except TypeError as error:
