@@ -536,6 +536,22 @@ def names_in(folder):
     return {path.name for path in folder.glob('*.pth')} - {'weights.pth'}
 
 
+def test_weights_alone_come_back_under_their_own_names(tmp_path):
+    class Extra(torch.nn.Linear):
+        def get_extra_state(self):
+            return {'calls': 3}
+
+    model = torch.nn.ModuleDict({'module': Extra(2, 2)})
+    checkpoint.save_weights({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+    loaded = checkpoint.load(tmp_path / 'weights.pth')
+    assert same(loaded['state_dict'], dict(model.state_dict()))
+    wrapped = {'module.weight': torch.ones(1), 'module.bias': torch.ones(1)}
+    torch.save(wrapped, tmp_path / 'other.pth')
+    digest = hashlib.sha256((tmp_path / 'other.pth').read_bytes()).hexdigest()
+    (tmp_path / 'other.pth.sha256').write_text(f'{digest}  other.pth')
+    assert list(checkpoint.load(tmp_path / 'other.pth')['state_dict']) == ['weight', 'bias']
+
+
 def test_weights_alone_are_those_of_the_best(line):
     plain = torch.load(line / 'weights.pth', weights_only=True)
     assert not first_difference(plain, checkpoint.load(line / 'model_best.pth')['state_dict'])

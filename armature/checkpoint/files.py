@@ -301,8 +301,10 @@ def _read(path, is_verified=False, is_lazy=False):
             content = torch.load(
                 path if is_lazy else file, map_location='cpu', weights_only=True, mmap=is_lazy
             )
-        n_bytes = os.fstat(file.fileno()).st_size
-    return _checked(old.as_checkpoint(content, n_bytes))
+        n_bytes = file.seek(0, io.SEEK_END)
+        file.seek(max(0, n_bytes - DIGEST_BYTES))
+        is_ours = file.read().startswith(DIGEST_PREFIX)
+    return _checked(old.as_checkpoint(content, n_bytes, is_ours))
 
 
 def _pickle_in(file, check_sums=False):

@@ -177,18 +177,21 @@ KNOWN = {  # under the names that numpy 1 and Python before 3.13 give them
 # After it is read
 
 
-def as_checkpoint(content: Any, n_bytes: int) -> dict:
+def as_checkpoint(content: Any, n_bytes: int, is_ours: bool = False) -> dict:
     """`content` of a file of `n_bytes` with plain values only.
 
     What cannot be plain is left out with a warning. A bare state dict becomes a checkpoint. Of a
-    file without 'format', which is not ours, the keys of the old template count, and names lose
-    the prefixes of wrappers.
+    file without 'format' the keys of the old template count, and names lose the prefixes of
+    wrappers, unless it is ours: weights alone.
     """
     if not isinstance(content, dict):
         raise ValueError(f'it holds a {type(content).__name__}')
     if name := getattr(content, '__dict__', {}).get(STANDS_FOR):
         raise ValueError(f'it holds an object of class {name} as a whole; save its state_dict()')
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+    if content and all(
+        isinstance(value, torch.Tensor) or str(name).endswith('_extra_state')
+        for name, value in content.items()
+    ):
         content = {'state_dict': content}
     state, convert = {}, _converter(n_bytes)
     for key in content if 'format' in content else content.keys() & KINDS:
@@ -202,7 +205,7 @@ def as_checkpoint(content: Any, n_bytes: int) -> dict:
     weights = state.get('state_dict')
     if 'format' not in state and isinstance(weights, dict):
         # What DataParallel, DistributedDataParallel and torch.compile put before names
-        for prefix in ('module.', '_orig_mod.', 'module.'):
+        for prefix in () if is_ours else ('module.', '_orig_mod.', 'module.'):
             if weights and all(type(name) is str and name.startswith(prefix) for name in weights):
                 weights = {name.removeprefix(prefix): value for name, value in weights.items()}
         state['state_dict'] = weights
