@@ -22,7 +22,7 @@ def differences(one: Any, other: Any, where: str = '') -> Iterator[tuple[str, An
             yield from differences(one.get(key, ABSENT), other.get(key, ABSENT), place)
         return
     are_tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
-    if not (torch.equal(one, other) if are_tensors else one == other):
+    if not (torch.equal(one, other.to(one.device)) if are_tensors else one == other):
         yield where or 'everything', one, other
 
 

@@ -63,8 +63,9 @@ def read_table(path: str | Path, last_epoch: float = math.inf) -> list[dict[str,
 def is_table(path: Path) -> bool:
     """Whether a metrics.csv holds nothing that `read_table` does not understand."""
     try:
-        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
-        return not lines or b'epoch' in lines[0] and len(read_table(path)) == len(lines) - 1
+        with path.open(encoding='utf-8-sig', errors='replace', newline='') as file:
+            rows = [row for row in csv.reader(file) if row]
+        return not rows or 'epoch' in rows[0] and len(read_table(path)) == len(rows) - 1
     except (OSError, csv.Error):
         return False
 

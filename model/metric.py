@@ -61,5 +61,5 @@ def _share(is_right, target, ignore_index):
     """nan where no target counts."""
     if ignore_index is None:
         return is_right.mean(dtype=torch.float)
-    is_counted = target != ignore_index
+    is_counted = target.long() != ignore_index  # uint8 knows no -100
     return (is_right & is_counted).sum() / is_counted.sum()

@@ -1,5 +1,6 @@
 """What does not suit data, model and loss is said in the first step, in one line."""
 
+import copy
 import functools
 import math
 
@@ -448,3 +449,60 @@ def test_what_no_loss_may_give_is_one_line_in_the_first_step(experiment, criteri
     trainer.criterion = criterion
     with pytest.raises(ConfigError, match=said):
         trainer.train()
+
+
+def test_trial_on_halves_neither_ends_nor_changes_a_healthy_loss(experiment, capsys):
+    class Moving(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('mean', torch.ones(()))
+            self.n_calls = 0
+
+        def forward(self, output, target):
+            assert len(target) > 4  # as a loss of pairs wants an even number
+            self.n_calls += 1
+            loss = F.nll_loss(output, target)
+            self.mean.mul_(0.9).add_(loss.detach(), alpha=0.1)
+            return loss / self.mean
+
+    trainer = experiment.trainer(epochs=1, microbatch_size=7, monitor='off', len_epoch=2)
+    trainer.do_validation, trainer.criterion = False, Moving()
+    trainer.train()
+    assert trainer.criterion.n_calls == 2 and 'together from' not in capsys.readouterr().out
+
+
+def test_loop_of_ones_own_takes_its_loss_apart_as_it_likes(experiment):
+    class Own(Trainer):
+        def _train_epoch(self, epoch):
+            for data, target in self.batches(epoch):
+                loss, *_ = self.criterion(self.model(data), target)
+                loss.backward()
+                self.optimizer.step()
+                self.train_metrics.measure(loss.item(), self.model(data), target)
+            return self.train_metrics.result()
+
+    trainer = experiment.trainer(trainer_class=Own, epochs=1, monitor='off', metrics=[])
+    trainer.criterion = lambda output, target: (F.nll_loss(output, target), output, 'kind')
+    trainer.train()
+    assert trainer.step > 1
+
+
+@pytest.mark.parametrize('ignore_index', [None, (0, 255)])
+def test_ignore_index_of_another_form_is_for_the_function_alone(experiment, ignore_index):
+    def own(output, target, ignore_index=ignore_index):
+        return F.nll_loss(output, target)
+
+    trainer = experiment.trainer(epochs=1, metrics=[own], monitor='off')
+    trainer.criterion = own
+    trainer.train()
+    assert trainer.history[0]['own'] == pytest.approx(trainer.history[0]['loss'], rel=1e-5)
+
+
+def test_layer_that_is_never_trained_may_be_made_late(experiment):
+    class Teacher(PointModel):
+        def forward(self, x):
+            if not hasattr(self, 'teacher'):
+                self.teacher = copy.deepcopy(self)
+            return super().forward(x)
+
+    experiment.trainer(epochs=1, model=Teacher, monitor='off').train()

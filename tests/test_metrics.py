@@ -447,3 +447,8 @@ def test_part_of_a_loss_that_is_called_loss_is_refused():
         tracker.measure(
             {'loss': torch.tensor(1.0), 'other': torch.tensor(2.0)}, None, torch.ones(2)
         )
+
+
+def test_class_156_of_small_integers_is_not_ignored():
+    output = torch.eye(200)[[156, 3]]
+    assert accuracy(output, torch.tensor([156, 3], dtype=torch.uint8)) == 1

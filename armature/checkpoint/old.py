@@ -196,7 +196,7 @@ def as_checkpoint(content: Any, n_bytes: int, is_ours: bool = False) -> dict:
     state, convert = {}, _converter(n_bytes)
     for key in content if 'format' in content else content.keys() & KINDS:
         value = _config_of(content[key]) if key == 'config' else content[key]
-        if value is None and 'format' not in content:
+        if value is None and key in KINDS:
             continue
         try:
             state[key] = mapped(value, convert)

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from armature.config.keys import expanded
 from armature.config.read import Document, Problem, entries, lookup, show
-from armature.config.spelling import did_you_mean, nearest
+from armature.config.spelling import did_you_mean, is_slip, nearest
 from armature.config.values import (
     ANY_PARAMETER,
     OBJECTS,
@@ -349,7 +349,7 @@ class EntryReader:
         has_type = isinstance(value, dict) and (kind.is_called or 'type' in value)
         if has_type and not reads_some:
             for key in value.keys() - {'type', 'args'}:
-                if kind.is_called or nearest(key, ['args']):  # else it is no object to build
+                if kind.is_called or is_slip(key, 'args'):  # else it is no object to build
                     return self.problem((*path, key), "unknown key (did you mean 'args'?)")
         if self.is_object(value, kind, reads_some):
             call = self.call(value, kind, path, shared)
@@ -381,8 +381,8 @@ class EntryReader:
         try:
             return find(name, kind) is not None
         except ConfigError:  # a slip of a name is built too, so that this is said
-            is_slip = isinstance(name, str) and ('.' in name or nearest(name, names(kind)))
-            return bool(is_slip) and not reads_some
+            is_near = isinstance(name, str) and ('.' in name or nearest(name, names(kind)))
+            return bool(is_near) and not reads_some
 
 
 def known_arguments(metric: Callable, config: dict) -> dict[str, Any]:

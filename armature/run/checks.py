@@ -1,10 +1,12 @@
 """Looks whether data, model and loss suit each other in the first step, and what breaks later."""
 
+import copy
 import functools
 import inspect
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from armature.batch import CannotCut, argument_names, cut, described, is_structure, takes
+from armature.batch import argument_names, cut, described, is_structure, takes
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare, sizeless
 from armature.compare import first_difference
@@ -22,7 +24,6 @@ from armature.data.order import samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
-from armature.step.buffers import KeptBuffers
 from armature.step.losses import total_and_terms
 from armature.step.micro_batches import Reduction, weighted
 
@@ -77,7 +78,7 @@ class LossCheck(TorchFunctionMode):
                 )
                 check = self._of_classes if function in OF_CLASSES else self._elementwise
                 check(about, output, target, given.arguments)
-            if function is F.binary_cross_entropy and not ((output >= 0) & (output <= 1)).all():
+            if function is F.binary_cross_entropy and ((output < 0) | (output > 1)).any():
                 raise ConfigError(
                     f'loss {self.name}: binary_cross_entropy takes outputs from 0 to 1, and the '
                     f'model gives {output.min():.4g} to {output.max():.4g}: let it end in a '
@@ -219,6 +220,8 @@ def _look_at_loss(trainer, name, criterion, args, loss):
 
     In parts, that of a batch is put together from those of micro-batches, or of processes.
     """
+    if not (trainer.takes_pairs or isinstance(loss, torch.Tensor)):
+        return  # a loop of one's own takes the loss apart as it likes
     total, _ = total_and_terms(loss)
     if trainer.takes_pairs and torch.is_grad_enabled() and not total.requires_grad:
         raise ConfigError(
@@ -230,23 +233,17 @@ def _look_at_loss(trainer, name, criterion, args, loss):
     is_in_parts = trainer.settings.microbatch_size or dist.n_processes() > 1
     if not is_in_parts or len(args) != 2 or n_samples < 2:
         return
-    reduction, together, middle = Reduction(criterion), 0, n_samples // 2
-    kept = KeptBuffers(criterion)
     before = rng_state(trainer.device)
-    with torch.no_grad():
-        n_counted = 1 if reduction.is_sum else reduction.count(args[1], n_samples)
-        for rows in (slice(0, middle), slice(middle, n_samples)):
-            try:
-                part = [cut(each, n_samples, rows) for each in args]
-            except CannotCut:
-                return
-            n_part = 1 if reduction.is_sum else reduction.count(part[1], rows.stop - rows.start)
-            together = together + weighted(criterion(*part), n_part / n_counted)
-    kept.put_back()
+    try:
+        together = _from_halves(copy.deepcopy(criterion), args, n_samples)
+    except Exception:  # such as CannotCut: it may want an even number, or more than one sample
+        together = None
     if first_difference(before, rng_state(trainer.device)):  # it draws random numbers
         set_rng_state(before, trainer.device)
         return
-    of_all, together = total.detach().double(), together.double()
+    if together is None:
+        return
+    of_all, together = (each.detach().cpu().double() for each in (total, together))  # MPS has none
     tolerance = 1e-3 if trainer.settings.precision == 'fp32' else 0.05
     if not torch.allclose(together, of_all, tolerance, tolerance, equal_nan=True):
         logging.getLogger('trainer').warning(
@@ -257,6 +254,18 @@ def _look_at_loss(trainer, name, criterion, args, loss):
         )
 
 
+@torch.no_grad()
+def _from_halves(criterion, args, n_samples):
+    """The loss of a batch, put together from its halves. criterion: a copy, which may count."""
+    reduction, together, middle = Reduction(criterion), 0, n_samples // 2
+    n_counted = 1 if reduction.is_sum else reduction.count(args[1], n_samples)
+    for rows in (slice(0, middle), slice(middle, n_samples)):
+        part = [cut(each, n_samples, rows) for each in args]
+        n_part = 1 if reduction.is_sum else reduction.count(part[1], rows.stop - rows.start)
+        together = together + weighted(criterion(*part), n_part / n_counted)
+    return together
+
+
 def _refuse_late_layers(model, optimizer):
     """Let the first step end in a ConfigError when layers were made in it, which never train."""
     before = {*model.parameters()}
@@ -265,7 +274,7 @@ def _refuse_late_layers(model, optimizer):
         handle.remove()
         known = before.union(*(group['params'] for group in optimizer.param_groups))
         named = model.named_parameters()
-        late = [name for name, each in named if each.requires_grad and each not in known]
+        late = [name for name, each in named if each.grad is not None and each not in known]
         if late:
             raise ConfigError(
                 f'{type(model).__name__} makes {late[0]} in its first forward pass, after the '
@@ -273,7 +282,8 @@ def _refuse_late_layers(model, optimizer):
                 'size is not known there, nn.LazyLinear and others of its kind)'
             )
 
-    handle = optimizer.register_step_post_hook(look)
+    with suppress(AttributeError):  # a wrapper that has not called Optimizer.__init__
+        handle = optimizer.register_step_post_hook(look)
 
 
 def _check_module_once(criterion, check, look):

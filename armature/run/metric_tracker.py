@@ -115,7 +115,7 @@ class MetricTracker:
         n_samples = self.batch.n_now or self.batch.n_samples or length(target)
         self.n_samples += n_samples
         n_counted = self._reduction.count(target, n_samples)
-        loss, parts = total_and_terms(loss)
+        loss, parts = (loss, {}) if isinstance(loss, (int, float)) else total_and_terms(loss)
         self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
         for name, value in (parts or getattr(self._loss, 'terms', {})).items():
             if name not in self._sums or name == 'loss':  # which the sum is called
@@ -124,8 +124,8 @@ class MetricTracker:
         output = map_tensors(torch.Tensor.detach, output)
         for name, (metric, ignored) in self._functions.items():
             value, n_counted = metric(output, target), n_samples
-            if ignored is not None and isinstance(target, torch.Tensor):
-                n_counted = (target != ignored).sum()
+            if isinstance(ignored, int) and isinstance(target, torch.Tensor):
+                n_counted = (target.long() != ignored).sum()  # uint8 knows no -100
             if self.n_samples == n_samples > 1:  # the first batch
                 self._refuse_one_a_sample(name, value, output)
             self._add(name, value, n_counted)
@@ -136,7 +136,7 @@ class MetricTracker:
     def _refuse_one_a_sample(self, name: str, value: Any, output: Any) -> None:
         if not isinstance(value, torch.Tensor) or value.shape != (self.n_samples,):
             return
-        scores = output.shape[1:2] if isinstance(output, torch.Tensor) else ()
+        scores = output.shape[1:] if isinstance(output, torch.Tensor) else ()
         if len(value) not in (len(self.class_names or ()), *scores):  # a value for each class
             raise ConfigError(
                 f'metrics: {name} gives {len(value)} values for a batch of so many samples: let '

@@ -62,7 +62,7 @@ class RunRecord:
 
     def made_by(self, device: torch.device) -> dict[str, Any]:
         """Code, versions, command and machine, as plain data: part of each checkpoint, too."""
-        code, self._patch = dist.on_main(code_of, PROJECT, self.folder.resolve().parents[2])
+        code, self._patch = dist.on_main(code_of, PROJECT, self.folder.absolute().parents[2])
         return {
             'command': list(sys.argv),
             'git': code,

@@ -444,8 +444,9 @@ class Resume:
         trainer, loader = self.trainer, getattr(self.trainer, 'data_loader', None)
         if self.data is None and loader is not None:
             valid = getattr(trainer, 'valid_data_loader', None)
-            if getattr(loader, 'split', None) and 'valid_data_loader' not in trainer.config:
-                valid = None  # a part of the training data
+            is_part = getattr(loader, 'split', None) and 'valid_data_loader' not in trainer.config
+            if is_part or getattr(valid, 'dataset', ...) is getattr(loader, 'dataset', None):
+                valid = None  # of the training data
             self.data = dist.on_main(identity.identity_of, loader, valid)
             may_change = trainer.config.get('data_changed') == 'continue'
             for note in identity.refuse_changes(self._data_then(), self.data, may_change):
@@ -510,7 +511,8 @@ class Resume:
         self._say(*pace)
         for name in {**then, **built}:
             pace += changes(then.get(name), built.get(name), name)
-        said = {word for line in pace for word in line.partition(':')[0].split('.')} - {'type'}
+        said = {word for line in pace for word in line.partition(':')[0].split('.')}
+        said = {word for word in said if not word.isdecimal()} - {'type'}
         configs = [_in_full(each) for each in (self.config_then, as_read(trainer.config))]
         for place, *values in differences(*configs) if self.config_then else ():
             if all(each is ABSENT or each in (None, {}) for each in values):

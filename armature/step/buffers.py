@@ -40,4 +40,7 @@ class KeptBuffers:
 
 
 def _value(buffer):
-    return None if buffer is None or is_lazy(buffer) else buffer.detach().clone()
+    # Masks, of bool, may be large, and no pass counts in them.
+    if buffer is None or is_lazy(buffer) or buffer.dtype == torch.bool:
+        return None
+    return buffer.detach().clone()

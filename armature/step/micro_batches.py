@@ -232,7 +232,9 @@ class Reduction:
         self.ignored = _argument(criterion, 'ignore_index', IGNORED)
         known = loader.known_targets() if hasattr(loader, 'known_targets') else None
         # Whether no target is ignored, as far as anybody knows
-        self.is_whole = known is not None and known.dim() == 1 and not (known == self.ignored).any()
+        self.is_whole = known is not None and known.dim() == 1
+        if self.is_whole and isinstance(self.ignored, int):  # a loss of one's own may have None
+            self.is_whole = not (known.long() == self.ignored).any()
         if self.is_sum or not _is_torchs(criterion):
             self.by_samples = True
             self._adds_up = self.is_sum or not any(map(_weighs_classes, losses))
@@ -261,7 +263,7 @@ class Reduction:
             return n_samples
         if not isinstance(target, torch.Tensor) or target.is_floating_point():
             return length(target) or n_samples  # rows: a sample may have several (words, nodes)
-        is_counted = target != self.ignored
+        is_counted = target.long() != self.ignored  # uint8 knows no -100
         if self.weights is None:
             return is_counted.sum()
         classes = target.where(is_counted, 0).long()
@@ -305,7 +307,8 @@ def _reduction_of(loss):
 
 def _class_weights(loss):
     # Modules of one's own may call anything `weight`.
-    is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss)) or hasattr(loss, 'keywords')
+    is_of_classes = isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+    is_of_classes |= 'weight' in getattr(loss, 'keywords', {})
     return _argument(loss, 'weight') if is_of_classes else None
 
 
