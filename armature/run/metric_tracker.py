@@ -122,11 +122,12 @@ class MetricTracker:
                 self._claim(name, f'the part {name} of the loss')
             self._add(name, value / n_samples if self._reduction.is_sum else value, n_counted)
         output = map_tensors(torch.Tensor.detach, output)
+        is_first = self.n_samples == n_samples > 1
         for name, (metric, ignored) in self._functions.items():
             value, n_counted = metric(output, target), n_samples
             if isinstance(ignored, int) and isinstance(target, torch.Tensor):
                 n_counted = (target.long() != ignored).sum()  # uint8 knows no -100
-            if self.n_samples == n_samples > 1:  # the first batch
+            if is_first:
                 self._refuse_one_a_sample(name, value, output)
             self._add(name, value, n_counted)
         for metric in self._stateful.values():
