@@ -510,6 +510,7 @@ def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):
     then = {
         'arch': {'type': 'PointModel', 'args': {'dropout': 0.2, 'weights': None}},
         'data_loader': {'type': 'Points', 'args': {'batch_size': 7, 'sampler': None}},
+        'test_data_loader': {'type': 'Points', 'args': {'batch_size': 7}},
         'loss': {'type': 'nll_loss', 'args': {'reduction': 'mean'}},
         'seed': 3,
         'init_from': 'weights.pth',
@@ -517,6 +518,7 @@ def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):
     now = {
         'arch': {'type': 'PointModel', 'args': {'dropout': 0.5}},
         'data_loader': {'type': 'Points', 'args': {'batch_size': 10, 'num_workers': 0}},
+        'test_data_loader': {'type': 'Points', 'args': {'batch_size': 10}},
         'loss': {'type': 'nll_loss', 'args': {'reduction': 'sum'}},
         'seed': 4,
     }
@@ -530,6 +532,7 @@ def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):
     for line in (
         'batch_size: 7 in the checkpoint, 10 from here on',
         'len_epoch: 6 in the checkpoint, 4 from here on',
+        'test_data_loader.args.batch_size: 7 in the checkpoint, 10 from here on',
         'seed: 3 in the checkpoint, 4 from here on',
         'optimizer.groups.0.lr: 0.01 in the checkpoint, 0.1 from here on',
         'trainer.epochs: 1 in the checkpoint, 2 from here on',

@@ -78,12 +78,12 @@ class LossCheck(TorchFunctionMode):
                 )
                 check = self._of_classes if function in OF_CLASSES else self._elementwise
                 check(about, output, target, given.arguments)
-            if function is F.binary_cross_entropy and ((output < 0) | (output > 1)).any():
-                raise ConfigError(
-                    f'loss {self.name}: binary_cross_entropy takes outputs from 0 to 1, and the '
-                    f'model gives {output.min():.4g} to {output.max():.4g}: let it end in a '
-                    'sigmoid, or take BCEWithLogitsLoss'
-                )
+                if function is F.binary_cross_entropy and ((output < 0) | (output > 1)).any():
+                    raise ConfigError(
+                        f'loss {self.name}: binary_cross_entropy takes outputs from 0 to 1, and '
+                        f'the model gives {output.min():.4g} to {output.max():.4g}: let it end in '
+                        'a sigmoid, or take BCEWithLogitsLoss'
+                    )
         return function(*args, **kwargs)
 
     def _of_classes(self, about, output, target, given):
@@ -238,10 +238,9 @@ def _look_at_loss(trainer, name, criterion, args, loss):
         together = _from_halves(copy.deepcopy(criterion), args, n_samples)
     except Exception:  # such as CannotCut: it may want an even number, or more than one sample
         together = None
-    if first_difference(before, rng_state(trainer.device)):  # it draws random numbers
-        set_rng_state(before, trainer.device)
-        return
-    if together is None:
+    draws = first_difference(before, rng_state(trainer.device))
+    set_rng_state(before, trainer.device)
+    if draws or together is None:  # random numbers, which are others for halves
         return
     of_all, together = (each.detach().cpu().double() for each in (total, together))  # MPS has none
     tolerance = 1e-3 if trainer.settings.precision == 'fp32' else 0.05

@@ -60,6 +60,15 @@ MATTERS = {  # of what made a run: what can change a result
     'git.commit', 'git.changes', 'versions.python', 'versions.torch',
     'hardware.device', 'hardware.machine', 'hardware.threads', 'hardware.processes',
 }  # fmt: skip
+SECTIONS = {  # of the config, that say what is built otherwise where a line begins with this
+    'schedule': 'lr_scheduler',
+    'criterion': 'loss',
+    'weight_average': 'trainer',
+    'batch_size': 'data_loader',
+    'shuffle': 'data_loader',
+    'sampler': 'data_loader',
+    'len_epoch': 'trainer',
+}
 SILENT = re.compile(rf'init_from|sweep|{NO_HYPERPARAMETER.pattern}')  # nothing for a resume
 OR_NEW_RUN = 'or start a new run from the weights alone ("init_from")'
 
@@ -507,12 +516,14 @@ class Resume:
         """A line for each key of the config that is another one, unless what was built from it says
         so."""
         trainer, then, built = self.trainer, self._then, self.as_built
-        pace = [*changes(then.get('pace', {}), built['pace']), *self._order_changes()]
-        self._say(*pace)
+        lines = [*changes(then.get('pace', {}), built['pace']), *self._order_changes()]
+        self._say(*lines)
         for name in {**then, **built}:
-            pace += changes(then.get(name), built.get(name), name)
-        said = {word for line in pace for word in line.partition(':')[0].split('.')}
-        said = {word for word in said if not word.isdecimal()} - {'type'}
+            lines += changes(then.get(name), built.get(name), name)
+        said = set()  # (section, key)
+        for line in lines:
+            name, *words = line.partition(':')[0].split('.')
+            said |= {(SECTIONS.get(name, name), word) for word in (name, *words)}
         configs = [_in_full(each) for each in (self.config_then, as_read(trainer.config))]
         for place, *values in differences(*configs) if self.config_then else ():
             if all(each is ABSENT or each in (None, {}) for each in values):
@@ -522,7 +533,10 @@ class Resume:
                 trainer.logger.warning(
                     f'{line}; weights and buffers are those of the checkpoint, whatever was built'
                 )
-            elif not (SILENT.match(place) or said & {*place.split('.')}):
+                continue
+            section, *keys = place.split('.')
+            keys = {key for key in keys or [section] if not key.isdecimal()} - {'type'}
+            if not (SILENT.match(place) or said & {(section, key) for key in keys}):
                 self._say(line)
 
     def _order_changes(self):
