@@ -303,10 +303,12 @@ def waits_of(values: dict, known: str = '') -> tuple[str, bool]:
             waits.turn(True)
 
     def seen(*given):
-        for number, content in enumerate(watched(*given)):
-            waits.turn(number > 0)
-            yield content
-        waits.turn(False)
+        try:
+            for number, content in enumerate(watched(*given)):
+                waits.turn(number > 0)
+                yield content
+        finally:  # also where nobody takes what comes after the last batch
+            waits.turn(False)
 
     trainer.end_step, trainer.watched = ended, seen
     with Waits() as waits:
@@ -951,8 +953,8 @@ def script(
     with tempfile.NamedTemporaryFile(mode='r', errors='replace') as said:
         pid = os.fork()
         if pid == 0:
-            job = {'cwd': ROOT, 'env': os.environ | env, 'output': [said.name] * 2}
-            _become_script({**job, 'arguments': list(map(str, words))}, n_processes)
+            job = {'arguments': list(map(str, words)), 'cwd': ROOT, 'env': os.environ | env}
+            _become_script({**job, 'n_processes': n_processes}, said.name)
         ends_at, code = time.monotonic() + limit_s, None
         while code is None:
             if sent and when():
@@ -971,14 +973,14 @@ def script(
     return code, text
 
 
-def _become_script(job: dict, n_processes: int | None) -> None:
-    """In the fork: run the script and leave."""
+def _become_script(job: dict, said: str) -> None:
+    """In the fork: run the script, with its output in the file `said`, and leave."""
     code = 1
     try:
-        warm.become(job)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # as the part, when it is ended
-        if n_processes:
-            warm.fork_together(n_processes)
+        output = os.O_WRONLY | os.O_APPEND
+        files = ((os.devnull, os.O_RDONLY), (said, output), (said, output))
+        warm.become(job, [os.open(*each) for each in files])
         warm.run_script()
         code = 0
     except SystemExit as left:

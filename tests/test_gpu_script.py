@@ -65,6 +65,18 @@ def test_a_failed_or_endless_part_is_a_row_and_stops_no_other(on_cpu, tmp_path):
     assert (tmp_path / 'gpu.md').read_text().count('\n| ') == 1 + len(rows)
 
 
+def starts(folder):
+    yield 'says', lambda: (gpu_parts.must('-c', 'print("done")').strip(), True)
+    yield 'leaves', lambda: (repr(gpu_parts.script('-c', 'raise SystemExit("why")')), True)
+    tells = 'import os; os.write(1, os.environ["RANK"].encode())'
+    yield 'several', lambda: (''.join(sorted(gpu_parts.must('-c', tells, n_processes=2))), True)
+
+
+def test_a_part_starts_scripts(on_cpu, tmp_path):
+    rows = gpu.try_all({'starts': (starts, 60, False)}, ['starts'], tmp_path, ENDS)
+    assert [row['seen'] for row in rows] == ['done', r"(1, 'why\n')", '01']
+
+
 def test_what_there_is_no_time_for_is_named(on_cpu, tmp_path):
     parts = {'long': (hangs, 60, True), 'late': (says('reached'), 60, True)}
     rows = gpu.try_all(parts, list(parts), tmp_path, time.monotonic() + 1)

@@ -196,12 +196,17 @@ def serve(listener: socket.socket) -> None:
 
 
 def become_job(connection: socket.socket) -> None:
-    """Return as the job, with its folder, environment, arguments and streams."""
+    """Return as the job that is asked for over a connection."""
     _, streams, *_ = socket.recv_fds(connection, 1, 3)
     with connection, connection.makefile('rw') as answers:
         job = json.loads(answers.readline())
         if pid := os.fork():
             keep(pid, connection, answers)
+    become(job, streams)
+
+
+def become(job: dict, streams: list[int]) -> None:
+    """Take the folder, environment, arguments and streams of a job, in a session of its own."""
     os.setsid()  # what a test ends is this process and those that it starts
     os.chdir(job['cwd'])
     os.environ.clear()
