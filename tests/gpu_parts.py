@@ -1257,6 +1257,15 @@ def findings(folder):
 
     yield 'classes of another split are renumbered on the device', renumbered
 
+    def nested():
+        macro = {key: MACRO[key] for key in ('type', 'args')}
+        best = {'type': 'MinMaxMetric', 'args': {'base_metric': macro}, 'name': 'ends'}
+        trainer = trained(experiment(folder, data=ON_DEVICE, metrics=['accuracy', best, MICRO]))
+        values = {name: float(value) for name, value in trainer.history[-1].items()}
+        return f'{values}', all(0 <= value <= 1 for name, value in values.items() if 'ends' in name)
+
+    yield 'a metric around another is measured on the device', nested
+
 
 def finders(folder):
     """tools.find_workers and tools.find_batch: what they print is in the log."""
