@@ -262,6 +262,23 @@ def test_statistics_of_a_lazy_norm_are_put_back(leave_no_trace):
     assert same(model.state_dict(), nn.BatchNorm1d(4).state_dict())
 
 
+class Masked(nn.BatchNorm1d):
+    """A norm with a mask beside its statistics."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer('mask', torch.ones(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize('leave_no_trace', [swa_pass, trial_of_auto, skipped_step])
+def test_statistics_beside_a_mask_are_put_back(leave_no_trace):
+    model = Masked(4)
+    nn.init.normal_(model.running_mean)
+    before = copy.deepcopy(model.state_dict())
+    leave_no_trace(model)
+    assert same(model.state_dict(), before)
+
+
 def test_average_of_lazy_statistics_is_refused():
     with pytest.raises(ConfigError, match='running_mean is of a lazy layer'):
         Average(nn.LazyBatchNorm1d(affine=False), 0.9)

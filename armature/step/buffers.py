@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-NORM = nn.modules.batchnorm._NormBase
-
 
 class KeptBuffers:
     """Those of the modules among `parts`, as they are now.
@@ -32,15 +30,16 @@ class KeptBuffers:
             if buffer in but:
                 continue
             setattr(module, name, buffer)
-            if value is not None:
-                if not torch.equal(buffer, value):  # else a backward pass may need it as it is
-                    buffer.copy_(value)
-            elif buffer is not None and not is_lazy(buffer) and isinstance(module, NORM):
-                module.reset_running_stats()  # of a lazy norm, which has its size since
+            if value is None:
+                has_size_since = buffer is not None and not is_lazy(buffer)
+                if has_size_since and hasattr(module, 'reset_running_stats'):  # a lazy norm
+                    module.reset_running_stats()
+            elif not torch.equal(buffer, value):  # else a backward pass may need it as it is
+                buffer.copy_(value)
 
 
 def _value(buffer):
-    # Masks, of bool, may be large, and no pass counts in them.
-    if buffer is None or is_lazy(buffer) or buffer.dtype == torch.bool:
+    if buffer is None or is_lazy(buffer):
         return None
-    return buffer.detach().clone()
+    # Masks, of bool, may be large, and no pass counts in them.
+    return buffer if buffer.dtype == torch.bool else buffer.detach().clone()
