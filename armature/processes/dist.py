@@ -316,11 +316,6 @@ def norms_of(model: nn.Module) -> list[nn.Module]:
     return [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._NormBase)]
 
 
-def statistics_of(model: nn.Module) -> list[torch.Tensor]:
-    """The running statistics of those layers."""
-    return [buffer for norm in norms_of(model) for buffer in norm.buffers(recurse=False)]
-
-
 def needs_equal_passes(model: nn.Module | None) -> bool:
     """Whether the processes talk in each forward pass, and wait when one makes more of them."""
     if n_processes() == 1 or model is None:

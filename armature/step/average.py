@@ -51,7 +51,7 @@ class Average:
                 'first forward pass: say its size, or pass one sample through the model in its '
                 'constructor'
             )
-        trained = [*self.model.parameters(), *dist.statistics_of(self.model)]
+        trained = [*self.model.parameters(), *_statistics_of(dist.norms_of(self.model))]
         with torch.no_grad():
             # {tensor of the model: its average}. The parameters themselves, and not what they
             # hold: somebody may exchange their data.
@@ -123,7 +123,7 @@ class Average:
                 for data in inputs:
                     model(data)
                 reached = [norm for norm in norms if norm.num_batches_tracked]
-                moved = {each for norm in reached for each in norm.buffers(recurse=False)}
+                moved = set(_statistics_of(reached))
             finally:
                 for norm, momentum in zip(norms, momenta):
                     norm.momentum = momentum
@@ -169,8 +169,11 @@ class Average:
 
     def state_dict(self) -> dict:
         """The counts; the weights stand in a checkpoint as `tested`."""
-        counts = {'n_steps': self.n_steps, 'n_averaged': self.n_averaged}
-        return {**counts, 'warms_up': self._warms_up}
+        return {
+            'n_steps': self.n_steps,
+            'n_averaged': self.n_averaged,
+            'warms_up': self._warms_up,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """state: of `state_dict`, with the weights as 'model' when there are any."""
@@ -179,6 +182,10 @@ class Average:
         if self.n_averaged:
             with self.in_model():
                 load_weights(self.model, state['model'], 'the average of the weights')
+
+
+def _statistics_of(norms):
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def _has_mean(tensor):
