@@ -636,7 +636,7 @@ class Resume:
                     f'scheduler as they were, {OR_NEW_RUN}'
                 )
             self._refuse_another_pace(schedule, at['n_steps'])
-            schedule.replay(at['n_steps'], at['n_epochs'], at['values'])
+            schedule.replay(at)
             if at['n_steps'] or at['n_epochs']:
                 return
         # A loop of one's own steps it, past its schedule.

@@ -62,17 +62,17 @@ class Schedule:
         self.n_epochs += 1
         self._scale()
 
-    def replay(self, n_steps: int, n_epochs: int, values: list[float]) -> None:
-        """Where a run is after so many steps and epochs; the optimizer's options are as built.
+    def replay(self, state: dict) -> None:
+        """Go on from there; scheduler and optimizer are as built, and are stepped as often.
 
         The warm-up only scales what the scheduler says, so the order of steps and epochs within
         the run does not matter.
         """
-        self.n_steps, self.n_epochs, self.values = n_steps, n_epochs, list(values)
+        self._count_from(state)
         if self.on_plateau:
-            replay(self.scheduler, [(value,) for value in values if not math.isnan(value)])
+            replay(self.scheduler, [(value,) for value in self.values if not math.isnan(value)])
         else:
-            replay(self.scheduler, [()] * (n_steps if self.each_step else n_epochs))
+            replay(self.scheduler, [()] * (self.n_steps if self.each_step else self.n_epochs))
         self._scale()
 
     # During the warm-up the scheduler finds the learning rates as it left them.
@@ -113,11 +113,14 @@ class Schedule:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there: the scheduler and the optimizer have been loaded."""
-        self.n_steps, self.n_epochs = state['n_steps'], state['n_epochs']
-        self.values = list(state['values'])
+        self._count_from(state)
         if self.warmup_steps:  # it has begun when this was made
             self._put(state['planned'])
             self._scale()
+
+    def _count_from(self, state):
+        self.n_steps, self.n_epochs = state['n_steps'], state['n_epochs']
+        self.values = list(state['values'])
 
 
 def replay(scheduler: LRScheduler, arguments: list[tuple]) -> None:
