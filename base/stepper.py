@@ -15,8 +15,7 @@ from armature.errors import ConfigError, NonFiniteError
 from armature.processes import dist
 from armature.step.average import Average, average_of
 from armature.step.buffers import KeptBuffers
-from armature.step.losses import total_and_terms
-from armature.step.micro_batches import MicroBatches, Reduction, weighted
+from armature.step.micro_batches import MicroBatches, weighted
 from armature.step.optimizers import clip_values, needs_closure, refuse_combinations
 from armature.step.schedule import Schedule
 
@@ -63,11 +62,8 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == 'fp16')
         self.needs_closure = needs_closure(optimizer)
         refuse_combinations(optimizer, model, changes_gradients=self.clips or precision == 'fp16')
-        reduction = Reduction(criterion)
-        if microbatch_size or dist.n_processes() > 1:
-            reduction.refuse_parts()
         self._micro_batches = MicroBatches(
-            microbatch_size, reduction, self.device, model, criterion, self.loss_of
+            microbatch_size, self.device, model, criterion, self.loss_of
         )
         self._unsynced = dist.unsynced(self._parameters(), model)
         has_norm = max_grad_norm is not None or max_skips is not None
@@ -138,11 +134,10 @@ class Stepper:
         """The context of the forward pass: lower precision where it is safe, when asked for."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
-    def loss_of(self, data: Any, target: Any) -> torch.Tensor:
-        """The loss of a micro-batch, as a loop computes it."""
+    def loss_of(self, data: Any, target: Any) -> Any:
+        """What the loss function gives for a micro-batch, as a loop computes it."""
         with self.autocast():
-            loss, _ = total_and_terms(self.criterion(self.model(data), target))
-            return loss
+            return self.criterion(self.model(data), target)
 
     def backward(self, loss: Any) -> None:
         """Add the gradients of the current micro-batch's loss: one number, or one and its parts."""

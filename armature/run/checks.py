@@ -257,10 +257,10 @@ def _look_at_loss(trainer, name, criterion, args, loss):
 def _from_halves(criterion, args, n_samples):
     """The loss of a batch, put together from its halves. criterion: a copy, which may count."""
     reduction, together, middle = Reduction(criterion), 0, n_samples // 2
-    n_counted = 1 if reduction.is_sum else reduction.count(args[1], n_samples)
+    n_counted = reduction.count_in(args, n_samples)
     for rows in (slice(0, middle), slice(middle, n_samples)):
         part = [cut(each, n_samples, rows) for each in args]
-        n_part = 1 if reduction.is_sum else reduction.count(part[1], rows.stop - rows.start)
+        n_part = reduction.count_in(part, rows.stop - rows.start)
         together = together + weighted(criterion(*part), n_part / n_counted)
     return together
 

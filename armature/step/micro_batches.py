@@ -39,15 +39,16 @@ class MicroBatches:
     def __init__(
         self,
         size: int | str | None,
-        reduction: 'Reduction',
         device: torch.device,
         model: nn.Module | None,
         criterion: Callable | None,
-        loss_of: Callable[..., torch.Tensor],
+        loss_of: Callable[..., Any],
     ):
         self.is_auto = size == 'auto' and criterion is not None
         self.size = None if size == 'auto' else size
-        self._reduction, self._device = reduction, device
+        self._device, self._reduction = device, Reduction(criterion)
+        if size or dist.n_processes() > 1:
+            self._reduction.refuse_parts()
         self._model, self._criterion, self._loss_of = model, criterion, loss_of
         self.weight = 1.0  # of the part that is due, a number or a 0-dim tensor
         self._has_equal_passes = dist.needs_equal_passes(model)
@@ -60,7 +61,7 @@ class MicroBatches:
         self._n_tried = 0.0  # numbers in each sample of the batch that was tried last
         self._has_warned = False  # of batches that are collated anew
         self._looks_at_draws = True  # in the first part whose size all layers know
-        self._samples_come_first = None  # in tensors; None: nobody had to know
+        self._are_samples = None  # the rows of square tensors; None: nobody had to know
 
     def of(self, content: Any, batch: Batch) -> Iterator[Any]:
         """The parts; `weight` is the share of each in the mean over all processes."""
@@ -79,14 +80,14 @@ class MicroBatches:
         if n_passes == 1:
             yield content
             return
-        is_whole = self._reduction.is_sum or not weight  # whatever the part counts for
-        n_counted = 1 if is_whole else self._reduction.count_in(content, n_samples)
+        # Without a weight the parts have none either, and there may be nothing to count.
+        n_counted = self._reduction.count_in(content, n_samples) if weight else 1
         for number in range(n_passes):
             dist.sync_gradients(self._model, wanted=number + 1 == n_passes)
             if number < n_parts:
                 rows = slice(number * size, min(n_samples, (number + 1) * size))
                 part, batch.n_now = self._part(content, batch, rows), rows.stop - rows.start
-                n_part = 1 if is_whole else self._reduction.count_in(part, batch.n_now)
+                n_part = self._reduction.count_in(part, batch.n_now) if weight else 1
                 # A lazy layer draws its weights in its first pass.
                 looks = self._looks_at_draws and not sizeless(self._model)
                 before = rng_state(self._device) if looks else None
@@ -99,16 +100,16 @@ class MicroBatches:
                     )
                 self._looks_at_draws &= not looks
             else:  # another process has one more
-                (self._loss_of(*part) * 0).backward()
+                weighted(self._loss_of(*part), 0).backward()
         batch.n_now = 0
 
     def _part(self, content, batch, rows):
         """The samples `rows` of a batch: cut, or else collated anew."""
         try:
             part = cut(content, batch.n_samples, rows, batch.lists_are_parts)
-            if not self._holds_samples(part, batch, rows):
-                raise CannotCut('tensors whose first dimension is not that of its samples')
-            return part
+            if self._samples_come_first(part, batch, rows):
+                return part
+            raise CannotCut('tensors whose first dimension is not that of its samples')
         except CannotCut as error:
             if batch.collate is None:
                 raise ConfigError(
@@ -125,8 +126,8 @@ class MicroBatches:
                 )
         return to_device(batch.collate(rows), self._device)
 
-    def _holds_samples(self, part, batch, rows):
-        """Whether a part that is cut does, and not so many steps of (time, samples).
+    def _samples_come_first(self, part, batch, rows):
+        """Whether a part that is cut holds samples, and not so many steps of (time, samples).
 
         Where there are as many of both, collating the part anew tells: once, as it reads again.
         """
@@ -136,12 +137,10 @@ class MicroBatches:
             return True
         if not any(shape[1:2] == (batch.n_samples,) for shape in _shapes(part)):
             return True
-        if self._samples_come_first is None:
-            rows_cut, rows_anew = (
-                [shape[:1] for shape in _shapes(each)] for each in (part, batch.collate(rows))
-            )
-            self._samples_come_first = rows_cut == rows_anew
-        return self._samples_come_first
+        if self._are_samples is None:
+            anew = _shapes(batch.collate(rows))
+            self._are_samples = [one[:1] for one in _shapes(part)] == [one[:1] for one in anew]
+        return self._are_samples
 
     def _fit(self, content, batch):
         """Halve the size until a pass forward and backward is possible; leaves no other trace."""
@@ -149,7 +148,8 @@ class MicroBatches:
         n_each, most = sum(sizes) / batch.n_samples, batch.n_samples
         if n_each <= self._n_tried:
             return
-        self._n_tried, size = n_each, min(self.size or most, most)
+        self._n_tried, self.size = n_each, self.size or most
+        size = min(self.size, most)
         kept = KeptBuffers(self._model, self._criterion)
         before = rng_state(self._device)
         dist.sync_gradients(self._model, wanted=False)  # each process finds a size of its own
@@ -161,7 +161,7 @@ class MicroBatches:
                     f'not even one sample fits into the memory of the device ({failure}): take a '
                     'smaller model or smaller samples'
                 )
-            size = (size + 1) // 2
+            self.size = size = (size + 1) // 2
             logger.warning(
                 f'Out of memory: going on with micro-batches of {size} samples; the result stays '
                 'the same'
@@ -172,14 +172,12 @@ class MicroBatches:
             if isinstance(part, nn.Module):
                 part.zero_grad()
         kept.put_back()
-        if self.size is None or size < min(self.size, most):
-            self.size = size
 
     def _failure(self, content, batch, size):
         """What torch says when memory was not enough for so many samples; empty when it was."""
         part = self._part(content, batch, slice(0, size))
         try:
-            self._loss_of(*part).backward()
+            weighted(self._loss_of(*part), 1.0).backward()
         except OUT_OF_MEMORY.get(self._device.type, torch.OutOfMemoryError) as error:
             return repr(error)
         return ''
@@ -235,7 +233,7 @@ class Reduction:
         self.is_whole = known is not None and known.dim() == 1
         if self.is_whole and isinstance(self.ignored, int):  # a loss of one's own may have None
             self.is_whole = not (known.long() == self.ignored).any()
-        if self.is_sum or not _is_torchs(criterion):
+        if self.is_sum or _function_of(criterion) not in OF_CLASSES:
             self.by_samples = True
             self._adds_up = self.is_sum or not any(map(_weighs_classes, losses))
         else:
@@ -270,7 +268,9 @@ class Reduction:
         return self._weights_on(target.device)[classes].mul(is_counted).sum()
 
     def count_in(self, content: Any, n_samples: int) -> Any:
-        """What the mean over a batch (data, target) of so many samples divides by."""
+        """What the loss over a batch (data, target) of so many samples divides by."""
+        if self.is_sum:
+            return 1
         if isinstance(content, (list, tuple)) and len(content) == 2:
             return self.count(content[1], n_samples)
         if self.by_samples:
@@ -292,6 +292,11 @@ def _argument(loss, name, otherwise=None):
     return otherwise if found in (..., inspect.Parameter.empty) else found
 
 
+def _function_of(loss):
+    """What computes it: the forward of a module, or the function, also that of a partial."""
+    return getattr(type(loss), 'forward', getattr(loss, 'func', loss))
+
+
 def _reduction_of(loss):
     """'mean', 'sum', or 'none' for what torch makes no number of."""
     kind, given = _argument(loss, 'reduction', 'mean'), getattr(loss, 'keywords', {})
@@ -300,8 +305,7 @@ def _reduction_of(loss):
     if kind in ('mean', 'sum'):
         return kind
     # A class of one's own may say "none" to torch's constructor, and take the mean itself.
-    of = getattr(type(loss), 'forward', getattr(loss, 'func', loss))
-    is_torchs = str(getattr(of, '__module__', '')).startswith('torch.nn')
+    is_torchs = str(getattr(_function_of(loss), '__module__', '')).startswith('torch.nn')
     return 'none' if is_torchs and kind != 'batchmean' else 'mean'
 
 
@@ -315,8 +319,3 @@ def _class_weights(loss):
 def _weighs_classes(loss):
     is_ignoring = _argument(loss, 'ignore_index') not in (IGNORED, None)
     return is_ignoring or _class_weights(loss) is not None
-
-
-def _is_torchs(loss):
-    """Whether it is one of OF_CLASSES: a module, a function, or a partial of one."""
-    return getattr(type(loss), 'forward', getattr(loss, 'func', loss)) in OF_CLASSES
