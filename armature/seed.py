@@ -27,13 +27,13 @@ def key(*parts: int | str) -> int:
     return int.from_bytes(digest, 'little') >> 1
 
 
-def seed_torch(number: int, device: torch.device | None = None) -> None:
+def seed_torch(number: int, device: torch.device = CPU) -> None:
     """Start torch's generators (the CPU's and that of `device`) at `number`: 2 microseconds.
 
     Torch.manual_seed takes 100.
     """
     torch.default_generator.manual_seed(number)
-    if device is not None and device.type != 'cpu':
+    if device.type != 'cpu':
         with torch.accelerator.device_index(device.index):
             torch.get_device_module(device).manual_seed(number)
 
@@ -53,7 +53,7 @@ def seed_everything(number: int) -> None:
     seed_sample(number)
 
 
-def seed_sample(number: int, device: torch.device | None = None) -> None:
+def seed_sample(number: int, device: torch.device = CPU) -> None:
     """Start the generators that a dataset (on `device`) may draw from; 10 microseconds."""
     seed_torch(number, device)
     random.seed(number)

@@ -73,9 +73,10 @@ class BaseTrainer(ABC):
         dist.refuse_to_train_apart(model)
         refuse_without_wrap(config, settings)
         self.logger = config.get_logger('trainer', settings.verbosity)
-        self.device, device_ids = torch.device(device or 'cpu'), []
+        device_ids = []
         if device is None:
-            self.device, device_ids = self._prepare_device(config.get('n_gpu', 1))
+            device, device_ids = self._prepare_device(config.get('n_gpu', 1))
+        self.device = torch.device(device)
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
@@ -102,7 +103,7 @@ class BaseTrainer(ABC):
             config.log_dir,
             self.logger,
             settings.tensorboard and dist.is_main(),
-            purge_step=self.step + 1 if self.step else None,
+            purge_step=self.step + 1,
             trackers=Trackers(settings.trackers, self._record, config.log_dir),
         )
 
@@ -298,13 +299,14 @@ class BaseTrainer(ABC):
         averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         self.epochs_done, self.position = epoch, 0
-        if not math.isfinite(averages.get('loss', 0)) and self.settings.on_nan == 'stop':
-            loss = averages['loss']
+        loss = averages.get('loss', 0)
+        if not math.isfinite(loss) and self.settings.on_nan == 'stop':
             raise NonFiniteError(f'epoch {epoch}: the loss is {loss}. {checks.way_back(self)}')
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self._resume.state = {}
-        row = {'epoch': epoch, 'step': self.step, **self._epoch.facts(), **log}  # of metrics.csv
+        row = {'epoch': epoch, 'step': self.step, 'seconds': self._epoch.seconds()}
+        row |= self._epoch.rates | averages  # of metrics.csv
         if dist.is_main():
             self._record.add_row(row)
         try:

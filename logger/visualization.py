@@ -19,7 +19,7 @@ class TensorboardWriter:
 
     `set_step(step, mode)` says which step the next calls belong to; the tag becomes 'tag/mode',
     except for histograms and embeddings. Where TensorBoard is off, all of it does nothing.
-    purge_step: the first step of a resumed run; what was written from there on before is hidden.
+    purge_step: the first step that is to come; what was written from there on before is hidden.
     trackers: of armature/run/trackers.py, which are sent scalars and figures too, whether
     TensorBoard is on or off.
     """

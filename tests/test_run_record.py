@@ -208,6 +208,8 @@ def test_patch_makes_the_code_of_a_run_from_its_commit(project, tmp_path):
         (project / name).write_text('{}')
     (project / 'table.csv').write_text('1,3\n')
     (project / 'big.json').write_text('[' + '1, ' * 2**19 + '1]')
+    (project / 'staged.py').write_text('staged')
+    git(project, 'add', '--force', 'staged.py', 'a.py', 'ignored.py')
     before = git(project, 'status', '--porcelain')
     code, patch = code_of(project, project / 'saved')
     assert git(project, 'status', '--porcelain') == before  # the user's index is as it was
@@ -219,6 +221,7 @@ def test_patch_makes_the_code_of_a_run_from_its_commit(project, tmp_path):
     assert (project / 'a.py').read_bytes() == b'one\r\nother\r\n\xff'
     assert not (project / 'gone.py').exists() and (project / 'new/__init__.py').exists()
     assert (project / 'new/ö :x.py').read_text() == 'no newline'
+    assert (project / 'staged.py').read_text() == 'staged' and (project / 'ignored.py').exists()
     assert (project / 'table.csv').read_text() == '1,2\n'
 
 

@@ -468,6 +468,19 @@ def test_tensorboard_holds_each_tag_once_per_step_and_a_resumed_run_hides_what_i
     assert events.Tags()['histograms'] and not events.Tags()['images']
 
 
+def test_run_that_begins_again_in_its_folder_shows_each_value_once(experiment):
+    """As torchrun starts one again that failed before its first checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first, again = (experiment.trainer(epochs=1, tensorboard=True, log_step=2) for _ in range(2))
+    again.writer._log_dir = first.writer._log_dir
+    for each in (first, again):
+        each.train()
+    events = EventAccumulator(str(first.config.log_dir))
+    events.Reload()
+    assert [event.step for event in events.Scalars('loss/train')] == [2, 4, 6]
+
+
 def test_pace_and_time_of_an_epoch_leave_out_what_was_before_it(experiment, monkeypatch):
     class SlowToValidate(Trainer):
         def _valid_epoch(self, epoch):

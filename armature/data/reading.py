@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from armature.batch import Batch, leaves, length, map_leaves, map_tensors, to_device
+from armature.batch import CPU, Batch, leaves, length, map_leaves, map_tensors, to_device
 from armature.errors import DataError, UserError
 from armature.seed import key, own_randomness, seed_sample
 
@@ -90,7 +90,7 @@ class Reader(Dataset):
         its_key = key(seed, 'augment', number, index)
         # A tensor may be on a GPU. (An array of numpy has a device, too, which is a text.)
         for place, transform in enumerate(self.transforms):
-            seed_sample(its_key + place, data.device if isinstance(data, torch.Tensor) else None)
+            seed_sample(its_key + place, data.device if isinstance(data, torch.Tensor) else CPU)
             data = transform(data)
         return data
 

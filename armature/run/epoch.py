@@ -46,9 +46,9 @@ class Epoch:
                 self._losses.append((step, stepper.loss))
         self.bar.update()
 
-    def facts(self) -> dict[str, float]:
-        """Its seconds so far, and the learning rates of its last step."""
-        return {'seconds': time.perf_counter() - self._begun, **self.rates}
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._begun
 
     def wait(self) -> None:
         """From now on the training waits for its next batch."""
@@ -71,7 +71,7 @@ class Epoch:
         return (step - logged_step) / (now - logged_at)
 
     def warn_of_waiting(self, loader: Any, logger: logging.Logger) -> None:
-        share = self._waited_s / (time.perf_counter() - self._begun)
+        share = self._waited_s / self.seconds()
         is_in_memory = getattr(loader, '_memory', None) is not None
         if share > WAITING_SHARE and not is_in_memory and dist.is_main():
             helps = [

@@ -44,7 +44,7 @@ class StopRequest:
             previous = {number: signal.signal(number, self._note) for number in STOP_CODES}
         has_failed = True
         try:
-            yield self
+            yield
             has_failed = False
         finally:
             for number, handler in previous.items():
@@ -59,10 +59,10 @@ class StopRequest:
 
     def grant(self, request: int) -> None:
         """Raise Stopped for `request`, if it is one, and when there is a reason already."""
-        if not self.reason and request == TIME:
+        if request and not self.reason:
             self.reason = f'trainer.max_minutes ({self.max_minutes})'
-        elif not self.reason and request:
-            self.reason, self.exit_code = signal.Signals(request).name, STOP_CODES[request]
+            if request != TIME:
+                self.reason, self.exit_code = signal.Signals(request).name, STOP_CODES[request]
         if self.reason:
             raise Stopped(self.reason)
 
