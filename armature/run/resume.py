@@ -49,9 +49,9 @@ from armature.step.average import Average
 from armature.step.optimizers import owners
 from armature.step.schedule import Schedule, replay
 
-# In an optimizer's group or a scheduler's state: an option, and a place inside its value.
+# In an optimizer's group, a scheduler's state or a loss: an option, and a place inside its value.
 OPTION = re.compile(
-    r'(?:groups\.\d+|state(?:\._schedulers\.\d+)*)\.(?!_schedulers\b)([^.]+)(\..+)?'
+    r'(?:groups\.\d+\.|state(?:\._schedulers\.\d+)*\.|(?=buffers\.))(?!_schedulers\b)([^.]+)(\..+)?'
 )
 DERIVED = {'initial_lr', '_last_lr'}  # from other options
 # So are these, but for the base_lr of a CyclicLR inside another, pct_start and three_phase.
@@ -220,8 +220,9 @@ def _in_full(config):
     return vars(settings_of(config, TOP)) | {'trainer': trainer}
 
 
-def _judged_by(monitor, config):
+def _judged_by(config):
     """The rule by which epochs are judged, with the metric, or else the loss, that it names."""
+    monitor = settings_of(config.get('trainer')).monitor or 'off'
     mode, _, name = monitor.partition(' ')
     if mode == 'off':
         return []
@@ -355,7 +356,7 @@ class Resume:
     """
 
     def __init__(self, trainer: Any):
-        self.trainer, self.state, self.config_then = trainer, {}, {}
+        self.trainer, self.state, self.config_then, self.data_then = trainer, {}, {}, {}
         self.as_built = {'optimizer': optimizer_as_built(trainer.optimizer)}
         self.data = None  # which data this is, looked up before it is trained on
         self.seed = torch.initial_seed()
@@ -365,7 +366,8 @@ class Resume:
         """Model, optimizer, epoch and best. The other parts follow when all of them exist."""
         trainer = self.trainer
         state = self.state = checkpoint.load(path, bare(trainer.model))
-        self.config_then = state.get('config') or {}
+        self.config_then = state.get('config', {})
+        self.data_then = identity.data_of(state, path)
         if 'as_built' not in state:
             _refuse_another_config(state, trainer.config)
         _refuse_another_arch(self.config_then, trainer.config)
@@ -379,7 +381,7 @@ class Resume:
             rows = rows or read_table(path.parent / TABLE, trainer.epochs_done)
         trainer._record.rows = {row['epoch']: row for row in rows}
         trainer.history = [{'epoch': row['epoch'], **values_of(row)} for row in rows]
-        if not self._best_is_another():
+        if not self._reason_for_new_best():
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
         trainer._saver.go_on_from(state, path)
         place = {key: state.get(key) for key in ('epoch', 'step', 'samples')}
@@ -458,7 +460,7 @@ class Resume:
                 valid = None  # of the training data
             self.data = dist.on_main(identity.identity_of, loader, valid)
             may_change = trainer.config.get('data_changed') == 'continue'
-            for note in identity.refuse_changes(self._data_then(), self.data, may_change):
+            for note in identity.refuse_changes(self.data_then, self.data, may_change):
                 trainer.logger.warning(note)
         return self.data or {}
 
@@ -482,18 +484,14 @@ class Resume:
         planned = saved.get('planned' if n_steps < schedule.warmup_steps else 'put', [])
         return {'n_steps': n_steps, 'n_epochs': n_epochs, 'values': [], 'planned': planned}
 
-    def _data_then(self):
-        path = self.trainer.config.resume
-        return identity.data_of(self.state, Path(path)) if self.state else {}
-
-    def _best_is_another(self):
-        """Whether the best so far was measured otherwise than it would be now."""
-        settings = self.config_then.get('trainer') or {}
-        now = _judged_by(self.trainer.monitor, as_read(self.trainer.config))
-        return _judged_by(settings.get('monitor') or 'off', self.config_then) != now
-
-    def _is_judged_otherwise(self):
-        return bool(identity.validation_changes(self._data_then(), self.data or {}))
+    def _reason_for_new_best(self):
+        """Why the best so far was measured otherwise than it would be now; '' when it was not."""
+        then, now = map(_judged_by, (self.config_then, as_read(self.trainer.config)))
+        if then != now:
+            return 'trainer.monitor, or what it names, is another'
+        if now and self.data and identity.validation_changes(self.data_then, self.data):
+            return 'Other data is validated on than before'
+        return ''
 
     def _say(self, *notes):
         for note in notes:
@@ -547,7 +545,7 @@ class Resume:
     def _refuse_another_order(self):
         """Inside an epoch, another order would give some samples twice, others never."""
         changed = self._order_changes()
-        changed += identity.training_changes(self._data_then(), self.data or {})
+        changed += identity.training_changes(self.data_then, self.data or {})
         if changed:
             raise ConfigError(
                 f'The checkpoint stands inside epoch {self.trainer.start_epoch}, which these give '
@@ -562,11 +560,8 @@ class Resume:
         if _is_optimizer(part):
             self._say(*load_optimizer(name, part, saved, then, now))
             return
-        if name == 'monitor' and self._best_is_another():
-            self._say('trainer.monitor, or what it names, is another: a new best begins')
-            return
-        if name == 'monitor' and part.mode != 'off' and self._is_judged_otherwise():
-            self._say('Other data is validated on than before: a new best begins')
+        if name == 'monitor' and (reason := self._reason_for_new_best()):
+            self._say(f'{reason}: a new best begins')
             part.begin()
             return
         changed = changes(then, now, name)
@@ -580,13 +575,10 @@ class Resume:
                 saved['n_averaged'] = 0  # of another kind
         elif name == 'criterion' and 'buffers' in now:
             # What a loss has learned goes on, and its buffers that are built otherwise stay.
-            mine, otherwise = part.state_dict(), []
-            for place, before, after in differences(then['buffers'], now['buffers']):
-                otherwise.append(place)
-                if before is ABSENT or after is ABSENT:
-                    changed.append(f'{name}: {place} is as the config says from here on')
-            learned = {place: saved[place] for place in saved if place not in otherwise}
-            stay = {place: mine[place] for place in otherwise if place in mine}
+            mine = part.state_dict()
+            otherwise = {place for place, *_ in differences(then['buffers'], now['buffers'])}
+            learned = {place: saved[place] for place in saved.keys() - otherwise}
+            stay = {place: mine[place] for place in mine.keys() & otherwise}
             saved = learned | stay if then['type'] == now['type'] else mine
         self._say(*changed)
         _load(name, part, saved)
@@ -654,8 +646,9 @@ class Resume:
         """Steps of another size, or more of them an epoch, are no place in a schedule of steps."""
         changed = changes(self._then.get('pace', {}), self.as_built['pace'])
         follows = schedule.each_step or n_steps < schedule.warmup_steps
-        data = self.data_now() if n_steps and changed and follows else None
-        if data is not None and not identity.training_changes(self._data_then(), data):
+        if not (n_steps and changed and follows):
+            return
+        if not identity.training_changes(self.data_then, self.data_now()):
             raise ConfigError(
                 'The learning rate follows the steps (lr_scheduler.interval "step" or '
                 f'warmup_steps), and these have changed: {"; ".join(changed)}. The step that the '
