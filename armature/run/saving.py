@@ -47,11 +47,9 @@ def state_of(trainer: Any) -> dict:
     """Everything a run needs to go on from here; to be called in all processes together."""
     model, parts, tested = bare(trainer.model), {}, None
     for name, part in stateful_of(trainer).items():
-        if isinstance(part, MetricTracker) and not trainer.position:
-            # What was measured in an epoch that is finished has been reported.
-            parts[name] = part.lasting()
-            continue
-        parts[name] = part.state_dict()
+        # What was measured in an epoch that is finished has been reported.
+        is_over = isinstance(part, MetricTracker) and not trainer.position
+        parts[name] = part.lasting() if is_over else part.state_dict()
         if isinstance(part, Average) and part.model is model:
             tested = part.tested()
         elif isinstance(part, Average):
@@ -104,11 +102,9 @@ def stateful_of(trainer: Any) -> dict[str, Any]:
 
     for name, value in vars(trainer).items():
         visit(name, value)
-    for name, value in list(found.items()):  # what a stepper holds
-        for held in ('schedule', 'average'):
+    for held in ('schedule', 'average', 'scheduler'):  # of a stepper, of its schedule
+        for name, value in list(found.items()):
             visit(f'{name}.{held}', getattr(value, held, None))
-    for name, value in list(found.items()):  # the scheduler that nothing else holds
-        visit(f'{name}.scheduler', getattr(value, 'scheduler', None))
     return found
 
 
