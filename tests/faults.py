@@ -638,7 +638,7 @@ def save_crashes(n: int, folder: Path) -> Result:
         wrong = [
             name for name, state in found.items() if not same(state, old) and not same(state, new)
         ]
-        newest = checkpoint.newest_valid(run)
+        newest = checkpoint.newest(run)[0]
         checkpoint.save(after, *(run / name for name in names))
         left = [path.name for path in run.iterdir() if path.suffix != '.pth']
         damaged = [
@@ -732,7 +732,7 @@ def sharded_crashes(n: int, folder: Path) -> Result:
         right = all(
             same(state['state_dict'], small_state(state['epoch'])['state_dict']) for state in states
         )
-        newest = checkpoint.load(checkpoint.newest_valid(run))['epoch']
+        newest = checkpoint.load(checkpoint.newest(run)[0])['epoch']
         write(run, 3)
         n_folders = len(list(run.glob('shards-*')))
         if not right or n_folders != 1:
@@ -770,7 +770,7 @@ def parts(n: int, folder: Path) -> Result:
         victim = rng.choice(sorted(place.iterdir()))
         damage(victim)
         outcome = loading(run / checkpoint.LAST)
-        newest = checkpoint.newest_valid(run)
+        newest = checkpoint.newest(run)[0]
         logging.disable(logging.NOTSET)
         passed_over = newest is not None and newest.name == 'checkpoint-epoch1.pth'
         outcomes[f'{trial}: {victim.name}'] = outcome if passed_over else f'chosen: {newest}'

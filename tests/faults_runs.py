@@ -116,7 +116,7 @@ def kills(n: int, folder: Path) -> dict[str, str]:
     for trial in range(n):
         place, after_s = folder / str(trial), rng.uniform(0, duration_s)
         in_fork(lambda place=place: trainer(place).train(), after_s)
-        newest = checkpoint.newest_valid(place / 'models' / 'points' / 'run')
+        newest = checkpoint.newest(place / 'models' / 'points' / 'run')[0]
         wrong = in_fork(
             lambda place=place, newest=newest: finish(
                 trainer(place / 'resumed', newest, save_every_steps=None), end

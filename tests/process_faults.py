@@ -224,7 +224,7 @@ def kills(n: int, folder: Path) -> Result:
             project, rng, after_s, *TORCHRUN, 'train.py', *in_own_folder(project, trial)
         )
         run = run_folder(project, trial)
-        newest = checkpoint.newest_valid(run) if run else None
+        newest = checkpoint.newest(run)[0] if run else None
         step = checkpoint.load(newest)['step'] if newest else None
         if newest is None:
             train(project, *in_own_folder(project, f'{trial}-again'))

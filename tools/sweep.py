@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import train
-from armature.checkpoint.files import newest_valid
+from armature.checkpoint.files import newest
 from armature.compare import first_difference
 from armature.config.build import ROOT
 from armature.config.command import read_command
@@ -310,10 +310,10 @@ class Sweep:
         command = ['train.py', '--run-id', run.name]
         if run.exists():
             try:
-                newest = newest_valid(run)
+                path, _ = newest(run)
             except CheckpointError:
-                newest = None
-            if newest is not None:
+                path = None
+            if path is not None:
                 command = ['train.py', '-r', str(run)]
             else:  # it was killed before it had saved anything
                 shutil.rmtree(run)

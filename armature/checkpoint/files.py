@@ -403,11 +403,6 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
     )
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is whole; see `newest`."""
-    return newest(folder)[0]
-
-
 def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
     """The newest checkpoint of a run folder that is whole, or its best, and its head.
 

@@ -177,7 +177,7 @@ KNOWN = {  # under the names that numpy 1 and Python before 3.13 give them
 # After it is read
 
 
-def as_checkpoint(content: Any, n_bytes: int, is_ours: bool = False) -> dict:
+def as_checkpoint(content: Any, n_bytes: int, is_ours: bool) -> dict:
     """`content` of a file of `n_bytes` with plain values only.
 
     What cannot be plain is left out with a warning. A bare state dict becomes a checkpoint. Of a
