@@ -436,8 +436,8 @@ def is_behind(path: Path) -> bool:
         here = moment(load_head(path))
     except CheckpointError:
         return False  # whoever reads it will hear of it
-    heads = [next(whole_heads(paths), None) for paths in (before, [path.with_name(BEST)])]
-    return any(head and moment(head) > here for head in heads)
+    heads = [next(whole_heads(paths), {}) for paths in (before, [path.with_name(BEST)])]
+    return any(moment(head) > here for head in heads)
 
 
 def whole_heads(paths: Iterable[Path]) -> Iterator[dict]:

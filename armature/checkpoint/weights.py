@@ -115,7 +115,7 @@ def tested_weights(state: dict) -> dict:
     version kept those among the parts.
     """
     if state.get('format') == 1:
-        average = (state.get('parts') or {}).get('weight_average') or {}
+        average = state.get('parts', {}).get('weight_average') or {}
         return average['model'] if average.get('n_averaged') else state['state_dict']
     return merged(state.get('tested') or state['state_dict'])
 
@@ -128,7 +128,7 @@ def load_tested(model: nn.Module, criterion: object, state: dict, source: object
     load_weights(model, tested_weights(state), source)
     if isinstance(criterion, nn.Module):
         criterion.to(next(model.parameters()).device).load_state_dict(
-            (state.get('parts') or {}).get('criterion', {}), strict=False
+            state.get('parts', {}).get('criterion', {}), strict=False
         )
 
 

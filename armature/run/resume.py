@@ -277,44 +277,36 @@ def _fitted(name, optimizer, saved, before, now):
             'its parameters together, and without named_parameters() they have no names. Keep the '
             f'groups as they were, {OR_NEW_RUN}'
         )
-    numbers, old_numbers = _numbers(groups, kinds, key), _numbers(old_groups, old_kinds, key)
-
-    @functools.cache
-    def fits(old, new):
-        group, owner = optimizer.param_groups[new], owners(optimizer)[new]
-        return _takes_state(owner, group, before['groups'][old], now['groups'][new])
-
-    state = {
-        numbers[each][0]: saved['state'][number]
-        for each, (number, old) in old_numbers.items()
-        if each in numbers and number in saved['state'] and fits(old, numbers[each][1])
-    }
-    fitted = []
+    state, fitted = {}, []
+    for index, group in enumerate(groups):
+        for old, options in zip(old_groups, before['groups']):
+            old_numbers = dict(zip(old[key], old['params']))
+            shared = {
+                number: saved['state'][old_numbers[name]]
+                for name, number in zip(group[key], group['params'])
+                if old_numbers.get(name) in saved['state']
+            }
+            if shared and _takes_state(optimizer, index, options, now['groups'][index]):
+                state |= shared
     for group, kind, settings in zip(groups, kinds, _settings(optimizer, now)):
         # What an optimizer counts in its groups goes on as in the old ones of its class, in turn.
         alike = [each for each, old_kind in zip(old_groups, old_kinds) if old_kind == kind]
         rank = kinds[: len(fitted)].count(kind)
         old = alike[min(rank, len(alike) - 1)] if alike else {}
         fitted.append({**group, **old, **settings, 'params': group['params']})
-    n_fresh = len(numbers) - len(state) if saved['state'] else 0
+    n_fresh = sum(len(group['params']) for group in groups) - len(state) if saved['state'] else 0
     return {'state': state, 'param_groups': fitted}, n_fresh
 
 
-def _numbers(groups, kinds, key):
-    """{(class that steps it, name): (number, group)} of the parameters in an optimizer's state."""
-    return {
-        (kind, name): (number, index)
-        for index, (group, kind) in enumerate(zip(groups, kinds))
-        for name, number in zip(group[key], group['params'])
-    }
-
-
-def _takes_state(owner, group, before, now):
+def _takes_state(optimizer, index, before, now):
     """Whether a group with the options `now` goes on with the state that those `before` have made.
 
     A first step without a gradient shows what options put into the state: a buffer (amsgrad), or
     their own value (the lr of Rprop).
     """
+    if before['type'] != now['type']:
+        return False
+    group, owner = optimizer.param_groups[index], owners(optimizer)[index]
 
     def first(options):
         probe = copy.copy(owner)  # without hooks

@@ -236,7 +236,7 @@ def _remove_unused_parts(folder):
         heads = [load_head(path) for path in folder.glob('*.pth')] if parts else []
     except CheckpointError:
         return  # what a damaged one needs, nobody can tell
-    named = [(head.get('shards') or {}).get('folder') for head in heads]
+    named = [head.get('shards', {}).get('folder') for head in heads]
     for part in parts:
         if part.name not in named:
             shutil.rmtree(part, ignore_errors=True)
