@@ -376,7 +376,7 @@ class Resume:
         if not self._reason_for_new_best():
             trainer.mnt_best = state.get('monitor_best', trainer.mnt_best)
         trainer._saver.go_on_from(state, path)
-        place = {key: state.get(key) for key in ('epoch', 'step', 'samples')}
+        place = {key: state.get(key) for key in checkpoint.COUNTS}
         dist.refuse_differences(place, str(path))
         made_by = changes(state.get('made_by', {}), self.made_by)
         changed = [line for line in made_by if line.partition(':')[0] in MATTERS]
