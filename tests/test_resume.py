@@ -531,10 +531,12 @@ def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):
     said = capsys.readouterr().out.splitlines()
     for line in (
         'batch_size: 7 in the checkpoint, 10 from here on',
+        'data_loader.args.batch_size: 7 in the checkpoint, 10 from here on',
         'len_epoch: 6 in the checkpoint, 4 from here on',
         'test_data_loader.args.batch_size: 7 in the checkpoint, 10 from here on',
         'seed: 3 in the checkpoint, 4 from here on',
         'optimizer.groups.0.lr: 0.01 in the checkpoint, 0.1 from here on',
+        'optimizer.args.lr: 0.01 in the checkpoint, 0.1 from here on',
         'trainer.epochs: 1 in the checkpoint, 2 from here on',
         'trainer.max_grad_norm: None in the checkpoint, 1.0 from here on',
         'data_loader.args.num_workers: nothing in the checkpoint, 0 from here on',

@@ -60,16 +60,8 @@ MATTERS = {  # of what made a run: what can change a result
     'git.commit', 'git.changes', 'versions.python', 'versions.torch',
     'hardware.device', 'hardware.machine', 'hardware.threads', 'hardware.processes',
 }  # fmt: skip
-SECTIONS = {  # of the config, that say what is built otherwise where a line begins with this
-    'schedule': 'lr_scheduler',
-    'criterion': 'loss',
-    'weight_average': 'trainer',
-    'batch_size': 'data_loader',
-    'shuffle': 'data_loader',
-    'sampler': 'data_loader',
-    'len_epoch': 'trainer',
-}
-SILENT = re.compile(rf'init_from|sweep|{NO_HYPERPARAMETER.pattern}')  # nothing for a resume
+# Nothing for a resume, or said already.
+SILENT = re.compile(rf'init_from|sweep|seed$|{NO_HYPERPARAMETER.pattern}')
 OR_NEW_RUN = 'or start a new run from the weights alone ("init_from")'
 
 
@@ -503,17 +495,11 @@ class Resume:
                 loader.seed = seed
 
     def _say_changes(self):
-        """A line for each key of the config that is another one, unless what was built from it says
-        so."""
-        trainer, then, built = self.trainer, self._then, self.as_built
-        lines = [*changes(then.get('pace', {}), built['pace']), *self._order_changes()]
-        self._say(*lines)
-        for name in {**then, **built}:
-            lines += changes(then.get(name), built.get(name), name)
-        said = set()  # (section, key)
-        for line in lines:
-            name, *words = line.partition(':')[0].split('.')
-            said |= {(SECTIONS.get(name, name), word) for word in (name, *words)}
+        """A line for each key of the config that is another one, and for what the loader was built
+        with."""
+        trainer = self.trainer
+        self._say(*changes(self._then.get('pace', {}), self.as_built['pace']))
+        self._say(*self._order_changes())
         configs = [_in_full(each) for each in (self.config_then, as_read(trainer.config))]
         for place, *values in differences(*configs) if self.config_then else ():
             if all(each is ABSENT or each in (None, {}) for each in values):
@@ -523,10 +509,7 @@ class Resume:
                 trainer.logger.warning(
                     f'{line}; weights and buffers are those of the checkpoint, whatever was built'
                 )
-                continue
-            section, *keys = place.split('.')
-            keys = {key for key in keys or [section] if not key.isdecimal()} - {'type'}
-            if not (SILENT.match(place) or said & {(section, key) for key in keys}):
+            elif not SILENT.match(place):
                 self._say(line)
 
     def _order_changes(self):
