@@ -111,7 +111,7 @@ def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
     values = [function(each) for each in entries]
     try:
         if is_row:
-            return type(content)(*values) if hasattr(content, '_fields') else type(content)(values)
+            return getattr(content, '_make', type(content))(values)  # _make: of a named tuple
         made = copy.copy(content)
         if is_mapping:
             for name, value in zip(content, values):
@@ -203,13 +203,15 @@ class PairOf:
         return batch
 
     def of(self, content: Any) -> Any:
-        if content is None and (self.names or self.pairs_only):
+        if not (self.names or self.pairs_only):
+            return content
+        if content is None:
             raise DataError(
                 'the collate_fn gives None for a batch: let it return one, and leave samples that '
                 'do not count out of the dataset'
             )
         if not self.names:
-            if self.pairs_only and not (isinstance(content, (list, tuple)) and len(content) == 2):
+            if not (isinstance(content, (list, tuple)) and len(content) == 2):
                 raise DataError(_no_pair(content))
             return content
         if not isinstance(content, Mapping):
