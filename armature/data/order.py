@@ -186,11 +186,7 @@ def knows_batches(loader: Any) -> bool:
 
 def first_pass(loader: Iterable) -> Iterator[Batch]:
     """The first pass over any loader: its batches, with what is known of them."""
-    if knows_batches(loader):
-        return loader.batches(0)
-    if hasattr(loader, 'seek'):
-        loader.seek(0)
-    return _sized(loader)
+    return loader.batches(0) if knows_batches(loader) else _sized(loader, 0)
 
 
 def one_pass(
@@ -231,16 +227,11 @@ def epoch_batches(
 
 
 def _read_up(
-    loader: Iterable, first_pass: int, first: int, seed: int, after_reading_up: Callable
+    loader: Iterable, start: int, first: int, seed: int, after_reading_up: Callable
 ) -> Iterator[Batch]:
-    """Batches of another's loader without an end, from batch `first` of a pass on."""
-    for number in itertools.count(first_pass):
-        pass_key = key(seed, 'pass', number)
-        if hasattr(loader, 'seek'):  # one of ours with an __iter__ of its own
-            loader.seek(number)
-        elif hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
-            loader.sampler.set_epoch(number)
-        batches = _sized(loader)
+    """Batches of another's loader without an end, from batch `first` of pass `start` on."""
+    for number in itertools.count(start):
+        pass_key, batches = key(seed, 'pass', number), _sized(loader, number)
         for index in itertools.count():
             if index == first > 0:
                 after_reading_up()
@@ -254,8 +245,12 @@ def _read_up(
         first = 0
 
 
-def _sized(loader: Iterable) -> Iterator[Batch]:
-    """The batches of a loader that does not say how many samples they hold; at least one."""
+def _sized(loader: Iterable, number: int) -> Iterator[Batch]:
+    """Pass `number` of a loader that does not say how many samples a batch holds; at least one."""
+    if hasattr(loader, 'seek'):  # one of ours with an __iter__ of its own
+        loader.seek(number)
+    elif hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
+        loader.sampler.set_epoch(number)
     lists_are_parts = getattr(loader, 'collate_fn', None) is default_collate
     # Those of torch's own loaders are of known size; elsewhere the content tells.
     is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
