@@ -124,9 +124,9 @@ def training_changes(before: dict, now: dict) -> list[str]:
 
 def validation_changes(before: dict, now: dict) -> list[str]:
     """`changes` by which other samples are validated on."""
-    if now.get('split'):
-        return changes(before, now)
-    return changes({key: before[key] for key in ('split', 'validation') if key in before}, now)
+    if not now.get('split'):
+        before = {**before, 'fingerprint': None, 'class_names': None}
+    return changes(before, now)
 
 
 def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
@@ -189,8 +189,10 @@ def _sides(before, now):
 
 
 def _fingerprint_of(loader):
-    tells = getattr(loader, 'fingerprint', None)
-    return tells() if tells else fingerprint(getattr(loader, 'dataset', None))
+    """What the loader says itself, else that of its dataset."""
+    return fingerprint(
+        loader if hasattr(loader, 'fingerprint') else getattr(loader, 'dataset', None)
+    )
 
 
 def fingerprint(dataset: Any) -> dict | None:
