@@ -138,7 +138,8 @@ class BaseDataLoader(SeekableLoader):
             )
         self._reader = Reader(dataset, augment or (), collate_fn, batch_transform)
         self._workers = Workers(self._reader, self.torch_options)
-        self._in_memory, self._memory = in_memory, self._tensors(in_memory)
+        self._in_memory = in_memory
+        self._memory = self._tensors()
 
     # Batches
 
@@ -215,13 +216,13 @@ class BaseDataLoader(SeekableLoader):
         # default_collate leaves out no sample
         return knows_batches(self) and self.collate_fn is default_collate
 
-    def _tensors(self, where: bool | str) -> InMemory | None:
+    def _tensors(self) -> InMemory | None:
         """The samples as tensors, when they are in memory or shall be."""
         memory = self.dataset
         # Tensors are taken from always, also without in_memory.
         if type(memory) is TensorDataset and self.collate_fn is default_collate:
             memory = InMemory(list(memory.tensors))
-        elif where and not isinstance(memory, InMemory):
+        elif self._in_memory and not isinstance(memory, InMemory):
             if self.collate_fn is not default_collate:
                 raise ConfigError(
                     'in_memory needs samples of one shape, and collate_fn is there for others: '
@@ -230,7 +231,7 @@ class BaseDataLoader(SeekableLoader):
             memory = read_into_memory(memory, self.torch_options)
         if not isinstance(memory, InMemory):
             return None
-        return memory.to(prepared_device()) if where == 'device' else memory
+        return memory.to(prepared_device()) if self._in_memory == 'device' else memory
 
     # Split and order
 
@@ -249,8 +250,13 @@ class BaseDataLoader(SeekableLoader):
     ) -> 'BaseDataLoader':
         """A loader of `dataset`, or of some of it, in a fixed order and else as this one."""
         alike = self.init_kwargs | self.torch_options | {'dataset': dataset, 'shuffle': False}
-        alike |= {'batch_transform': self._reader.batch_transform, 'in_memory': self._in_memory}
-        valid = BaseDataLoader(**alike, sampler=indices, seed=self.seed)
+        valid = BaseDataLoader(
+            **alike,
+            sampler=indices,
+            batch_transform=self._reader.batch_transform,
+            in_memory=self._in_memory,
+            seed=self.seed,
+        )
         valid.use_class_names(self.class_names)
         return valid
 

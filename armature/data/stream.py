@@ -106,13 +106,13 @@ class _StreamReader(IterableDataset):
                         batch = list(itertools.islice(samples, self.batch_size))
                         if not batch or self.drop_last and len(batch) < self.batch_size:
                             break
-                        mine = batch[self.mine] or batch[:1]
-                        content = self.collate_fn(mine) if is_due else None
+                        mine = batch[self.mine]
+                        content = self.collate_fn(mine or batch[:1]) if is_due else None
                 except UserError as error:
                     yield error  # raised in a worker, it would bring the worker's traceback along
                     return
                 if is_due:
-                    yield content, len(mine), Share(is_padding=not batch[self.mine])
+                    yield content, len(mine) or 1, Share(is_padding=not mine)
                 place += 1
             if place == self.last or self.last is None or place == begun_at:
                 return
