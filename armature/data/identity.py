@@ -171,8 +171,8 @@ def _sides(before, now):
     keeps = settings == _settings(before) and now['split']['version'] == VERSION
     if settings.get('stratify'):  # a bound for each class
         keeps &= not settings['groups'] and before.get('class_names') == now['class_names']
-    prints = [dict(each.get('fingerprint') or {}) for each in (before, now)]
-    n_then, n_now = (each.pop('number of samples', 0) for each in prints)
+    prints = [each.get('fingerprint') or {} for each in (before, now)]
+    n_then, n_now = (each.get('number of samples', 0) for each in prints)
     names = [each.get('names of files') for each in prints]
     are_renamed = n_then == n_now and names[0] != names[1]
     if keeps and (settings['groups'] or None not in names and not are_renamed):
@@ -180,10 +180,8 @@ def _sides(before, now):
         return (
             f'who was validated on stays so by {by}; with another than before it may be trained on'
         )
-    is_longer = n_now > n_then and all(
-        prints[1].get(key, each) == each for key, each in prints[0].items()
-    )
-    if keeps and is_longer:
+    others = changes(*({'fingerprint': {**each, 'number of samples': None}} for each in prints))
+    if keeps and n_now > n_then and not others:
         return 'nobody who was validated on is trained on if samples were only appended'
     return 'samples that were validated on may be trained on, and the reverse'
 
