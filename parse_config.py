@@ -16,7 +16,7 @@ import torch
 from armature.config import build
 from armature.config.check import check
 from armature.config.command import read_command, set_option
-from armature.config.keys import TOP, settings_of
+from armature.config.keys import TERM, TOP, settings_of
 from armature.config.read import Document, entries
 from armature.config.spelling import did_you_mean
 from armature.data.identity import resuming
@@ -177,7 +177,7 @@ class ConfigParser(UserDict):
         terms = []
         for index, entry in enumerate(section):
             term = self._function(module, ('loss', index), entry)
-            terms.append((term.__name__, term, dict(entries(entry)).get('weight', 1.0)))
+            terms.append((term.__name__, term, settings_of(dict(entries(entry)), TERM).weight))
         return WeightedLosses(terms)
 
     def init_metrics(self, module) -> list:
@@ -232,8 +232,7 @@ class ConfigParser(UserDict):
     def get(self, name, default=...):
         """The section or value `name`; without it `default`, or that of the key table."""
         if default is ...:
-            known = TOP[name].default if name in TOP else None
-            default = None if known is ... else copy.copy(known)
+            default = copy.copy(vars(settings_of(None, TOP)).get(name))
         return self.data.get(name, default)
 
     def __copy__(self):

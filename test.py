@@ -82,7 +82,7 @@ def main(config, n_batches=None):
         metrics=config.init_metrics(module_metric),
         loss=criterion,
         data=data_loader,
-        pictures=config['trainer'].get('pictures'),
+        pictures=config.settings.pictures,
     )
 
     call_by_name(model, config.get('batch'))

@@ -346,14 +346,16 @@ class EntryReader:
 
     def value(self, value: Any, kind: Kind, path: tuple, reads_some: bool, shared: tuple) -> Any:
         """A value inside args with the objects in it built, to which the code gives `shared`."""
-        has_type = isinstance(value, dict) and (kind.is_called or 'type' in value)
-        if has_type and not reads_some:
-            for key in value.keys() - {'type', 'args'}:
-                if kind.is_called or is_slip(key, 'args'):  # else it is no object to build
+        if isinstance(value, dict):
+            others = value.keys() - {'type', 'args'}
+            may_slip = 'type' in value and not reads_some
+            for key in others:  # an object with others is none to build
+                if kind.is_called or may_slip and is_slip(key, 'args'):
                     return self.problem((*path, key), "unknown key (did you mean 'args'?)")
-        if self.is_object(value, kind, reads_some):
-            call = self.call(value, kind, path, shared)
-            return make(call, path, self.document) if self.builds and not self.problems else None
+            if not others and self.is_object(value, kind, reads_some):
+                call = self.call(value, kind, path, shared)
+                is_fine = self.builds and not self.problems
+                return make(call, path, self.document) if is_fine else None
         if isinstance(value, str):
             dtype = getattr(torch, value[6:], None) if value.startswith('torch.') else None
             try:
@@ -368,13 +370,11 @@ class EntryReader:
             return built if isinstance(value, dict) else list(built.values())
         return value
 
-    def is_object(self, value: Any, kind: Kind, reads_some: bool) -> bool:
-        """Whether a value inside args is to be built: {"type", "args"} or {"type"} of a known name.
+    def is_object(self, value: dict, kind: Kind, reads_some: bool) -> bool:
+        """Whether it is to be built: {"type", "args"}, or {"type"} of a known name.
 
         reads_some: what has an unknown name is left as it is.
         """
-        if not isinstance(value, dict) or not value.keys() <= {'type', 'args'}:
-            return False
         if kind.is_called or 'args' in value and not reads_some:
             return True
         name = type_of(value)

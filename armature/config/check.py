@@ -102,16 +102,16 @@ def _elsewhere(name: str, table: dict) -> str:
 def _named(config: dict, builds: dict) -> Iterator[tuple[tuple, Any, Kind]]:
     """(path, entry, kind) of each name, or {"type", "args"}, of a thing to build."""
     for name, module in builds.items():
-        places = {(name,): kind_of(name, module)}
+        path, kind = (name,), kind_of(name, module)
         if name == 'trainer':
-            places = {(name, 'type'): kind_of(name, module), (name, 'trackers'): KINDS['trackers']}
-        for path, kind in places.items():
-            section = lookup(config, path)
-            if isinstance(section, list) and path != ('trainer', 'type'):
-                for index, entry in enumerate(section):
-                    yield (*path, index), entry, kind
-            else:
-                yield path, section, kind
+            yield (name, 'type'), lookup(config, (name, 'type')), kind
+            path, kind = (name, 'trackers'), KINDS['trackers']
+        section = lookup(config, path)
+        if isinstance(section, list):
+            for index, entry in enumerate(section):
+                yield (*path, index), entry, kind
+        else:
+            yield path, section, kind
 
 
 def _entry(document: Document, path: tuple, entry: Any, kind: Kind) -> Iterator[Problem]:

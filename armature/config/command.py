@@ -18,7 +18,7 @@ from armature.config.read import (
     Document,
     all_paths,
     entries,
-    is_plain_number,
+    is_unfit_number,
     lookup,
     parse_value,
     read_config,
@@ -51,16 +51,7 @@ ONCE = {
 }
 
 # What we ask of a command, which a script's own parser need not know.
-ASKED = (
-    'config',
-    'resume',
-    'device',
-    'best_first',
-    'resume_or_start',
-    'run_id',
-    'print_config',
-    'set',
-)
+ASKED = (*ONCE, 'best_first', 'resume_or_start', 'run_id', 'print_config', 'set')
 
 
 def read_command(
@@ -134,18 +125,13 @@ def add_flags(parser: argparse.ArgumentParser, best_first: bool = False) -> None
     parser.set_defaults(best_first=best_first)
 
 
-def _typed(flag: str) -> list[str]:
-    """What was typed that fits a regular expression."""
-    return [each for each in sys.argv[1:] if re.fullmatch(flag, each)]
-
-
 def _select_devices(device: str | None) -> None:
     try:
         if device is not None:
             select_devices(device)  # before anything asks torch for CUDA
     except ConfigError as error:
         # Many a script of the old template has "0" as its default: nobody asked for a GPU then.
-        if _typed('-d.*|--device(=.*)?'):
+        if any(re.fullmatch('-d.*|--device(=.*)?', each) for each in sys.argv[1:]):
             raise
         sys.stderr.write(
             f'note: {error}; that is only the default of -d in this script, going on without\n'
@@ -206,7 +192,7 @@ def set_option(document: Document, target: str | Iterable[str], value, origin: s
         return
     path = tuple(target.split(';') if isinstance(target, str) else target)
     place = f'{origin}: {".".join(path)}'
-    if isinstance(value, (int, float)) and not is_plain_number(value):
+    if is_unfit_number(value):
         raise ConfigError(f'{place}: {value} is not a number that a config may hold')
     if len(path) > 1 and path[0] not in document.values:
         raise ConfigError(f'{place}: the config has no section {path[0]!r}')

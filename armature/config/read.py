@@ -16,7 +16,6 @@ from armature.config.spelling import did_you_mean
 from armature.errors import ConfigError
 
 MAX_DEPTH = 64
-MAX_DIGITS = 19  # of a whole number that is read: more do not fit into 64 bits
 STRING = r'"(?:[^"\\\n]|\\.)*"'
 COMMENT = re.compile(rf'({STRING})|//[^\n]*|/\*.*?\*/', re.DOTALL)
 LAST_COMMA = re.compile(rf'({STRING})|,(?=\s*[]}}])')
@@ -163,14 +162,15 @@ def parse(text: str, name: str) -> Document:
             return members
         if isinstance(value, list):
             return [settled(inner, (*path, index)) for index, inner in enumerate(value)]
-        if isinstance(value, (int, float)) and not is_plain_number(value):
+        if is_unfit_number(value):
             wrong = f'{TOKEN.match(text, at)[0][:20]} is too large, or no number'
             problems.append(Problem(path, wrong))
         return value
 
     decoder = json.JSONDecoder(
         object_pairs_hook=tuple,
-        parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else math.inf,
+        # Python reads only so many digits, and these tell that it is too large.
+        parse_int=lambda digits: int(digits[:21]),
     )
     try:
         document.values = settled(decoder.decode(text), ())
@@ -185,9 +185,11 @@ def parse(text: str, name: str) -> Document:
     return document
 
 
-def is_plain_number(value: int | float) -> bool:
-    """Whether a config may hold it: finite, and a whole one within 64 bits."""
-    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
+def is_unfit_number(value) -> bool:
+    """Whether it is a number that no config may hold: not finite, or a whole one beyond 64 bits."""
+    if isinstance(value, int):
+        return abs(value) >= 2**63
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _blank(match: re.Match) -> str:

@@ -106,7 +106,7 @@ def takes(parameter: inspect.Parameter, *kinds: type) -> bool:
 def is_called(hint: Any) -> bool:
     """Whether it means what can be called, or a list of that: nothing that a config can spell."""
     choices = [each for each in options(hint) if each is not types.NoneType]
-    return bool(choices) and all(
+    return all(
         (typing.get_origin(each) or each) is Callable
         or (typing.get_origin(each) in LISTS and any(map(is_called, typing.get_args(each)[:1])))
         for each in choices
