@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
-from typing import Any
 
 from armature.checkpoint import files as checkpoint
 from armature.config.build import ROOT
@@ -62,7 +61,7 @@ def read_command(
     parser: with -c, -r and -d, or what it has parsed; `best_first` as one of its defaults lets a
     run folder mean its best checkpoint. options: CustomArgs.
     """
-    changes, given, typed = {}, parser, _Counting()
+    changes, given = {}, parser
     if isinstance(parser, argparse.ArgumentParser):
         for option in options:
             action = parser.add_argument(*option.flags, default=None, type=option.type)
@@ -70,15 +69,9 @@ def read_command(
         for flag, settings in FLAGS.items():
             with suppress(argparse.ArgumentError):
                 parser.add_argument(flag, **settings)
-        # A mistake is shown once, not by each process.
-        with redirect_stderr(sys.stderr if dist.is_first_here() else None):
-            given = parser.parse_args(namespace=typed)
+        given = _parsed(parser)
     said = given._asdict() if hasattr(given, '_asdict') else vars(given)
     given = argparse.Namespace(**dict.fromkeys(ASKED) | said)
-    # argparse sets the default first, and would silently take the last of two.
-    for name, what in ONCE.items():
-        if (n := typed.n_set[name] - 1) > 1:
-            raise ConfigError(f'-{name[0]} is given {n} times: name one {what}')
     _select_devices(given.device)
     resume, config = given.resume, given.config
     if resume is not None:
@@ -97,17 +90,23 @@ def read_command(
     return given, document, resume
 
 
-class _Counting(argparse.Namespace):
-    """Notes in `n_set` how often each name is set, whatever spelling of a flag was typed."""
+def _parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was typed; a ConfigError when one of ONCE was given twice, in whatever spelling."""
+    n_set = Counter()
 
-    __slots__ = ('n_set',)  # beside what `vars` gives
+    class Counting(argparse.Namespace):
+        def __setattr__(self, name, value):
+            n_set[name] += 1
+            super().__setattr__(name, value)
 
-    def __init__(self):
-        super().__setattr__('n_set', Counter())
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.n_set[name] += 1
-        super().__setattr__(name, value)
+    # A mistake is shown once, not by each process.
+    with redirect_stderr(sys.stderr if dist.is_first_here() else None):
+        given = parser.parse_args(namespace=Counting())
+    # argparse sets the default first, and would silently take the last of two.
+    for name, what in ONCE.items():
+        if (n := n_set[name] - 1) > 1:
+            raise ConfigError(f'-{name[0]} is given {n} times: name one {what}')
+    return given
 
 
 def add_flags(parser: argparse.ArgumentParser, best_first: bool = False) -> None:
