@@ -275,7 +275,8 @@ class EntryReader:
             target = find(name, kind)
         except ConfigError as error:
             return self.problem((*path, 'type') if isinstance(entry, dict) else path, str(error))
-        if kind.is_called and inspect.isclass(target) and not issubclass(target, Callable):
+        is_class = inspect.isclass(target)
+        if kind.is_called and is_class and not issubclass(target, Callable):
             return self.problem(
                 path, f'what {name} makes cannot be called: give the class a __call__'
             )
@@ -296,7 +297,7 @@ class EntryReader:
         shared = positional if kind.given == 'optimizer' else ()
         # A class that we do not know may read by itself what has a name unknown to us.
         reads_some = kind.method == '__init__' and is_projects_own(target)
-        is_function = kind.method == '__call__' and not inspect.isclass(target)
+        is_function = kind.method == '__call__' and not is_class
         if positional and kind.given in [*named][1:]:  # ChainedScheduler takes the optimizer last
             keywords, positional = {kind.given: positional[0], **keywords}, positional[1:]
         n_given = len(positional) or 2 * is_function  # (output, target)
@@ -335,7 +336,7 @@ class EntryReader:
         # A trainer of one's own may give its loss more than (output, target).
         for key in open_names if is_all and not is_function else ():
             if named[key].default is inspect.Parameter.empty and key not in settled:
-                if kind.is_called and not inspect.isclass(target):
+                if kind.is_called and not is_class:
                     return self.problem(
                         path[:-1],
                         f'{name} is called here, and needs {key!r}: where the function itself is '
