@@ -64,7 +64,7 @@ def read_command(
     changes, given = {}, parser
     if isinstance(parser, argparse.ArgumentParser):
         for option in options:
-            action = parser.add_argument(*option.flags, default=None, type=option.type)
+            action = parser.add_argument(*option.flags, type=option.type)
             changes[action.dest] = option
         for flag, settings in FLAGS.items():
             with suppress(argparse.ArgumentError):
