@@ -89,6 +89,13 @@ def test_what_is_wrong_is_named_with_its_place(text, expected):
     assert expected in message(parse, text, 'x')
 
 
+@pytest.mark.parametrize('number', [2**63 - 1, 1 - 2**63])
+def test_a_whole_number_of_64_bits_is_read_and_the_next_is_refused(number):
+    assert parse(f'{{"a": {number}}}', 'x').values == {'a': number}
+    beyond = number + (1 if number > 0 else -1)
+    assert 'is too large' in message(parse, f'{{"a": {beyond}}}', 'x')
+
+
 def test_all_bad_values_are_reported_at_once():
     assert message(parse, '{"a": NaN,\n"b": 1, "b": 2,\n"c": 1e999}', 'x').count('\n') == 2
 

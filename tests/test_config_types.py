@@ -320,6 +320,11 @@ def test_a_list_for_a_tensor_becomes_one_of_floats():
     assert as_function(output.to('meta'), target.to('meta')).device.type == 'meta'  # they follow
 
 
+def test_a_weight_of_null_is_that_of_the_table():
+    terms = ['mse_loss', {'type': 'l1_loss', 'weight': None}, {'type': 'huber_loss', 'weight': 2}]
+    assert ConfigParser({'name': 'x', 'loss': terms}).init_loss(None).weights == [1.0, 1.0, 2]
+
+
 def test_a_schedule_over_an_endless_stream_needs_a_length():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 

@@ -177,8 +177,8 @@ def set_value(document: Document, assignment: str) -> None:
         document.put(path, value, '--set')
     else:
         there = [show_path(each) for each in (*all_paths(document.values), *known)]
-        near = [each for each in there if each.endswith(f'.{left}')] or [nearest(left, there)]
-        hint = f'did you mean {near[0]!r}?' if near[0] else f"to add it, write '{left}+=...'"
+        near = next((each for each in there if each.endswith(f'.{left}')), nearest(left, there))
+        hint = f'did you mean {near!r}?' if near else f"to add it, write '{left}+=...'"
         raise ConfigError(f'--set: {show_path(path)}: the config has no such key ({hint})')
 
 
