@@ -46,10 +46,9 @@ def test_data(config):
     if 'test_data_loader' not in config:
         settings = config['data_loader']
         loader_class = find(settings['type'], kind_of('data_loader', module_data))
-        args, testing = settings.get('args') or {}, TESTING
+        args = settings.get('args') or {}
         taken, takes_others = parameters(loader_class)
-        if not takes_others:
-            testing = {name: value for name, value in TESTING.items() if name in taken}
+        testing = {name: value for name, value in TESTING.items() if takes_others or name in taken}
         if 'training' not in testing:
             raise ConfigError(
                 'the config does not say what to test on: write a "test_data_loader", which is '
