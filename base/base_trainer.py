@@ -72,7 +72,7 @@ class BaseTrainer(ABC):
         settings = self.settings = settings_of(config['trainer'])  # with the defaults
         dist.refuse_to_train_apart(model)
         refuse_without_wrap(config, settings)
-        self.logger = config.get_logger('trainer', settings.verbosity)
+        self.logger = config.get_logger('trainer')
         device_ids = []
         if device is None:
             device, device_ids = self._prepare_device(config.get('n_gpu', 1))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from armature.run import console
-from armature.run.console import results, shown, shown_time, table_line
+from armature.run.console import results, shown, shown_time, table
 from armature.run_files import read_table
 from base import BaseTrainer
 from tests import warm
@@ -163,7 +163,7 @@ def test_table_fits_and_is_aligned(width, n_values):
     columns |= {f'val_{name}': value for name, value in trained.items()}
     columns |= {'lr': '2.00e-03', 'time': '1.2s'}
     first = ('epoch', 'loss', 'val_loss', 'lr', 'time')
-    header, row = table_line(columns, first, width)
+    header, row = table([columns], first, width)
     assert len(header) == len(row) <= width
     assert [columns[name] for name in header.split()] == row.split()
     if width >= 80:

@@ -36,8 +36,7 @@ class Console:
         self.trainer, self._say = trainer, trainer.logger.info
         self._header = ''
         self._begun = time.perf_counter()
-        if dist.is_main() and trainer.settings.verbosity < 2:
-            trainer.logger.setLevel(logging.DEBUG)
+        if trainer.settings.verbosity < 2:
             for screen in screens():
                 screen.setLevel((logging.WARNING, logging.INFO)[trainer.settings.verbosity])
 
@@ -102,7 +101,7 @@ class Console:
         columns |= {name: shown(value) for name, value in values_of(row).items()}
         columns |= {'lr': f'{rate:.2e}', 'time': shown_time(row['seconds'])}
         width = shutil.get_terminal_size((WIDTH, 24)).columns - len(' *')
-        header, cells = table_line(columns, (*FIRST, self.trainer.mnt_metric), width)
+        header, cells = table([columns], (*FIRST, self.trainer.mnt_metric), width)
         if header != self._header:
             self._header = header
             self._say(f'\n{header}')
@@ -144,24 +143,21 @@ class Console:
         return f'To train longer: {command} --set trainer.{longer}'
 
 
-def table_line(columns: dict[str, str], first: tuple[str, ...], width: float) -> tuple[str, str]:
-    """(names, values), aligned, of the columns that fit into `width` characters.
+def table(rows: list[dict[str, str]], first: tuple[str, ...], width: float) -> list[str]:
+    """The names, then the rows, aligned, of the columns that fit into `width` characters.
 
     Those named `first` come before those of the validation, and these before any other.
     """
-    cells = {}
-    for name, text in columns.items():
-        size = max(len(name), len(text), 5 if name in ('epoch', 'time') else CELL)
-        cells[name] = name.rjust(size), text.rjust(size)
-    left = width + 2
-    for name in sorted(cells, key=lambda name: (name not in first, not name.startswith('val_'))):
-        size = len(cells[name][0]) + 2
-        if size <= left:
-            left -= size
-        else:
-            del cells[name]
-    kept = cells.values()
-    return '  '.join(name for name, _ in kept), '  '.join(text for _, text in kept)
+    names, sizes, left = list(rows[0]), {}, width + 2
+    lines = [dict(zip(names, names)), *rows]
+    for name in sorted(names, key=lambda name: (name not in first, not name.startswith('val_'))):
+        least = 5 if name in ('epoch', 'time') else CELL
+        size = max(least, *(len(line[name]) for line in lines))
+        if size + 2 <= left:
+            left -= size + 2
+            sizes[name] = size
+    kept = [name for name in names if name in sizes]
+    return ['  '.join(line[name].rjust(sizes[name]) for name in kept) for line in lines]
 
 
 def results(values: dict[str, float], by_class: dict[str, dict[str, float]]) -> list[str]:
@@ -170,13 +166,11 @@ def results(values: dict[str, float], by_class: dict[str, dict[str, float]]) -> 
     names = [name for name in values if name not in of_classes]
     size = max(map(len, names), default=0)
     lines = [f'{name:{size}} {shown(values[name]):>{CELL}}' for name in names]
-    classes = list(next(iter(by_class.values()), []))
-    size = max(map(len, classes), default=0)
-    for each in classes:
-        row = {name: shown(of[each]) for name, of in by_class.items()}
-        header, line = table_line({'class': each.rjust(size)} | row, (), math.inf)
-        lines += [line] if each != classes[0] else ['', header, line]
-    return lines
+    rows = [
+        {'class': each} | {name: shown(of[each]) for name, of in by_class.items()}
+        for each in next(iter(by_class.values()), ())
+    ]
+    return [*lines, '', *table(rows, (), math.inf)] if rows else lines
 
 
 def shown(value: Any) -> str:
