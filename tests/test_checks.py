@@ -85,16 +85,16 @@ def test_what_a_loss_can_take_is_let_through(loss, output, target):
         (nn.NLLLoss(), scores(4, 3), LABELS.double(), r'float64.*target.long\(\)'),
         (nn.CrossEntropyLoss(), scores(2, 5, 50), torch.randint(50, (2, 5)), 'movedim'),
         (weighted, scores(4, 3), LABELS, 'int64: expected a float'),
-        (nn.CrossEntropyLoss(torch.ones(2)), scores(4, 3), LABELS, r'\(2\) of float.* 3 classes'),
+        (nn.CrossEntropyLoss(torch.ones(2)), scores(4, 3), LABELS, r'\(2,\) of float.* 3 classes'),
         (F.nll_loss, scores(2, 5, 3, 3), torch.zeros(2, 1, 3, 3).long(), r'target.squeeze\(1\)'),
-        (nn.MSELoss(), scores(4, 1), torch.randn(4), r'\(4, 1\).*\(4\).*output.squeeze'),
-        (nn.SoftMarginLoss(), scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4\).*output.squeeze'),
-        (F.hinge_embedding_loss, scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4\).*squeeze'),
-        (nn.MultiLabelSoftMarginLoss(), scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4\).*squeeze'),
+        (nn.MSELoss(), scores(4, 1), torch.randn(4), r'\(4, 1\).*\(4,\).*output.squeeze'),
+        (nn.SoftMarginLoss(), scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4,\).*output.squeeze'),
+        (F.hinge_embedding_loss, scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4,\).*squeeze'),
+        (nn.MultiLabelSoftMarginLoss(), scores(4, 1), torch.ones(4), r'\(4, 1\).*\(4,\).*squeeze'),
         (nn.BCELoss(), scores(4, 1) + 9, torch.ones(4, 1), 'let it end in a sigmoid'),
         (
             nn.BCEWithLogitsLoss(pos_weight=torch.ones(2)), scores(4, 3), torch.ones(4, 3),
-            r'pos_weight \(2\) of float32: expected one number for each output',
+            r'pos_weight \(2,\) of float32: expected one number for each output',
         ),
         (F.l1_loss, scores(4), torch.randn(4, 1), r'target.squeeze'),
         (nn.HuberLoss(), scores(4), LABELS, r'target.float\(\)'),
@@ -119,7 +119,7 @@ def test_first_loss_of_a_run_is_looked_at_and_then_no_more(experiment):
             super().__init__(*args, **kwargs)
             self.criterion = self.loss = lambda output, target: F.mse_loss(output[:, :1], target)
 
-    with pytest.raises(ConfigError, match=r'\(7, 1\) of float32 and targets \(7\) of int64'):
+    with pytest.raises(ConfigError, match=r'\(7, 1\) of float32 and targets \(7,\) of int64'):
         experiment.trainer(trainer_class=Wrong).train()
     trainer = experiment.trainer(epochs=1)
     criterion = trainer.criterion

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from armature.batch import argument_names, cut, described, is_structure, takes
+from armature.batch import argument_names, cut, described, takes
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare, sizeless
 from armature.compare import first_difference
@@ -64,26 +63,25 @@ class LossCheck(TorchFunctionMode):
             given = inspect.signature(function).bind(*args, **kwargs)
             given.apply_defaults()
             output, target, *_ = given.arguments.values()
-            if is_structure(output) or is_structure(target):
+            if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
                 raise ConfigError(
                     f'loss {self.name}: {function.__name__} gets an output that is '
                     f'{described(output)}, and targets that are {described(target)}: it compares '
                     'one tensor with one. Write a loss (output, target) in model/loss.py that '
                     'says which parts count'
                 )
-            if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor):
-                about = (
-                    f'loss {self.name}: {function.__name__} gets an output {_kind(output)} and '
-                    f'targets {_kind(target)}'
+            about = (
+                f'loss {self.name}: {function.__name__} gets an output {_kind(output)} and '
+                f'targets {_kind(target)}'
+            )
+            check = self._of_classes if function in OF_CLASSES else self._elementwise
+            check(about, output, target, given.arguments)
+            if function is F.binary_cross_entropy and ((output < 0) | (output > 1)).any():
+                raise ConfigError(
+                    f'loss {self.name}: binary_cross_entropy takes outputs from 0 to 1, and the '
+                    f'model gives {output.min():.4g} to {output.max():.4g}: let it end in a '
+                    'sigmoid, or take BCEWithLogitsLoss'
                 )
-                check = self._of_classes if function in OF_CLASSES else self._elementwise
-                check(about, output, target, given.arguments)
-                if function is F.binary_cross_entropy and ((output < 0) | (output > 1)).any():
-                    raise ConfigError(
-                        f'loss {self.name}: binary_cross_entropy takes outputs from 0 to 1, and '
-                        f'the model gives {output.min():.4g} to {output.max():.4g}: let it end in '
-                        'a sigmoid, or take BCEWithLogitsLoss'
-                    )
         return function(*args, **kwargs)
 
     def _of_classes(self, about, output, target, given):
@@ -150,8 +148,7 @@ class LossCheck(TorchFunctionMode):
 
 
 def _kind(tensor):
-    shape = ', '.join(map(str, tensor.shape))
-    return f'({shape}) of {str(tensor.dtype).removeprefix("torch.")}'
+    return f'{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix("torch.")}'
 
 
 def check_first_step(trainer: Any) -> None:
@@ -187,17 +184,17 @@ def check_first_step(trainer: Any) -> None:
         checked.keywords = getattr(criterion, 'keywords', {})
         trainer.criterion = checked
 
-    if isinstance(trainer.model, nn.Module) and isinstance(trainer.optimizer, Optimizer):
+    if isinstance(trainer.model, nn.Module):
         _refuse_late_layers(bare(trainer.model), trainer.optimizer)
-    if isinstance(trainer.model, nn.Module) and (cause := _lone_sample(trainer)):
-        for norm in dist.norms_of(trainer.model):
+        cause = _lone_sample(trainer)
+        for norm in dist.norms_of(trainer.model) if cause else ():
             _refuse_lone_samples(norm, cause)
 
 
 def _refuse_more_inputs(model):
     """A ConfigError when model(data) cannot call its forward, which needs several arguments."""
     # A hook, or a __call__ of its own, may make several of one.
-    is_plain = isinstance(model, nn.Module) and type(model).__call__ is nn.Module.__call__
+    is_plain = type(model).__call__ is nn.Module.__call__
     if is_plain and not model._forward_pre_hooks and not takes(model.forward, None):
         raise ConfigError(
             f'{type(model).__name__}.forward takes {argument_names(model.forward)}, and a batch '
@@ -259,7 +256,7 @@ def _from_halves(criterion, args, n_samples):
     reduction, together, middle = Reduction(criterion), 0, n_samples // 2
     n_counted = reduction.count_in(args, n_samples)
     for rows in (slice(0, middle), slice(middle, n_samples)):
-        part = [cut(each, n_samples, rows) for each in args]
+        part = cut(args, n_samples, rows)
         n_part = reduction.count_in(part, rows.stop - rows.start)
         together = together + weighted(criterion(*part), n_part / n_counted)
     return together
@@ -281,7 +278,8 @@ def _refuse_late_layers(model, optimizer):
                 'size is not known there, nn.LazyLinear and others of its kind)'
             )
 
-    with suppress(AttributeError):  # a wrapper that has not called Optimizer.__init__
+    # One of the project's own may know no hooks, and a wrapper may not have called __init__.
+    with suppress(AttributeError):
         handle = optimizer.register_step_post_hook(look)
 
 
