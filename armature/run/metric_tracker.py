@@ -28,6 +28,9 @@ RESERVED = (
     'samples_per_second',
 )
 
+# What is kept of each key: total and count since the reset, and since `recent` was last asked.
+NOTHING = (0.0, 0, 0.0, 0)
+
 
 class MetricTracker:
     """Averages over samples of the keys given at construction, and the values of `metrics`.
@@ -101,8 +104,7 @@ class MetricTracker:
 
     def reset(self) -> None:
         self.n_samples = 0  # that `measure` was given, in this process
-        # Of each key: total and count since the reset, and since `recent` was last asked.
-        self._sums = {key: [0.0, 0, 0.0, 0] for key in self._keys}
+        self._sums = {key: list(NOTHING) for key in self._keys}
         self._pending = []  # (key, value, number of samples), not read yet
         for metric in (*self._stateful.values(), self.pictures):
             metric.reset()
@@ -163,7 +165,7 @@ class MetricTracker:
             for each, number in numbers(name, value, self.class_names).items():
                 if each not in self._sums:
                     self._claim(each, self._owners.get(name, f'the {name} of the trainer'))
-                    self._sums[each] = [0.0, 0, 0.0, 0]
+                    self._sums[each] = list(NOTHING)
                 self._pending.append((each, number, n))
         if len(self._pending) >= self.MOST_PENDING:
             self._read()
@@ -203,7 +205,7 @@ class MetricTracker:
         found = {}
         for of_one in dist.gather(self._sums):
             for key, sums in of_one.items():
-                before = found.get(key, [0.0, 0, 0.0, 0])
+                before = found.get(key, NOTHING)
                 found[key] = [one + other for one, other in zip(before, sums)]
         return found
 
@@ -357,24 +359,25 @@ class _Stateful:
         return state
 
     def load_state_dict(self, state: dict) -> None:
-        self._device, mine = None, {}
+        self._device = None
         if before := state.get('of each process'):  # as earlier versions have it
             state = {name: tuple(each[name] for each in before) for name in before[0]}
         parts = self._parts()
         for name, value in state.items():
             path, _, key = name.rpartition('.')
-            if path in parts and key not in parts[path]._defaults:
-                setattr(parts[path], key, value)
-            elif isinstance(value, tuple):
+            if path not in parts:
+                continue
+            if isinstance(value, tuple):
                 if len(value) != dist.n_processes():
                     raise ConfigError(
                         f'{self.name} can only go on in as many processes as it was measured in, '
                         f'{len(value)}'
                     )
-                mine[name] = value[dist.rank()]
-            elif dist.is_main():
-                mine[name] = copy.deepcopy(value)  # the next reset would empty the lists in it
-        self.metric.load_state_dict(mine, strict=False)
+                value = value[dist.rank()]
+            elif key in parts[path]._defaults and not dist.is_main():
+                continue
+            # The next reset would empty the lists in it.
+            setattr(parts[path], key, copy.deepcopy(value))
 
     def lasting(self) -> dict[str, Any]:
         """What its parts keep beside their states and have changed, as MinMaxMetric its bounds."""
