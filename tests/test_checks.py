@@ -85,6 +85,7 @@ def test_what_a_loss_can_take_is_let_through(loss, output, target):
         (nn.NLLLoss(), scores(4, 3), LABELS.double(), r'float64.*target.long\(\)'),
         (nn.CrossEntropyLoss(), scores(2, 5, 50), torch.randint(50, (2, 5)), 'movedim'),
         (weighted, scores(4, 3), LABELS, 'int64: expected a float'),
+        (F.cross_entropy, scores(4, 3), None, 'targets that are one NoneType.* Write a loss'),
         (nn.CrossEntropyLoss(torch.ones(2)), scores(4, 3), LABELS, r'\(2,\) of float.* 3 classes'),
         (F.nll_loss, scores(2, 5, 3, 3), torch.zeros(2, 1, 3, 3).long(), r'target.squeeze\(1\)'),
         (nn.MSELoss(), scores(4, 1), torch.randn(4), r'\(4, 1\).*\(4,\).*output.squeeze'),

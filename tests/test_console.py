@@ -185,6 +185,8 @@ def test_results_are_a_line_each_and_a_table_of_the_classes():
         'a long-haired dog     0.2500        nan',
     ]
     assert results({'loss': 1.0}, {}) == ['loss     1.000']
+    of_classes = results({}, {'bias': {'cat': -1.2345e-05, 'dog': 1.0}})[1:]
+    assert len({len(line) for line in of_classes}) == 1
 
 
 def test_numbers_have_four_significant_digits():
