@@ -191,6 +191,26 @@ def test_batch_norm_and_a_lone_sample_are_said_in_the_first_step(experiment, opt
     assert trainer.step == 1
 
 
+class Graph(nn.Module):
+    """Each sample has several rows under a BatchNorm, as nodes of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        nodes = self.norm(x.reshape(-1, 1)).reshape(len(x), -1)
+        return F.log_softmax(self.out(nodes), dim=1)
+
+
+def test_batch_norm_over_several_rows_a_sample_trains_on_a_lone_one(experiment):
+    loader = BaseDataLoader(NoisyPoints(), 7, True, 16, 0)
+    assert len(loader.sampler) % 7 == 1
+    trainer = experiment.trainer(loader=loader, model=Graph, epochs=1)
+    trainer.train()
+    assert trainer.epochs_done == 1
+
+
 def test_gradients_of_every_kind_are_clipped_by_value():
     words = nn.Embedding(5, 3, sparse=True)
     weight = nn.Parameter(torch.randn(3, 2, dtype=torch.cfloat))
@@ -316,6 +336,18 @@ def test_labels_that_only_later_batches_have_are_named_in_the_first_step(experim
     with pytest.raises(DataError, match='the data has the label 2'):
         trainer.train()
     assert trainer.step == 1
+
+
+def test_labels_of_samples_that_no_batch_has_say_nothing(experiment):
+    class HalfLabelled(NoisyPoints):
+        def __init__(self):
+            super().__init__()
+            self.targets[30:] = -1
+
+    loader = BaseDataLoader(HalfLabelled(), 7, False, 0, 0, sampler=range(30))
+    trainer = experiment.trainer(loader=loader, monitor='off', epochs=1)
+    trainer.train()
+    assert trainer.epochs_done == 1
 
 
 def test_loss_of_torch_that_gets_several_outputs_is_told_to_be_written(experiment):

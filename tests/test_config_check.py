@@ -344,6 +344,13 @@ def test_what_is_legal_but_odd_is_noted():
             },
             "trainer.monitor: no epoch reports 'val_f1' (did you mean 'val_k1'?), unless",
         ),
+        (
+            {
+                'metrics': [{'type': 'accuracy', 'name': 'recall_20'}],
+                'trainer__monitor': 'max val_recall_10',
+            },
+            "trainer.monitor: no epoch reports 'val_recall_10' (did you mean 'val_recall_20'?), un",
+        ),
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
         ({'early_stop': 3}, 'early_stop (its place is trainer)'),
         ({'distributed': {'seed': 3}}, 'seed (its place is the top level)'),

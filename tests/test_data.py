@@ -27,7 +27,7 @@ from torch.utils.data import (
 from torchvision.transforms import v2
 
 from armature.batch import CPU, CannotCut, PairOf, call_by_name, cut, map_tensors, to_device
-from armature.data.memory import refuse_what_does_not_fit
+from armature.data.memory import free_bytes, refuse_what_does_not_fit
 from armature.data.order import (
     RandomSampler,
     SequentialSampler,
@@ -209,6 +209,18 @@ def test_in_memory_that_does_not_fit_is_refused_with_the_arithmetic():
         match='1,000,000,000 samples of 12,000,000 bytes are 12,000,000,000 MB, and .* are free',
     ):
         refuse_what_does_not_fit(10**9, 12e6)
+
+
+def test_files_that_were_read_in_a_container_leave_its_memory_free(tmp_path):
+    for name, text in {
+        'max': '1000\n',
+        'current': '900\n',
+        'stat': 'anon 100\ninactive_file 600\nactive_file 200\nshmem 0\n',
+    }.items():
+        (tmp_path / f'memory.{name}').write_text(text)
+    assert free_bytes(tmp_path) == 900
+    (tmp_path / 'memory.max').write_text('max\n')
+    assert free_bytes(tmp_path) > 1000 and free_bytes(tmp_path / 'none') > 1000
 
 
 def test_in_memory_refuses_randomness_shapes_and_text():

@@ -219,6 +219,14 @@ def test_ignore_index_of_a_metric_of_ones_own_is_its_own():
     assert value == pytest.approx((targets == 1).sum().item() / (targets > 0).sum().item())
 
 
+def test_loss_that_was_read_is_measured_beside_torchmetrics():
+    tracker = MetricTracker('loss', metrics=[recall(), accuracy])
+    for output, target in batches():
+        tracker.measure(F.cross_entropy(output, target).item(), output, target)
+    result = measured(MetricTracker('loss', metrics=[recall(), accuracy]))
+    assert tracker.result() == pytest.approx(result)
+
+
 def test_values_of_samples_are_refused_and_values_of_classes_are_not():
     def each(output, target):
         return output.argmax(1) == target

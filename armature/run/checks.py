@@ -19,7 +19,7 @@ from armature.batch import argument_names, cut, described, takes
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare, sizeless
 from armature.compare import first_difference
-from armature.data.order import samples_of
+from armature.data.order import Order, samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
@@ -188,7 +188,7 @@ def check_first_step(trainer: Any) -> None:
         _refuse_late_layers(bare(trainer.model), trainer.optimizer)
         cause = _lone_sample(trainer)
         for norm in dist.norms_of(trainer.model) if cause else ():
-            _refuse_lone_samples(norm, cause)
+            _refuse_lone_samples(norm, cause, trainer)
 
 
 def _refuse_more_inputs(model):
@@ -225,10 +225,10 @@ def _look_at_loss(trainer, name, criterion, args, loss):
             f'loss {name}: no gradient leads from it to the model: leave out detach(), item() and '
             'no_grad() there'
         )
-    batch = trainer._epoch.batch
-    n_samples = batch.n_now or batch.n_samples
+    n_samples = _n_samples(trainer)
     is_in_parts = trainer.settings.microbatch_size or dist.n_processes() > 1
-    if not is_in_parts or len(args) != 2 or n_samples < 2:
+    # In all processes or in none: the loss may let them talk.
+    if not is_in_parts or len(args) != 2 or min(dist.gather(n_samples)) < 2:
         return
     before = rng_state(trainer.device)
     try:
@@ -248,6 +248,11 @@ def _look_at_loss(trainer, name, criterion, args, loss):
             '(trainer.microbatch_size) or several processes change the result. Where it adds its '
             'samples up, let it have the attribute or argument "reduction" with the value "sum"'
         )
+
+
+def _n_samples(trainer):
+    """Of the part of a batch that is due, in this process."""
+    return trainer._epoch.batch.n_now or trainer._epoch.batch.n_samples
 
 
 @torch.no_grad()
@@ -299,7 +304,10 @@ def _check_module_once(criterion, check, look):
 
 
 def _known_labels(trainer, target):
-    """All labels of the loader's data, where `target` begins as that of the batch in progress."""
+    """All labels of the loader's data, where `target` begins as that of the batch in progress.
+
+    Of data that is read as a whole: a sampler of torch's, or a list, may leave some labels out.
+    """
     loader, batch = getattr(trainer, 'data_loader', None), trainer._epoch.batch
     is_pair = isinstance(batch.content, (tuple, list))
     labels = batch.content[-1] if is_pair and batch.indices is not None else None
@@ -307,7 +315,8 @@ def _known_labels(trainer, target):
         return set()
     if not torch.equal(labels[: len(target)].to(target.device), target):
         return set()  # the loss has made something else of them
-    classes = loader.sample_classes() if hasattr(loader, 'sample_classes') else None
+    is_read_whole = isinstance(getattr(loader, 'sampler', None), Order)
+    classes = loader.sample_classes() if is_read_whole else None
     # Some datasets list their classes under the name that others have for those of the samples.
     if classes is None or classes.shape != (len(loader.dataset),) or classes.dtype.kind not in 'iu':
         return set()
@@ -318,17 +327,18 @@ def _known_labels(trainer, target):
 # A batch of one sample
 
 
-def _refuse_lone_samples(norm, cause):
+def _refuse_lone_samples(norm, cause, trainer):
     """Let the first pass through a BatchNorm end in a ConfigError if a later one has one value a
     channel.
 
     BatchNorm cannot train on that, as torch would say in the middle of the epoch. Only where a
-    channel has one value for each sample: a picture has many.
+    channel has one value for each sample: a picture has many, a graph one for each of its nodes.
     """
 
     def look(norm, inputs):
         handle.remove()
-        if norm.training and inputs[0].numel() == inputs[0].shape[:2].numel():
+        n_values = inputs[0].numel() // inputs[0].shape[1]
+        if norm.training and n_values == _n_samples(trainer):
             raise ConfigError(
                 f'{cause}, and BatchNorm cannot train on one sample: set '
                 'data_loader.args.drop_last to true, or take another batch_size or '

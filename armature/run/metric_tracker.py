@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from armature.batch import NO_BATCH, described, length, map_tensors
+from armature.batch import NO_BATCH, described, leaves, length, map_tensors
 from armature.compare import first_difference
 from armature.config.values import parameters, takes
 from armature.errors import ConfigError
@@ -133,7 +133,8 @@ class MetricTracker:
                 self._refuse_one_a_sample(name, value, output)
             self._add(name, value, n_counted)
         for metric in self._stateful.values():
-            metric.update(output, target, loss.device)
+            where = loss if isinstance(loss, torch.Tensor) else leaves(output)[0]
+            metric.update(output, target, where.device)
         self.pictures.update(output, target)
 
     def _refuse_one_a_sample(self, name: str, value: Any, output: Any) -> None:
