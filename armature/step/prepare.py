@@ -67,10 +67,10 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
 
     # What is frozen for good is frozen before the processes share the model, so that nobody waits
     # for its gradients. What is released later has to take part from the beginning.
-    if settings.freeze:
+    if settings.unfreeze_at:
         sharing.find_unused_parameters = True
-        if not settings.unfreeze_at:
-            Frozen(model, settings.freeze).apply(epoch=0)
+    elif settings.freeze:
+        Frozen(model, settings.freeze).apply(epoch=0)
     asks_too_much = settings.precision == 'fp16' or settings.unfreeze_at
     if dist.is_joined() and sharing.strategy == 'fsdp' and asks_too_much:
         raise ConfigError(
