@@ -374,9 +374,10 @@ def test_what_is_no_number_is_refused_with_what_to_do(tmp_path, cell, said):
 def test_separators_and_unicode_files_are_recognised(tmp_path, separator, encoding):
     path = csv_file(tmp_path / 'a.csv', ('rate', 'kind'), [(1, '한글'), (2, 'é')], separator)
     text = (tmp_path / 'a.csv').read_text(encoding='utf-8')
-    mark = '\ufeff' if encoding == 'utf-16-be' else ''
-    (tmp_path / 'a.csv').write_text(mark + text, encoding=encoding)
-    assert CsvDataLoader(path, 'kind', 2, numeric=['rate']).class_names == ['é', '한글']
+    (tmp_path / 'a.csv').write_text(text, encoding=encoding)
+    named = {'encoding': 'cp949'} if encoding in ('utf-8-sig', 'utf-16') else {}  # a mark is truer
+    loader = CsvDataLoader(path, 'kind', 2, numeric=['rate'], **named)
+    assert loader.class_names == ['é', '한글']
     with pytest.raises(DataError, match="no column 'rat': there are 'rate', 'kind'"):
         CsvDataLoader(path, 'kind', 2, numeric=['rat'])
 
@@ -385,12 +386,32 @@ def test_separators_and_unicode_files_are_recognised(tmp_path, separator, encodi
 def test_other_encodings_are_asked_for(tmp_path, encoding, cell):
     path = csv_file(tmp_path / 'a.csv', 'xy', [(1, 'a'), (2, cell)])
     (tmp_path / 'a.csv').write_bytes((tmp_path / 'a.csv').read_text('utf-8').encode(encoding))
-    with pytest.raises(DataError, match=r'a\.csv, line 3 is not utf-8.*"encoding", such as'):
+    with pytest.raises(DataError, match=r'a\.csv, line 3 is not utf-8: .*"encoding" of a table'):
         CsvDataLoader(path, 'y', 2, numeric=['x'])
     loader = CsvDataLoader(path, 'y', 2, numeric=['x'], encoding=encoding)
     assert cell in loader.class_names
     with pytest.raises(DataError, match='unknown encoding: utf8000'):
         CsvDataLoader(path, 'y', 2, numeric=['x'], encoding='utf8000')
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('x,y,,\n1,a,,\n2,b,,\n', None),  # as spreadsheets write empty columns
+        ('x,y,note,note\n1,a,c,d\n2,b,e,f\n', None),
+        ('x,y,x\n1,a,1\n', "several columns have the same name, 'x'"),
+        ('x,y,note\n1,a,"cut\n2,b,d\n', 'line 3: .*A cell that begins with a quote ends with one'),
+        ('x,y,note\n1,a,"cut\n2,b,"d\n', 'line 3: .*A cell that begins with a quote ends with one'),
+        ('x,y,note\n1,a,"a ""b"", c\nd"\n2,b,5"\n', None),
+    ],
+)
+def test_no_row_is_lost_and_no_column_taken_for_another(text, said, tmp_path):
+    (tmp_path / 'a.csv').write_text(text)
+    if said is None:
+        assert CsvDataLoader(str(tmp_path / 'a.csv'), 'y', 2, numeric=['x']).n_samples == 2
+    else:
+        with pytest.raises(DataError, match=said):
+            CsvDataLoader(str(tmp_path / 'a.csv'), 'y', 2, numeric=['x'])
 
 
 @pytest.mark.parametrize('columns', [{'numeric': ['size', 'size']}, {'categorical': []}], ids=str)

@@ -11,6 +11,7 @@ import numpy as np
 from armature.errors import DataError
 
 MISSING = re.compile(r'|NA|N/A|[-+]?(?i:nan)|null|\?')
+MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 UNKNOWN = 0  # the code of a category that is missing or was not seen in training
 SEPARATORS = ',;\t|'
 LARGEST = np.finfo(np.float32).max
@@ -87,9 +88,9 @@ def read_rows(
     try:
         text = decoded(path, encoding)
 
-        def parsed(text: str, separator: str) -> Any:
+        def parsed(text: str, separator: str, strict: bool = False) -> Any:
             content = io.StringIO(text, newline='')
-            return csv.reader(content, delimiter=separator, skipinitialspace=True)
+            return csv.reader(content, delimiter=separator, skipinitialspace=True, strict=strict)
 
         heads = {
             each: [name.strip() for name in next(parsed(text[:100_000], each), [])]
@@ -105,11 +106,17 @@ def read_rows(
             raise DataError(
                 f'{path} has no column {missing[0]!r}: there are {", ".join(map(repr, names))}'
             )
-        if len(set(names)) < len(names):
-            raise DataError(f'{path}: several columns have the same name')
-        reader = parsed(text, separator)
-        next(reader)
-        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+        if twice := [name for name in needed if names.count(name) > 1]:
+            raise DataError(f'{path}: several columns have the same name, {twice[0]!r}')
+        reader = parsed(text, separator, strict=True)  # a quote without end would swallow rows
+        try:
+            next(reader)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+        except csv.Error as error:
+            raise DataError(
+                f'{path}, line {reader.line_num}: {error}. A cell that begins with a quote ends '
+                'with one, and holds each of its own twice'
+            ) from error
     except (OSError, csv.Error, LookupError) as error:
         raise DataError(f'{Path(path).resolve()} cannot be read as a CSV table: {error}') from error
     if not rows:
@@ -118,16 +125,19 @@ def read_rows(
 
 
 def decoded(path: str | Path, encoding: str | None) -> str:
-    """The text of a file: in `encoding`, or in the Unicode that its first bytes show."""
+    """The text of a file: in the Unicode that its first bytes show, or else in `encoding`."""
     content = Path(path).read_bytes()
+    shown = next((MARKS[mark] for mark in MARKS if content.startswith(mark)), None)
     if encoding is None:
-        is_utf_16 = content[:2] in (b'\xff\xfe', b'\xfe\xff')
-        encoding = 'utf-16' if is_utf_16 else 'utf-16-le' if content[1:2] == b'\0' else 'utf-8-sig'
+        halves = content[:1] == b'\0', content[1:2] == b'\0'
+        encoding = {(True, False): 'utf-16-be', (False, True): 'utf-16-le'}.get(halves, 'utf-8')
+    encoding = shown or encoding
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b'\n') + 1
         raise DataError(
-            f'{path}, line {line} is not {encoding}: name its "encoding", such as "cp1252" '
-            '(western European), "cp949" (Korean), "shift_jis" (Japanese) or "gb18030" (Chinese)'
+            f'{path}, line {line} is not {encoding}: save it as UTF-8; or name the "encoding" of a '
+            'table (data_loader.args), such as "cp1252" (western European), "cp949" (Korean), '
+            '"shift_jis" (Japanese) or "gb18030" (Chinese)'
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from armature.data.pixels import ENDINGS, LITTER, images_below, read_image
+from armature.data.pixels import ENDINGS, LITTER, files_below, read_image
 from armature.errors import DataError
 
 PARTS = {
@@ -49,7 +49,7 @@ def find_parts(root: Path) -> dict[str, Path]:
             'the class folders of the training data into a folder "train", or name the folder that '
             'they are in'
         )
-    unclear = list(filter(images_below, others)) if len(parts) == 1 else []
+    unclear = list(filter(files_below, others)) if len(parts) == 1 else []
     if unclear:
         train, other = parts['train'].name, unclear[0].name
         raise DataError(
@@ -87,7 +87,7 @@ class ImageFolder(Dataset):
                 f'there are {", ".join(self.classes)}'
             )
         self._left_out = Counter()  # how many files of each ending are no images
-        files = [images_below(folder / name, self._left_out) for name in self.classes]
+        files = [files_below(folder / name, self._left_out) for name in self.classes]
         self._empty = [name for name, found in zip(self.classes, files) if not found]
         if not any(files) or self._empty and classes is None:
             raise DataError(

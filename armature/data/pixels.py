@@ -72,10 +72,12 @@ def to_8_bits(file: Any, mode: str) -> Any:
     return image.convert(mode)
 
 
-def images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
-    """The image files in `folder` and its folders, linked ones too (each once: links may go round).
+def files_below(
+    folder: Path, left_out: Counter | None = None, endings: tuple = ENDINGS
+) -> list[str]:
+    """The files in `folder` and its folders, linked ones too (each once: links may go round).
 
-    left_out: counts the other files by their ending.
+    endings: of images, or others. left_out: counts the other files by their ending.
     """
     found, seen = [], set()
 
@@ -92,7 +94,7 @@ def images_below(folder: Path, left_out: Counter | None = None) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(LITTER)]
         for name in files:
             ending = 'hidden' if name.startswith(LITTER) else os.path.splitext(name)[1].lower()
-            if ending in ENDINGS:
+            if ending in endings:
                 found.append(os.path.join(place, name))
             elif left_out is not None:
                 left_out[ending or 'without an ending'] += 1
