@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 
 import armature.packages  # noqa: F401 (says what to type where a package is missing)
 
@@ -29,7 +30,8 @@ def main(config):
     device, _ = prepare_device(config.get('n_gpu'))
     run = Run(config, device)
     os.chdir(config.started_in)  # what the command names is named from there
-    files = list(files_of(given.inputs, run.input_format))
+    left_out = Counter()
+    files = list(files_of(given.inputs, run.input_format, left_out))
     check_output(given.output, [*files, config.resume])
     names, sources = zip(*(pair for file in files for pair in run.input_format.sources(file)))
 
@@ -39,7 +41,8 @@ def main(config):
     rows = evaluate(run.model, batches, lambda output, target: None, predictions)
     n_unreadable = sum('error' in row for row in rows)
     if dist.is_main():
-        for note in [*run.notes, *run.input_format.notes(sources)]:
+        others = [f'{n:,} files {ending} are left out' for ending, n in left_out.items()]
+        for note in [*run.notes, *run.input_format.notes(sources), *others]:
             sys.stderr.write(f'note: {note}\n')
         write([{'input': name, **row} for name, row in zip(names, rows)], given)
         failed = f', {n_unreadable:,} of them cannot be read' if n_unreadable else ''

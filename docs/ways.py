@@ -44,6 +44,8 @@ WAYS = {
     'cells instead of': 'mend that line of the file',
     'died or fell silent': 'fewer `num_workers`, or a smaller `prefetch_factor`',
     'several columns have the same name': 'rename them in the head of the file',
+    'expected whole numbers, as': 'round them, or give the type that the model takes',
+    'A cell that begins with a quote': 'mend that cell; the line says how',
     'is "binary", and has': 'write "target_kind": "class"',
     'cannot be read as an image': READABLE,
     'cannot be read as an array': READABLE,

@@ -1,24 +1,31 @@
 """tools.export and tools.card: what leaves the project is what was trained, and proves it."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from armature.checkpoint import files as checkpoint
 from armature.checkpoint import packed
 from armature.errors import CheckpointError, ConfigError
+from armature.run_files import read_table, values_of
 from examples.own_dataset.data import Waves
 from examples.own_dataset.model import WaveModel
 from parse_config import ConfigParser
 from predict import load_run
-from tests.trained import inputs_of, measured, read_config_of, run_here, train_run
+from tests.trained import copy_of, inputs_of, measured, read_config_of, run_here, train_run
+from tools import packing
 from tools.card import interval, pack
-from tools.export import ExportError, export
+from tools.card import measured as measured_of
+from tools.export import ExportError, export, write_onnx
 from tools.exported_model import ExportedModel
 from tools.new_folder import new_folder
 
@@ -91,17 +98,45 @@ def test_safetensors_hold_all_that_a_run_needs(run_of, tmp_path, monkeypatch):
         load_run(file)
 
 
-def test_a_model_that_gives_other_numbers_is_not_exported(run_of, tmp_path, monkeypatch):
-    forward = WaveModel.forward
-    noise = torch.Generator()
-    run = run_of('own_dataset')
-    monkeypatch.setattr(
-        WaveModel, 'forward', lambda self, x: forward(self, x) + torch.rand(1, generator=noise)
-    )
+@pytest.mark.parametrize('kind', ['noise', 'infinite'])
+def test_a_model_that_gives_other_numbers_is_not_exported(kind, run_of, tmp_path, monkeypatch):
+    forward, run = WaveModel.forward, run_of('own_dataset')
+    noise, infinite = torch.Generator(), itertools.cycle([math.inf, -math.inf])
+
+    def other(self, x):
+        more = torch.rand(1, generator=noise) if kind == 'noise' else next(infinite)
+        return forward(self, x) + more
+
+    monkeypatch.setattr(WaveModel, 'forward', other)
     with pytest.raises(ExportError, match='in a batch of 1 .* from the original') as refused:
         exported(run, 'safetensors', tmp_path / 'out', monkeypatch)
     assert refused.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_of_one_is_exported_and_proven_as_larger_ones_are(run_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    run = run_of('own_dataset')
+    values = read_config_of(run)
+    values['data_loader']['args']['batch_size'] = 1
+    export(ConfigParser(values, resume=run / 'model_best.pth'), 'safetensors', tmp_path / 'out')
+    report = json.loads((tmp_path / 'out/export.json').read_text())
+    assert (report['batch_sizes'], report['n_samples']) == ([1, 2], 160)
+
+
+def test_onnx_takes_several_tensors_and_outputs_called_as_inputs(tmp_path):
+    class Both(nn.Module):
+        def forward(self, given):
+            return {'a': given[0] + given[1], 'b': given[0]}
+
+    data, about = [torch.rand(2, 3), torch.rand(2, 3)], dict.fromkeys(('classes', 'input_format'))
+    about |= {'inputs': ['a', 'b'], 'outputs': ['a', 'b'], 'dynamic': {}}
+    write_onnx(SimpleNamespace(model=Both()), data, about, tmp_path / 'a.onnx')
+    model = ExportedModel(tmp_path / 'a.onnx')
+    ones = np.ones((5, 3), np.float32)
+    assert [each[0, 0] for each in model.run([ones, 2 * ones])] == [3, 1]
+    with pytest.raises(ConfigError, match='holds no input_format'):
+        _ = model.input_format
 
 
 def test_what_cannot_be_exported_is_named_with_its_layer(run_of, tmp_path, monkeypatch):
@@ -169,6 +204,27 @@ def test_a_packed_run_is_used_like_the_run(run_of, tmp_path, monkeypatch, capsys
     assert 'new.txt:2,' in capsys.readouterr().out
     with pytest.raises(ConfigError, match='exists'):
         pack(run, moved)
+
+
+def test_the_card_gives_numbers_of_the_checkpoint_that_it_packs_alone(run_of, tmp_path):
+    run = copy_of(run_of('own_dataset'), tmp_path)
+    test, validated = measured_of(run / 'model_best.pth', {'epoch': 1})
+    assert test is None and validated == values_of(read_table(run / 'metrics.csv')[0])
+    measured(run)
+    assert measured_of(run / 'model_best.pth', {'epoch': 1, 'samples': 20})[1] is None
+    assert measured_of(run / 'model_best.pth', {'epoch': 2})[0]['n_samples'] == 200
+    with (run / 'model_best.pth').open('ab') as file:
+        file.write(b'another')
+    assert measured_of(run / 'model_best.pth', {'epoch': 9}) == (None, None)
+
+
+def test_what_is_no_tensor_is_not_packed_without_it(run_of, tmp_path):
+    state = checkpoint.load(run_of('own_dataset') / 'model_best.pth')
+    state['state_dict']['_extra_state'] = {'a': 1}
+    with pytest.raises(
+        CheckpointError, match='_extra_state of the model is no tensor: keep it as a buffer'
+    ):
+        packing.write(state, tmp_path / 'a')
 
 
 def test_the_card_gives_an_interval_of_shares_alone():

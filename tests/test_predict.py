@@ -1,8 +1,10 @@
 """predict.py and load_run: files without targets through a trained model, as test.py measures."""
 
+import argparse
 import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,17 @@ from tests import warm
 from tests.conftest import ROOT
 from tests.first_version.resume import unpack_run
 from tests.trained import copy_of, inputs_of, measured, run_here, train_run
-from tools.use_files import check_output
-from tools.use_inputs import ImageInput, TableInput, TextInput, describe, described
+from tools.use_files import check_output, write
+from tools.use_inputs import (
+    ArrayInput,
+    ImageInput,
+    TableInput,
+    TextInput,
+    describe,
+    described,
+    readable,
+    rows_for,
+)
 from tools.use_meaning import meanings_of
 from tools.use_outputs import CLASSES, LOGITS, NUMBERS, PROBABILITIES, answers
 from tools.use_run import input_format_of
@@ -78,7 +89,7 @@ def test_broken_inputs_are_rows_with_the_reason(run_of, tmp_path, monkeypatch, c
     Image.fromarray(grey).save(folder / 'below/d.png')  # 16 bits
     Image.new('RGBA', (5, 900), (255, 0, 0, 90)).save(folder / 'e.webp')
     Image.new('P', (1, 1)).save(folder / 'f.gif')
-    (folder / 'notes.txt').write_text('left out')
+    (folder / 'photo.HEIC').write_text('left out')
     monkeypatch.chdir(tmp_path)
     options = ('-r', run_of('images'), 'pictures', '-o', 'found.jsonl', '--json', '--top', 3)
     assert run_here('predict.py', *options, '-b', 2, monkeypatch=monkeypatch) == 1
@@ -89,7 +100,9 @@ def test_broken_inputs_are_rows_with_the_reason(run_of, tmp_path, monkeypatch, c
     assert [('error' in row) for row in rows] == [False, True, False, True, False, False]
     assert 'cannot be read as an image (it is empty)' in rows[3]['error']
     assert rows[0]['probability'] >= rows[0]['probability_2'] >= rows[0]['probability_3']
-    assert '6 inputs, 2 of them cannot be read: found.jsonl' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert '6 inputs, 2 of them cannot be read: found.jsonl' in said
+    assert 'note: 1 files .heic are left out' in said
 
 
 def test_rows_of_a_table_are_taken_as_training_took_them(run_of, tmp_path, monkeypatch, capsys):
@@ -118,7 +131,8 @@ def test_rows_of_a_table_are_taken_as_training_took_them(run_of, tmp_path, monke
         ('tabular', 'price,upkeep\nlow,low\n', "new.csv has no column 'thousand_km'"),
         ('tabular', '', 'new.csv is empty: expected a first line'),
         ('sequence', '\n\n', 'new.txt holds no text'),
-        ('images', None, 'new holds no images'),
+        ('images', None, 'new holds no files that end in .png, .jpg'),
+        ('sequence', '가'.encode('cp949'), 'new.txt, line 1 is not utf-8: save it as UTF-8'),
         ('sequence', None, 'new holds no files that end in .txt'),
         ('images', 'nothing', 'is no such file'),
     ],
@@ -131,7 +145,8 @@ def test_what_the_user_can_mend_is_one_line(
     if content is None:
         (tmp_path / name).mkdir()
     elif name:
-        (tmp_path / name).write_text(content)
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(content)
     code = run_here('predict.py', '-r', run_of(kind), name or 'gone', monkeypatch=monkeypatch)
     error = capsys.readouterr().err
     assert (code, error.count('\n')) == (2, 1), error
@@ -163,6 +178,78 @@ def test_output_never_takes_the_place_of_an_input(output, run_of, tmp_path, monk
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and 'which is read: name another file' in error
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+
+
+def test_folders_are_searched_alike_whatever_they_hold(tmp_path):
+    """What systems leave in folders is no input; a link to a folder is one."""
+    (tmp_path / 'in/.ipynb_checkpoints').mkdir(parents=True)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'in/linked').symlink_to(tmp_path / 'elsewhere')
+    for name in ('a.npy', '._a.npy', '.ipynb_checkpoints/a.npy', 'linked/b.npy', 'c.npz'):
+        (tmp_path / 'in' / name).touch()
+    left_out = Counter()
+    found = ArrayInput([1]).files_in(tmp_path / 'in', left_out)
+    assert [os.path.relpath(each, tmp_path / 'in') for each in found] == ['a.npy', 'linked/b.npy']
+    assert left_out == {'hidden': 1, '.npz': 1}
+
+
+@pytest.mark.parametrize('as_json', [False, True])
+def test_names_of_files_that_are_no_unicode_lose_no_answer(tmp_path, as_json):
+    name = os.fsdecode('서울.png'.encode('cp949'))
+    given = argparse.Namespace(output=str(tmp_path / 'out'), json=as_json)
+    write([{'input': name, 'prediction': '한글'}], given)
+    text = (tmp_path / 'out').read_text(encoding='utf-8')
+    assert '한글' in text and '.png' in text
+    assert not as_json or json.loads(text)['input'] == name
+
+
+@pytest.mark.parametrize(
+    'given, dtype, reason',
+    [
+        ([[1, 2.5]], 'int64', 'expected whole numbers'),
+        ([[1, 300]], 'uint8', 'expected whole numbers'),
+        ([[1j, 2]], 'float32', 'expected numbers, and these are of the kind complex128'),
+        (np.array([['2020-01-01', '2021-01-01']], 'datetime64[D]'), 'float32', 'of the kind date'),
+        ([['1_5', '2']], 'float32', 'of the kind <U3'),
+        ([[1e39, 2]], 'float32', 'expected finite numbers'),
+        (np.zeros((0, 2)), 'float32', 'holds no arrays'),
+        ([[1, 2.0]], 'int64', None),
+    ],
+)
+def test_arrays_are_taken_as_they_are_or_not_at_all(given, dtype, reason, tmp_path):
+    np.save(tmp_path / 'a.npy', np.array(given))
+    input_format = ArrayInput([2], dtype)
+    ((_, source),) = input_format.sources(tmp_path / 'a.npy')
+    (why,) = readable(input_format, [source])[1]
+    assert why is None if reason is None else reason in str(why)
+
+
+def test_a_line_of_a_text_ends_where_editors_end_it(tmp_path):
+    (tmp_path / 'a.txt').write_bytes('a\x0cb\u2028c\x85\r\n\nd\re'.encode())
+    sources = TextInput(list('abcde')).sources(tmp_path / 'a.txt')
+    assert [name.rpartition(':')[2] for name, _ in sources] == ['1', '3', '4']
+
+
+def test_one_input_in_the_place_of_a_list_is_refused():
+    for one in ('a.png', b'a', Path('a.png'), {'price': 3}):
+        with pytest.raises(DataError, match='put it in'):
+            rows_for(None, one, None)
+    (row,) = rows_for(ImageInput(2, 'L', [0], [1]), [np.zeros((2, 2))], None)
+    assert row == {'error': 'this is a ndarray: give the path of an image file, or its bytes'}
+
+
+def test_what_is_not_a_row_for_each_input_is_refused(run_of):
+    """A squeeze() turns (1, classes) into (classes,): as many answers, of one class each."""
+    run = load_run(run_of('own_dataset') / 'best')
+    whole = run.model
+    for output, reason in (
+        (lambda x: whole(x).squeeze(), r'gives \(2,\) for a batch of 1.*squeeze'),
+        (lambda x: whole(x).sum(), r'gives \(\) for a batch of 1'),
+        (lambda x: (whole(x), (x, x)), "output '1' of the model is a tuple"),
+    ):
+        run.model = output
+        with pytest.raises(DataError, match=reason):
+            run.predict([[0.5] * 32])
 
 
 def changed(run: Path, folder: Path, change) -> Path:
@@ -321,6 +408,22 @@ def test_several_outputs_have_columns_of_their_own():
     rows = answers({name: each.numpy() for name, each in output.items()}, meanings, ['red', 'blue'])
     assert [row['colour_prediction'] for row in rows] == ['blue', 'red']
     assert [row['size_value'] for row in rows] == [3.0, 4.0]
+
+
+def test_names_of_classes_that_could_be_of_two_outputs_are_of_none():
+    scores = np.array([[0.0, 2.0]])
+    meanings = {'colour': CLASSES, 'shape': CLASSES, 'place': NUMBERS}
+    (row,) = answers(dict.fromkeys(meanings, scores), meanings, ['red', 'blue'])
+    assert row['colour_prediction'] == row['shape_prediction'] == '1'
+    (row,) = answers({'colour': scores, 'place': scores}, meanings, ['red', 'blue'])
+    assert row['colour_prediction'] == 'blue' and row['place_value_1'] == 2
+
+
+@pytest.mark.parametrize('meaning', [CLASSES, LOGITS, NUMBERS])
+def test_nan_is_no_answer(meaning):
+    rows = answers({'': np.array([[np.nan, 1], [-np.inf, 1]])}, {'': meaning}, ['a', 'b'])
+    assert rows[0] == {'error': 'the model gives nan, which is no number'}
+    assert 'error' not in rows[1]
 
 
 def test_yes_or_no_and_labels_and_numbers():

@@ -5,8 +5,11 @@ and a model card (README.md) to publish. load_run and predict.py -r take that fo
 """
 
 import argparse
+import csv
+import hashlib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from armature.checkpoint import packed
 from armature.checkpoint.weights import tested_weights
 from armature.config.build import ROOT
 from armature.errors import ConfigError, exit_on_user_error
+from armature.run_files import TABLE, read_table, values_of
 from tools import packing
 from tools.new_folder import new_folder, refuse_existing
 from tools.run_files import read_record, read_test
@@ -37,13 +41,30 @@ def pack(run: str | Path, folder: Path | None = None) -> Path:
         for name, content in (('config.json', state['config']), ('classes.json', classes)):
             text = json.dumps(content, indent=2, ensure_ascii=False)
             (unfinished / name).write_text(text + '\n', encoding='utf-8')
-        text = card(state, read_record(path.parent), read_test(path.parent))
+        text = card(state, read_record(path.parent), *measured(path, state))
         (unfinished / 'README.md').write_text(text, encoding='utf-8')
     return folder
 
 
-def card(state: dict, record: dict[str, Any], test: dict[str, Any] | None) -> str:
-    """The text of a model card."""
+def measured(path: Path, state: dict) -> tuple[dict | None, dict | None]:
+    """(what test.py, what the validation found of this checkpoint); None where of another one."""
+    test, rows = read_test(path.parent), []
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    if test and (test.get('checkpoint') or {}).get('sha256') != digest:
+        test = None
+    record = read_record(path.parent)
+    with suppress(OSError, csv.Error):
+        rows = [{**row, 'values': values_of(row)} for row in read_table(path.parent / TABLE)]
+    known = [each for each in (record['best'], record['last'], *rows) if each]
+    here = [each['values'] for each in known if each.get('epoch') == state.get('epoch')]
+    return test, here[0] if here and not state.get('samples') else None
+
+
+def card(
+    state: dict, record: dict[str, Any], test: dict[str, Any] | None, validated: dict | None
+) -> str:
+    """The text of a model card. test, validated: what was measured of this checkpoint."""
     config, weights = state['config'], tested_weights(state)
     name, arch, data = (config.get(each) or {} for each in ('name', 'arch', 'data_loader'))
     classes = (state.get('data') or {}).get('class_names')
@@ -71,7 +92,7 @@ What it is for, and what it must not be used for: yours to write.
 
 ## Results
 
-{results(record, test)}
+{results(test, validated)}
 
 ## Use
 
@@ -95,13 +116,13 @@ a plain dict of tensors for any other program.
 """
 
 
-def results(record: dict[str, Any], test: dict[str, Any] | None) -> str:
+def results(test: dict[str, Any] | None, validated: dict | None) -> str:
     """A table of what was measured, on test data where it was."""
     if test and test.get('values'):
         n = test.get('n_samples')
         values, where = test['values'], f'{n:,} test samples' if n else 'the test data'
     else:
-        values, n = (record.get('best') or record.get('last') or {}).get('values') or {}, None
+        values, n = validated or {}, None
         where = 'the validation data; `python test.py` measures on test data'
     rows = [
         f'| {name} | {_round(value)} | {interval(name, value, n)} |'
@@ -132,7 +153,7 @@ def main() -> None:
     parser.add_argument('-o', '--output', metavar='FOLDER', help='a new one; RUN/card, without it')
     with exit_on_user_error():
         given = parser.parse_args()
-        folder = pack(given.run, Path(given.output) if given.output else None)
+        folder = pack(given.run, Path(given.output).expanduser() if given.output else None)
         print(f'{folder} is packed: README.md is the card')
 
 

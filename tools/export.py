@@ -36,6 +36,7 @@ from armature.errors import ConfigError, DataError, UserError, exit_on_user_erro
 from armature.run.metric_tracker import MetricTracker
 from parse_config import ConfigParser
 from tools import packing
+from tools.arguments import positive_number
 from tools.exported_model import KEY, ExportedModel
 from tools.new_folder import new_folder, refuse_existing
 from tools.use_inputs import describe
@@ -109,6 +110,8 @@ def export(config: ConfigParser, kind: str, folder: Path, tolerance: float = TOL
     run = Run(config, CPU)
     batches = validation_batches(config)
     data = batches[0][0]
+    if len(tensors_in(data)[0]) == 1:  # torch.export would take a batch of 1 for the only size
+        data = map_leaves(lambda tensor: torch.cat([tensor, tensor]), data)
     with torch.no_grad():
         output = run.model(data)
     about = described(run, data, output)
@@ -116,13 +119,16 @@ def export(config: ConfigParser, kind: str, folder: Path, tolerance: float = TOL
         file = unfinished / FORMATS[kind]
         WRITERS[kind](run, data, about, file)
         with CALLS[kind](file, data) as call:
-            report = prove(run, Exported(call, output), batches, tolerance)
+            report = prove(run, Exported(call, output), data, batches, tolerance)
         report = {**about, 'format': kind, 'file': file.name, **report}
         (unfinished / 'export.json').write_text(json.dumps(report, indent=2), encoding='utf-8')
+    takes_tensors = '; it takes tensors, for how raw input becomes one is code of the project'
+    if about['input_format'] is not None:
+        takes_tensors = ''
     metrics = ', '.join(f'{name} {value:.6g}' for name, value in report['metrics'].items())
     return (
         f'{folder / file.name}: at most {report["largest_difference"]:.2g} from the model; on '
-        f'{report["n_samples"]:,} samples {metrics}, as the model has'
+        f'{report["n_samples"]:,} samples {metrics}, as the model has' + takes_tensors
     )
 
 
@@ -198,7 +204,10 @@ def write_onnx(run: Run, data: Any, about: dict, file: Path) -> None:
             tuple(tensors_in(data)),
             dynamic_shapes=dynamic_shapes(data, about),
             input_names=about['inputs'],
-            output_names=[name or 'output' for name in about['outputs']],
+            output_names=[
+                f'{name}_output' if name in about['inputs'] else name or 'output'
+                for name in about['outputs']
+            ],
             dynamo=True,
             verbose=False,
         )
@@ -323,10 +332,9 @@ CALLS = {'onnx': call_onnx, 'pt2': call_pt2, 'safetensors': call_safetensors}
 
 
 def prove(
-    run: Run, exported: nn.Module, batches: list[tuple[Any, Any]], tolerance: float
+    run: Run, exported: nn.Module, data: Any, batches: list[tuple[Any, Any]], tolerance: float
 ) -> dict[str, Any]:
     """How the exported model compares; an ExportError where it is another one."""
-    data = batches[0][0]
     n = len(tensors_in(data)[0])
     sizes, largest, n_compared = sorted({1, min(2, n), n}), 0.0, 0
     for size in sizes:
@@ -343,16 +351,16 @@ def prove(
                     f'{tuple(one.shape)}'
                 )
             one, other = one.double(), other.double()
-            difference = ((one - other).abs() / one.abs().clamp(min=1)).nan_to_num(0).max().item()
-            if (one.isfinite() != other.isfinite()).any():
-                difference = math.inf
-            largest = max(largest, difference)
+            is_equal = (one == other) | one.isnan() & other.isnan()  # infinite ones, too
+            apart = (one - other).abs() / one.abs().clamp(min=1)
+            apart = apart.masked_fill(is_equal, 0).nan_to_num(math.inf)
+            largest = max(largest, apart.max().item())
         if largest > tolerance:
             raise ExportError(
                 f'in a batch of {size} the exported model is {largest:.2g} from the original, and '
                 f'{tolerance:g} is allowed (--tolerance)'
             )
-        rows = [predictions(run, output) for output in outputs]
+        rows = [predictions(run, output, size) for output in outputs]
         n_compared += len(rows[0])
         n_others = sum(one != other for one, other in zip(*rows))
         if n_others:
@@ -373,10 +381,10 @@ def prove(
     }
 
 
-def predictions(run: Run, output: Any) -> list[dict]:
+def predictions(run: Run, output: Any, n_samples: int) -> list[dict]:
     """What is said of each sample, less the numbers, which differ a little; () of other outputs."""
     try:
-        rows = run.answers(output)
+        rows = run.answers(output, n_samples)
     except DataError:  # an image, a sequence: their numbers were compared
         return []
     return [{name: each for name, each in row.items() if type(each) is str} for row in rows]
@@ -398,14 +406,14 @@ def main() -> None:
     parser.add_argument(
         '-o', '--output', metavar='FOLDER', help='a new one; export-FORMAT in the run'
     )
-    parser.add_argument('--tolerance', type=float, default=TOLERANCE, metavar='X')
+    parser.add_argument('--tolerance', type=positive_number, default=TOLERANCE, metavar='X')
     parser.set_defaults(best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         given = config.arguments
         folder = config.resume.parent / f'export-{given.format}'
         if given.output is not None:
-            folder = Path(config.started_in, given.output)
+            folder = Path(config.started_in, Path(given.output).expanduser())
         print(export(config, given.format, folder, given.tolerance))
 
 

@@ -1,5 +1,6 @@
 """A model that tools.export wrote as ONNX: used without torch."""
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +10,10 @@ import numpy as np
 
 from armature.errors import ConfigError
 from tools.use_inputs import ArrayInput, described, leaves, rows_for
-from tools.use_outputs import answers
+from tools.use_outputs import answers, check_rows
 
 KEY = 'armature'  # of our part of the file's metadata
-DTYPES = {'tensor(float)': 'float32', 'tensor(double)': 'float64', 'tensor(int64)': 'int64'}
+DTYPES = {'float': 'float32', 'double': 'float64'}  # others are called as numpy has them
 
 
 class ExportedModel:
@@ -36,19 +37,21 @@ class ExportedModel:
             raise ConfigError(f'{file} is no model of tools.export ({reason})') from error
         self._wanted = [each.name for each in self._session.get_inputs()]
         self.class_names = self.about['classes']
-        self.input_format = self._format()
         self.notes = []
 
-    def _format(self) -> Any:
+    @functools.cached_property
+    def input_format(self) -> Any:
+        """A ConfigError where the file does not say it."""
         if self.about['input_format'] is not None:
             return described(self.about['input_format'])
         first, *others = self._session.get_inputs()
         if others or not all(isinstance(size, int) for size in first.shape[1:]):
             raise ConfigError(
-                'this model was exported without the format of its inputs, and takes several '
-                'tensors: write input_format for its loader, and export it again'
+                'this file holds no input_format (it has none, or is code of the project), and its '
+                'model takes several tensors: give tools.serve -r the run in its place'
             )
-        return ArrayInput(list(first.shape[1:]), DTYPES.get(first.type, 'float32'))
+        kind = first.type.removeprefix('tensor(').removesuffix(')')
+        return ArrayInput(list(first.shape[1:]), DTYPES.get(kind, kind))
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """The outputs of a batch: arrays in the order of about['inputs'] and about['outputs']."""
@@ -59,6 +62,7 @@ class ExportedModel:
         def answer(samples: list) -> list[dict[str, Any]]:
             outputs = self.run(leaves(self.input_format.batch(samples)))
             named = dict(zip(self.about['outputs'], outputs))
+            check_rows(named, len(samples))
             return answers(named, self.about['meanings'], self.class_names, top)
 
         return rows_for(self.input_format, sources, answer)

@@ -12,11 +12,15 @@ from armature.errors import CheckpointError
 
 def write(state: dict, path: Path) -> None:
     """state: a checkpoint, of which the tested weights go into `path`."""
+    tested = tested_weights(state)
+    if others := [name for name, each in tested.items() if not isinstance(each, torch.Tensor)]:
+        raise CheckpointError(
+            f'{others[0]} of the model is no tensor: keep it as a buffer, to pack it'
+        )
     weights = {
         # Tensors that share memory, or show a part of it, would be refused.
         name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in tested_weights(state).items()
-        if isinstance(value, torch.Tensor)
+        for name, value in tested.items()
     }
     loader = (state.get('parts') or {}).get('data_loader')
     rest = {

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,20 @@ from tools.use_run import Run, tensors_of
 N_PENDING = 64  # batches whose outputs stay on the device until they are read together
 
 
-def files_of(patterns: list[str], input_format: InputFormat) -> Iterator[str | Path]:
-    """The files with inputs that a command names: as they are, by their folders, by globs."""
+def files_of(
+    patterns: list[str], input_format: InputFormat, left_out: Counter
+) -> Iterator[str | Path]:
+    """The files with inputs that a command names: as they are, by their folders, by globs.
+
+    left_out: counts the other files of those folders by their ending.
+    """
     for pattern in patterns:
         is_there = os.path.exists(pattern)
         paths = [pattern] if is_there else sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise DataError(f'{pattern}: there is no such file or folder, nor one that it matches')
         for path in paths:
-            yield from input_format.files_in(Path(path))
+            yield from input_format.files_in(Path(path), left_out)
 
 
 class Inputs(Dataset):
@@ -105,7 +111,7 @@ class Predictions:
 
     def _answer(self) -> None:
         for output, indices in self._pending:
-            self._rows |= zip(indices, self.run.answers(output, self.top))
+            self._rows |= zip(indices, self.run.answers(output, len(indices), self.top))
         self._pending.clear()
 
     def result(self) -> list[dict[str, Any]]:
@@ -140,12 +146,15 @@ def check_output(output: str | None, read: Iterable[str | Path]) -> None:
 
 def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
     """The rows as CSV, or as JSON, a line each: into a file, whole or not at all, or to stdout."""
+    content = io.StringIO()
+    write_to(content, rows, given.json)
+    # Names of files need not be Unicode: old Korean archives have them in CP949.
+    text = content.getvalue().encode(errors='backslashreplace').decode()
     if given.output is None:
-        return write_to(sys.stdout, rows, given.json)
-    text = io.StringIO()
-    write_to(text, rows, given.json)
+        sys.stdout.write(text)
+        return
     try:
-        write_text(Path(given.output), text.getvalue())
+        write_text(Path(given.output), text)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f'-o {given.output} cannot be written: {reason}') from error

@@ -6,14 +6,15 @@ the config, with the defaults of the constructor; state is what the loader's `st
 """
 
 import dataclasses
-import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from armature.data.pixels import ENDINGS, images_below, read_image
+from armature.data.pixels import ENDINGS, files_below, read_image
 from armature.errors import DataError
 from tools.use_cells import (
     LARGEST,
@@ -63,12 +64,14 @@ class InputFormat:
         """What whoever gives these inputs may not expect."""
         return []
 
-    def files_in(self, path: Path) -> list[str | Path]:
-        """The files that `path` stands for: itself, or those below a folder that hold inputs."""
+    def files_in(self, path: Path, left_out: Counter | None = None) -> list[str | Path]:
+        """The files that `path` stands for: itself, or those below a folder that hold inputs.
+
+        left_out: counts the others by their ending.
+        """
         if not path.is_dir():
             return [path]
-        below = (Path(place, name) for place, _, names in os.walk(path) for name in names)
-        found = sorted(file for file in below if file.suffix.lower() in self.endings)
+        found = files_below(path, left_out, self.endings)
         if not found:
             raise DataError(f'{path} holds no files that end in {", ".join(self.endings)}')
         return found
@@ -93,6 +96,9 @@ class ImageInput(InputFormat):
     endings = ENDINGS
 
     def sample(self, source: str | Path | bytes) -> np.ndarray:
+        if not isinstance(source, (str, Path, bytes)):
+            what = type(source).__name__
+            raise DataError(f'this is a {what}: give the path of an image file, or its bytes')
         pixels = read_image(source, self.size, self.mode, self.max_pixels)
         if self.transform is None:
             return pixels
@@ -109,12 +115,6 @@ class ImageInput(InputFormat):
         images -= mean
         images /= std
         return images
-
-    def files_in(self, path: Path) -> list[str | Path]:
-        if path.is_dir() and not (found := images_below(path)):
-            endings = ', '.join(self.endings)
-            raise DataError(f'{path} holds no images: expected files that end in {endings}')
-        return found if path.is_dir() else [path]
 
 
 @dataclasses.dataclass
@@ -224,7 +224,7 @@ class TextInput(InputFormat):
 
     def sources(self, file: Path) -> list[tuple[str, Any]]:
         try:
-            lines = decoded(file, None).splitlines()
+            lines = re.split('\r\n|\r|\n', decoded(file, None))
         except OSError as error:
             raise DataError(f'{file} cannot be read: {error.strerror}') from error
         found = [(f'{file}:{place}', line) for place, line in enumerate(lines, 1) if line.strip()]
@@ -267,18 +267,26 @@ class ArrayInput(InputFormat):
         except Exception as error:  # malformed files raise nearly everything
             return [(str(file), DataError(f'{file} cannot be read as an array ({error})'))]
         if isinstance(found, np.ndarray) and found.shape[1:] == tuple(self.shape):
+            if not len(found):
+                return [(str(file), DataError(f'{file} holds no arrays: expected some'))]
             return [(f'{file}:{row}', each) for row, each in enumerate(found)]
         return [(str(file), found)]
 
     def sample(self, source: Any) -> np.ndarray:
         try:
-            array = np.asarray(source, dtype=self.dtype)
-        except (TypeError, ValueError, OverflowError) as error:
+            given = np.asarray(source)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise DataError(f'expected numbers: {error}') from error
+        if given.dtype.kind not in 'biuf':
+            raise DataError(f'expected numbers, and these are of the kind {given.dtype}')
+        with np.errstate(all='ignore'):
+            array = given.astype(self.dtype)
         if array.shape != tuple(self.shape):
             raise DataError(f'expected an array {tuple(self.shape)}, and this one is {array.shape}')
         if not np.isfinite(array).all():
             raise DataError('expected finite numbers')
+        if array.dtype.kind in 'iu' and (array != given).any():
+            raise DataError(f'expected whole numbers, as {array.dtype} holds them')
         return array
 
 
@@ -318,6 +326,8 @@ def rows_for(
     input_format: InputFormat, sources: Iterable[Any], answer: Callable[[list], list[dict]]
 ) -> list[dict[str, Any]]:
     """A row for each source: what `answer` says of the samples, or the error."""
+    if isinstance(sources, (str, bytes, Path, Mapping)):
+        raise DataError('expected a list of inputs, and this is one: put it in [ ]')
     samples, reasons = readable(input_format, sources)
     rows = iter(answer(samples) if samples else ())
     return [next(rows) if reason is None else {'error': str(reason)} for reason in reasons]

@@ -17,11 +17,28 @@ NUMBERS = 'numbers'
 
 def by_task(output: Any) -> dict[str, Any]:
     """The outputs of a model by name: '' for its only one, numbers where it has a list of them."""
+    tasks = {'': output}
     if isinstance(output, Mapping):
-        return dict(output)
-    if isinstance(output, (list, tuple)):
-        return {str(place): each for place, each in enumerate(output)}
-    return {'': output}
+        tasks = dict(output)
+    elif isinstance(output, (list, tuple)):
+        tasks = {str(place): each for place, each in enumerate(output)}
+    for name, each in tasks.items():
+        if not hasattr(each, 'shape'):
+            raise DataError(
+                f'the output {name!r} of the model is a {type(each).__name__}: expected a tensor, '
+                'or a dict or list of tensors'
+            )
+    return tasks
+
+
+def check_rows(outputs: dict[str, Any], n_samples: int) -> None:
+    """Refuse outputs that are not one row for each sample: which is whose, nobody knows."""
+    for output in outputs.values():
+        if output.shape[:1] != (n_samples,):
+            raise DataError(
+                f'the model gives {tuple(output.shape)} for a batch of {n_samples}: expected a row '
+                'for each (squeeze() takes away the dimension of a batch of 1; write squeeze(1))'
+            )
 
 
 def answers(
@@ -33,8 +50,14 @@ def answers(
     """A row for each sample: prediction and probability (and those of the `top` classes), or value.
 
     outputs, meanings: by the name of the task, which stands before the columns when there is one.
+    class_names: of the one task that has as many classes; of two, nobody knows which.
     """
-    rows = []
+    rows, named = [], []
+    for task, output in outputs.items():
+        n = output.shape[1] if output.ndim > 1 else 1
+        is_named = meanings[task] != NUMBERS or len(outputs) == 1
+        if is_named and class_names is not None and len(class_names) == _n(n, meanings[task]):
+            named.append(task)
     for task, output in outputs.items():
         output = np.asarray(output, dtype=np.float64)
         output = output.reshape(-1, 1) if output.ndim == 1 else output  # (batch, numbers)
@@ -43,19 +66,25 @@ def answers(
                 f'the model gives {output.shape[1:]} numbers for each input, and a row holds a '
                 'class or a few numbers: use load_run in a script of your own (docs/use.md)'
             )
-        names = _names(output.shape[1], meanings[task], class_names)
-        found = _answers(output, meanings[task], names, top)
+        names = [str(number) for number in range(_n(output.shape[1], meanings[task]))]
+        if named == [task]:
+            names = list(class_names)
+        with np.errstate(invalid='ignore'):
+            found = _answers(output, meanings[task], names, top)
         prefix = f'{task}_' if task else ''
-        found = [{f'{prefix}{name}': value for name, value in row.items()} for row in found]
+        found = [
+            {f'{prefix}{name}': value for name, value in row.items()}
+            if all(value == value for value in row.values())
+            else {'error': 'the model gives nan, which is no number'}
+            for row in found
+        ]
         rows = [{**row, **more} for row, more in zip(rows, found)] if rows else found
     return rows
 
 
-def _names(n: int, meaning: str, class_names: list[str] | None) -> list[str] | None:
-    """What the classes of an output are called: numbers where nobody says."""
-    n_classes = 2 if n == 1 and meaning in (LOGITS, PROBABILITIES) else n
-    fits = class_names is not None and len(class_names) == n_classes
-    return list(class_names) if fits else [str(number) for number in range(n_classes)]
+def _n(n: int, meaning: str) -> int:
+    """How many classes n numbers tell of."""
+    return 2 if n == 1 and meaning in (LOGITS, PROBABILITIES) else n
 
 
 def _answers(output: np.ndarray, meaning: str, names: list[str], top: int) -> list[dict]:

@@ -19,7 +19,7 @@ from armature.errors import ConfigError
 from parse_config import ConfigParser
 from tools.use_inputs import InputFormat, rows_for
 from tools.use_meaning import meanings_of
-from tools.use_outputs import CLASSES, answers, by_task
+from tools.use_outputs import CLASSES, answers, by_task, check_rows
 
 
 def load_run(path: str | Path, device: str | torch.device = 'cpu') -> 'Run':
@@ -70,12 +70,13 @@ class Run:
             batch = tensors_of(self.input_format, samples)
             with torch.no_grad():
                 output = self.model(to_device(batch, self.device))
-            return self.answers(output, top)
+            return self.answers(output, len(samples), top)
 
         return rows_for(self.input_format, sources, answer)
 
-    def answers(self, output: Any, top: int = 1) -> list[dict[str, Any]]:
+    def answers(self, output: Any, n_samples: int, top: int = 1) -> list[dict[str, Any]]:
         outputs = {task: each.float().cpu().numpy() for task, each in by_task(output).items()}
+        check_rows(outputs, n_samples)
         return answers(outputs, self.meanings(output), self.class_names, top)
 
     def meanings(self, output: Any) -> dict[str, str]:
