@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import re
 import signal
 import socket
@@ -111,6 +112,19 @@ def test_what_is_too_much_or_wrong_is_refused_with_a_word(run_of):
     assert 'predict_requests_total{status="413"} 2' in counted
     assert 'predict_latency_seconds{quantile="0.99"}' in counted
     assert '/predict' in client.get('/openapi.json').json()['paths']
+
+
+def test_rows_are_asked_for_as_json_and_unknown_categories_are_said(run_of):
+    client = TestClient(create_app(load_run(run_of('tabular'))))
+    row = {'thousand_km': 9, 'price': 'low', 'upkeep': 'low', 'doors': 4, 'seats': 4, 'safety': 'x'}
+    as_curl = {'Content-Type': 'application/x-www-form-urlencoded'}  # without its -H
+    refused = client.post('/predict', content=json.dumps(row), headers=as_curl)
+    assert refused.json()['detail'].endswith('with the header Content-Type: application/json')
+    none = client.post('/predict', json={'inputs': []})
+    assert (none.status_code, none.json()['detail']) == (422, 'expected 1 to 256 inputs')
+    (note,) = client.post('/predict', json=row).json()['notes']
+    assert "'safety': training does not have the category of 1 of 1 rows (such as 'x')" in note
+    assert 'notes' not in client.post('/predict', json=row | {'safety': 'high'}).json()
 
 
 def test_requests_beyond_the_queue_or_the_time_are_refused():
@@ -237,6 +251,8 @@ def test_the_page_has_a_field_for_each_column(run_of, tmp_path):
             document.querySelector('form button').click()
         })()""")
         assert page.wait('document.querySelectorAll(".bar").length') == 4
+        page.run("show({'probability_0': 0.2, 'probability_1': 0.9})")  # labels without names
+        assert page.run('document.querySelectorAll(".bar").length') == 6
 
 
 @pytest.mark.parametrize('text', ['nan', '-3', '0', 'inf', 'x'])

@@ -84,8 +84,8 @@ class Service:
         self.latencies_s = deque(maxlen=N_LATENCIES)
         self.thread = ThreadPoolExecutor(1, 'model')
 
-    async def answer(self, request: Any, top: int) -> list[dict[str, Any]]:
-        """Raises Refused."""
+    async def answer(self, request: Any, top: int) -> dict[str, Any]:
+        """A row for each input, and what whoever sent them may not expect. Raises Refused."""
         from starlette.requests import ClientDisconnect
 
         try:
@@ -113,7 +113,8 @@ class Service:
             raise Refused(500, f'the model has failed: {type(error).__name__}') from error
         if all('error' in row for row in rows):
             raise Refused(422, '; '.join(row['error'] for row in rows[:3]))
-        return [finite(row) for row in rows]
+        notes = self.model.input_format.notes(sources)
+        return {'predictions': [finite(row) for row in rows]} | ({'notes': notes} if notes else {})
 
     async def _sources(self, request: Any) -> list[Any]:
         body = bytearray()
@@ -128,12 +129,14 @@ class Service:
             sources = parsed(bytes(body))
         else:
             sources = [bytes(body)]
-        takes_files = isinstance(self.model.input_format, ImageInput)
-        if takes_files != all(isinstance(source, bytes) for source in sources):
-            expected = 'an image: its bytes, or a form with files' if takes_files else 'JSON'
-            raise Refused(422, f'this model takes {expected}')
         if not sources or len(sources) > self.limits.max_inputs:
             raise Refused(413 if sources else 422, f'expected 1 to {self.limits.max_inputs} inputs')
+        takes_files = isinstance(self.model.input_format, ImageInput)
+        if takes_files != all(isinstance(source, bytes) for source in sources):
+            expected = 'JSON, with the header Content-Type: application/json'
+            if takes_files:
+                expected = 'an image: its bytes, or a form with files'
+            raise Refused(422, f'this model takes {expected}')
         return sources
 
     async def _files(self, headers: Any, body: bytes) -> list[bytes]:
@@ -215,7 +218,7 @@ def create_app(model: Any, limits: Limits | None = None) -> Any:
         """A row for each input: prediction and probability of the `top` classes, or value."""
         began = time.perf_counter()
         try:
-            status, answer = 200, {'predictions': await service.answer(request, top)}
+            status, answer = 200, await service.answer(request, top)
         except Refused as refused:
             status, answer = refused.status, {'detail': str(refused)}
         service.counts[status] += 1
