@@ -6,6 +6,7 @@ Odd input is read right, said once, or one clear error.
 import json
 import os
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -380,6 +381,15 @@ def test_separators_and_unicode_files_are_recognised(tmp_path, separator, encodi
     assert loader.class_names == ['é', '한글']
     with pytest.raises(DataError, match="no column 'rat': there are 'rate', 'kind'"):
         CsvDataLoader(path, 'kind', 2, numeric=['rat'])
+
+
+def test_hangul_is_the_same_text_by_letters_and_by_syllables(tmp_path):
+    path = csv_file(tmp_path / 'a.csv', ('도시', '등급'), [('서울', '가'), ('부산', '나')])
+    loader = CsvDataLoader(path, '등급', 2, categorical=['도시'])
+    text = (tmp_path / 'a.csv').read_text(encoding='utf-8')
+    (tmp_path / 'b.csv').write_text(unicodedata.normalize('NFD', text), encoding='utf-8')
+    again = CsvDataLoader(str(tmp_path / 'b.csv'), '등급', 2, categorical=['도시'])
+    assert again.state_dict() == loader.state_dict() and loader.class_names == ['가', '나']
 
 
 @pytest.mark.parametrize('encoding, cell', [('cp949', '서울'), ('cp1252', 'é'), ('cp1251', 'Я')])

@@ -24,7 +24,7 @@ from tests import warm
 from tests.conftest import ROOT
 from tests.first_version.resume import unpack_run
 from tests.trained import copy_of, inputs_of, measured, run_here, train_run
-from tools.use_files import check_output, write
+from tools.use_files import check_output, files_of, write
 from tools.use_inputs import (
     ArrayInput,
     ImageInput,
@@ -191,14 +191,16 @@ def test_folders_are_searched_alike_whatever_they_hold(tmp_path):
     found = ArrayInput([1]).files_in(tmp_path / 'in', left_out)
     assert [os.path.relpath(each, tmp_path / 'in') for each in found] == ['a.npy', 'linked/b.npy']
     assert left_out == {'hidden': 1, '.npz': 1}
+    twice = list(files_of([str(tmp_path / 'in/**')], ArrayInput([1]), Counter()))
+    assert len(twice) == len(set(twice)) and set(found) < set(twice)
 
 
 @pytest.mark.parametrize('as_json', [False, True])
 def test_names_of_files_that_are_no_unicode_lose_no_answer(tmp_path, as_json):
     name = os.fsdecode('서울.png'.encode('cp949'))
-    given = argparse.Namespace(output=str(tmp_path / 'out'), json=as_json)
-    write([{'input': name, 'prediction': '한글'}], given)
-    text = (tmp_path / 'out').read_text(encoding='utf-8')
+    output = tmp_path / (80 * '한' + '.csv')  # as long as a name may be
+    write([{'input': name, 'prediction': '한글'}], argparse.Namespace(output=output, json=as_json))
+    text = output.read_text(encoding='utf-8')
     assert '한글' in text and '.png' in text
     assert not as_json or json.loads(text)['input'] == name
 
@@ -379,6 +381,9 @@ def focal_loss(output, target):
         (focal_loss, (4, 3), CLASSES),
         (nn.BCEWithLogitsLoss(), (4, 1), LOGITS),
         (nn.BCELoss(), (4, 5), PROBABILITIES),
+        (nn.MultiLabelSoftMarginLoss(), (4, 5), LOGITS),
+        (nn.KLDivLoss(), (4, 3), CLASSES),
+        (lambda output, target: nn.BCEWithLogitsLoss()(output.squeeze(1), target), (4, 1), LOGITS),
         (nn.MSELoss(), (4, 2), NUMBERS),
         (
             WeightedLosses([('a', nn.CrossEntropyLoss(), 0.5), ('b', focal_loss, 1)]),
@@ -404,7 +409,7 @@ def test_several_outputs_have_columns_of_their_own():
         'size': torch.tensor([[3.0], [4.0]]),
     }
     meanings, unknown = meanings_of(loss, output)
-    assert meanings['colour'] == CLASSES
+    assert meanings == {'colour': CLASSES, 'size': NUMBERS} and not unknown
     rows = answers({name: each.numpy() for name, each in output.items()}, meanings, ['red', 'blue'])
     assert [row['colour_prediction'] for row in rows] == ['blue', 'red']
     assert [row['size_value'] for row in rows] == [3.0, 4.0]

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,9 +69,14 @@ def number(cell: str, decimal: Decimal) -> float:
 
 
 def category(cell: str) -> str:
-    """The one name of a whole number, however it is written: 1, 1.0, +1; 0, -0."""
+    """The one name of a whole number, however it is written (1, 1.0, +1; 0, -0), and of a text."""
     whole = WHOLE.fullmatch(cell)
-    return whole[1] if whole else cell
+    return whole[1] if whole else composed(cell)
+
+
+def composed(text: str) -> str:
+    """Hangul by syllables, letters with their accents: macOS writes their parts."""
+    return unicodedata.normalize('NFC', text)
 
 
 def codes_of(categories: list[str]) -> dict[str, int]:
@@ -92,10 +98,11 @@ def read_rows(
             content = io.StringIO(text, newline='')
             return csv.reader(content, delimiter=separator, skipinitialspace=True, strict=strict)
 
-        heads = {
-            each: [name.strip() for name in next(parsed(text[:100_000], each), [])]
-            for each in SEPARATORS
-        }
+        called = {composed(name): name for name in needed}
+        heads = {}
+        for each in SEPARATORS:
+            names = [name.strip() for name in next(parsed(text[:100_000], each), [])]
+            heads[each] = [called.get(composed(name), name) for name in names]
         # The one that gives most of the columns; which they are is known.
         separator = max(heads, key=lambda each: len(set(needed).intersection(heads[each])))
         names = heads[separator]

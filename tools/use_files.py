@@ -29,9 +29,7 @@ from tools.use_run import Run, tensors_of
 N_PENDING = 64  # batches whose outputs stay on the device until they are read together
 
 
-def files_of(
-    patterns: list[str], input_format: InputFormat, left_out: Counter
-) -> Iterator[str | Path]:
+def files_of(patterns: list[str], input_format: InputFormat, left_out: Counter) -> Iterator[str]:
     """The files with inputs that a command names: as they are, by their folders, by globs.
 
     left_out: counts the other files of those folders by their ending.
@@ -41,8 +39,9 @@ def files_of(
         paths = [pattern] if is_there else sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise DataError(f'{pattern}: there is no such file or folder, nor one that it matches')
-        for path in paths:
-            yield from input_format.files_in(Path(path), left_out)
+        found = (input_format.files_in(Path(path), left_out) for path in paths)
+        # A glob with ** matches folders and the files in them.
+        yield from dict.fromkeys(str(file) for files in found for file in files)
 
 
 class Inputs(Dataset):

@@ -14,6 +14,9 @@ MEANINGS = dict.fromkeys(OF_CLASSES, CLASSES) | dict.fromkeys(ELEMENTWISE, NUMBE
 MEANINGS |= {
     F.binary_cross_entropy_with_logits: LOGITS,
     F.binary_cross_entropy: PROBABILITIES,
+    F.multilabel_soft_margin_loss: LOGITS,
+    F.soft_margin_loss: LOGITS,
+    F.kl_div: CLASSES,  # of their logarithms
     # What losses of the project's own are made of.
     F.log_softmax: CLASSES,
     F.softmax: CLASSES,
@@ -58,8 +61,9 @@ class _Watch(TorchFunctionMode):
         if function not in MEANINGS or not isinstance(given, torch.Tensor):
             return function(*args, **kwargs)
         for name, output in self.tasks.items():
-            is_it = given is output or len(self.tasks) == 1 and given.shape == output.shape
-            if is_it:
+            # As it is or in another form, such as output.squeeze(1).
+            is_it = len(self.tasks) == 1 or given.data_ptr() == output.data_ptr()
+            if is_it and given.numel() == output.numel():
                 self.found.setdefault(name, MEANINGS[function])
         is_loss = function in OF_CLASSES or function in ELEMENTWISE
         return given.new_zeros(()) if is_loss else function(*args, **kwargs)

@@ -360,7 +360,7 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding='utf-8')
         return
     path = path.resolve()
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    unfinished = path.with_name(f'.{path.name[:40]}.{os.getpid()}.tmp')
     try:
         unfinished.write_text(text, encoding='utf-8', newline='')
         replace(unfinished, path)
