@@ -293,11 +293,19 @@ def test_a_model_whose_code_changed_names_the_tensor(run_of, tmp_path):
         load_run(changed(run_of('own_dataset'), tmp_path, rename))
 
 
-def test_a_loader_of_ones_own_is_told_which_method_to_write(run_of, tmp_path):
+@pytest.mark.parametrize(
+    'loader, reason',
+    [
+        ({'type': 'examples.shards.data.DigitShardsDataLoader'}, 'input_format'),
+        (None, 'has no "data'),
+    ],
+)
+def test_a_loader_of_ones_own_is_told_which_method_to_write(loader, reason, run_of, tmp_path):
     def rename(state):
-        state['config']['data_loader'] = {'type': 'examples.shards.data.DigitShardsDataLoader'}
+        del state['config']['data_loader']
+        state['config'] |= {'data_loader': loader} if loader else {}
 
-    with pytest.raises(ConfigError, match='input_format') as refused:
+    with pytest.raises(ConfigError, match=reason) as refused:
         _ = load_run(changed(run_of('own_dataset'), tmp_path, rename)).input_format
     assert '\n' not in str(refused.value)
 

@@ -73,7 +73,7 @@ def card(
     versions, hardware = record.get('versions') or {}, record.get('hardware') or {}
     told = {
         'model': f'{arch.get("type", state.get("arch"))}, {n_parameters:,} numbers',
-        'classes': ', '.join(classes or []),
+        'classes': ', '.join(map(str, classes or [])),
         'trained on': f'{data.get("type")}, {fingerprint.get("number of samples", "?")} samples',
         'epochs': state.get('epoch'),
         'seed': state.get('seed'),

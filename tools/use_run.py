@@ -100,7 +100,12 @@ def input_format_of(config: ConfigParser, state: dict) -> InputFormat:
 
     state: what the checkpoint holds of the loader.
     """
-    section, kind = config['data_loader'], build.kind_of('data_loader', module_data)
+    section, kind = config.get('data_loader'), build.kind_of('data_loader', module_data)
+    if not isinstance(section, dict):
+        raise ConfigError(
+            'the config of this run has no "data_loader", which says how raw input becomes a '
+            'batch: use load_run in a script of your own (docs/use.md)'
+        )
     dataset = (section.get('args') or {}).get('dataset')
     found = build.find(section['type'], kind)
     if hasattr(found, 'input_format'):
