@@ -216,6 +216,8 @@ def test_the_card_gives_numbers_of_the_checkpoint_that_it_packs_alone(run_of, tm
     with (run / 'model_best.pth').open('ab') as file:
         file.write(b'another')
     assert measured_of(run / 'model_best.pth', {'epoch': 9}) == (None, None)
+    (run / 'test.json').write_text('{"values": {"accuracy": 1}, "checkpoint": "model_best.pth"}')
+    assert measured_of(run / 'model_best.pth', {'epoch': 9}) == (None, None)
 
 
 def test_what_is_no_tensor_is_not_packed_without_it(run_of, tmp_path):

@@ -51,8 +51,11 @@ def measured(path: Path, state: dict) -> tuple[dict | None, dict | None]:
     test, rows = read_test(path.parent), []
     with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    if test and (test.get('checkpoint') or {}).get('sha256') != digest:
-        test = None
+    match test:
+        case {'checkpoint': {'sha256': found}} if found == digest:
+            pass
+        case _:
+            test = None
     record = read_record(path.parent)
     with suppress(OSError, csv.Error):
         rows = [{**row, 'values': values_of(row)} for row in read_table(path.parent / TABLE)]

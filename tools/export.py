@@ -122,7 +122,7 @@ def export(config: ConfigParser, kind: str, folder: Path, tolerance: float = TOL
             report = prove(run, Exported(call, output), data, batches, tolerance)
         report = {**about, 'format': kind, 'file': file.name, **report}
         (unfinished / 'export.json').write_text(json.dumps(report, indent=2), encoding='utf-8')
-    takes_tensors = '; it takes tensors, for how raw input becomes one is code of the project'
+    takes_tensors = '; it takes tensors: no input_format that is plain data says what else'
     if about['input_format'] is not None:
         takes_tensors = ''
     metrics = ', '.join(f'{name} {value:.6g}' for name, value in report['metrics'].items())

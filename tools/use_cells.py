@@ -91,6 +91,7 @@ def read_rows(
 
     A row has as many cells as it has: whether that is right, the caller decides.
     """
+    csv.field_size_limit(2**31 - 1)  # of 131,072 letters, which a text or a picture may have
     try:
         text = decoded(path, encoding)
 

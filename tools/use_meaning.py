@@ -1,5 +1,6 @@
 """What a model's outputs mean: its loss knows, by the function of torch that it gives them to."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ def meanings_of(criterion: Callable, output: Any) -> tuple[dict[str, str], list[
     elif isinstance(output, (list, tuple)):
         target = list(target.values())
     try:
-        with torch.no_grad(), watch:
+        with torch.no_grad(), warnings.catch_warnings(action='ignore'), watch:
             criterion(output, target)
     except Exception:  # targets of its own shape: what it did until here counts
         pass
