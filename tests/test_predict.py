@@ -164,7 +164,9 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_pass(output, tmp_p
     check_output(os.devnull, [os.devnull])
 
 
-@pytest.mark.parametrize('output', ['tab.csv', 'below/../tab.csv', 'link.csv', 'best.pth'])
+@pytest.mark.parametrize(
+    'output', ['tab.csv', 'below/../tab.csv', 'link.csv', 'best.pth', 'b.csv', 'config.json']
+)
 def test_output_never_takes_the_place_of_an_input(output, run_of, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = copy_of(run_of('tabular'), tmp_path)
@@ -172,11 +174,13 @@ def test_output_never_takes_the_place_of_an_input(output, run_of, tmp_path, monk
     Path('below').mkdir()
     Path('link.csv').symlink_to('tab.csv')
     Path('best.pth').symlink_to(run / 'model_best.pth')
+    Path('config.json').symlink_to(run / 'config.json')
+    Path('b.csv').write_text('a,b')  # -o *.csv gives -o the first of them
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
     options = ('-r', run / 'best', 't*.csv', '-o', output)
     assert run_here('predict.py', *options, monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err
-    assert error.count('\n') == 1 and 'which is read: name another file' in error
+    assert error.count('\n') == 1 and 'name another file' in error
     assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 

@@ -1,6 +1,7 @@
 """Files without targets: what a command names as samples, and a row for each of them."""
 
 import argparse
+import codecs
 import csv
 import functools
 import glob
@@ -121,7 +122,10 @@ class Predictions:
 
 
 def check_output(output: str | None, read: Iterable[str | Path]) -> None:
-    """Refuse a file that cannot be written, or that is `read`: before a long pass, not after it."""
+    """Refuse a file that cannot be written, is `read`, or holds something else.
+
+    Before a long pass, not after it.
+    """
     if output is None:
         return
     folder = Path(os.path.realpath(output)).parent
@@ -141,6 +145,11 @@ def check_output(output: str | None, read: Iterable[str | Path]) -> None:
             raise DataError(
                 f'-o {output} would take the place of {file}, which is read: name another file'
             )
+    if os.access(output, os.R_OK):
+        with open(output, 'rb') as file:
+            begin = file.read(20).removeprefix(codecs.BOM_UTF8)
+        if begin and not begin.startswith((b'input', b'{"input"')):  # as in -o *.csv
+            raise DataError(f'-o {output} is there, and holds no predictions: name another file')
 
 
 def write(rows: list[dict[str, Any]], given: argparse.Namespace) -> None:
