@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from collections import Counter
 
 import armature.packages  # noqa: F401 (says what to type where a package is missing)
 
@@ -30,8 +29,7 @@ def main(config):
     device, _ = prepare_device(config.get('n_gpu'))
     run = Run(config, device)
     os.chdir(config.started_in)  # what the command names is named from there
-    left_out = Counter()
-    files = list(files_of(given.inputs, run.input_format, left_out))
+    files, others = files_of(given.inputs, run.input_format)
     check_output(given.output, [*files, config.resume])
     names, sources = zip(*(pair for file in files for pair in run.input_format.sources(file)))
 
@@ -41,7 +39,6 @@ def main(config):
     rows = evaluate(run.model, batches, lambda output, target: None, predictions)
     n_unreadable = sum('error' in row for row in rows)
     if dist.is_main():
-        others = [f'{n:,} files {ending} are left out' for ending, n in left_out.items()]
         for note in [*run.notes, *run.input_format.notes(sources), *others]:
             sys.stderr.write(f'note: {note}\n')
         write([{'input': name, **row} for name, row in zip(names, rows)], given)

@@ -30,11 +30,12 @@ from tools.use_run import Run, tensors_of
 N_PENDING = 64  # batches whose outputs stay on the device until they are read together
 
 
-def files_of(patterns: list[str], input_format: InputFormat, left_out: Counter) -> Iterator[str]:
-    """The files with inputs that a command names: as they are, by their folders, by globs.
+def files_of(patterns: list[str], input_format: InputFormat) -> tuple[list[str], list[str]]:
+    """(the files with inputs that a command names, notes on others in the folders that it names).
 
-    left_out: counts the other files of those folders by their ending.
+    As they are, by their folders, by globs.
     """
+    files, left_out = [], Counter()
     for pattern in patterns:
         is_there = os.path.exists(pattern)
         paths = [pattern] if is_there else sorted(glob.glob(pattern, recursive=True))
@@ -42,7 +43,8 @@ def files_of(patterns: list[str], input_format: InputFormat, left_out: Counter) 
             raise DataError(f'{pattern}: there is no such file or folder, nor one that it matches')
         found = (input_format.files_in(Path(path), left_out) for path in paths)
         # A glob with ** matches folders and the files in them.
-        yield from dict.fromkeys(str(file) for files in found for file in files)
+        files += dict.fromkeys(str(file) for some in found for file in some)
+    return files, [f'{n:,} files {ending} are left out' for ending, n in left_out.items()]
 
 
 class Inputs(Dataset):
