@@ -1,6 +1,7 @@
 """Adopting projects of the old template: each of a small gallery goes on as it was, and better."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from new_project import main
 from tests import warm
 from tests.conftest import ROOT, run_script
 from tests.test_project_git import commit_all
-from tools import project_old, project_prove, project_update
+from tools import project_git, project_old, project_prove, project_take_over, project_update
 from tools.project import write_files
 from tools.project_adopt import BRANCH, adopt_project
 from tools.project_git import git
@@ -403,6 +404,99 @@ def test_without_git_a_copy_is_adopted(old_project, monkeypatch):
         adopt(folder)
 
 
+def test_adoption_that_cannot_be_checked_out_is_none(old_project, monkeypatch):
+    """The disk is full, Ctrl-C: git leaves what it has written until then."""
+    folder = old_project('core_2020', 'gan_2019')
+    before = files(folder)
+    must = project_git.must
+
+    def failing(place, *arguments, **variables):
+        if arguments[0] == 'checkout':
+            (folder / 'armature/run').mkdir(parents=True)
+            (folder / 'armature/errors.py').touch()
+            (folder / 'base/base_trainer.py').write_text('half')
+            raise KeyboardInterrupt
+        return must(place, *arguments, **variables)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(project_git, 'must', failing)
+        with pytest.raises(KeyboardInterrupt):
+            adopt(folder)
+    assert files(folder) == before and not (folder / 'armature').exists()
+    assert git(folder, 'branch').stdout == '* main\n'
+    assert f'on the branch {BRANCH}' in adopt(folder)
+
+
+@pytest.mark.parametrize(
+    'head, encoding, line_end',
+    [('# -*- coding: cp949 -*-\n', 'cp949', '\n'), ('', 'utf-8', '\r\n'), ('', 'utf-8-sig', '\n')],
+)
+def test_file_stays_in_its_encoding_with_its_line_ends(old_project, head, encoding, line_end):
+    def change(folder):
+        text = f'{head}WORD = "이름"  # 한글\n' + (folder / 'utils/util.py').read_text()
+        (folder / 'utils/util.py').write_text(text, encoding=encoding, newline=line_end)
+
+    folder = old_project('core_2020', 'digits_2020', change)
+    adopt(folder)
+    now = (folder / 'utils/util.py').read_bytes()
+    assert 'armature.template' in now.decode(encoding) and '"이름"  # 한글' in now.decode(encoding)
+    assert now.decode(encoding).startswith(head) and now.count(b'\n') == now.count(
+        line_end.encode()
+    )
+    compile(now, 'util.py', 'exec')
+
+
+def test_copy_for_a_trial_takes_what_is_there(tmp_path):
+    """Also links that lead nowhere, pipes, and no installed Python; and it writes through none."""
+    folder = tmp_path / 'old'
+    write_files(
+        folder,
+        {
+            'model/model.py': b'',
+            'data/a.csv': b'',
+            'myenv/pyvenv.cfg': b'',
+            'myenv/lib/x.py': b'',
+            'shared.py': b'mine',
+        },
+    )
+    for place in ('.git', 'empty', 'base'):
+        (folder / place).mkdir()
+    for place in ('gone', 'data/gone', 'model/gone'):
+        (folder / place).symlink_to('/nowhere/at/all')
+    for place in ('pipe', 'data/pipe', 'model/pipe'):
+        os.mkfifo(folder / place)
+    (folder / 'base/linked.py').symlink_to(folder / 'shared.py')
+    for is_trial in (True, False):
+        copy = tmp_path / str(is_trial) / 'old'
+        project_prove.copy_project(folder, copy, is_trial)
+        assert (copy / 'model/model.py').is_file() and not os.path.lexists(copy / '.git')
+        assert all((copy / each).is_symlink() != is_trial for each in ('empty', 'myenv'))
+    write_files(tmp_path / 'True/old', {'base/linked.py': b'new'})
+    assert (folder / 'shared.py').read_bytes() == b'mine'
+    assert project_take_over.python_files(folder) == [
+        'base/linked.py',
+        'model/model.py',
+        'shared.py',
+    ]
+
+
+def test_trials_end_with_the_command(tmp_path, monkeypatch):
+    started = []
+
+    def start(*_):
+        started.append(subprocess.Popen(['sleep', '60'], start_new_session=True))
+        return started[-1], tmp_path / 'results'
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(project_prove, 'start_trial', start)
+    monkeypatch.setattr(project_prove, 'finish_trial', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        project_prove.prove(tmp_path, {}, None)
+    assert [each.poll() for each in started] == [-9, -9]
+
+
 @pytest.mark.parametrize(
     'change, message',
     [
@@ -496,7 +590,7 @@ kind = isinstance(settings, collections.Mapping)
 
 def test_what_is_safe_is_mended_and_the_rest_is_named():
     (mended,) = mend({'x.py': ROTTEN})
-    text = mended.content.decode()
+    text = mended.text
     for after in (
         'from collections import OrderedDict\nfrom collections.abc import Mapping',
         'import joblib',
@@ -514,7 +608,7 @@ def test_what_is_safe_is_mended_and_the_rest_is_named():
     ):
         assert after in text
     assert len(mended.lines) == len(
-        mended.content and [line for line in mended.lines if 'x.py' in line]
+        mended.text and [line for line in mended.lines if 'x.py' in line]
     )
     left = remarks({'x.py': text}, is_mended=True)
     assert [places for remark, places in left.items() if '.cuda()' in remark] == [

@@ -14,7 +14,15 @@ from new_project import main
 from tests.conftest import ROOT, run_script
 from tools import project_update
 from tools.project_adopt import adopt_project
-from tools.project_git import commit, git, repository_of, require_clean, start_repository
+from tools.project_git import (
+    IDENTITY,
+    commit,
+    git,
+    repository_of,
+    require_clean,
+    require_known,
+    start_repository,
+)
 from tools.project_update import update_project
 
 
@@ -180,9 +188,58 @@ def test_hooks_templates_and_signing_of_the_user_do_not_take_part(tmp_path, sett
 def test_settings_that_change_what_git_prints_hide_no_change(tmp_path, settings):
     folder = start(tmp_path / 'fresh')
     settings(status_showUntrackedFiles='no', color_ui='always', status_short='true')
-    (folder / 'new.py').write_text('x = 1\n')
-    with pytest.raises(UserError, match=r'not committed(.|\n)*\?\? new.py'):
+    (folder / '한글.py').write_text('x = 1\n')
+    with pytest.raises(UserError, match=r'not committed(.|\n)*\?\? 한글.py'):
         update_project(folder)
+
+
+def sparse(folder):
+    git(folder, 'sparse-checkout', 'set', '--no-cone', '/*', '!/armature/run/')
+
+
+def edited_unseen(folder):
+    git(folder, 'update-index', '--assume-unchanged', 'armature/run/monitor.py')
+    (folder / 'armature/run/monitor.py').write_text('precious')
+
+
+def merging(folder):
+    for command in (
+        ['checkout', '-q', '-b', 'side'],
+        [*IDENTITY, 'commit', '-q', '--allow-empty', '-m', 'two'],
+        ['checkout', '-q', '-'],
+        ['merge', '-q', '--no-ff', '--no-commit', 'side'],
+    ):
+        assert git(folder, *command).returncode == 0
+
+
+@pytest.mark.parametrize(
+    'prepare, message',
+    [
+        (sparse, 'is not whole(.|\n)*sparse-checkout disable'),
+        (edited_unseen, 'told not to see(.|\n)*no-assume-unchanged'),
+        (merging, 'a merge is under way'),
+    ],
+)
+def test_what_git_could_not_bring_back_is_not_touched(tmp_path, prepare, message):
+    folder = start(tmp_path / 'fresh')
+    (folder / 'armature/run/monitor.py').write_text('old')
+    commit_all(folder)
+    prepare(folder)
+    before = state(folder), sorted(folder.rglob('*'))
+    with pytest.raises(UserError, match=message):
+        require_clean(folder)
+        require_known(folder, ['armature/run/monitor.py'])
+    assert (state(folder), sorted(folder.rglob('*'))) == before
+
+
+def test_folders_of_the_frame_are_code_whatever_an_ignore_file_says(tmp_path):
+    folder = start(tmp_path / 'fresh')
+    (folder / '.gitignore').write_text('data/\nrun*\ncheckpoint*\n__pycache__/\n')
+    (folder / 'armature/data/new.py').touch()
+    (folder / 'armature/data/__pycache__').mkdir()
+    (folder / 'armature/data/__pycache__/new.pyc').touch()
+    said = git(folder, 'status', '--porcelain', '--untracked-files=all').stdout
+    assert said == ' M .gitignore\n?? armature/data/new.py\n'
 
 
 def test_project_inside_another_repository_is_a_repository_of_its_own(host):

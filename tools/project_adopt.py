@@ -17,12 +17,13 @@ from shlex import quote
 from armature.errors import UserError
 from tools.new_folder import unfinished
 from tools.project import MANIFEST, VERSION
-from tools.project_git import commit, git, repository_of, require_clean, require_known
+from tools.project_git import git, repository_of, require_clean, require_known, switch_to_new
 from tools.project_mend import mend
 from tools.project_prove import Proof, copy_project, find_command, prove
 from tools.project_report import REPORT, Report
 from tools.project_take_over import Adoption, take_over
-from tools.project_update import STAGING, apply, recover, require_room
+from tools.project_text import encoded_as
+from tools.project_update import apply, require_room
 
 BRANCH = 'adopt-template'
 
@@ -38,11 +39,6 @@ def adopt_project(
     folder = Path(os.path.realpath(folder))
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder')
-    if (folder / STAGING).is_dir() and recover(folder):
-        return (
-            f'The adoption of {folder} that was interrupted is finished: read {REPORT}, commit.',
-            True,
-        )
     is_kept_by_git = is_under_git(folder)
     branch = branch_of(folder) if is_kept_by_git else ''
     refuse_second(folder, branch)
@@ -52,7 +48,8 @@ def adopt_project(
     adoption = take_over(folder)
     mends = mend(adoption.sources) if with_mends else []
     command = find_command(folder)
-    changes = adoption.changes | {each.path: each.content for each in mends}
+    mended = {each.path: encoded_as(adoption.before[each.path], each.text) for each in mends}
+    changes = adoption.changes | mended
     require_room(folder, [*changes, REPORT])
     proof = prove(folder, changes, command) if is_tried else Proof()
     report = Report(adoption, mends, proof, command)
@@ -66,7 +63,7 @@ def adopt_project(
         where, back = f'{folder} is under no git: it is unchanged, and {copy} is adopted.', ''
     else:
         require_known(folder, changes)
-        before = on_branch(folder, branch, adoption, mends, report)
+        before = on_branch(folder, branch, adoption, mended, report)
         copy, where = folder, f'{folder} is adopted, on the branch {branch}.'
         back = f'\nBack to what it was: git -C {quote(str(folder))} checkout {quote(before)}'
     return f'{where}\n\n{report.summary(copy)}{back}', proof.is_good
@@ -106,25 +103,16 @@ def refuse_second(folder: Path, branch: str) -> None:
         )
 
 
-def on_branch(folder: Path, branch: str, adoption: Adoption, mends: list, report: Report) -> str:
+def on_branch(folder: Path, branch: str, adoption: Adoption, mended: dict, report: Report) -> str:
     """Commit the adoption, then the mends, on a new branch; returns the way back."""
-    before = git(folder, 'rev-parse', '--abbrev-ref', 'HEAD').stdout.strip()
-    if before == 'HEAD':
+    before = git(folder, 'symbolic-ref', '-q', '--short', 'HEAD').stdout.strip()
+    if not before:
         before = git(folder, 'rev-parse', '--short', 'HEAD').stdout.strip()
-    made = git(folder, 'checkout', '-q', '-b', branch)
-    if made.returncode:
-        raise UserError(f'git cannot make the branch {branch}: {made.stderr.strip()}')
     adoption.changes[REPORT] = report.text(before, branch).encode()
-    try:
-        apply(folder, adoption.changes)
-    except UserError:
-        git(folder, 'checkout', '-q', before)
-        git(folder, 'branch', '-q', '-d', branch)
-        raise
-    commit(folder, f'Adopt template {VERSION}', adoption.changes)
-    if mends:
-        apply(folder, {each.path: each.content for each in mends})
-        commit(folder, 'Mend what has become outdated', [each.path for each in mends])
+    steps = [(f'Adopt template {VERSION}', adoption.changes)]
+    if mended:
+        steps.append(('Mend what has become outdated', mended))
+    switch_to_new(folder, branch, steps)
     return before
 
 

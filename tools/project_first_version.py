@@ -14,7 +14,7 @@ from pathlib import Path
 from tools.project import OWNED, TEMPLATE, digest, files_below
 from tools.project_old import bound_names
 from tools.project_take_over import ASIDE, OLD_STYLE, dotted, origin, python_files
-from tools.project_text import Source
+from tools.project_text import Source, decoded, encoded_as
 
 RENAMED = {
     'base/average.py': 'armature/step/average.py',
@@ -166,7 +166,7 @@ class Imports:
         if not path.endswith('.py') or b'import' not in content:
             return content
         try:
-            source = Source(content.decode('utf-8-sig').replace('\r\n', '\n'))
+            source = Source(decoded(content))
         except (SyntaxError, ValueError):
             return content
         is_changed = False
@@ -189,10 +189,7 @@ class Imports:
             if wanted != before:
                 source.replace(node, written(wanted, node.col_offset))
                 is_changed = True
-        if not is_changed:
-            return content
-        text = source.text()
-        return (text.replace('\n', '\r\n') if b'\r\n' in content else text).encode()
+        return encoded_as(content, source.text()) if is_changed else content
 
     def place(self, module: str, alias: ast.alias) -> tuple[str, str, str | None] | None:
         """(module, name, as) of today for a name imported from a module; None when it is gone."""

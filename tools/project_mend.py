@@ -76,7 +76,7 @@ class Mend(NamedTuple):
     """A file with what is outdated in it mended; lines: what was done, for the report."""
 
     path: str
-    content: bytes
+    text: str
     lines: list[str]
 
 
@@ -126,7 +126,7 @@ def mend(sources: dict[str, str]) -> list[Mend]:
             source.import_first(sorted(imports))
         if lines:
             parse(source.text())  # a mend must at least be Python
-            mends.append(Mend(path, source.text().encode(), lines))
+            mends.append(Mend(path, source.text(), lines))
     return mends
 
 

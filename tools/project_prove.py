@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 from tools.project import write_files
 from tools.project_git import environment
 from tools.project_old import called, parse
-from tools.project_take_over import python_files, read
+from tools.project_take_over import is_environment, python_files, read
 
 TRIAL = Path(__file__).parent / 'project_files/try_project.py'
 FIRST_STEPS = 'the first steps'
@@ -82,8 +85,10 @@ def find_command(folder: Path) -> Command | None:
         if any(part in SKIPPED or part.startswith('.') for part in inside.parts):
             continue
         try:
+            if path.stat().st_size > SMALL_BYTES:  # annotations
+                continue
             content = json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
         if isinstance(content, dict) and isinstance(content.get('trainer'), dict):
             n_found = sum(key in content for key in ('arch', 'data_loader', 'optimizer', 'name'))
@@ -107,7 +112,12 @@ def prove(folder: Path, changes: dict[str, bytes | None], command: Command | Non
             if name == 'after':
                 write_files(copy, changes)
             trials.append(start_trial(copy, copy.parent / 'results', modules, command))
-        return Proof(*(finish_trial(*trial) for trial in trials))
+        try:
+            return Proof(*(finish_trial(*trial) for trial in trials))
+        finally:
+            for started, _ in trials:
+                if started.returncode is None:
+                    end(started)
 
 
 def importable(folder: Path, path: str) -> str:
@@ -155,14 +165,7 @@ def finish_trial(started: subprocess.Popen, results: Path) -> dict[str, str]:
         started.wait(LONGEST_S)
     except subprocess.TimeoutExpired:
         pass
-    finally:
-        if os.name == 'posix':
-            try:
-                os.killpg(started.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        started.kill()
-        started.wait()
+    end(started)
     lines = results.read_text(encoding='utf-8').splitlines() if results.is_file() else []
     found = dict(json.loads(line) for line in lines)
     if found.get(FIRST_STEPS, '').startswith('it left with'):  # what it said goes with it
@@ -171,31 +174,55 @@ def finish_trial(started: subprocess.Popen, results: Path) -> dict[str, str]:
     return found
 
 
+def end(started: subprocess.Popen) -> None:
+    """End a trial with the workers of its loaders."""
+    if os.name == 'posix':
+        try:
+            os.killpg(started.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    started.kill()
+    started.wait()
+
+
 def copy_project(folder: Path, target: Path, is_trial: bool = False) -> None:
     """A copy of a project's code; data is linked, in a trial file by file.
 
     What it adds stays out.
     """
     target.mkdir(parents=True)
+    copy = partial(copy_or_link, count())
     for path in sorted(folder.iterdir()):
         if path.is_file():
             shutil.copy2(path, target)
-        elif path.name in SKIPPED and is_trial:
-            continue
+        elif path.name == '.git' or path.name in SKIPPED and is_trial:
+            continue  # a repository of the copy would be the original's
         elif holds_code(path):
-            shutil.copytree(path, target / path.name, symlinks=True, copy_function=copy_or_link)
-        elif is_trial and sum(1 for _, _ in zip(path.rglob('*'), range(FEW_FILES))) < FEW_FILES:
-            shutil.copytree(path, target / path.name, copy_function=copy_or_link)
-        else:
+            shutil.copytree(path, target / path.name, symlinks=True, copy_function=copy)
+        elif is_trial and path.is_dir() and has_few_files(path):
+            shutil.copytree(
+                path, target / path.name, copy_function=copy, ignore_dangling_symlinks=True
+            )
+        else:  # also what is neither file nor folder
             (target / path.name).symlink_to(path)
 
 
+def has_few_files(folder: Path) -> bool:
+    return sum(1 for _ in zip(folder.rglob('*'), range(FEW_FILES))) < FEW_FILES
+
+
 def holds_code(folder: Path) -> bool:
-    return folder.name not in SKIPPED and any(path.suffix in CODE for path in folder.rglob('*'))
+    return (
+        folder.name not in SKIPPED
+        and not is_environment(folder)
+        and any(path.suffix in CODE for path in folder.rglob('*'))
+    )
 
 
-def copy_or_link(source: str, target: str) -> None:
-    if os.path.getsize(source) < SMALL_BYTES:
+def copy_or_link(n_copied: Iterator[int], source: str, target: str) -> None:
+    """Code and a few small files are copied; pipes and the like are linked too."""
+    is_small = os.path.isfile(source) and os.path.getsize(source) < SMALL_BYTES
+    if is_small and (Path(source).suffix in CODE or next(n_copied) < FEW_FILES):
         shutil.copy2(source, target)
     else:
         os.symlink(os.path.abspath(source), target)

@@ -17,7 +17,7 @@ class Report:
         self, adoption: Adoption, mends: list[Mend], proof: Proof, command: Command | None
     ):
         self.adoption, self.mends, self.proof, self.command = adoption, mends, proof, command
-        mended = {each.path: each.content.decode() for each in mends}
+        mended = {each.path: each.text for each in mends}
         self.habits = remarks(adoption.sources | mended, is_mended=bool(mends))
 
     def summary(self, folder: Path) -> str:

@@ -4,6 +4,7 @@ Read `take_over` first: judge each file, settle where the template's own files g
 """
 
 import ast
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from armature.errors import UserError
 from tools import project_old as old
 from tools.project import KEPT, TEMPLATE, files_below, is_below, stamp, template_files
 from tools.project_mend import mend_tables
-from tools.project_text import Source
+from tools.project_text import Source, decoded, encoded_as
 
 ROOMS = ('base', 'logger', 'utils')  # the packages of the old template
 # Where this template has what an old project may hold a copy of.
@@ -61,11 +62,11 @@ NEEDED = {
 class Adoption:
     """What adopting a project would do."""
 
+    before: dict[str, bytes]  # the project's Python files
     changes: dict[str, bytes] = field(default_factory=dict)
     generation: str = ''
-    sources: dict[str, str] = field(
-        default_factory=dict
-    )  # the project's own files, as they will be
+    # Its own files, as they will be.
+    sources: dict[str, str] = field(default_factory=dict)
     # Lines of the report.
     replaced: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
@@ -107,8 +108,8 @@ class Places:
 
 def take_over(folder: Path) -> Adoption:
     """Work out the adoption of the project in `folder` without writing anything."""
-    sources = {path: read(folder / path) for path in python_files(folder)}
-    adoption = Adoption()
+    adoption = Adoption({path: (folder / path).read_bytes() for path in python_files(folder)})
+    sources = {}
     trees = parse_all(folder, sources, adoption)
     adoption.generation = generation_of(folder, trees)
     ours = {path: content.decode() for path, content in files_below(TEMPLATE, KEPT).items()}
@@ -157,14 +158,16 @@ def take_over(folder: Path) -> Adoption:
     adoption.replaced = [f'`{path}`' for path in sorted(replaced)]
     adoption.sources = {path: source.text() for path, source in texts.items()}
     adoption.changes = {
-        path: text.encode() for path, text in adoption.sources.items() if text != sources[path]
+        path: encoded_as(adoption.before[path], text)
+        for path, text in adoption.sources.items()
+        if text != sources[path]
     }
     left_alone += sorted(occupied - places.moved.keys())
     adoption.changes |= template_files(places.moved, left_alone)
     adoption.changes |= stamp(places.moved, left_alone)
     for path, content in adoption.changes.items():
         if path.endswith('.py'):
-            old.parse(content.decode())  # what is put together here must at least be Python
+            old.parse(decoded(content))  # what is put together here must at least be Python
     return adoption
 
 
@@ -172,27 +175,42 @@ def take_over(folder: Path) -> Adoption:
 
 
 def python_files(folder: Path) -> list[str]:
-    paths = [path.relative_to(folder) for path in folder.rglob('*.py') if path.is_file()]
-    skipped = ('saved', 'venv', 'env', 'node_modules')
-    return sorted(
-        path.as_posix()
-        for path in paths
-        if not any(part.startswith('.') or part in skipped for part in path.parts)
-    )
+    found, skipped = [], ('saved', 'venv', 'env', 'node_modules')
+    for place, folders, names in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        folders[:] = [
+            name
+            for name in folders
+            if name[0] != '.' and name not in skipped and not is_environment(Path(place, name))
+        ]
+        found += [
+            inside / name
+            for name in names
+            if name.endswith('.py') and name[0] != '.' and Path(place, name).is_file()
+        ]
+    return sorted(path.as_posix() for path in found)
+
+
+def is_environment(folder: Path) -> bool:
+    """Whether a folder is an installed Python, by venv, virtualenv or conda."""
+    return (folder / 'pyvenv.cfg').is_file() or (folder / 'conda-meta').is_dir()
 
 
 def read(path: Path) -> str:
+    """A file's text, to look into and not to write back."""
     return path.read_bytes().decode('utf-8-sig', errors='replace').replace('\r\n', '\n')
 
 
 def parse_all(folder: Path, sources: dict[str, str], adoption: Adoption) -> dict[str, ast.Module]:
     trees = {}
-    for path, source in sources.items():
+    for path, content in adoption.before.items():
         try:
-            trees[path] = old.parse(source)
+            sources[path] = decoded(content)
+            trees[path] = old.parse(sources[path])
         except (SyntaxError, ValueError) as error:
             problem = (
-                f'is not Python of today (Python 2?): line {getattr(error, "lineno", 0)}: {error}'
+                'is not Python of today (Python 2? another encoding than it says?): line '
+                f'{getattr(error, "lineno", None) or 1}: {error}'
             )
             if is_room(path):
                 raise UserError(
@@ -239,7 +257,8 @@ def names_taken(folder: Path, ours: dict[str, str], adoption: Adoption) -> list[
     """Folders of the template's that the project has one of its own for."""
     if (folder / 'armature').exists() or (folder / 'armature.py').exists():
         raise UserError(
-            f'{folder} has something called armature, as the template has: rename it first'
+            f'{folder} has something called armature, as the template has: rename it first, unless '
+            'it is the template: then --update says how to go on'
         )
     if not (folder / 'tools').exists() and not (folder / 'tools.py').exists():
         return []

@@ -4,12 +4,30 @@ All that is not changed stays as it stands.
 """
 
 import ast
+import io
 import re
 import textwrap
+import tokenize
 
 from tools.project_old import is_docstring, parse
 
 IMPORTS = (ast.Import, ast.ImportFrom)
+FIRST_LINE = re.compile(rb'#!|#.*coding[:=]')  # has to stay where it is
+
+
+def decoded(content: bytes) -> str:
+    """A Python file's text, in the encoding that it says, with plain line ends.
+
+    A SyntaxError or ValueError when it is in another.
+    """
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    return content.decode(encoding).replace('\r\n', '\n').replace('\r', '\n')
+
+
+def encoded_as(before: bytes, text: str) -> bytes:
+    """`text` in the encoding and with the line ends of the file that it was."""
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(before).readline)
+    return (text.replace('\n', '\r\n') if b'\r\n' in before else text).encode(encoding)
 
 
 class Source:
@@ -61,6 +79,8 @@ class Source:
         )
         margin = lines[node.lineno - 1][: node.col_offset]
         while first > 0 and lines[first - 1].startswith(margin + b'#'):
+            if FIRST_LINE.match(lines[first - 1]):
+                break
             first -= 1
         last = node.end_lineno
         while last < len(lines) and not lines[last].strip():
@@ -74,6 +94,9 @@ class Source:
         They win over imports of the same names.
         """
         top = 0
+        lines = self._bytes.split(b'\n')
+        while FIRST_LINE.match(lines[top]) and top < min(2, len(lines) - 1):
+            top += 1
         for node in self.tree.body:
             if not isinstance(node, IMPORTS) and not is_docstring(node):
                 break
