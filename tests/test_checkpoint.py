@@ -656,3 +656,5 @@ def test_convert_checkpoint_writes_todays_format_and_overwrites_nothing(tmp_path
         and 'there already' in again.stderr
         and 'Traceback' not in again.stderr
     )
+    nowhere = run_script(*command[:-1], tmp_path / 'no/new.pth', check=False)
+    assert nowhere.returncode == 2 and 'no is no folder: make it first' in nowhere.stderr

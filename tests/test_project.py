@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -151,6 +152,27 @@ def test_new_project_leaves_all_that_stands_beside_it(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['.fun.unfinished', 'fun', 'plain']
     assert (tmp_path / '.fun.unfinished/mine').is_file()
     assert folder.stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+def test_empty_folder_that_is_there_stays_the_same_one(tmp_path):
+    """Somebody may stand in it, it may be mounted, and its owner may write nowhere else."""
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    folder.chmod(0o770)
+    before = folder.stat()
+    create(folder)
+    now = folder.stat()
+    assert (now.st_ino, now.st_mode) == (before.st_ino, before.st_mode)
+    assert os.listdir(tmp_path) == ['mine'] and not list(folder.glob('.unfinished*'))
+    assert (folder / 'train.py').is_file() and (folder / 'saved').is_dir()
+    assert git(folder, 'status', '--porcelain').stdout == ''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are Unicode on other systems')
+def test_folder_may_have_any_name(tmp_path):
+    folder = create(tmp_path / os.fsdecode(b'caf\xe9 {name}'))
+    assert (folder / 'README.md').read_bytes().startswith(b'# caf\xe9 {name}\n')
+    assert git(folder, 'status', '--porcelain').stdout == ''
 
 
 # Updating
@@ -391,6 +413,19 @@ def test_second_update_has_nothing_to_do(old, newer):
             'newer',
         ),
         (lambda folder: (folder / '.template.tar.xz').write_bytes(b'x'), 'cannot be read'),
+        (
+            lambda folder: (folder / '.template.tar.xz').write_bytes(
+                (folder / '.template.tar.xz').read_bytes().replace(b'\r\n', b'\n')[:-9]
+            ),
+            'cannot be read(.|\n)*checkout COMMIT',
+        ),
+        (
+            lambda folder: (folder / '.template.json').write_text(
+                (folder / '.template.json').read_text().replace('"moved"', '"away"')
+            ),
+            'not what this(.|\n)*checkout COMMIT',
+        ),
+        (lambda folder: (folder / '.template.json').unlink(), 'copy .template.json and'),
     ],
 )
 def test_project_that_cannot_be_updated_is_left_as_it_was(tmp_path, spoil, message, monkeypatch):
@@ -403,6 +438,24 @@ def test_project_that_cannot_be_updated_is_left_as_it_was(tmp_path, spoil, messa
     with pytest.raises(UserError, match=message):
         update_project(folder)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize('has_pytest, code', [(True, 5), (False, 1)])
+def test_update_without_tests_to_run_has_not_failed(tmp_path, monkeypatch, has_pytest, code):
+    (tmp_path / 'tests').mkdir()
+    if not has_pytest:
+        monkeypatch.setattr(project_update, 'find_spec', lambda name: None)
+    assert project_update.run_tests(tmp_path, lambda *_, **__: code) == 0
+
+
+def test_what_editors_leave_in_the_template_stays_there(tmp_path, newer):
+    newer()
+    for path in ('tools/.DS_Store', 'model/.ipynb_checkpoints/model.py', 'base/.a.py.swp'):
+        (project.TEMPLATE / path).parent.mkdir(exist_ok=True)
+        (project.TEMPLATE / path).touch()
+    folder = create(tmp_path / 'fresh')
+    hidden = {path.name for path in folder.rglob('.*') if '.git' not in path.parts}
+    assert hidden == {'.gitignore', '.template.json', '.template.tar.xz'}
 
 
 @st.composite

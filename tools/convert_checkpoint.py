@@ -19,6 +19,8 @@ def main() -> None:
     with exit_on_user_error():
         if os.path.lexists(args.new):
             raise CheckpointError(f'{args.new} is there already')
+        if not args.new.parent.is_dir():
+            raise CheckpointError(f'{args.new.parent} is no folder: make it first')
         state = checkpoint.load(args.old)
         checkpoint.save(state, args.new)
         print(f'{args.new}: {", ".join(state)}; {len(state["state_dict"])} tensors')

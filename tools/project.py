@@ -52,7 +52,9 @@ OWNED = (
     '.gitignore',
 )  # by the user
 NOTHING: Mapping[str, str] = MappingProxyType({})
-TEMPLATE_ONLY = re.compile(r'tools/project.*|(.*/)?(__pycache__|\..*_cache)/.*|.*\.pyc')
+TEMPLATE_ONLY = re.compile(
+    r'tools/project.*|(.*/)?(__pycache__|\.[^/]+)/.*|(.*/)?\.(?!gitignore$)[^/]*|.*\.pyc'
+)
 MANIFEST, PRISTINE = '.template.json', '.template.tar.xz'
 EVERY, BARE = (
     'tools/project_files/every',
@@ -101,7 +103,8 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     owned = ', '.join(
         sorted({f'`{path.partition("/")[0]}`' for path in files} - {f'`{name}`' for name in KEPT})
     )
-    files['README.md'] = README.format(name=folder.name, kept=kept, owned=owned).encode()
+    readme = README.format(name=folder.name, kept=kept, owned=owned)
+    files['README.md'] = readme.encode(errors='surrogateescape')  # the bytes of the folder's name
     files |= stamp(
         yours=[
             path
@@ -110,10 +113,16 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
         ]
     )
     try:
-        with unfinished(folder) as made:
+        # An empty folder that is there stays the same one: it may be mounted, somebody may stand in
+        # it, its owner may write nowhere else.
+        with unfinished(folder / folder.name if folder.is_dir() else folder) as made:
             write_files(made, files)
             (made / 'saved').mkdir()
-            made.replace(folder)
+            if folder.is_dir():
+                for path in made.iterdir():
+                    path.rename(folder / path.name)
+            else:
+                made.rename(folder)
     except OSError as error:
         raise UserError(f'{folder} cannot be made: {error.strerror or error}') from error
     commit_first(folder, files)
@@ -207,6 +216,8 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():  # it may lead out of `folder`
+            path.unlink()
         path.write_bytes(content)
 
 

@@ -7,6 +7,7 @@ by renaming, so that an update that was interrupted is finished by the next call
 
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 
@@ -48,7 +50,12 @@ def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
     if not (folder / MANIFEST).is_file() and not (folder / STAGING).is_dir():
         raise UserError(
             f'{folder} is no project made from this template: it has no {MANIFEST}. '
-            'A project of the old template is taken over with --adopt'
+            + (
+                f'If it was copied: copy {MANIFEST} and {PRISTINE} too, which are hidden. A clone '
+                'of the template itself: git pull'
+                if (folder / 'armature').is_dir()
+                else 'A project of the old template is taken over with --adopt'
+            )
         )
     if recover(folder):
         return (
@@ -113,13 +120,18 @@ def read_manifest(folder: Path) -> dict:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding='utf-8'))
         version = tuple(map(int, manifest['version'].split('.')))
-        if manifest['template'] != 'armature' or not isinstance(manifest['files'], dict):
+        kinds = {'files': dict}
+        if version >= (2,):
+            kinds |= {'moved': dict, 'left_alone': list}
+        if manifest['template'] != 'armature' or not all(
+            isinstance(manifest[key], kind) for key, kind in kinds.items()
+        ):
             raise KeyError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'{folder / MANIFEST} is not what this template writes, so it cannot be told what the '
             'project was made '
-            f'from. If it was damaged: git -C {quote(str(folder))} checkout -- {MANIFEST}'
+            f'from. {bring_back(folder)}'
         ) from error
     if version > tuple(map(int, VERSION.split('.'))):
         raise UserError(
@@ -138,17 +150,23 @@ def read_pristine(folder: Path, manifest: dict) -> dict[str, bytes]:
                 for member in archive
                 if member.isfile()
             }
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise UserError(
-            f'{folder / PRISTINE} cannot be read ({error}): '
-            f'git -C {quote(str(folder))} checkout -- {PRISTINE}'
+            f'{folder / PRISTINE} cannot be read ({error}). {bring_back(folder)}'
         ) from error
     if {path: digest(content) for path, content in files.items()} != manifest['files']:
         raise UserError(
-            f'{folder / PRISTINE} and {MANIFEST} do not belong together: '
-            f'git -C {quote(str(folder))} checkout -- {PRISTINE} {MANIFEST}'
+            f'{folder / PRISTINE} and {MANIFEST} do not belong together. {bring_back(folder)}'
         )
     return files
+
+
+def bring_back(folder: Path) -> str:
+    here = f'git -C {quote(str(folder))}'
+    return (
+        f'Bring both back from the newest commit that had them whole: {here} log -- {MANIFEST}, '
+        f'then {here} checkout COMMIT -- {MANIFEST} {PRISTINE}'
+    )
 
 
 def plan(
@@ -390,8 +408,12 @@ def finish(folder: Path) -> None:
 
 
 def run_tests(folder: Path, call: Callable = subprocess.call) -> int:
-    """The exit code of the project's own tests; 0 when it has none."""
+    """The exit code of the project's own tests; 0 when it has none, or nothing to run them."""
     if not (folder / 'tests').is_dir():
         return 0
+    if find_spec('pytest') is None:
+        print('Its tests were not run: pytest is not installed (requirements-dev.txt)')
+        return 0
     sys.stdout.flush()
-    return call([sys.executable, '-m', 'pytest'], cwd=folder, env=environment())
+    code = call([sys.executable, '-m', 'pytest'], cwd=folder, env=environment())
+    return 0 if code == 5 else code  # 5: there is no test
