@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from shlex import quote
 
+import armature.packages  # noqa: F401 (says what to type where Python is too old)
 from armature.errors import UserError, exit_on_user_error
 from tools.project import create
 from tools.project_adopt import adopt_project

@@ -41,6 +41,17 @@ def test_script_without_its_packages_says_in_one_line_what_to_type(bare_python, 
     assert command == f'    uv pip install -r requirements.txt && {bare_python} {typed}'
 
 
+@pytest.mark.parametrize('script', ['train', 'test', 'predict', 'new_project'])
+def test_what_an_old_python_reads_first_is_what_says_so(script):
+    imports = [
+        line for line in (ROOT / f'{script}.py').read_text().splitlines() if 'import ' in line
+    ]
+    ours = [
+        each for each in imports if each.split()[1].split('.')[0] not in sys.stdlib_module_names
+    ]
+    assert ours[0].startswith('import armature.packages')
+
+
 def test_without_an_environment_the_line_of_the_readme_is_said():
     system = getattr(sys, '_base_executable', sys.executable)  # not the environment's
     done = run(system, '-S', 'train.py')  # -S: without whatever is installed for it

@@ -168,6 +168,21 @@ def test_empty_folder_that_is_there_stays_the_same_one(tmp_path):
     assert git(folder, 'status', '--porcelain').stdout == ''
 
 
+def test_cloned_empty_repository_gets_the_project(tmp_path):
+    folder = tmp_path / 'cloned'
+    folder.mkdir()
+    start_repository(folder)
+    git(folder, 'remote', 'add', 'origin', 'https://somewhere.invalid')
+    create(folder)
+    assert git(folder, 'remote').stdout == 'origin\n'
+    assert git(folder, 'status', '--porcelain').stdout == ''
+    assert git(folder, 'rev-list', '--count', 'HEAD').stdout == '1\n'
+
+
+def test_file_that_is_elsewhere_in_a_project_may_go_from_the_template():
+    assert project.template_files({'base/gone.py': 'armature/template/base/gone.py'})
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='names are Unicode on other systems')
 def test_folder_may_have_any_name(tmp_path):
     folder = create(tmp_path / os.fsdecode(b'caf\xe9 {name}'))

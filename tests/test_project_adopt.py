@@ -480,6 +480,33 @@ def test_copy_for_a_trial_takes_what_is_there(tmp_path):
     ]
 
 
+def test_trial_changes_nothing_outside_of_its_copy(tmp_path):
+    """Large data is linked into the copy: a project that writes it anew would write the user's."""
+    mine, copy = tmp_path / 'mine', tmp_path / 'adopt-x/before/old'
+    write_files(mine, dict.fromkeys(['a.bin', 'b.bin', 'c.bin', 'd/e.bin'], b'mine'))
+    for path in (*mine.iterdir(), *mine.glob('*/*')):
+        os.utime(path, (1, 1))
+    code = {
+        'write': "open('a.bin', 'wb')",
+        'append': "open('a.bin', 'a')",
+        'rename': f"import os\nos.rename('own.txt', r'{mine / 'b.bin'}')",
+        'remove': f"import os\nos.remove(r'{mine / 'c.bin'}')",
+        'tree': f"import shutil\nshutil.rmtree(r'{mine / 'd'}')",
+        'fresh': f"for _ in 1, 2:\n    open(r'{mine / 'new.txt'}', 'w').close()",
+        'inside': "open('own.txt', 'w').close()\nimport os\nos.remove('a.bin')",
+    }
+    write_files(copy, {f'{name}.py': text.encode() for name, text in code.items()})
+    write_files(copy, {'own.txt': b''})
+    (copy / 'a.bin').symlink_to(mine / 'a.bin')
+    command = [sys.executable, project_prove.TRIAL, copy.parent / 'results', '', '', *code]
+    subprocess.run(command, cwd=copy, check=True)
+    found = project_prove.finish_trial(subprocess.Popen(['true']), copy.parent / 'results')
+    assert [name for name in code if not found[name]] == ['fresh', 'inside']
+    assert all('changes nothing outside' in problem for problem in found.values() if problem)
+    assert {path.read_bytes() for path in mine.rglob('*.bin')} == {b'mine'}
+    assert len(list(mine.rglob('*.bin'))) == 4
+
+
 def test_trials_end_with_the_command(tmp_path, monkeypatch):
     started = []
 

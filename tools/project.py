@@ -80,14 +80,17 @@ Change those too when you need to: an update merges.
 
 
 def create(folder: Path, example: str | None = None, bare: bool = False) -> Path:
-    """Make a new project in `folder`, which must be empty or not exist.
+    """Make a new project in `folder`, which must not exist, or be empty but for a repository.
 
     It appears whole or not at all.
     """
     folder = Path(os.path.realpath(folder))
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+    is_there = os.path.isdir(folder)
+    there = os.listdir(folder) if is_there else [folder.name] * os.path.lexists(folder)
+    if found := sorted({*there} - {'.git'}):  # what was cloned may be empty
         raise UserError(
-            f'{folder} exists and is not an empty folder: choose another name, or remove it first'
+            f'{folder} exists and is not an empty folder (there is {found[0]}): choose another '
+            'name, or move what is there away'
         )
     files = files_below(TEMPLATE, KEPT + OWNED) | files_below(TEMPLATE / EVERY, ('tests',))
     if bare:
@@ -115,10 +118,10 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     try:
         # An empty folder that is there stays the same one: it may be mounted, somebody may stand in
         # it, its owner may write nowhere else.
-        with unfinished(folder / folder.name if folder.is_dir() else folder) as made:
+        with unfinished(folder / folder.name if is_there else folder) as made:
             write_files(made, files)
             (made / 'saved').mkdir()
-            if folder.is_dir():
+            if is_there:
                 for path in made.iterdir():
                     path.rename(folder / path.name)
             else:
@@ -166,7 +169,7 @@ def template_files(
     only this project has; left_alone: paths that the project has files of its own for.
     """
     files = files_below(TEMPLATE, KEPT)
-    files |= {path: (TEMPLATE / path).read_bytes() for path in moved}
+    files |= {path: (TEMPLATE / path).read_bytes() for path in moved if (TEMPLATE / path).is_file()}
     return {
         moved.get(path, path): files[path]
         for path in sorted(files)

@@ -11,6 +11,7 @@ import os
 import runpy
 import socket
 import sys
+import time
 import traceback
 
 results, script, config, *modules = sys.argv[1:]
@@ -43,6 +44,30 @@ def connect(self: socket.socket, address: object) -> None:
     connect_anywhere(self, address)
 
 
+def guard(event: str, args: tuple) -> None:
+    """Nothing that was there before is changed outside of the copies: large data is linked."""
+    if event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR) or event == 'os.truncate':
+        targets = [os.path.realpath(each) for each in args[:1] if not isinstance(each, int)]
+    elif event in (
+        'os.remove',
+        'os.rename',
+        'shutil.rmtree',
+    ):  # of a link itself, not of what it leads to
+        targets = [
+            os.path.join(os.path.realpath(os.path.dirname(each)), os.path.basename(each))
+            for each in map(os.fsdecode, args[: 1 + (event == 'os.rename')])
+        ]
+    else:
+        return
+    for target in map(os.fsdecode, targets):
+        is_there = os.path.isfile(target) or os.path.isdir(target)
+        if is_there and not target.startswith(COPIES) and os.stat(target).st_mtime < STARTED:
+            raise PermissionError(f'{target}: a trial changes nothing outside of its copy')
+
+
+COPIES = os.path.realpath(os.path.dirname(os.path.dirname(results))) + os.sep
+STARTED = time.time() - 1  # what the trial has made itself it may change
+sys.addaudithook(guard)
 connect_anywhere, socket.socket.connect = socket.socket.connect, connect
 sys.path[0] = PROJECT
 
