@@ -623,7 +623,7 @@ def test_what_is_safe_is_mended_and_the_rest_is_named():
         'import joblib',
         'float(1) + np.zeros(2, dtype=int)',
         "pandas.concat([table, pandas.DataFrame([{'a': 1}])], ignore_index=True)",
-        'load_checkpoint(resume_path)\n',
+        'load_any_checkpoint(resume_path)\n',
         'inspect.getfullargspec(len)',
         'next(iter(loader))',
         'iterator.next()',
@@ -631,7 +631,7 @@ def test_what_is_safe_is_mended_and_the_rest_is_named():
         "resnet18(weights='IMAGENET1K_V1' if wanted else None).cuda()",
         'yaml.safe_load(file)',
         'collections.abc.Mapping)',
-        'from armature.checkpoint.files import load as load_checkpoint\n',
+        'from armature.checkpoint.files import load as load_any_checkpoint\n',
     ):
         assert after in text
     assert len(mended.lines) == len(
@@ -642,6 +642,27 @@ def test_what_is_safe_is_mended_and_the_rest_is_named():
         [f'`x.py` line {text[: text.index(".cuda")].count(chr(10)) + 1}']
     ]
     assert mend({'x.py': text}) == []
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'names, _, _, defaults = inspect.getargspec(f)\n',
+        'layers = layers.append(layer)\n',
+        'model.load_state_dict(torch.load(checkpoint_path))\n',
+        'checkpoint = torch.load(path_of_checkpoint)\nmodel.load_state_dict(checkpoint)\n',
+    ],
+)
+def test_what_would_mean_something_else_is_not_mended(text):
+    assert mend({'x.py': f'import inspect\nimport torch\n{text}'}) == []
+    assert remarks({'x.py': f'import inspect\nimport torch\n{text}'}, is_mended=True)
+
+
+def test_mended_function_does_not_call_itself():
+    (mended,) = mend(
+        {'x.py': 'import torch\n\n\ndef load_checkpoint(resume):\n    return torch.load(resume)\n'}
+    )
+    assert mended.text.count('load_checkpoint(') == 1
 
 
 def test_mends_are_a_commit_of_their_own(old_project):

@@ -173,9 +173,29 @@ def findings(source: Source) -> Iterator[Finding]:
         for alias in node.names
     }
     yield from table_writes(source, tree)
+    targets = {
+        id(node.value): node.targets[0] for node in ast.walk(tree) if isinstance(node, ast.Assign)
+    }
+    # What goes into a model as it was loaded: weights alone, which a checkpoint holds by a name.
+    bare = {
+        source.of(argument)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and called(node).endswith('load_state_dict')
+        for argument in node.args
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield from in_call(source, node, full_name(node, names))
+            target = targets.get(id(node))
+            is_bare = source.of(node) in bare or target is not None and source.of(target) in bare
+            is_taken_apart = isinstance(target, (ast.Tuple, ast.List))
+            for found in in_call(source, node, full_name(node, names)):
+                changes_meaning = (
+                    found.remark == LOAD
+                    and is_bare
+                    or 'getargspec' in found.remark
+                    and is_taken_apart
+                )  # getfullargspec gives seven things
+                yield found._replace(text=None, imports=()) if changes_meaning else found
         elif isinstance(node, ast.Attribute):
             yield from in_name(node, full_name(node, names))
         elif isinstance(node, ast.ImportFrom):
@@ -209,8 +229,8 @@ def in_call(source: Source, node: ast.Call, name: str) -> Iterator[Finding]:
             yield Finding(
                 node,
                 LOAD,
-                f'load_checkpoint({what})',
-                ('from armature.checkpoint.files import load as load_checkpoint',),
+                f'load_any_checkpoint({what})',  # a name that nobody has
+                ('from armature.checkpoint.files import load as load_any_checkpoint',),
             )
         else:
             yield Finding(node, LOAD)
@@ -295,7 +315,7 @@ def in_import(node: ast.ImportFrom) -> Iterator[Finding]:
 
 
 def in_assignment(source: Source, node: ast.Assign) -> Iterator[Finding]:
-    """`table = table.append(row)`: a list's append gives nothing back, so this is pandas'."""
+    """`table = table.append({...})`: a list's append gives nothing back, so this is pandas'."""
     call = node.value
     if not (
         isinstance(call, ast.Call)
@@ -306,12 +326,8 @@ def in_assignment(source: Source, node: ast.Assign) -> Iterator[Finding]:
     ):
         return
     table, row = source.of(call.func.value), source.of(call.args[0])
-    if isinstance(call.args[0], ast.Name):  # a table, or what becomes one
-        row = f'{row} if isinstance({row}, pandas.DataFrame) else pandas.DataFrame([{row}])'
-    elif isinstance(call.args[0], ast.Dict):
-        row = f'pandas.DataFrame([{row}])'
-    else:
-        row = ''
+    # Anything but a dict may be a row, a table or a column; or it is torch's ModuleList.
+    row = f'pandas.DataFrame([{row}])' if isinstance(call.args[0], ast.Dict) else ''
     options = ''.join(f', {source.of(each)}' for each in call.keywords)
     yield Finding(
         call,
