@@ -109,6 +109,8 @@ WAYS = {
     'is no folder': A_NAME,
     'is no project made from this template': '`python new_project.py --adopt PATH`',
     'vanished from': 'start again; nothing was changed',
+    'do not belong together': 'both from one commit; the line says how to find it',
+    'is not what this template writes': 'from an earlier commit; the line says how to find it',
     # Other tools
     'epochs in all instead of 2': 'a `train()` of your own has to go on at `start_epoch`',
     'differs from the run that was never stopped': 'let that state be part of the trainer',

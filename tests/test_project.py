@@ -23,7 +23,7 @@ from new_project import main
 from tests.conftest import ROOT, run_script
 from tests.test_project_git import commit_all
 from tools import project, project_update
-from tools.project import create, files_below
+from tools.project import create, files_below, write_files
 from tools.project_git import git, start_repository
 from tools.project_update import merge, update_project
 
@@ -331,6 +331,9 @@ def test_undo_of_an_update_stays_in_the_project(tmp_path, newer):
     others.write_text('not committed yet')
     (others.parent / 'new').mkdir()
     (others.parent / 'new/notes.txt').touch()
+    (folder / 'model/later.py').touch()
+    (folder / 'train.py').write_text('written later')
+    before |= {'model/later.py': b'', 'train.py': b'written later'}
     undo = re.search(r'`([^`]*checkout[^`]*)` undoes it', summary)[1]
     subprocess.run(undo, shell=True, cwd=others.parent, check=True)
     assert contents(folder) == before
@@ -355,6 +358,11 @@ def folder_for_a_file(path):
             'stands where the template has a folder',
         ),
         ('.template-update', folder_for_a_file, 'holds what no update has written (mine.txt)'),
+        (
+            '.template-update',
+            lambda path: write_files(path, {'todo.json': b''}),
+            'is damaged: remove',
+        ),
     ],
 )
 @pytest.mark.parametrize('dry_run', [True, False])

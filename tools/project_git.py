@@ -109,9 +109,10 @@ def require_clean(folder: Path) -> None:
         folder, 'status', '--porcelain', '--untracked-files=all', '--', '.'
     ).stdout.splitlines()
     if changed:
+        listed = '\n'.join(changed[:10]) + '\n...' * (len(changed) > 10)
         raise UserError(
-            f'{folder} has changes that are not committed; commit them first, so that git can undo '
-            'the update:\n' + '\n'.join(changed[:10]) + ('\n...' if len(changed) > 10 else '')
+            f'{folder} has changes that are not committed; commit them first (or let .gitignore '
+            f'name what git should not keep), so that git can undo the update:\n{listed}'
         )
 
 

@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def update_project(folder: Path, dry_run: bool = False) -> tuple[str, bool]:
     ]
     if changes or report['yours'] or manifest['version'] != VERSION:
         changes |= stamp(moved, left_alone, list(yours))
-    summary = describe(folder, report, dry_run)
+    summary = describe(folder, report, changes, dry_run)
     if dry_run:
         require_room(folder, changes)
     else:
@@ -284,23 +285,29 @@ def applied(mine: list[bytes], base: list[bytes], theirs: list[bytes]) -> list[b
     return result
 
 
-def describe(folder: Path, report: dict[str, list[str]], dry_run: bool) -> str:
+def describe(
+    folder: Path, report: dict[str, list[str]], changes: Iterable[str], dry_run: bool
+) -> str:
     lines = [
         f'{HEADINGS[heading]}:\n' + '\n'.join(f'    {each}' for each in shortened(heading, paths))
         for heading, paths in report.items()
         if paths
     ]
     changing = ('added', 'replaced', 'removed', 'merged', 'conflict', 'moved', 'rewritten')
-    if not any(report[heading] for heading in changing):
-        return '\n'.join([f'{folder} is up to date with template {VERSION}.', *lines])
-    did = 'what an update would do' if dry_run else 'updated'
-    lines.insert(0, f'{folder}: {did} (template {VERSION})')
-    if not dry_run:
+    if any(report[heading] for heading in changing):
+        did = 'what an update would do' if dry_run else 'updated'
+        lines.insert(0, f'{folder}: {did} (template {VERSION})')
+    else:
+        lines.insert(0, f'{folder} is up to date with template {VERSION}.')
+    if changes and not dry_run:
         here = f'git -C {quote(str(folder))}'  # else followed where it is typed
-        lines.append(
-            f'See it with `{here} diff`; `{here} checkout -- . && {here} clean -fd -- .` undoes '
-            'it; commit when you are content.'
-        )
+        old = {path.partition('/')[0] for path in changes if (folder / path).is_file()}
+        new = {
+            path.rpartition('/')[0] or path for path in changes if not (folder / path).is_file()
+        }  # what is not of the update stays, whenever it was written
+        undo = f'{here} checkout -- {shlex.join(sorted(old))}'
+        undo += f' && {here} clean -fd -- {shlex.join(sorted(new))}' * bool(new)
+        lines.append(f'See it with `{here} diff`; `{undo}` undoes it; commit when you are content.')
     return '\n'.join(lines)
 
 
@@ -384,7 +391,13 @@ def recover(folder: Path) -> bool:
 
 def finish(folder: Path) -> None:
     staging = folder / STAGING
-    todo = json.loads((staging / 'todo.json').read_text(encoding='utf-8'))
+    try:
+        todo = json.loads((staging / 'todo.json').read_text(encoding='utf-8'))
+    except ValueError as error:  # the machine went off before it was on the disk
+        raise UserError(
+            f'{staging / "todo.json"} is damaged: remove {staging}, bring the project back with '
+            f'git -C {quote(str(folder))} checkout -- . and update again'
+        ) from error
 
     def state(path: str) -> str | None:
         return digest((folder / path).read_bytes()) if (folder / path).is_file() else None
