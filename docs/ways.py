@@ -107,7 +107,7 @@ WAYS = {
     'core.worktree': 'run it where the files are',
     'a link that leaves the project': 'put the file itself there',
     'is no folder': A_NAME,
-    'is no project made from this template': '`python new_project.py --adopt PATH`',
+    'is no project made from this template': 'the line says it: another folder, or `--adopt`',
     'vanished from': 'start again; nothing was changed',
     'do not belong together': 'both from one commit; the line says how to find it',
     'is not what this template writes': 'from an earlier commit; the line says how to find it',

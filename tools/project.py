@@ -89,7 +89,7 @@ def create(folder: Path, example: str | None = None, bare: bool = False) -> Path
     there = os.listdir(folder) if is_there else [folder.name] * os.path.lexists(folder)
     if found := sorted({*there} - {'.git'}):  # what was cloned may be empty
         raise UserError(
-            f'{folder} exists and is not an empty folder (there is {found[0]}): choose another '
+            f'{folder} exists and is not an empty folder, {found[0]} is there: choose another '
             'name, or move what is there away'
         )
     files = files_below(TEMPLATE, KEPT + OWNED) | files_below(TEMPLATE / EVERY, ('tests',))

@@ -102,8 +102,8 @@ def require_clean(folder: Path) -> None:
     git_folder = Path(git(folder, 'rev-parse', '--absolute-git-dir').stdout.rstrip('\n'))
     if under_way := [name for name in UNDER_WAY if (git_folder / name).exists()]:
         raise UserError(
-            f'{folder}: a {UNDER_WAY[under_way[0]]} is under way in its repository; end it first '
-            '(git status says how)'
+            f'{folder}: a {UNDER_WAY[under_way[0]]} is under way in its repository: end it first, '
+            'git status says how'
         )
     changed = git(
         folder, 'status', '--porcelain', '--untracked-files=all', '--', '.'
