@@ -457,6 +457,7 @@ def test_copy_for_a_trial_takes_what_is_there(tmp_path):
             'myenv/pyvenv.cfg': b'',
             'myenv/lib/x.py': b'',
             'shared.py': b'mine',
+            'data.zip': bytes(project_prove.SMALL_BYTES),
         },
     )
     for place in ('.git', 'empty', 'base'):
@@ -469,6 +470,7 @@ def test_copy_for_a_trial_takes_what_is_there(tmp_path):
     for is_trial in (True, False):
         copy = tmp_path / str(is_trial) / 'old'
         project_prove.copy_project(folder, copy, is_trial)
+        assert (copy / 'data.zip').is_symlink() and not (copy / 'shared.py').is_symlink()
         assert (copy / 'model/model.py').is_file() and not os.path.lexists(copy / '.git')
         assert all((copy / each).is_symlink() != is_trial for each in ('empty', 'myenv'))
     write_files(tmp_path / 'True/old', {'base/linked.py': b'new'})
@@ -670,11 +672,14 @@ def test_mends_are_a_commit_of_their_own(old_project):
         'core_2020',
         'digits_2020',
         add_to('model/metric.py', '\nimport numpy\nONE = numpy.float(1)\n'),
+        add_to('.gitignore', 'scratch.py\n'),
+        add_to('scratch.py', 'import numpy\nONE = numpy.float(1)\n'),
     )
     adopt(folder, with_mends=True)
     changed = git(folder, 'show', '--stat=200', '--format=%s', 'HEAD').stdout
     assert changed.startswith('Mend what has become outdated') and 'model/metric.py' in changed
     assert '`numpy.float` -> `float`' in (folder / REPORT).read_text()
+    assert 'numpy.float' in (folder / 'scratch.py').read_text()  # git could not bring it back
     git(folder, 'revert', '--no-edit', 'HEAD')
     assert 'numpy.float(1)' in (folder / 'model/metric.py').read_text()
 

@@ -17,7 +17,14 @@ from shlex import quote
 from armature.errors import UserError
 from tools.new_folder import unfinished
 from tools.project import MANIFEST, VERSION
-from tools.project_git import git, repository_of, require_clean, require_known, switch_to_new
+from tools.project_git import (
+    git,
+    repository_of,
+    require_clean,
+    require_known,
+    switch_to_new,
+    tracked,
+)
 from tools.project_mend import mend
 from tools.project_prove import Proof, copy_project, find_command, prove
 from tools.project_report import REPORT, Report
@@ -46,7 +53,10 @@ def adopt_project(
         require_clean(folder)
 
     adoption = take_over(folder)
-    mends = mend(adoption.sources) if with_mends else []
+    # What git does not keep, as an ignored file or a submodule's, could not be brought back.
+    kept = dict(tracked(folder)) if is_kept_by_git else adoption.sources
+    sources = {path: text for path, text in adoption.sources.items() if path in kept}
+    mends = mend(sources) if with_mends else []
     command = find_command(folder)
     mended = {each.path: encoded_as(adoption.before[each.path], each.text) for each in mends}
     changes = adoption.changes | mended

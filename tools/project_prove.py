@@ -194,7 +194,7 @@ def copy_project(folder: Path, target: Path, is_trial: bool = False) -> None:
     copy = partial(copy_or_link, count())
     for path in sorted(folder.iterdir()):
         if path.is_file():
-            shutil.copy2(path, target)
+            copy(path, target / path.name)
         elif path.name == '.git' or path.name in SKIPPED and is_trial:
             continue  # a repository of the copy would be the original's
         elif holds_code(path):
@@ -219,7 +219,7 @@ def holds_code(folder: Path) -> bool:
     )
 
 
-def copy_or_link(n_copied: Iterator[int], source: str, target: str) -> None:
+def copy_or_link(n_copied: Iterator[int], source: str | Path, target: str | Path) -> None:
     """Code and a few small files are copied; pipes and the like are linked too."""
     is_small = os.path.isfile(source) and os.path.getsize(source) < SMALL_BYTES
     if is_small and (Path(source).suffix in CODE or next(n_copied) < FEW_FILES):

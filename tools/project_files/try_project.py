@@ -60,7 +60,7 @@ def guard(event: str, args: tuple) -> None:
     else:
         return
     for target in map(os.fsdecode, targets):
-        is_there = os.path.isfile(target) or os.path.isdir(target)
+        is_there = os.path.isdir(target) or os.path.isfile(target) and os.path.getsize(target)
         if is_there and not target.startswith(COPIES) and os.stat(target).st_mtime < STARTED:
             raise PermissionError(f'{target}: a trial changes nothing outside of its copy')
 
