@@ -444,6 +444,7 @@ def test_file_stays_in_its_encoding_with_its_line_ends(old_project, head, encodi
         line_end.encode()
     )
     compile(now, 'util.py', 'exec')
+    assert now.decode(encoding).encode(encoding) == now  # also the byte order mark
 
 
 def test_copy_for_a_trial_takes_what_is_there(tmp_path):
@@ -665,6 +666,21 @@ def test_mended_function_does_not_call_itself():
         {'x.py': 'import torch\n\n\ndef load_checkpoint(resume):\n    return torch.load(resume)\n'}
     )
     assert mended.text.count('load_checkpoint(') == 1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='names are Unicode on other systems')
+def test_file_of_a_broken_name_is_one_line_of_the_report(old_project):
+    """As an archive that was packed on a Korean Windows leaves them."""
+
+    def change(folder):
+        place = folder / 'model' / os.fsdecode('한글.py'.encode('cp949'))
+        place.write_text('import numpy as np\nONE = np.float(1)\nnet = net.cuda()\n')
+
+    folder = old_project('core_2020', 'digits_2020', change)
+    adopt(folder, with_mends=True)
+    report = (folder / REPORT).read_text(encoding='utf-8')
+    assert '`model/?ѱ?.py` line 2: `np.float` -> `float`' in report
+    assert git(folder, 'status', '--porcelain').stdout == ''
 
 
 def test_mends_are_a_commit_of_their_own(old_project):

@@ -118,7 +118,7 @@ def on_branch(folder: Path, branch: str, adoption: Adoption, mended: dict, repor
     before = git(folder, 'symbolic-ref', '-q', '--short', 'HEAD').stdout.strip()
     if not before:
         before = git(folder, 'rev-parse', '--short', 'HEAD').stdout.strip()
-    adoption.changes[REPORT] = report.text(before, branch).encode()
+    adoption.changes[REPORT] = report.text(before, branch).encode(errors='replace')
     steps = [(f'Adopt template {VERSION}', adoption.changes)]
     if mended:
         steps.append(('Mend what has become outdated', mended))
@@ -134,7 +134,7 @@ def in_copy(folder: Path, changes: dict[str, bytes], report: Report) -> Path:
     try:
         with unfinished(adopted) as made:
             copy_project(folder, made)
-            apply(made, changes | {REPORT: report.text('', '').encode()})
+            apply(made, changes | {REPORT: report.text('', '').encode(errors='replace')})
             made.rename(adopted)
     except OSError as error:
         raise UserError(f'{adopted} cannot be made: {error.strerror or error}') from error
