@@ -91,7 +91,8 @@ def read_rows(
 
     A row has as many cells as it has: whether that is right, the caller decides.
     """
-    csv.field_size_limit(2**31 - 1)  # of 131,072 letters, which a text or a picture may have
+    # A text or a picture may have more than 131,072 letters; others who read CSV keep their limit.
+    limit = csv.field_size_limit(2**31 - 1)
     try:
         text = decoded(path, encoding)
 
@@ -127,6 +128,8 @@ def read_rows(
             ) from error
     except (OSError, csv.Error, LookupError) as error:
         raise DataError(f'{Path(path).resolve()} cannot be read as a CSV table: {error}') from error
+    finally:
+        csv.field_size_limit(limit)
     if not rows:
         raise DataError(f'{Path(path).resolve()} has no rows')
     return names, rows
