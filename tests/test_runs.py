@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from armature.run.record import RunRecord
 from tests.conftest import ROOT
-from tools import run_records, run_reproduce
+from tools import run_curves, run_records, run_reproduce
 from tools.run_statistics import estimate
 from tools.runs import main
 
@@ -207,6 +208,64 @@ def test_a_thousand_runs_are_listed_within_a_second_and_without_torch(tmp_path):
     assert not imported & {'torch', 'numpy', 'pandas', 'matplotlib', 'scipy', 'optuna'}
 
 
+@pytest.mark.parametrize(
+    ('condition', 'found'),
+    [
+        ('flag=1', ['number', 'whole']),
+        ('flag=true', ['true']),
+        ('lr_scheduler=null', ['number', 'true']),
+        ('widths=[1.0, [2, 3]]', ['whole']),
+        ('note=숫자 = 5 %', ['number']),
+    ],
+)
+def test_a_condition_means_the_value_and_no_other_that_python_takes_for_it(
+    tmp_path, runs, condition, found
+):
+    step = {'type': 'StepLR', 'args': {'step_size': 3}}
+    write_run(tmp_path, 'true', config={'flag': True, 'lr_scheduler': None})
+    write_run(tmp_path, 'number', config={'flag': 1, 'note': '숫자 = 5 %'})
+    write_run(tmp_path, 'whole', config={'flag': 1.0, 'lr_scheduler': step, 'widths': [1, [2, 3]]})
+    said = runs('--where', condition, '--sort', 'run').splitlines()[1:]
+    assert [line.split()[1] for line in said] == found
+    if condition.startswith('lr_sch'):
+        said = runs('table', '--by', 'lr_scheduler', '--metric', 'val_loss').splitlines()
+        assert sorted(line.split()[0] for line in said[1:3]) == ['null', '{"args":']
+
+
+def test_a_setting_that_is_called_like_a_column_has_one_of_its_own(tmp_path, runs):
+    for seed, name in enumerate(('resnet18', 'line 1\nline 2')):
+        config = {'arch': {'args': {'name': name}}, 'seed': seed, 'data': {'seed': seed}}
+        best = {'epoch': 1, 'values': {'loss': seed}}
+        config |= {'loss': f'l{seed}', 'state': seed}
+        write_run(tmp_path, name[:4], config=config, monitor='min loss', best=best)
+    said = runs('--sort', 'name').splitlines()
+    assert said[0].split()[-5:] == ['args.name', 'seed', 'data.seed', 'loss', 'config.state']
+    assert len(said) == 3 and all(line.startswith('points ') for line in said[1:])
+    assert 'time,arch.args.name,seed,data.seed,loss,config.state' in runs('--csv')
+    header, first, *_ = runs('table', '--by', 'loss').splitlines()
+    assert header.split()[:3] == ['config.loss', 'n', 'loss'] and first.split()[:3] == [
+        '"l0"',
+        '1',
+        '0',
+    ]
+
+
+def test_names_are_found_as_they_are_typed(tmp_path, runs):
+    apart = unicodedata.normalize('NFD', '숫자')  # as a Mac leaves it
+    write_run(tmp_path, apart, name=apart)
+    write_run(tmp_path, 'x', name='exp[1]')
+    assert 'exp[1]' in runs('--name', 'exp[1]') and 'exp[1]' not in runs('--name', '숫*')
+    for text in ('숫자', '숫자/숫자'):
+        assert 'val_loss' in runs('show', text)
+
+
+def test_only_what_has_a_value_is_among_the_best(tmp_path, runs, refused):
+    write_run(tmp_path, 'off', monitor='off')
+    assert 'none of these runs has a value' in refused('--best', 1)
+    write_run(tmp_path, 'on')
+    assert len(runs('--best', 3).splitlines()) == 2
+
+
 # Single runs
 
 
@@ -233,11 +292,17 @@ def test_diff_shows_what_differs_and_nothing_that_is_equal(tmp_path, runs):
     (other / 'changes.patch').write_text(patch + '+three\n')
     assert 'uncommitted train.py: 3 lines -> 4 lines' in runs('diff', 'one', 'other')
     assert 'nothing differs' in runs('diff', 'one', 'one')
+    for index, flag in enumerate((True, 1)):
+        best = {'epoch': 1, 'values': {'val_auc': math.nan}}
+        write_run(tmp_path, f'nan{index}', config={'flag': flag}, best=best)
+    assert runs('diff', 'nan0', 'nan1').splitlines()[1:] == ['config:', '    flag: true -> 1']
 
 
 def test_clean_keeps_the_best_and_whoever_trains(tmp_path, runs):
     folders = [write_run(tmp_path, f'r{index}', values=(index,)) for index in range(4)]
     failed = write_run(tmp_path, 'failed', values=(), state='failed')
+    (failed / 'checkpoint-last.pth').unlink()
+    write_run(tmp_path, 'saved', values=(), state='killed')  # in the middle of its first epoch
     unjudged = write_run(tmp_path, 'unjudged', monitor='off')
     with RunRecord(write_run(tmp_path, 'busy', values=(9,))).training():
         before = sorted(tmp_path.rglob('*'))
@@ -246,7 +311,7 @@ def test_clean_keeps_the_best_and_whoever_trains(tmp_path, runs):
         assert 'r2' in said and 'r3' in said and 'busy' not in said and 'r1' not in said
         runs('clean', '--keep', 2, '--yes')
         left = {path.parent.name for path in tmp_path.rglob('checkpoint-last.pth')}
-    assert left == {'r0', 'r1', 'unjudged', 'busy'} and unjudged.is_dir()
+    assert left == {'r0', 'r1', 'unjudged', 'busy', 'saved'} and unjudged.is_dir()
     assert (folders[3] / 'metrics.csv').is_file() and 'r3' in runs()
     runs('clean', '--keep', 2, '--whole', '--yes')
     assert [folder.exists() for folder in folders] == [True, True, False, False]
@@ -291,6 +356,34 @@ def test_table_gives_a_mean_an_interval_and_paired_differences(tmp_path, runs):
     assert any(line.startswith('1 runs are left out') for line in said)
 
 
+def test_what_counts_is_finished_finite_and_said(tmp_path, runs, refused):
+    """Two seeds of each rate; beside them a repeat that was killed, and one that diverged."""
+    for seed in range(2):
+        write_run(tmp_path, f'a{seed}', lr=0.1, seed=seed, values=(0.1 + seed,), days=1)
+        write_run(tmp_path, f'b{seed}', lr=0.2, seed=seed, values=(0.3 + seed,))
+    write_run(tmp_path, 'again', lr=0.1, seed=0, values=(0.9,), state='killed')
+    write_run(tmp_path, 'inf', lr=0.2, seed=5, values=(math.inf,))
+    said = runs('table', '--by', 'lr')
+    assert '2  0.6 ±' in said and '2  0.8 ±' in said and '2 runs are left out' in said
+    assert 'Not finished' not in said and 'code' not in said
+    git = {'commit': 'b' * 40, 'changes': None, 'left_out': []}
+    write_run(tmp_path, 'short', lr=0.1, seed=2, values=(0.1,), state='stopped', git=git)
+    for words in (('table', '--by', 'lr'), ('compare', 'a0', 'inf')):
+        said = runs(*words)
+        assert 'counted with what they reached: points/short (stopped)\n' in said
+        assert 'code differs too (2 states of it)' in said
+    # A run with other code under the same settings is no other config
+    assert 'no two configs' in refused('compare', 'a0', 'short')
+
+
+def test_the_first_is_the_best_of_what_test_py_found_too(tmp_path, runs):
+    for lr, accuracy in ((0.1, 0.2), (0.2, 0.9)):
+        folder = write_run(tmp_path, f'r{lr}', lr=lr, monitor='max val_accuracy')
+        (folder / 'test.json').write_text(json.dumps({'values': {'accuracy': accuracy}}))
+    said = runs('table', '--by', 'lr', '--metric', 'test.accuracy').splitlines()
+    assert [line.split()[0] for line in said[1:3]] == ['0.2', '0.1']
+
+
 def test_two_configs_are_compared_over_the_same_seeds(tmp_path, runs, refused):
     for seed in range(3):
         write_run(tmp_path, f'a{seed}', lr=0.1, seed=seed, values=(seed + 0.1,))
@@ -319,6 +412,26 @@ def test_plot_draws_a_line_a_run_and_a_band_for_seeds(tmp_path, runs, refused):
     assert 'cannot be written' in refused('plot', '-o', tmp_path / 'x.nonsense')
     assert 'names no picture' in refused('plot', '-o', tmp_path)
     assert not list(tmp_path.rglob('.unfinished*'))
+
+
+def test_picture_marks_no_best_where_nobody_says_what_is_better(tmp_path, runs, monkeypatch):
+    figures, nan = [], math.nan
+    monkeypatch.setattr(run_curves, 'save', lambda figure, file: figures.append(figure.axes[0]))
+    for seed, values in enumerate(((0.9, 0.5, nan), (0.7, 0.6, 0.1), (0.8, nan, nan))):
+        write_run(tmp_path, f'a{seed}', seed=seed, values=values)
+    runs('plot')
+    mean, best = figures[-1].lines
+    # One has a value of the second epoch less: no mean of the others is drawn there
+    assert list(mean.get_xdata()) == [1] and mean.get_ydata() == pytest.approx([0.8])
+    assert list(best.get_xdata()) == [1] and '0.8 in epoch 1' in best.get_label()
+    runs('plot', '--metric', 'step')
+    assert not any('best' in line.get_label() for line in figures[-1].lines)
+    write_run(tmp_path, 'again', seed=0, values=(0.4, 0.3, 0.2))
+    write_run(tmp_path, 'off', monitor='off', values=())
+    assert '2 runs are left out' in runs('plot')
+    runs('plot', 'a0', 'again')
+    labels = [line.get_label() for line in figures[-1].lines]
+    assert labels[:2] == ['points/a0', 'points/again']
 
 
 def test_a_wrong_name_of_a_value_says_which_there_are(tmp_path, runs, refused):

@@ -3,7 +3,6 @@
 import os
 import statistics
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 from armature.config.spelling import did_you_mean
@@ -12,8 +11,8 @@ from tools.new_folder import unfinished
 from tools.run_records import (
     SEED,
     Run,
+    by_seed,
     differing,
-    newest_by_seed,
     number,
     shared_settings,
     short_names,
@@ -25,8 +24,11 @@ MOST_NAMED = 10  # settings that a legend can say
 FONTS = ('Noto Sans CJK KR', 'NanumGothic', 'Malgun Gothic', 'AppleGothic')
 
 
-def draw(runs: list[Run], metric: str | None, file: Path) -> None:
-    """Draw `metric` (the monitored value without one) over the epochs into an image file."""
+def draw(runs: list[Run], metric: str | None, file: Path, are_named: bool = False) -> None:
+    """Draw `metric` (the monitored value without one) over the epochs into an image file.
+
+    are_named: each was asked for, so that those that repeat each other have a line each.
+    """
     from matplotlib.figure import Figure
 
     metric = metric or next((run.metric for run in runs if run.metric), '')
@@ -35,33 +37,49 @@ def draw(runs: list[Run], metric: str | None, file: Path) -> None:
         near = did_you_mean(metric, known)
         said = f'{near}: there are {", ".join(known)}' if known else ', nor has any ended an epoch'
         raise UserError(f'none of these runs reports {metric!r}{said}')
-    choose = max if any(run.mode == 'max' and run.metric == metric for run in runs) else min
+    modes = {run.mode for run in runs if run.metric == metric}  # none: nobody says what is best
+    choose = {'min': min, 'max': max}[modes.pop()] if len(modes) == 1 else None
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
     groups = {}
     for run in runs:
         groups.setdefault(shared_settings(run, SEED), []).append(run)
-    points = []  # (value, epoch, color) of the best of each line
-    for group, title in zip(groups.values(), titles(groups.values())):
-        known = newest_by_seed([run for run in group if curve_of(run, metric)]).values()
+    lines = []
+    for group in groups.values():
+        repeats = are_named and len(by_seed(group)) < len(group)
+        lines += [[run] for run in group] if repeats else [group]
+    points, n_drawn = [], 0  # (value, epoch, color) of the best of each line
+    for group, title in zip(lines, titles(lines)):
+        known = by_seed([run for run in group if curve_of(run, metric)]).values()
         curves = [curve_of(run, metric) for run in known]
         if not curves:
             continue
+        n_drawn += len(curves)
         epochs = sorted({epoch for curve in curves for epoch in curve})
         columns = [[curve[epoch] for curve in curves if epoch in curve] for epoch in epochs]
-        means = list(map(statistics.fmean, columns))
+        # Where a seed has ended already, a mean of the others would be another line.
+        means = {
+            epoch: statistics.fmean(column)
+            for epoch, column in zip(epochs, columns)
+            if len(column) == len(curves)
+        }
         if len(curves) > 1:
             title += f', mean of {len(curves)} seeds, lowest to highest'
-        (line,) = axes.plot(epochs, means, label=title)
+        (line,) = axes.plot(list(means), list(means.values()), label=title)
         color = line.get_color()
         axes.fill_between(
             epochs, *zip(*((min(c), max(c)) for c in columns)), color=color, alpha=0.2
         )
-        points.append((choose(means), epochs[means.index(choose(means))], color))
-    value, epoch, color = choose(points, key=lambda point: point[0])
-    axes.plot(epoch, value, 'o', color=color, label=f'best: {value:.4g} in epoch {epoch}')
+        if choose and means:
+            epoch = choose(means, key=means.get)
+            points.append((means[epoch], epoch, color))
+    if points:
+        value, epoch, color = choose(points, key=lambda point: point[0])
+        axes.plot(epoch, value, 'o', color=color, label=f'best: {value:.4g} in epoch {epoch}')
+    if left_out := len(runs) - n_drawn:
+        print(f'{left_out} runs are left out: repeated under the same settings, or no {metric}')
     names = ', '.join(sorted({run.record['name'] for run in runs}))
-    axes.set(title=f'{metric} of {plain(names[:60])}', xlabel='epoch', ylabel=plain(metric))
+    axes.set(title=plain(f'{metric} of {names[:60]}'), xlabel='epoch', ylabel=plain(metric))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize='small')
@@ -73,9 +91,8 @@ def curve_of(run: Run, metric: str) -> dict[int, float]:
     return {row['epoch']: row[metric] for row in run.rows if number(row.get(metric)) is not None}
 
 
-def titles(groups: Iterable[list[Run]]) -> list[str]:
+def titles(groups: list[list[Run]]) -> list[str]:
     """What a legend calls each group: its run, or its experiment, and the settings that differ."""
-    groups = list(groups)
     keys = [key for key in differing([runs[0] for runs in groups]) if key != SEED][:MOST_NAMED]
     names = short_names(keys)
     made = []

@@ -19,10 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from armature.config.read import parse_value, show
+from armature.config.read import lookup, parse_value
 from armature.config.spelling import did_you_mean
 from armature.errors import UserError, positive
-from armature.run_files import CONFIG, RECORD, TABLE, read_table
+from armature.run_files import CHANGES, CONFIG, RECORD, TABLE, read_table
 from tools.run_files import find_runs, read_config, read_record, read_test
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -47,14 +47,27 @@ class Run:
         return record
 
     @cached_property
+    def config(self) -> dict:
+        return read_config(self.folder)
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The config, flat: {'optimizer.args.lr': 0.01, ...}. Lists are values."""
-        flat = flattened(read_config(self.folder))
+        flat = flattened(self.config)
+        if flat.get(SEED) is None and self.record['seed'] is not None:
+            flat[SEED] = self.record['seed']
         return {key: value for key, value in flat.items() if not is_below(key, NO_SETTINGS)}
 
     @cached_property
     def test(self) -> dict[str, float]:
         return (read_test(self.folder) or {}).get('values') or {}
+
+    @property
+    def code(self) -> tuple[str | None, str]:
+        """The commit it was trained with, and what was not committed then."""
+        changes = self.folder / CHANGES
+        patch = changes.read_text(errors='replace') if changes.is_file() else ''
+        return self.record['git'].get('commit'), patch
 
     @property
     def rows(self) -> list[dict]:
@@ -112,7 +125,7 @@ class Run:
 def number(value: Any) -> float | None:
     """`value` if it is a number that can be compared."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number and not math.isnan(value) else None
+    return value if is_number and math.isfinite(value) else None
 
 
 def flattened(config: dict, prefix: str = '') -> dict[str, Any]:
@@ -132,36 +145,59 @@ def is_below(key: str, sections: Iterable[str]) -> bool:
 def differing(runs: list[Run]) -> list[str]:
     """The settings that are not the same in all `runs`."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({show_value(run, key) for run in runs}) > 1]
+    return [key for key in keys if len({as_text(run.settings.get(key)) for run in runs}) > 1]
 
 
 def show_value(run: Run, key: str) -> str:
-    """A setting as text that compares: 1 and 1.0 are the same, 1 and "1" are not."""
+    """A setting as text that compares; also one that is null in other runs and a section here."""
     value = run.settings.get(key)
-    is_whole = isinstance(value, float) and value.is_integer()
-    return json.dumps(int(value) if is_whole else value, sort_keys=True)
+    return as_text(lookup(run.config, key.split('.')) if value is None else value)
+
+
+def as_text(value: Any) -> str:
+    """A text that compares: 1 and 1.0 are the same; 1, true and "1" are not."""
+    return json.dumps(_without_point(value), sort_keys=True, ensure_ascii=False)
+
+
+def _without_point(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_point(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def shared_settings(run: Run, *without: str) -> str:
     """All settings of a run but those of `without`, as one text: the same for runs that agree."""
     return json.dumps(
-        {key: show_value(run, key) for key in sorted(run.settings) if key not in without}
+        {key: as_text(run.settings[key]) for key in sorted(run.settings) if key not in without}
     )
 
 
-def newest_by_seed(runs: list[Run]) -> dict[str, Run]:
-    """{seed: run}. A run that was repeated under its seed is no new evidence: the newest counts."""
-    return {show_value(run, SEED): run for run in sorted(runs, key=lambda run: run.begun)}
+def counting_last(runs: Iterable[Run]) -> list[Run]:
+    """Of runs that repeat each other the last one counts: the newest that is finished, if any is.
+
+    A run that was repeated under its seed and settings is no new evidence.
+    """
+    return sorted(runs, key=lambda run: (run.record['state'] == 'finished', run.begun))
 
 
-def short_names(keys: list[str]) -> dict[str, str]:
-    """For each of `keys` its shortest end that no other has: lr for optimizer.args.lr."""
+def by_seed(runs: list[Run]) -> dict[str, Run]:
+    """{seed: the run that counts}."""
+    return {show_value(run, SEED): run for run in counting_last(runs)}
+
+
+def short_names(keys: list[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """For each of `keys` its shortest end that no other has: lr for optimizer.args.lr.
+
+    taken: names that stand for something else already.
+    """
     ends = {}
     for key in keys:
         parts = key.split('.')
         candidates = ['.'.join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        free = [end for end in candidates if end not in taken]
         ends[key] = next(
-            end for end in candidates if sum(is_end_of(end, other) for other in keys) == 1
+            (end for end in free if end == key or sum(is_end_of(end, each) for each in keys) == 1),
+            f'config.{key}',
         )
     return ends
 
@@ -234,7 +270,7 @@ def selected(given: argparse.Namespace) -> list[Run]:
             'with --save-dir where they are'
         )
     names = sorted({run.record['name'] for run in runs}) if given.name else []
-    runs = [run for run in runs if not given.name or fnmatchcase(run.record['name'], given.name)]
+    runs = [run for run in runs if not given.name or is_named(run.record['name'], given.name)]
     if not runs:
         raise UserError(
             f'no run is named {given.name!r}{did_you_mean(given.name, names)}: there are '
@@ -244,9 +280,9 @@ def selected(given: argparse.Namespace) -> list[Run]:
         key, equals, text = condition.partition('=')
         if not equals:
             raise UserError(f'--where {condition}: expected KEY=VALUE')
-        key, value = full_name(key, runs), parse_value(text)
+        key, value = full_name(key, runs), as_text(parse_value(text))
         known = sorted({show_value(run, key) for run in runs})
-        runs = [run for run in runs if run.settings.get(key) == value]
+        runs = [run for run in runs if show_value(run, key) == value]
         if not runs:
             raise UserError(f'--where {condition}: no run has it, {key} is {", ".join(known)}')
     runs = sorted(runs, key=lambda run: run.begun, reverse=True)
@@ -260,7 +296,23 @@ def selected(given: argparse.Namespace) -> list[Run]:
             f'--best {given.best}: these runs monitor {", ".join(rules)}, which do not compare: '
             'choose some of them with --name or --where'
         )
-    return sorted(runs, key=Run.rank)[: given.best] if given.best else runs
+    if given.best and not rules:
+        raise UserError(
+            f'--best {given.best}: none of these runs has a value of what trainer.monitor names: '
+            'leave --best out'
+        )
+    judged = [run for run in runs if run.value() is not None]
+    return sorted(judged, key=Run.rank)[: given.best] if given.best else runs
+
+
+def is_named(name: str, wanted: str) -> bool:
+    """Whether a name is the wanted one, or fits into it as a pattern."""
+    return composed(name) == composed(wanted) or fnmatchcase(composed(name), composed(wanted))
+
+
+def composed(name: str) -> str:
+    """A name as people type it: on a Mac the letters of a folder's name may be taken apart."""
+    return unicodedata.normalize('NFC', name)
 
 
 def find_run(text: str, folder: Path) -> Run:
@@ -268,11 +320,13 @@ def find_run(text: str, folder: Path) -> Run:
 
     folder: trainer.save_dir.
     """
-    for path in (Path(text), folder / 'models' / text):
+    for path in (Path(text), folder / 'models' / text) if text else ():
         if any(os.path.isfile(path / name) for name in (RECORD, CONFIG)):
             return Run(path.resolve())
     runs = find_runs(folder)
-    found = [path for path in runs if path.name == text]
+    wanted = composed(text)
+    found = [path for path in runs if composed('/'.join(path.parts[-2:])) == wanted]
+    found = found or [path for path in runs if composed(path.name) == wanted]
     if len(found) == 1:
         return Run(found[0])
     if found:
@@ -295,7 +349,10 @@ def readable(value: Any) -> str:
         return ''
     if isinstance(value, float):
         return f'{value:.4g}'
-    return value if isinstance(value, str) else show(value)
+    if isinstance(value, str) and value.isprintable():
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def duration(seconds: Any) -> str:
@@ -308,7 +365,7 @@ def width(text: str) -> int:
     """The columns that a text takes on a terminal, where Korean letters take two."""
     return sum(
         0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in 'WF')
-        for char in text
+        for char in composed(text)
     )
 
 

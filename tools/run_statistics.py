@@ -10,8 +10,9 @@ from armature.errors import UserError
 from tools.run_records import (
     SEED,
     Run,
+    by_seed,
+    counting_last,
     differing,
-    newest_by_seed,
     print_table,
     shared_settings,
     show_value,
@@ -49,16 +50,10 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(mean, t * statistics.stdev(values) / math.sqrt(n), n)
 
 
-def values_by_seed(runs: list[Run], metric: str | None, *without: str) -> dict[str, float]:
-    """{all settings but `without`: value}, which says seed, fold and what else differs.
-
-    A run that was repeated under the same settings is no new evidence: the newest counts.
-    """
+def by_settings(runs: list[Run], metric: str | None, *without: str) -> dict[str, Run]:
+    """{all settings but `without`: the run that counts}, which says seed, fold and what differs."""
     runs = [run for run in runs if run.value(metric) is not None]
-    return {
-        shared_settings(run, *without): run.value(metric)
-        for run in sorted(runs, key=lambda run: run.begun)
-    }
+    return {shared_settings(run, *without): run for run in counting_last(runs)}
 
 
 def judge(runs: list[Run], metric: str | None) -> tuple[str, bool]:
@@ -76,7 +71,10 @@ def judge(runs: list[Run], metric: str | None) -> tuple[str, bool]:
     rules = sorted({run.record['monitor'] for run in known})
     if len(rules) > 1 and metric is None:
         raise UserError(f'these runs monitor {", ".join(rules)}: say one with --metric')
-    return metric or known[0].metric, known[0].mode == 'max' and metric in (None, known[0].metric)
+    name, monitored = metric or known[0].metric, known[0].metric
+    # test.py says "accuracy" where training says "val_accuracy".
+    names = (monitored, f'test.{monitored.removeprefix("val_")}')
+    return name, known[0].mode == 'max' and name in names
 
 
 def print_by(key: str, runs: list[Run], metric: str | None) -> None:
@@ -85,13 +83,18 @@ def print_by(key: str, runs: list[Run], metric: str | None) -> None:
     groups = {}
     for run in runs:
         groups.setdefault(show_value(run, key), []).append(run)
-    found = {value: values_by_seed(group, metric, key) for value, group in groups.items()}
+    counted = {value: by_settings(group, metric, key) for value, group in groups.items()}
+    found = {
+        value: {settings: run.value(metric) for settings, run in group.items()}
+        for value, group in counted.items()
+        if group
+    }
     order = sorted(
-        (value for value in found if found[value]),
+        found,
         key=lambda value: statistics.fmean(found[value].values()),
         reverse=is_higher_better,
     )
-    best = found[order[0]]
+    best, title = found[order[0]], f'config.{key}' if key in ('n', name) else key
     rows = []
     for value in order:
         pairs = [found[value][seed] - best[seed] for seed in found[value].keys() & best.keys()]
@@ -99,7 +102,7 @@ def print_by(key: str, runs: list[Run], metric: str | None) -> None:
         difference = str(estimate(pairs)) if pairs and value != order[0] else ''
         if value != order[0] and not pairs:
             difference = 'no seed in common'
-        row = {key: value, 'n': str(made.n), name: str(made), 'to the first, paired': difference}
+        row = {title: value, 'n': str(made.n), name: str(made), 'to the first, paired': difference}
         rows.append(row)
     print_table(rows, len(rows[0]))
     print(f'Mean and {CONFIDENCE:.0%} interval (Student) over n runs')
@@ -107,20 +110,21 @@ def print_by(key: str, runs: list[Run], metric: str | None) -> None:
         print(f'Within a row these differ too, not only the seed: {", ".join(sorted(others))}')
     if left_out := len(runs) - sum(map(len, found.values())):
         print(f'{left_out} runs are left out: repeated under the same settings, or without a value')
+    say_of_doubt([run for group in counted.values() for run in group.values()])
 
 
 def print_pair(pair: list[tuple[str, list[Run]]], metric: str | None) -> None:
     """Two configs, each given as (name, its runs): means, and the difference over common seeds."""
     name, _ = judge([run for _, runs in pair for run in runs], metric)
-    values = []
+    values, counted = [], []
     for title, runs in pair:
-        known = newest_by_seed([run for run in runs if run.value(metric) is not None])
-        by_seed = {seed: run.value(metric) for seed, run in known.items()}
-        if not by_seed:
+        known = by_seed([run for run in runs if run.value(metric) is not None])
+        if not known:
             raise UserError(f'{title} has no value of {name}')
-        values.append(by_seed)
-        seeds = ', '.join(sorted(by_seed))
-        print(f'{title}: {name} {estimate(by_seed.values())}, seeds {seeds}')
+        counted += known.values()
+        values.append({seed: run.value(metric) for seed, run in known.items()})
+        seeds = ', '.join(sorted(known))
+        print(f'{title}: {name} {estimate(values[-1].values())}, seeds {seeds}')
     common = sorted(values[0].keys() & values[1].keys())
     if not common:
         raise UserError('these have no seed in common: train both with the same seeds')
@@ -133,3 +137,14 @@ def print_pair(pair: list[tuple[str, list[Run]]], metric: str | None) -> None:
     else:
         direction = 'higher' if difference.mean > 0 else 'lower'
         print(f'The {CONFIDENCE:.0%} interval does not hold 0: the second is {direction}')
+    say_of_doubt(counted)
+
+
+def say_of_doubt(runs: list[Run]) -> None:
+    """What runs that were counted together do not share, beside their settings."""
+    if unfinished := [run for run in runs if run.record['state'] != 'finished']:
+        states = ', '.join(f'{run.name} ({run.record["state"]})' for run in unfinished[:5])
+        more = ', ...' if len(unfinished) > 5 else ''
+        print(f'Not finished, and counted with what they reached: {states}{more}')
+    if (n_states := len({run.code for run in runs})) > 1:
+        print(f'Their code differs too ({n_states} states of it): tools.runs diff RUN RUN says how')

@@ -22,12 +22,12 @@ from itertools import groupby
 from pathlib import Path
 
 from armature.errors import UserError, exit_on_user_error, positive
-from armature.run_files import CHANGES, is_trained
-from tools.run_files import read_config
+from armature.run_files import is_trained
 from tools.run_records import (
     SEED,
     Run,
     add_selection,
+    as_text,
     differing,
     duration,
     find_run,
@@ -110,16 +110,19 @@ def make_parser() -> argparse.ArgumentParser:
 def list_runs(given: argparse.Namespace) -> None:
     runs = selected(given)
     keys = differing(runs)
-    rows = {id(run): facts_of(run) | {key: run.settings.get(key) for key in keys} for run in runs}
+    names = short_names(keys, FACTS)
+    rows = {
+        id(run): facts_of(run) | {names[key]: run.settings.get(key) for key in keys} for run in runs
+    }
     if given.sort:
         column = given.sort if given.sort in FACTS else full_name(given.sort, runs, FACTS)
         runs.sort(key=lambda run: sortable(run, column))
     if given.csv:
-        writer = csv.DictWriter(sys.stdout, [*FACTS, *keys], lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows[id(run)] for run in runs)
+        writer = csv.writer(sys.stdout, lineterminator='\n')
+        writer.writerow([*FACTS, *(names[key] if key in FACTS else key for key in keys)])
+        writer.writerows(map(as_cell, rows[id(run)].values()) for run in runs)
         return
-    names = {name: name for name in FACTS} | short_names(keys)
+    names = {name: name for name in [*FACTS, *names.values()]}
     metrics = {run.metric for run in runs if run.value() is not None}
     names['best'] = f'best {metrics.pop()}' if len(metrics) == 1 else 'best'
     cells = [{names[key]: readable(value) for key, value in rows[id(run)].items()} for run in runs]
@@ -130,6 +133,10 @@ def list_runs(given: argparse.Namespace) -> None:
     print_table(cells, len(FACTS))
     if unclear := [run for run in runs if run.record['note']]:
         print(f'Without a whole record: {len(unclear)}; tools.runs show RUN says why')
+
+
+def as_cell(value: object) -> object:
+    return as_text(value) if isinstance(value, (list, dict)) else value
 
 
 def facts_of(run: Run) -> dict:
@@ -167,7 +174,7 @@ def show_run(given: argparse.Namespace) -> None:
         print('test:')
         for name, value in run.test.items():
             print(f'    {name}: {plain(value)}')
-    print(f'config: {json.dumps(read_config(run.folder), indent=4, ensure_ascii=False)}')
+    print(f'config: {json.dumps(run.config, indent=4, ensure_ascii=False)}')
 
 
 def plain(value: object) -> str:
@@ -181,7 +188,8 @@ def diff(given: argparse.Namespace) -> None:
     is_equal = True
     for title in sections[0]:
         one, other = (section[title] for section in sections)
-        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+        keys = {**one, **other}
+        keys = [key for key in keys if as_text(one.get(key)) != as_text(other.get(key))]
         if keys:
             is_equal = False
             print(f'{title}:')
@@ -196,10 +204,9 @@ def diff(given: argparse.Namespace) -> None:
 def parts_of(run: Run) -> dict[str, dict]:
     """What beside its config makes a run what it is, and what came out, in the order of a diff."""
     record = run.record
-    patch = run.folder / CHANGES
-    changes = patch.read_text(errors='replace') if patch.is_file() else ''
+    commit, changes = run.code
     code = {
-        'commit': record['git'].get('commit'),
+        'commit': commit,
         **changed_files(changes),
         'left out': record['git'].get('left_out') or None,
     }
@@ -234,7 +241,7 @@ def plot(given: argparse.Namespace) -> None:
 
     folder = runs_folder(given)
     runs = [find_run(text, folder) for text in given.run] if given.run else selected(given)
-    draw(runs, given.metric, given.output)
+    draw(runs, given.metric, given.output, are_named=bool(given.run))
     print(f'{given.output} is drawn')
 
 
@@ -249,9 +256,14 @@ def compare(given: argparse.Namespace) -> None:
     from tools.run_statistics import print_pair
 
     runs = selected(given)
-    sides = []
-    for text in given.run:
-        run = find_run(text, runs_folder(given))
+    sides, named = [], [find_run(text, runs_folder(given)) for text in given.run]
+    if len({shared_settings(run, SEED) for run in named}) == 1:
+        raise UserError(
+            f'{named[0].name} and {named[1].name} have the same settings, but for the seed: there '
+            f'are no two configs to compare. tools.runs diff {" ".join(given.run)} says what else '
+            'differs, such as the code'
+        )
+    for run in named:
         config = shared_settings(run, SEED)
         same = [each for each in runs if shared_settings(each, SEED) == config]
         sides.append((run.name, same or [run]))
@@ -271,7 +283,10 @@ def clean(given: argparse.Namespace) -> None:
         total += size
         for path in paths if given.yes else ():
             remove(path)
-        print(f'{run.name}: {megabytes(size)} {verb}: {", ".join(path.name for path in paths)}')
+        state = run.record['state']
+        is_open = f' ({state})' if state != 'finished' else ''
+        names = ', '.join(path.name for path in paths)
+        print(f'{run.name}{is_open}: {megabytes(size)} {verb}: {names}')
     print(f'{megabytes(total)} {verb}' + '' * given.yes + '; --yes does it' * (not given.yes))
 
 
@@ -297,13 +312,18 @@ def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, 
                 continue
             if run.value() is not None:
                 judged.append(run)
-            elif run.record['last'] is None and run.record['state'] in ('failed', 'killed'):
-                judged += [None] * n_kept + [run]  # nothing was learned there
+            elif run.record['state'] in ('failed', 'killed') and not has_learned(run):
+                judged += [None] * n_kept + [run]
         for run in filter(None, judged[n_kept:]):
             log = run.folder.parents[2] / 'log' / run.folder.parent.name / run.folder.name
             paths = [run.folder, log] if whole else checkpoints_in(run.folder)
             if paths := [path for path in paths if path.exists()]:
                 yield run, paths
+
+
+def has_learned(run: Run) -> bool:
+    """Whether an epoch was finished, or the middle of the first one was saved."""
+    return run.record['last'] is not None or bool(checkpoints_in(run.folder))
 
 
 def comparable(run: Run) -> tuple[str, str]:

@@ -49,7 +49,8 @@ def print_report(plan: Any, results: Any) -> None:
 
 
 def row_of(plan: Any, trial: Any) -> dict[str, str]:
-    names, values = short_names(list(plan.paths)), plan.values(trial.params)
+    taken = ('trial', 'state', plan.metric, 'time', 'why')
+    names, values = short_names(list(plan.paths), taken), plan.values(trial.params)
     return {
         'trial': f'{trial.number:03}',
         'state': STATES[trial.state.name],
