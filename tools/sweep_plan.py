@@ -150,6 +150,9 @@ def make_plan(document: Document, quick: list[str], builds: dict[str, ModuleType
                 raise ConfigError('sweep.seeds says the seeds already: leave one of the two out')
         except ConfigError as error:
             problems.append(f'{place}: {error}')
+    if settings.seeds and len(set(settings.seeds)) < len(settings.seeds):
+        place = document.origin(('sweep', 'seeds'))
+        problems.append(f'{place}: sweep.seeds holds a seed twice, which is one run: leave one out')
     if problems:
         raise ConfigError('\n'.join(problems))
     if settings.n_trials is None and not settings.grid:
@@ -174,14 +177,18 @@ def add_quick(document: Document, quick: list[str]) -> None:
     """Put `--param KEY=VALUE,VALUE` into the config; where nothing else is tried, it is a grid."""
     if quick and not lookup(document.values, ('sweep', 'params')):
         document.put(('sweep', 'grid'), True, '--param')
+    given = set()
     for text in quick:
         name, equals, values = text.partition('=')
         if not equals or not name or not values:
             raise ConfigError(f'--param {text}: expected KEY=VALUE,VALUE')
+        if name in given:
+            raise ConfigError(f'--param {name} is given twice: write all its values in one')
+        given.add(name)
         try:
             found = json.loads(f'[{values}]')
         except ValueError:  # bare words, such as SGD,Adam
-            found = [parse_value(each) for each in values.split(',')]
+            found = [parse_value(each.strip()) for each in values.split(',')]
         document.put(('sweep', 'params', name), found, '--param')
 
 

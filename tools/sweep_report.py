@@ -9,7 +9,8 @@ from armature.config.read import show
 from armature.errors import UserError
 from armature.run.record import write_json
 from tools.run_curves import plain, save
-from tools.run_records import duration, print_table, readable, short_names
+from tools.run_files import find_runs
+from tools.run_records import Run, duration, print_table, readable, short_names
 
 STATES = {
     'COMPLETE': 'finished',
@@ -35,6 +36,9 @@ def print_report(plan: Any, results: Any) -> None:
     print_table([row_of(plan, trial) for trial in order], 3)
     if not finished:
         raise UserError(f'no trial of {plan.name} was finished: look at the reasons above')
+    folders = [path for path in find_runs(plan.save_dir) if path.parent == plan.runs_folder]
+    if (n_states := len({Run(path).code for path in folders})) > 1:
+        print(f'note: the code was changed meanwhile: {n_states} states of it trained these runs')
     importances = results.importances() if len(finished) >= FEWEST else {}
     if importances:
         shares = (f'{name} {share:.0%}' for name, share in importances.items())

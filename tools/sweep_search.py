@@ -48,6 +48,10 @@ def distribution(wanted: list | dict) -> Any:
     if isinstance(wanted, list):
         if not wanted:
             raise ConfigError('is empty: give at least one value')
+        if again := [each for place, each in enumerate(wanted) if each in wanted[:place]]:
+            raise ConfigError(
+                f'{show(again[0])} is there twice (as 0, 0.0 and false are): leave one out'
+            )
         return CategoricalDistribution(as_choices(wanted))
     if not isinstance(wanted, dict) or not {'low', 'high'} <= wanted.keys() <= RANGE_KEYS:
         raise ConfigError(
