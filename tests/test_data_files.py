@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from armature.batch import PairOf
 from armature.checkpoint import files as checkpoint
-from armature.errors import ConfigError, DataError
+from armature.errors import ConfigError, DataError, UserError
 from base import BaseDataLoader
 from data_loader.data_loaders import (
     ImageFolderDataLoader,
@@ -25,7 +25,8 @@ from data_loader.data_loaders import (
 from data_loader.datasets import Standardize
 from examples.tabular.data import CsvDataLoader
 from tests.conftest import ROOT, run_script
-from tools.show_data import draw, drawn_classes, show
+from tools.run_curves import save
+from tools.show_data import draw, drawn_classes, show, show_batch
 from tools.use_inputs import TableInput
 
 ROWS = [
@@ -925,6 +926,17 @@ def test_show_data_counts_only_the_part_and_names_its_classes(tmp_path, capsys):
     assert 'classes' not in shown(capsys, number)
 
 
+def test_show_data_gives_no_class_to_what_has_none(capsys, tmp_path):
+    data = TensorDataset(torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 1, -1, -1, 7]))
+    data.classes = ['$0-$10', '_숫자']
+    said = shown(capsys, loader := BaseDataLoader(data, 6, False, 0.0, 0))
+    assert 'classes      -1: 2, $0-$10: 1, _숫자: 2, 7: 1\n' in said
+    show_batch(next(iter(loader)), data.classes, str(tmp_path / 'a.png'), 'of $1 to $2')
+    figure = drawn_classes({'train': {'$0-$10': 1, '_숫자': 2}}, 'of $1 to $2')
+    save(figure, tmp_path / 'b.png')
+    assert (tmp_path / 'a.png').is_file() and (tmp_path / 'b.png').is_file()
+
+
 def test_show_data_says_what_was_left_out_and_unreadable(tmp_path, capsys):
     rows = [('inf', 1, 'a'), (2, 1, 'b'), (3, 1, 'a')]
     path = csv_file(tmp_path / 'a.csv', ('x', 'flat', 'kind'), rows)
@@ -959,7 +971,7 @@ def test_pictures_of_a_batch_are_drawn(tmp_path, channels):
     draw(images, list(range(9)), str(tmp_path / 'data.png'), 'nine')
     with Image.open(tmp_path / 'data.png') as picture:
         assert picture.width > 8 * 80 and picture.height > 2 * 80
-    with pytest.raises(ConfigError, match='-o .*data.xyz: it cannot be drawn there'):
+    with pytest.raises(UserError, match='data.xyz: the picture cannot be written'):
         draw(images, list(range(9)), str(tmp_path / 'data.xyz'), 'nine')
 
 

@@ -73,7 +73,7 @@ def settings_of(folder, epochs=25):
 
 def submitted(folder, *arguments, check=True, **settings):
     script = folder / 'my jobs' / "it's.sh"
-    arguments = [*arguments, '--script', script, *settings_of(folder, **settings)]
+    arguments = ['--script', script, *arguments, *settings_of(folder, **settings)]
     done = run_script('-m', 'tools.submit', '-c', 'config.json', *arguments, check=check)
     return script, done
 
@@ -189,6 +189,7 @@ def test_config_beside_the_script_is_not_written_over(tmp_path):
         (['--shell', '--nodes', 2], 'for one machine'),
         (['--hours', 1, '--gpus', -1], '--gpus -1'),
         (['--hours', 1, '--name', 'a/b'], '--name'),
+        (['--hours', 1, '--script', 'job.json'], 'that is its config'),
     ],
 )
 def test_mistake_is_one_line_and_nothing_is_written(tmp_path, arguments, said):

@@ -129,6 +129,8 @@ def test_find_lr_suggests_a_rate_that_trains_and_draws_its_curve(tmp_path):
     assert (tmp_path / 'Digits_LeNet.png').read_bytes()[:4] == b'\x89PNG'
     with pytest.raises(UserError, match='never fell'):
         find_lr(lambda config: deaf(train.build(config)), config_of(), 30, tmp_path)
+    with pytest.raises(UserError, match='--steps 1: too few'):
+        find_lr(train.build, config_of(), 1, tmp_path)
 
 
 def test_picture_of_the_learning_rates_marks_the_suggestion_and_the_lowest_loss():

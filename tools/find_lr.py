@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import train
-from armature.errors import UserError, exit_on_user_error
-from armature.run.plots import new_figure, save_pictures
+from armature.errors import UserError, exit_on_user_error, positive
+from armature.run.plots import new_figure
 from parse_config import ConfigParser
 from tools.rehearse import parser_of, quiet_trainer, rehearsal
+from tools.run_curves import plain, save
 
 LOWEST, HIGHEST = 1e-6, 10.0
 SMOOTHING = 0.9
 DIVERGED = 4.0  # times the best loss
+LEAST_STEPS = 10
 LEAST_FALL = 0.05  # of the first loss; less is noise
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument(
         '--steps',
-        type=int,
+        type=positive,
         default=150,
         help='optimizer steps between the lowest and the highest rate',
     )
@@ -37,6 +39,8 @@ def main() -> None:
 
 def find_lr(build: Callable, config: dict, n_steps: int, folder: Path) -> float:
     """Print and return the suggestion; the curve is drawn into `folder`."""
+    if n_steps < LEAST_STEPS:
+        raise UserError(f'--steps {n_steps}: too few for a curve, give at least {LEAST_STEPS}')
     rates = [LOWEST * (HIGHEST / LOWEST) ** (index / (n_steps - 1)) for index in range(n_steps)]
     with rehearsal() as temporary:
         trainer = quiet_trainer(
@@ -52,16 +56,14 @@ def find_lr(build: Callable, config: dict, n_steps: int, folder: Path) -> float:
         losses = rising(trainer, rates)
         trainer.writer.close()
     smooth = smoothed(losses)
-    if len(smooth) < 10 or smooth[0] - min(smooth[5:]) < LEAST_FALL * abs(smooth[0]):
+    if len(smooth) < LEAST_STEPS or smooth[0] - min(smooth[5:]) < LEAST_FALL * abs(smooth[0]):
         raise UserError(
             f'the loss never fell, at no learning rate between {LOWEST:g} and {HIGHEST:g}: '
             'try --overfit first'
         )
     suggestion = steepest(rates, smooth)
-    folder.mkdir(parents=True, exist_ok=True)
-    (file,) = save_pictures(
-        {config['name']: drawn(config['name'], rates, losses, suggestion)}, folder
-    )
+    file = folder / f'{config["name"]}.png'
+    save(drawn(plain(config['name']), rates, losses, suggestion), file)
     print(
         f'Suggested learning rate: {suggestion:.2g} (the loss falls most steeply there; it was '
         f'{min(smooth):.4g} at best, '

@@ -12,6 +12,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -66,7 +67,9 @@ class Run:
     def code(self) -> tuple[str | None, str]:
         """The commit it was trained with, and what was not committed then."""
         changes = self.folder / CHANGES
-        patch = changes.read_text(errors='replace') if changes.is_file() else ''
+        patch = ''
+        with suppress(OSError):  # there is none, or it is somebody else's
+            patch = changes.read_text(errors='replace')
         return self.record['git'].get('commit'), patch
 
     @property

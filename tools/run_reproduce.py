@@ -91,7 +91,12 @@ def link_data(project: Path, config: dict) -> None:
     values = [lookup(config, path) for path in all_paths(config)]
     for text in {'data', *(value for value in values if isinstance(value, str))}:
         path = Path(text)
-        if not text or path.is_absolute() or '..' in path.parts or not (PROJECT / path).exists():
+        if (
+            not text
+            or path.is_absolute()
+            or '..' in path.parts
+            or not os.path.exists(PROJECT / path)
+        ):
             continue
         for place in [*reversed(path.parents), path][1:]:  # the outermost folder that is missing
             if not (project / place).exists():

@@ -20,9 +20,10 @@ import data_loader.data_loaders as module_data
 from armature.batch import PairOf, is_structure, length, map_tensors
 from armature.data.identity import class_names_of, digest
 from armature.data.order import Order
-from armature.errors import ConfigError, UserError, exit_on_user_error
+from armature.errors import UserError, exit_on_user_error
 from armature.seed import own_randomness, seed_everything
 from parse_config import ConfigParser
+from tools.run_curves import plain, save
 
 
 def splits(config: ConfigParser) -> dict[str, Any]:
@@ -66,9 +67,12 @@ def class_counts(loader: Any, indices: torch.Tensor) -> dict[str, int]:
     if not classes.ndim or classes.size > len(classes) or classes.dtype.kind not in kinds:
         return {}
     counts = Counter(classes.flatten()[indices.numpy()].tolist())
-    return {
-        str(names[int(each)] if names else each): count for each, count in sorted(counts.items())
-    }
+    return {name_of(each, names): count for each, count in sorted(counts.items())}
+
+
+def name_of(number: Any, names: list[str] | None) -> str:
+    """What a class is called; a number that no class has (-1: not labelled) stands for itself."""
+    return names[int(number)] if names and 0 <= number < len(names) else str(number)
 
 
 def listed(counts: dict[str, int]) -> str:
@@ -170,7 +174,7 @@ def main(config: ConfigParser, file: str) -> None:
     if counts:
         path = Path(file)
         path = path.with_name(f'{path.stem}_classes{path.suffix}')
-        save(drawn_classes(counts, f'{config["name"]}: samples of each class'), str(path))
+        save(drawn_classes(counts, f'{config["name"]}: samples of each class'), path)
         print(f'the classes of the splits are in {path}')
 
 
@@ -181,7 +185,7 @@ def show_batch(batch: Any, names: list[str] | None, file: str, title: str) -> No
         has_labels = isinstance(labels, torch.Tensor) and labels.dim() == 1
         labels = labels.tolist() if has_labels else [''] * len(data)
         if has_labels and names and all(isinstance(each, int) for each in labels):
-            labels = [names[number] for number in labels]
+            labels = [name_of(number, names) for number in labels]
         draw(data[:64], labels, file, title)
         print(f'the first training batch is in {file}')
         return
@@ -200,15 +204,16 @@ def draw(images: torch.Tensor, labels: list, file: str, title: str) -> None:
     figure = Figure(figsize=(1.2 * n_columns, 1.4 * n_rows), layout='constrained')
     axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
     figure.suptitle(
-        f'{title}, as the model sees it\n(labels above; each from its darkest to its brightest)'
+        f'{plain(title)}, as the model sees it\n'
+        '(labels above; each from its darkest to its brightest)'
     )
     for axis in axes:
         axis.set_axis_off()
     for axis, image, label in zip(axes, images.cpu().float(), labels):
         image = (image - image.min()) / (image.max() - image.min()).clamp(min=1e-6)
         axis.imshow(image[:3].permute(1, 2, 0).numpy(), cmap='gray')  # the map of one channel
-        axis.set_title(str(label)[:12], fontsize=8)
-    save(figure, file)
+        axis.set_title(plain(str(label)[:12]), fontsize=8)
+    save(figure, Path(file))
 
 
 def drawn_classes(counts: dict[str, dict[str, int]], title: str) -> Any:
@@ -226,21 +231,14 @@ def drawn_classes(counts: dict[str, dict[str, int]], title: str) -> Any:
     axes.axhline(1 / len(names), color='black', linestyle='--', label='if all were alike')
     split, of_split = next(iter(counts.items()))
     rarest = min(names, key=lambda name: of_split.get(name, 0))
-    axes.set_title(f'{title} (rarest in {split}: {rarest}, {of_split.get(rarest, 0):,})')
+    axes.set_title(plain(f'{title} (rarest in {split}: {rarest}, {of_split.get(rarest, 0):,})'))
     axes.set(xlabel='class', ylabel='share of the split')
-    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
+    axes.set_xticks(range(len(names)), map(plain, names), rotation=90 if len(names) > 12 else 0)
     axes.get_xticklabels()[names.index(rarest)].set_color('red')
     axes.margins(y=0.3)  # room for the legend
     axes.grid(axis='y', alpha=0.3)
     axes.legend()
     return figure
-
-
-def save(figure: Any, file: str) -> None:
-    try:
-        figure.savefig(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f'-o {file}: it cannot be drawn there ({error})') from error
 
 
 if __name__ == '__main__':

@@ -127,6 +127,8 @@ def refuse(given: argparse.Namespace, config: ConfigParser) -> None:
         raise ConfigError(
             '--shell is for one machine: leave --nodes, --hours, --partition and --option out'
         )
+    if given.script is not None and given.script.suffix == '.json':
+        raise ConfigError(f'--script {given.script}: that is its config: name such as job.sh')
     if not given.shell and 3600 * (given.hours or 0) < 2 * NOTICE_S:
         raise ConfigError(
             f'--hours: give the time limit of the job, at least {2 * NOTICE_S / 3600:.2g}; '
@@ -153,7 +155,7 @@ def write(given: argparse.Namespace, config: ConfigParser) -> Path:
                 write_text(script, text)
             if is_new or (
                 script.exists()
-                and script.read_text() == text
+                and script.read_bytes() == text.encode()
                 and read_json(saved) == config.as_read
             ):
                 return script
@@ -194,7 +196,7 @@ def options_of(
     n_workers = config['data_loader'].get('args', {}).get('num_workers', 0)
     options = {
         'job-name': name,
-        'output': f'{script.with_suffix("")}-%j.out',
+        'output': f'{script.with_suffix("")}'.replace('%', '%%') + '-%j.out',
         'open-mode': 'append',
         'time': f'{minutes // 60}:{minutes % 60:02}:00',
         'nodes': given.nodes,
