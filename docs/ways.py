@@ -76,7 +76,6 @@ WAYS = {
     'could not be written': RIGHTS,
     'cannot be made': RIGHTS,
     'cannot be written': RIGHTS,
-    'cannot be drawn': RIGHTS,
     'is there already': 'choose another name, or remove it',
     # Predict, export, serve
     'expected a row': 'give these columns',

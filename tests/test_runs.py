@@ -303,6 +303,11 @@ def test_clean_keeps_the_best_and_whoever_trains(tmp_path, runs):
     failed = write_run(tmp_path, 'failed', values=(), state='failed')
     (failed / 'checkpoint-last.pth').unlink()
     write_run(tmp_path, 'saved', values=(), state='killed')  # in the middle of its first epoch
+    write_run(tmp_path, 'elsewhere', values=(8,), state='running')  # its lock is not seen here
+    killed = write_run(tmp_path, 'killed', values=(8,), state='running')
+    for path in killed.iterdir():
+        os.utime(path, (0, 0))
+    (folders[0].parent / 'a link').symlink_to(folders[1])
     unjudged = write_run(tmp_path, 'unjudged', monitor='off')
     with RunRecord(write_run(tmp_path, 'busy', values=(9,))).training():
         before = sorted(tmp_path.rglob('*'))
@@ -311,7 +316,7 @@ def test_clean_keeps_the_best_and_whoever_trains(tmp_path, runs):
         assert 'r2' in said and 'r3' in said and 'busy' not in said and 'r1' not in said
         runs('clean', '--keep', 2, '--yes')
         left = {path.parent.name for path in tmp_path.rglob('checkpoint-last.pth')}
-    assert left == {'r0', 'r1', 'unjudged', 'busy', 'saved'} and unjudged.is_dir()
+    assert left == {'r0', 'r1', 'unjudged', 'busy', 'saved', 'elsewhere'} and unjudged.is_dir()
     assert (folders[3] / 'metrics.csv').is_file() and 'r3' in runs()
     runs('clean', '--keep', 2, '--whole', '--yes')
     assert [folder.exists() for folder in folders] == [True, True, False, False]
@@ -365,13 +370,14 @@ def test_what_counts_is_finished_finite_and_said(tmp_path, runs, refused):
     write_run(tmp_path, 'inf', lr=0.2, seed=5, values=(math.inf,))
     said = runs('table', '--by', 'lr')
     assert '2  0.6 ±' in said and '2  0.8 ±' in said and '2 runs are left out' in said
-    assert 'Not finished' not in said and 'code' not in said
+    assert 'Not finished' not in said and 'states' not in said
     git = {'commit': 'b' * 40, 'changes': None, 'left_out': []}
-    write_run(tmp_path, 'short', lr=0.1, seed=2, values=(0.1,), state='stopped', git=git)
+    other = {'state': 'stopped', 'git': git, 'data': {'fingerprint': {'number of samples': 9}}}
+    write_run(tmp_path, 'short', lr=0.1, seed=2, values=(0.1,), **other)
     for words in (('table', '--by', 'lr'), ('compare', 'a0', 'inf')):
         said = runs(*words)
         assert 'counted with what they reached: points/short (stopped)\n' in said
-        assert 'code differs too (2 states of it)' in said
+        assert 'code: 2 states of it' in said and 'data: 2 states of it' in said
     # A run with other code under the same settings is no other config
     assert 'no two configs' in refused('compare', 'a0', 'short')
 

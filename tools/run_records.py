@@ -266,7 +266,11 @@ def runs_folder(given: argparse.Namespace) -> Path:
 def selected(given: argparse.Namespace) -> list[Run]:
     """The runs that the flags mean, newest first; UserError when there are none."""
     folder = runs_folder(given)
-    runs = [Run(path) for path in find_runs(folder)]
+    # A link to another of these is the same run: it would be counted, and cleaned, a second time.
+    paths = {}
+    for path in sorted(find_runs(folder), key=Path.is_symlink):
+        paths.setdefault(path.resolve(), path)
+    runs = [Run(path) for path in paths.values()]
     if not runs:
         raise UserError(
             f'no runs in {folder / "models"}: train one (python train.py -c config.json), or say '
@@ -283,7 +287,7 @@ def selected(given: argparse.Namespace) -> list[Run]:
         key, equals, text = condition.partition('=')
         if not equals:
             raise UserError(f'--where {condition}: expected KEY=VALUE')
-        key, value = full_name(key, runs), as_text(parse_value(text))
+        key, value = full_name(key, runs), as_text(parse_value(text, f'--where {key}'))
         known = sorted({show_value(run, key) for run in runs})
         runs = [run for run in runs if show_value(run, key) == value]
         if not runs:

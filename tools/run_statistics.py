@@ -10,6 +10,7 @@ from armature.errors import UserError
 from tools.run_records import (
     SEED,
     Run,
+    as_text,
     by_seed,
     counting_last,
     differing,
@@ -146,5 +147,8 @@ def say_of_doubt(runs: list[Run]) -> None:
         states = ', '.join(f'{run.name} ({run.record["state"]})' for run in unfinished[:5])
         more = ', ...' if len(unfinished) > 5 else ''
         print(f'Not finished, and counted with what they reached: {states}{more}')
-    if (n_states := len({run.code for run in runs})) > 1:
-        print(f'Their code differs too ({n_states} states of it): tools.runs diff RUN RUN says how')
+    codes = {run.code for run in runs}
+    data = {as_text(run.record['data'].get('fingerprint')) for run in runs}
+    for what, states in (('code', codes), ('data', data)):
+        if len(states) > 1:
+            print(f'{what}: {len(states)} states of it, too: tools.runs diff RUN RUN says which')

@@ -17,6 +17,7 @@ import csv
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -41,6 +42,7 @@ from tools.run_records import (
     short_names,
 )
 
+SILENCE_S = 24 * 3600  # of a run that is said to train, until it counts as killed for `clean`
 FACTS = ('name', 'run', 'state', 'epoch', 'best', 'test', 'time')  # the columns of every list
 
 
@@ -277,7 +279,7 @@ def clean(given: argparse.Namespace) -> None:
         return
     verb, total = 'removed' if given.yes else 'would go', 0
     for run, paths in going:
-        if given.yes and is_trained(run.folder):
+        if given.yes and may_train(run):
             continue  # it was resumed meanwhile
         size = sum(map(bytes_of, paths))
         total += size
@@ -308,7 +310,7 @@ def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, 
     for _, same in groupby(sorted(runs, key=comparable), key=comparable):
         judged = []
         for run in sorted(same, key=Run.rank):
-            if is_trained(run.folder):
+            if may_train(run):
                 continue
             if run.value() is not None:
                 judged.append(run)
@@ -319,6 +321,14 @@ def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, 
             paths = [run.folder, log] if whole else checkpoints_in(run.folder)
             if paths := [path for path in paths if path.exists()]:
                 yield run, paths
+
+
+def may_train(run: Run) -> bool:
+    """Whether somebody trains there, perhaps on a machine whose locks are not seen here."""
+    if run.record['state'] != 'killed':
+        return is_trained(run.folder)
+    written = max(path.lstat().st_mtime for path in run.folder.iterdir())
+    return time.time() - written < SILENCE_S
 
 
 def has_learned(run: Run) -> bool:

@@ -188,7 +188,7 @@ def add_quick(document: Document, quick: list[str]) -> None:
         try:
             found = json.loads(f'[{values}]')
         except ValueError:  # bare words, such as SGD,Adam
-            found = [parse_value(each.strip()) for each in values.split(',')]
+            found = [parse_value(each.strip(), '--param') for each in values.split(',')]
         document.put(('sweep', 'params', name), found, '--param')
 
 
