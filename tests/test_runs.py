@@ -491,7 +491,12 @@ def test_a_run_is_reproduced_from_its_commit_and_its_changes(project, runs, tmp_
     (project / 'data' / 'x').write_text('0.7')
     (project / 'factor.py').write_text('FACTOR = 2\n')  # what the run was made with
     commit, patch = git(project, 'rev-parse', 'HEAD').strip(), git(project, 'diff')
-    config = {'name': 'points', 'data': 'data', 'trainer': {'save_dir': str(tmp_path)}}
+    config = {
+        'name': 'points',
+        'data': 'data',
+        'note': '가' * 300,
+        'trainer': {'save_dir': str(tmp_path)},
+    }
     folder = write_run(
         tmp_path,
         'mine',
@@ -524,3 +529,5 @@ def test_a_run_that_cannot_be_reproduced_says_why(project, refused, tmp_path):
     assert 'names no commit' in refused('reproduce', 'no-commit')
     assert 'git worktree add failed' in refused('reproduce', 'elsewhere')
     assert 'no finished epoch' in refused('reproduce', 'empty')
+    write_run(tmp_path, 'foreign', config={'trainer': None})
+    assert 'no whole config.json' in refused('reproduce', 'foreign')

@@ -189,6 +189,7 @@ def test_config_beside_the_script_is_not_written_over(tmp_path):
         (['--shell', '--nodes', 2], 'for one machine'),
         (['--hours', 1, '--gpus', -1], '--gpus -1'),
         (['--hours', 1, '--name', 'a/b'], '--name'),
+        (['--hours', 1, '--option', 'mem=1G', 'time=0:05:00'], 'the time is --hours'),
         (['--hours', 1, '--script', 'job.json'], 'that is its config'),
     ],
 )

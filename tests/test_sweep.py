@@ -295,6 +295,7 @@ def test_when_all_fail_it_stops_after_three(refused, tmp_path):
     quick = ['--param', 'optimizer.args.lr=0.1,0.2,0.3,0.4,0.5']
     said = refused('a', None, *quick, fails_above=0)
     assert '3 trials failed and none went well: NonFiniteError' in said and 'remove' in said
+    assert '/trials/*.log' in said and list(tmp_path.glob('a/sweeps/x_sweep/trials/*.log'))
     states = [state for _, state, *_ in trials(tmp_path / 'a')]
     assert states == ['FAIL'] * 3 + ['WAITING'] * 2
 

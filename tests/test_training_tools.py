@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -101,12 +102,16 @@ def test_run_is_stopped_for_check_resume_without_another_length(tmp_path):
     assert state['parts']['lr_scheduler']['total_steps'] == 50
 
 
-def test_overfit_tells_a_model_that_learns_from_one_that_cannot(capsys):
+def test_overfit_tells_a_model_that_learns_from_one_that_cannot(capsys, monkeypatch):
     assert overfit(train.build, config_of(), 1)
     broken = config_of()
     broken['optimizer']['args']['lr'] = 1e-9
     assert not overfit(train.build, broken, 1)
     assert 'NOT near zero' in capsys.readouterr().out
+    monkeypatch.setattr(sys.modules[overfit.__module__], 'N_STEPS', 8)
+    broken['data_loader']['args'] |= {'batch_size': 700, 'validation_split': 0.0}
+    overfit(train.build, broken, 10**6)
+    assert 'in 6 steps' in capsys.readouterr().out  # two passes over the three batches there are
 
 
 def test_flags_of_the_command_line_reach_the_tools():

@@ -14,17 +14,18 @@ NEAR_ZERO = 0.1  # of the first loss
 def overfit(build: Callable, config: dict, n_batches: int) -> bool:
     """Train on the first batches again and again; print and return whether the loss went near 0."""
     with rehearsal() as folder:
-        n_epochs = max(2, N_STEPS // n_batches)
         trainer = quiet_trainer(
             build,
             config,
             folder,
-            epochs=n_epochs,
-            save_period=n_epochs + 1,
+            epochs=N_STEPS,
+            save_period=N_STEPS + 1,
             len_epoch=n_batches,
             max_steps=None,
         )
         trainer.data_loader = Kept(trainer.data_loader, n_batches)
+        trainer.len_epoch = n_batches = len(trainer.data_loader)  # the data may have fewer
+        n_epochs = max(2, N_STEPS // n_batches)
         losses = []
         for epoch in range(1, n_epochs + 1):
             losses.append(float(trainer._train_epoch(epoch)['loss']))

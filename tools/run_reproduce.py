@@ -33,8 +33,11 @@ def reproduce(run: Run) -> bool:
             f'{run.name}: its record names no commit, so its code is not known: it was trained '
             'outside of a git repository, or by an older version'
         )
-    if not config or not rows:
-        raise UserError(f'{run.name}: {"no finished epoch" if config else "no whole config.json"}')
+    is_whole = isinstance(config.get('trainer'), dict)
+    if not is_whole or not rows:
+        raise UserError(
+            f'{run.name}: {"no finished epoch" if is_whole else "no whole config.json"}'
+        )
     for name in git.get('left_out') or []:
         print(f'note: {name} was changed and not recorded: the code may differ there')
     if run.record['resumed_from']:

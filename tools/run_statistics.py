@@ -124,7 +124,7 @@ def print_pair(pair: list[tuple[str, list[Run]]], metric: str | None) -> None:
             raise UserError(f'{title} has no value of {name}')
         counted += known.values()
         values.append({seed: run.value(metric) for seed, run in known.items()})
-        seeds = ', '.join(sorted(known))
+        seeds = ', '.join(sorted(known, key=lambda seed: (len(seed), seed)))
         print(f'{title}: {name} {estimate(values[-1].values())}, seeds {seeds}')
     common = sorted(values[0].keys() & values[1].keys())
     if not common:

@@ -3,6 +3,7 @@
 With "$schema": "config.schema.json" in a config an editor completes and checks `type` and `args`.
 """
 
+import argparse
 import json
 import re
 import typing
@@ -163,4 +164,5 @@ def arguments_of(found: Callable, section: str) -> dict:
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     print(json.dumps(schema(), indent=1))

@@ -127,6 +127,9 @@ def refuse(given: argparse.Namespace, config: ConfigParser) -> None:
         raise ConfigError(
             '--shell is for one machine: leave --nodes, --hours, --partition and --option out'
         )
+    for option in given.option:
+        if option.lstrip('-').partition('=')[0] in ('', 'time'):
+            raise ConfigError(f'--option {option}: expected KEY=VALUE; the time is --hours')
     if given.script is not None and given.script.suffix == '.json':
         raise ConfigError(f'--script {given.script}: that is its config: name such as job.sh')
     if not given.shell and 3600 * (given.hours or 0) < 2 * NOTICE_S:

@@ -346,7 +346,7 @@ class Sweep:
         if len(self._reasons) >= MOST_FAILURES and not states & {'COMPLETE', 'PRUNED'}:
             raise UserError(
                 f'{len(self._reasons)} trials failed and none went well: {self._reasons[-1]} (all '
-                f'of it is in {self.plan.folder}/*.log). When it is mended, remove '
+                f'of it is in {self.plan.folder}/trials/*.log). When it is mended, remove '
                 f'{self.results.file} and give the same command again'
             )
 
