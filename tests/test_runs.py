@@ -440,6 +440,27 @@ def test_picture_marks_no_best_where_nobody_says_what_is_better(tmp_path, runs, 
     assert labels[:2] == ['points/a0', 'points/again']
 
 
+def test_legend_of_many_runs_leaves_the_curves_free(tmp_path, runs, monkeypatch):
+    figures = []
+    monkeypatch.setattr(run_curves, 'save', lambda figure, file: figures.append(figure))
+    for index in range(42):
+        write_run(tmp_path, '긴 이름' * 20 + str(index), lr=index)
+    assert '2 of the lines are grey' in runs('plot')
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(set(names)) == 41 and max(map(len, names)) < 70
+    looks = {(line.get_color(), line.get_linestyle()) for line in figures[0].axes[0].lines[:40]}
+    assert len(looks) == 40 and figures[0].get_figheight() > 12
+
+
+def test_null_is_the_same_as_nothing_where_it_stands_for_the_default(tmp_path, runs, refused):
+    write_run(tmp_path, 'a', config={'seed': 1, 'lr_scheduler': None})
+    write_run(tmp_path, 'b', config={'seed': 2})
+    write_run(tmp_path, 'c', config={'seed': 2, 'arch': {'args': {'size': None}}})
+    assert 'no two configs' in refused('compare', 'a', 'b')
+    assert 'One seed in common' in runs('compare', 'a', 'c')
+
+
 def test_a_wrong_name_of_a_value_says_which_there_are(tmp_path, runs, refused):
     (write_run(tmp_path, 'a') / 'test.json').write_text('{"values": {"accuracy": 0.5}}')
     for metric, near in (('val_los', 'val_loss'), ('test.acuracy', 'test.accuracy')):

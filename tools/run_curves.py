@@ -17,8 +17,13 @@ from tools.run_records import (
     shared_settings,
     short_names,
     show_value,
+    width,
 )
 
+DASHES = ('-', '--', ':', '-.')
+MOST_LINES = 10 * len(DASHES)
+FEW_LINES = 8
+WIDEST = 90  # columns of a name in a legend
 MOST_NAMED = 10  # settings that a legend can say
 # For names in Korean, and much else, where one of these is installed.
 FONTS = ('Noto Sans CJK KR', 'NanumGothic', 'Malgun Gothic', 'AppleGothic')
@@ -49,6 +54,7 @@ def draw(runs: list[Run], metric: str | None, file: Path, are_named: bool = Fals
         repeats = are_named and len(by_seed(group)) < len(group)
         lines += [[run] for run in group] if repeats else [group]
     points, n_drawn = [], 0  # (value, epoch, color) of the best of each line
+    shown = 0
     for group, title in zip(lines, titles(lines)):
         known = by_seed([run for run in group if curve_of(run, metric)]).values()
         curves = [curve_of(run, metric) for run in known]
@@ -65,8 +71,11 @@ def draw(runs: list[Run], metric: str | None, file: Path, are_named: bool = Fals
         }
         if len(curves) > 1:
             title += f', mean of {len(curves)} seeds, lowest to highest'
-        (line,) = axes.plot(list(means), list(means.values()), label=title)
-        color = line.get_color()
+        color, dashes = f'C{shown % 10}', DASHES[shown // 10 % len(DASHES)]
+        if shown >= MOST_LINES:  # there are no more looks that can be told apart
+            color, title = '0.8', ''
+        shown += 1
+        axes.plot(list(means), list(means.values()), dashes, color=color, label=title)
         axes.fill_between(
             epochs, *zip(*((min(c), max(c)) for c in columns)), color=color, alpha=0.2
         )
@@ -82,7 +91,13 @@ def draw(runs: list[Run], metric: str | None, file: Path, are_named: bool = Fals
     axes.set(title=plain(f'{metric} of {names[:60]}'), xlabel='epoch', ylabel=plain(metric))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
+    if shown <= FEW_LINES:
+        axes.legend(fontsize='small')
+    else:  # below the curves instead of on them
+        figure.set_size_inches(8, 5 + 0.2 * min(shown, MOST_LINES))
+        figure.legend(fontsize='small', loc='outside lower left')
+    if shown > MOST_LINES:
+        print(f'{shown - MOST_LINES} of the lines are grey and have no name: choose with --best N')
     save(figure, file)
 
 
@@ -99,8 +114,16 @@ def titles(groups: list[list[Run]]) -> list[str]:
     for runs in groups:
         name = runs[0].name if len(runs) == 1 else runs[0].record['name']
         settings = [f'{names[key]} {show_value(runs[0], key)}' for key in keys]
-        made.append(plain(', '.join([name, *settings])))
+        made.append(plain(shortened(', '.join([name, *settings]))))
     return made
+
+
+def shortened(text: str) -> str:
+    """A text without its middle where it is too wide."""
+    if width(text) <= WIDEST:
+        return text
+    n_letters = WIDEST * len(text) // width(text) // 2
+    return f'{text[:n_letters]}...{text[-n_letters:]}'
 
 
 def plain(text: str) -> str:

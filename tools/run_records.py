@@ -171,7 +171,12 @@ def _without_point(value: Any) -> Any:
 def shared_settings(run: Run, *without: str) -> str:
     """All settings of a run but those of `without`, as one text: the same for runs that agree."""
     return json.dumps(
-        {key: as_text(run.settings[key]) for key in sorted(run.settings) if key not in without}
+        {
+            key: as_text(value)
+            for key, value in sorted(run.settings.items())
+            # null stands for the default, but in the arguments of a class
+            if key not in without and (value is not None or '.args.' in key)
+        }
     )
 
 
