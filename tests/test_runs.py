@@ -432,6 +432,7 @@ def test_picture_marks_no_best_where_nobody_says_what_is_better(tmp_path, runs, 
     assert list(best.get_xdata()) == [1] and '0.8 in epoch 1' in best.get_label()
     runs('plot', '--metric', 'step')
     assert not any('best' in line.get_label() for line in figures[-1].lines)
+    assert mean.get_marker() == '.'
     write_run(tmp_path, 'again', seed=0, values=(0.4, 0.3, 0.2))
     write_run(tmp_path, 'off', monitor='off', values=())
     assert '2 runs are left out' in runs('plot')

@@ -68,7 +68,7 @@ def test_training_step_stays_on_one_screen_and_in_the_designs_shape():
 
 def test_smoke_runs_through_everything_and_leaves_nothing(tmp_path, capsys):
     before = set((ROOT / 'saved').rglob('*'))
-    smoke(train.build, config_of(ema_decay=0.5, epochs=40))
+    smoke(train.build, config_of(ema_decay=0.5, epochs=40, max_minutes=1e-6))
     out = capsys.readouterr().out
     assert all(
         word in out for word in ('trained, validated and saved', 'resumed', 'tested', 'went well')
@@ -136,6 +136,10 @@ def test_find_lr_suggests_a_rate_that_trains_and_draws_its_curve(tmp_path):
         find_lr(lambda config: deaf(train.build(config)), config_of(), 30, tmp_path)
     with pytest.raises(UserError, match='--steps 1: too few'):
         find_lr(train.build, config_of(), 1, tmp_path)
+    still = config_of()
+    still['optimizer']['args']['lr'] = 0
+    with pytest.raises(UserError, match='lr of the first group is 0'):
+        find_lr(train.build, still, 30, tmp_path)
 
 
 def test_picture_of_the_learning_rates_marks_the_suggestion_and_the_lowest_loss():

@@ -67,6 +67,7 @@ def check_resume(config: dict) -> None:
             'trackers': None,
             'save_period': 10**6,
             'early_stop': 0,
+            'max_minutes': None,
         }
         write_json({**config, 'trainer': {**config['trainer'], **short}}, path)
         print('Training straight through ...', flush=True)

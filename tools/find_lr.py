@@ -79,10 +79,10 @@ def rising(trainer, rates: list[float]) -> list[float]:
         pass
 
     losses, take_step = [], trainer.stepper.step
-    shares = [
-        group['lr'] / trainer.optimizer.param_groups[0]['lr']
-        for group in trainer.optimizer.param_groups
-    ]
+    groups = trainer.optimizer.param_groups
+    if not groups[0]['lr']:
+        raise UserError('lr of the first group is 0: give another, the groups keep their ratios')
+    shares = [group['lr'] / groups[0]['lr'] for group in groups]
 
     def step() -> None:
         losses.append(float(trainer.stepper.loss))
@@ -92,7 +92,7 @@ def rising(trainer, rates: list[float]) -> list[float]:
             and len(losses) > 10
         ):
             raise Diverged
-        for group, share in zip(trainer.optimizer.param_groups, shares):
+        for group, share in zip(groups, shares):
             group['lr'] = rates[len(losses) - 1] * share
         take_step()
 

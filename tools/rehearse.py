@@ -60,7 +60,8 @@ def short_config(
 ) -> ConfigParser:
     """A copy of the config that saves into `folder`, with other settings in its trainer section."""
     config = copy.deepcopy(config)
-    config['trainer'] |= {'save_dir': str(folder), 'early_stop': 0, 'trackers': None, **trainer}
+    whole = {'early_stop': 0, 'max_minutes': None, 'trackers': None}
+    config['trainer'] |= {'save_dir': str(folder), **whole, **trainer}
     return ConfigParser(config, resume)
 
 

@@ -75,7 +75,8 @@ def draw(runs: list[Run], metric: str | None, file: Path, are_named: bool = Fals
         if shown >= MOST_LINES:  # there are no more looks that can be told apart
             color, title = '0.8', ''
         shown += 1
-        axes.plot(list(means), list(means.values()), dashes, color=color, label=title)
+        marker = '.' if len(means) == 1 else None  # a line of one point is not seen
+        axes.plot(list(means), list(means.values()), dashes, c=color, marker=marker, label=title)
         axes.fill_between(
             epochs, *zip(*((min(c), max(c)) for c in columns)), color=color, alpha=0.2
         )

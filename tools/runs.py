@@ -325,10 +325,9 @@ def what_goes(runs: list[Run], n_kept: int, whole: bool) -> Iterator[tuple[Run, 
 
 def may_train(run: Run) -> bool:
     """Whether somebody trains there, perhaps on a machine whose locks are not seen here."""
-    if run.record['state'] != 'killed':
-        return is_trained(run.folder)
     written = max(path.lstat().st_mtime for path in run.folder.iterdir())
-    return time.time() - written < SILENCE_S
+    is_fresh = run.record['state'] == 'killed' and time.time() - written < SILENCE_S
+    return is_fresh or is_trained(run.folder)
 
 
 def has_learned(run: Run) -> bool:
