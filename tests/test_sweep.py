@@ -321,6 +321,9 @@ def test_a_run_of_something_else_is_not_touched(project, refused, tmp_path):
     (run / 'config.json').write_text('{"name": "mine"}')
     assert 'is of another sweep' in refused('a')
     assert (run / 'config.json').read_text() == '{"name": "mine"}'
+    (run / 'config.json').rename(run / 'mine.txt')
+    (tmp_path / 'a' / 'sweeps' / 'x_sweep' / 'journal.log').unlink()
+    assert 'another mine.txt' in refused('a') and (run / 'mine.txt').is_file()
 
 
 def changed(**settings):

@@ -36,7 +36,7 @@ from armature.errors import (
 )
 from armature.processes.devices import devices_by_name
 from armature.run.record import write_json
-from armature.run_files import TABLE, read_table
+from armature.run_files import CHANGES, CONFIG, RECORD, TABLE, read_table
 from tools.print_config import describe
 from tools.run_files import read_config, read_record
 from tools.run_records import number as number_or_none
@@ -298,7 +298,11 @@ class Sweep:
 
     def _is_finished(self, run: Path, config: dict) -> bool:
         """Whether this run has been trained already; UserError when it is another one."""
-        if different := first_difference(config, read_config(run) or config):
+        different = first_difference(config, read_config(run) or config)
+        if not (run / CONFIG).exists():  # only what train.py writes before it may go
+            names = {path.name for path in run.glob('[!.]*')} - {RECORD, CHANGES}
+            different = min(names, default=different)
+        if different:
             raise UserError(
                 f'{run} has another {different}: it is of another sweep. Remove it, or give this '
                 'sweep a name: --set sweep.name=NAME'
