@@ -60,9 +60,6 @@ class ConfigParser(UserDict):
         for target, value in (modification or {}).items():
             set_option(self._document, target, value, 'modification')
         self.data = self._document.values
-        for name in TOP:
-            if self.data.get(name, ...) is None:  # null means what leaving the key out means
-                del self.data[name]
         # What the script puts in later, it puts in anew after a resume: no part of the experiment.
         self.as_read = copy.deepcopy(self.data)
         self.resume = None if resume is None else Path(resume)
@@ -229,17 +226,26 @@ class ConfigParser(UserDict):
 
     __hash__ = object.__hash__
 
+    def __contains__(self, name) -> bool:
+        """Whether the config says something of it: null means what leaving the key out means."""
+        return self.data.get(name) is not None
+
     def get(self, name, default=...):
         """The section or value `name`; without it `default`, or that of the key table."""
         if default is ...:
             default = copy.copy(vars(settings_of(None, TOP)).get(name))
-        return self.data.get(name, default)
+        return self.data[name] if name in self else default
 
     def __copy__(self):
         """Another config, that trains in a folder of its own."""
         copied = super().__copy__()
         copied.place = copy.copy(self.place)
         copied.place.config = copied
+        return copied
+
+    def __deepcopy__(self, memo):
+        copied = copy.copy(self)
+        copied.data = copy.deepcopy(self.data, memo)
         return copied
 
     def __reduce__(self):

@@ -80,7 +80,9 @@ class BaseTrainer(ABC):
         self.model = model.to(self.device) if isinstance(model, nn.Module) else model
         if len(device_ids) > 1 and not isinstance(model, nn.DataParallel):
             self.model = nn.DataParallel(model, device_ids)
-        self._pair_of = PairOf(config.get('batch'), self.takes_pairs)
+        parts = config.get('batch')
+        # In an old project the key may be its own, and mean another thing.
+        self._pair_of = PairOf(parts if isinstance(parts, dict) else None, self.takes_pairs)
         call_by_name(bare(self.model), self._pair_of.names)
         self.criterion, self.metric_ftns, self.optimizer = criterion, metric_ftns, optimizer
 

@@ -247,18 +247,6 @@ def report(config: dict) -> str:
         ),
         (
             {
-                'lr_scheduler': {
-                    'type': 'CosineAnnealingLR',
-                    'args': {'T_max': 500},
-                    'interval': 'step',
-                },
-                'trainer__epochs': 40,
-                'trainer__len_epoch': 10,
-            },
-            'lr_scheduler.args.T_max: is 500 steps, but the run has 400',
-        ),
-        (
-            {
                 'lr_scheduler': {'type': 'OneCycleLR', 'args': {'max_lr': 1, 'total_steps': 30}},
                 'trainer__epochs': 40,
             },
@@ -350,6 +338,18 @@ def test_what_is_legal_but_odd_is_noted():
                 'trainer__monitor': 'max val_recall_10',
             },
             "trainer.monitor: no epoch reports 'val_recall_10' (did you mean 'val_recall_20'?), un",
+        ),
+        (
+            {
+                'lr_scheduler': {
+                    'type': 'CosineAnnealingLR',
+                    'args': {'T_max': 500},
+                    'interval': 'step',
+                },
+                'trainer__epochs': 40,
+                'trainer__len_epoch': 10,
+            },
+            'lr_scheduler.args.T_max: is 500 steps, but the run has 400',
         ),
         ({'vocabulary': 3}, 'the config: no key of ours, so it is for your own code to read: voca'),
         ({'early_stop': 3}, 'early_stop (its place is trainer)'),

@@ -14,6 +14,7 @@ import torch
 import model.loss
 import model.metric
 import model.model
+from armature.batch import takes
 from armature.config import build as config_types
 from armature.config.build import KINDS, OWN, find, kind_of
 from armature.config.values import hint_of, parameters, violation
@@ -159,11 +160,18 @@ def test_functions_are_taken_only_from_where_they_are_defined():
         class Mine:
             def __call__(self, output, target): return 2
         ready = nn.L1Loss()
+        import functools, os
+        smooth = functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)
+        instance = Mine()
+        @functools.lru_cache
+        def cached(output, target): return 3
     """)
     losses = kind_of('loss', module)
     assert find('mine', losses)(0, 0) == 1
     assert find('MSELoss', losses) is torch.nn.MSELoss
-    assert find('ready', losses) is module.ready
+    for name in ('ready', 'smooth', 'instance', 'cached'):
+        assert find(name, losses) is getattr(module, name)
+        assert callable(ConfigParser({'name': 'x', 'loss': name}).init_loss(module))
     assert ConfigParser({'name': 'x', 'loss': 'Mine'}).init_loss(module)(0, 0) == 2
     for name in ('system', 'makedirs', 'Popen', 'nn'):
         for kind in (KINDS['loss'], OWN):
@@ -318,6 +326,39 @@ def test_a_list_for_a_tensor_becomes_one_of_floats():
     binary = loss_of('binary_cross_entropy_with_logits', pos_weight=weight)
     assert binary(output, torch.eye(3)[target]) > 0
     assert as_function(output.to('meta'), target.to('meta')).device.type == 'meta'  # they follow
+
+
+def test_a_loss_that_needs_a_tensor_takes_a_list_or_a_matrix():
+    module = module_from("""
+        import torch
+        def cost(output, target, matrix: torch.Tensor):
+            return matrix[target].mean()
+    """)
+    section = {'type': 'cost', 'args': {'matrix': [[0, 1], [5, 0]]}}
+    loss = ConfigParser({'name': 'x', 'loss': section}).init_loss(module)
+    assert takes(loss, 0, 0) and loss(torch.eye(2), torch.tensor([1, 1])) == 2.5
+    matrix = parameters(module.cost)[0]['matrix']
+    assert violation([[1, 2], [3]], hint_of(matrix)) == 'a number as item 0'
+
+
+class Deep:
+    def __init__(self, hidden, depth: int = 0.5, pretrained=False):
+        pass
+
+
+class Open(Deep):
+    def __init__(self, width=1, **options):
+        super().__init__(**options)
+
+
+def test_arguments_are_judged_by_what_is_known_of_them():
+    named, is_open = parameters(Open)  # its base's, too, and those that it does not give itself
+    assert [*named] == ['width', 'hidden', 'depth', 'pretrained'] and not is_open
+    assert named['hidden'].default is not named['hidden'].empty
+    fine = {'hidden': 3, 'depth': 0.2, 'pretrained': 'imagenet'}
+    for name, value in [*fine.items(), ('pretrained', 0.5), ('pretrained', [1])]:
+        assert violation(value, hint_of(named[name])) is None
+    assert violation('No', hint_of(named['pretrained'])).startswith('true or false')
 
 
 def test_a_weight_of_null_is_that_of_the_table():

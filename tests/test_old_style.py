@@ -120,12 +120,19 @@ def make(tmp_path):
     """Builds a trainer of a given class, on a line."""
 
     def made(
-        trainer_class=LateTrainer, resume=None, epochs=3, len_epoch=None, scheduled=True, **settings
+        trainer_class=LateTrainer,
+        resume=None,
+        epochs=3,
+        len_epoch=None,
+        scheduled=True,
+        own=None,
+        **settings,
     ):
         config = ConfigParser(
             {
                 'name': 'line',
                 'n_gpu': 0,
+                **(own or {}),
                 'trainer': {
                     'epochs': epochs,
                     'save_dir': str(tmp_path),
@@ -392,6 +399,12 @@ def test_config_of_every_generation_can_be_asked_and_changed(tmp_path, monkeypat
         isinstance(build('arch', here)(), Line)
         for build in (config.init_ftn, config.initialize_ftn)
     )
+    config['lr_scheduler'] = None  # as a file with null, which scripts ask for
+    assert config['lr_scheduler'] is None and 'lr_scheduler' not in config
+    assert config.get('lr_scheduler', 1) == 1 and config.get('seed') == 123
+    other = copy.deepcopy(config)
+    other['arch']['args'] = {'weights': 1}
+    assert isinstance(config.init_obj('arch', here), Line) and other.place is not config.place
     config['arch']['note'] = 1
     config.config['more'] = 2
     config['most'] = 3
@@ -423,6 +436,20 @@ def test_config_in_a_state_of_ones_own_is_plain_data(tmp_path):
     torch.save({'config': config}, tmp_path / 'own.pth')
     assert torch.load(tmp_path / 'own.pth', weights_only=True)['config'] == config.config
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config.config)
+
+
+@pytest.mark.parametrize(
+    ('own', 'settings'),
+    [
+        ({'distributed': True, 'batch': 64, 'seed': 'any', 'sweep': [1]}, {}),
+        ({}, {'freeze': True, 'max_grad_norm': 0, 'log_images': 8, 'early_stop': -1}),
+    ],
+)
+def test_old_project_may_have_keys_that_mean_another_thing_here(make, own, settings):
+    trainer = make(epochs=1, own=own, **settings)
+    trainer.config.check()
+    trainer.train()
+    assert trainer.epochs_done == 1 and all(trainer.config[key] == own[key] for key in own)
 
 
 def test_helpers_are_where_they_were(tmp_path):

@@ -404,6 +404,38 @@ def test_schedule_that_a_loop_of_ones_own_steps_is_replayed_too(experiment, chan
     assert resumed.epochs_done == 3 and rates[0] == rates[1]
 
 
+class Gradual(torch.optim.lr_scheduler.LRScheduler):
+    """Rises for an epoch, then is another scheduler that it holds: a well-known one is so."""
+
+    def __init__(self, optimizer, after):
+        self.after, self.rise = after, lambda epoch: 0.5
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [self.rise(self.last_epoch) * each for each in self.base_lrs]
+
+    def step(self, epoch=None):
+        (super() if self.last_epoch < 1 else self.after).step()
+
+
+@pytest.mark.parametrize('n_epochs', [1, 2, 3])
+def test_schedule_inside_one_of_ones_own_is_resumed(experiment, n_epochs):
+    def trainer(**options):
+        def scheduler(optimizer):
+            return Gradual(optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.7))
+
+        return experiment.trainer(trainer_class=OldLoop, scheduler=scheduler, **options)
+
+    whole = trainer(epochs=4)
+    whole.train()
+    resumed = trainer(resume=last_of(trainer(epochs=n_epochs)), epochs=4)
+    resumed.train()
+    rates = [each.optimizer.param_groups[0]['lr'] for each in (resumed, whole)]
+    counts = [each.lr_scheduler.after.last_epoch for each in (resumed, whole)]
+    assert rates[0] == rates[1] and counts == [3, 3]
+    assert resumed.lr_scheduler.after.optimizer is resumed.optimizer
+
+
 def test_changed_learning_rate_is_one_line_and_keeps_the_schedule(experiment, caplog):
     first = experiment.trainer(epochs=1)
     first.train()

@@ -99,14 +99,15 @@ def test_a_start_goes_on_in_the_folder_of_its_run_wherever_save_dir_leads(tmp_pa
     (tmp_path / 'link').symlink_to('real')
     (run / 'config.json').write_text('{}')
     (run / '.lock').write_text('agent')
-    settings = {'name': 'x', 'trainer': {'save_dir': str(tmp_path / way)}}
+    settings = {'name': 'x', 'trainer': {'save_dir': str(tmp_path / way), 'verbosity': 1}}
     last = run / 'checkpoint-last.pth'
     save({'state_dict': {}, 'config': settings, 'made_by': {'agents': ['agent']}}, last)
     for start in (
         lambda place: place.choose(argparse.Namespace(resume_or_start=True, config='c.json')),
         lambda place: place.go_on_after_restart(['agent']),
     ):
-        config = ConfigParser(settings)
+        others = {**settings['trainer'], 'verbosity': 2, 'keep_last': None}
+        config = ConfigParser({**settings, 'n_gpu': 0, 'trainer': others})
         start(config.place)
         assert config.save_dir.samefile(run) and config.resume.samefile(last)
     assert list(run.parent.iterdir()) == [run] and not caplog.records

@@ -1,16 +1,12 @@
 """The small helpers of the old template, under the names that its projects import."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from armature.processes.devices import prepare_device as prepare_device
 from armature.run.metric_tracker import MetricTracker as MetricTracker
+from armature.run.record import ensure_dir as ensure_dir
 from armature.run.record import read_json as read_json
 from armature.run.record import write_json as write_json
-
-
-def ensure_dir(dirname: str | Path) -> None:
-    Path(dirname).mkdir(parents=True, exist_ok=True)
 
 
 class inf_loop:  # a class with a function's name: old code calls it as a function

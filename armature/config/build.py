@@ -38,8 +38,8 @@ from armature.config.values import (
 from armature.errors import ConfigError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-# These handle files and processes; a config has no business there. (utils also holds users' code.)
-CORE = ('armature', 'base', 'logger', 'tools', 'tests', 'benchmarks', 'utils.util')
+# These handle files and processes; a config has no business there.
+CORE = ('armature', 'base', 'logger', 'tools', 'tests', 'benchmarks')
 CORE += ('parse_config', 'new_project', 'train', 'test', 'predict')
 MOVED = {  # a name of the first version's configs
     'CsvDataLoader': 'examples.tabular.data.CsvDataLoader',
@@ -206,7 +206,7 @@ def _may_be_named(value: Any, kind: Kind, module: ModuleType) -> bool:
         return hasattr(value, kind.method) and (is_own or issubclass(value, BASES))
     if isinstance(value, nn.Module):
         return kind.method == '__call__'  # criterion = nn.CrossEntropyLoss() in model/loss.py
-    return is_own and isinstance(value, FunctionType)
+    return isinstance(value, functools.partial) or is_own and callable(value)
 
 
 def is_projects_own(value: Any) -> bool:
@@ -458,6 +458,7 @@ def with_tensors(function: Callable, given: dict[str, Any]) -> Callable:
         return function(output, target, **given, **others)
 
     call.func, call.keywords = function, given  # as a partial has them
+    call.__signature__ = inspect.signature(functools.partial(function, **given))
     return call
 
 

@@ -14,10 +14,9 @@ from armature.config.build import (
     name_of,
     type_of,
 )
-from armature.config.keys import GROUP, SECTION, TOP, Key, paths_of
+from armature.config.keys import GROUP, SECTION, TOP, Key, paths_of, unfit
 from armature.config.read import Document, Problem, entries, lookup, show, show_path
 from armature.config.spelling import did_you_mean, is_slip
-from armature.config.values import violation
 
 ANY_LENGTH = 10**6  # stands for "auto" until the data has told
 
@@ -84,8 +83,11 @@ def judge_keys(
         if name not in section:
             if name not in slips.values():
                 yield Problem(here, f'is missing ({key.description})')
-        elif expected := violation(value, dict if is_section else key.hint):
-            yield Problem(here, f'expected {expected}, got {show(value)}')
+        elif expected := unfit(value, key):
+            # The script of an old project may read a key of its own that has this name.
+            is_own = not is_strict and key.default is not ...
+            text = f'expected {expected}, got {show(value)}'
+            yield Problem(here, text + ', so it is for your own code' * is_own, is_own)
         elif members := key.hint if is_section else is_strict and key.members:
             yield from judge_keys(value, members, here, is_strict)
 
@@ -176,9 +178,11 @@ def _schedule(config: dict) -> Iterator[Problem]:
     if not isinstance(epochs, int) or not isinstance(batches, int):
         return  # only the data can tell how many steps there will be
     n_steps = epochs * batches
+    if unit == 'step' and isinstance(trainer.get('max_steps'), int):
+        n_steps = min(n_steps, trainer['max_steps'])
     for key in AUTO_LENGTHS:
         length, has_to_fit = args.get(key), key == 'total_steps'
         if isinstance(length, int) and (length > n_steps or has_to_fit and length < n_steps):
             text = f'is {length} {unit}s, but the run has {n_steps} ("auto" is its length)'
-            # With fewer epochs than a period a schedule is cut short, which may be meant.
-            yield Problem((*path, key), text, unit == 'epoch' and not has_to_fit)
+            # A schedule that is cut short may be meant, as in a short trial.
+            yield Problem((*path, key), text, not has_to_fit)

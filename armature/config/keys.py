@@ -7,12 +7,12 @@ fills in its defaults.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from armature.config.read import show
-from armature.config.values import Limit
+from armature.config.values import Limit, violation
 from armature.errors import ConfigError
 from armature.processes.launch import TIMEOUT_S
 
@@ -32,7 +32,6 @@ class Key(NamedTuple):
 
 COUNT = Annotated[int, Limit('minimum', 1)]
 COUNT_FROM_0 = Annotated[int, Limit('minimum', 0)]
-FROM_0 = Annotated[float, Limit('minimum', 0)]
 ABOVE_0 = Annotated[float, Limit('exclusiveMinimum', 0)]
 ENTRY = str | dict  # a name, or {"type", "args"}
 # A folder's name on every system: no hidden one, none that Windows refuses or keeps for itself.
@@ -102,7 +101,7 @@ TRAINER = {
     'monitor': Key(
         MONITOR, "'min <metric>' or 'max <metric>' says which epoch is best; 'off'", 'off'
     ),
-    'early_stop': Key(FROM_0, 'epochs without a better value until training stops; 0: never', None),
+    'early_stop': Key(float, 'epochs without a better value until training stops; 0: never', None),
     'tensorboard': Key(bool, 'write TensorBoard logs', False),
     'trackers': Key(
         list[ENTRY], 'services beside it: wandb, trackio, or a class of your own', None, SECTION
@@ -248,13 +247,23 @@ def paths_of(table: dict, path: tuple = ()) -> Iterator[tuple]:
             yield from paths_of(key.hint, (*path, name))
 
 
+def unfit(value: Any, key: Key) -> str | None:
+    """What the value of a key should have been; None when it is fine."""
+    return violation(value, dict if isinstance(key.hint, dict) else key.hint)
+
+
 def settings_of(section: dict | None, table: dict = TRAINER) -> SimpleNamespace:
     """What a section says, with the table's defaults for what it leaves out, as attributes.
 
-    The keys of one's own are there too. A null stands for the default.
+    The keys of one's own are there too. A null stands for the default, and so does a value that is
+    none of ours: an old project's own key of that name.
     """
     defaults = {name: key.default for name, key in table.items() if key.default is not ...}
-    given = {name: value for name, value in (section or {}).items() if value is not None}
+    given = {
+        name: value
+        for name, value in (section.items() if isinstance(section, Mapping) else ())
+        if value is not None and not (name in defaults and unfit(value, table[name]))
+    }
     if 'tensorboardX' in given:  # the older name
         given.setdefault('tensorboard', given['tensorboardX'])
     return SimpleNamespace(**defaults | given)

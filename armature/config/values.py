@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -32,6 +33,10 @@ LIMITS = {  # what is expected, and whether (value, bound) is it
 DIVISORS = ('step_size', 'T_max')  # of torch's schedulers, which notice a 0 an epoch later
 LISTS = (list, tuple, set, Sequence, Iterable)
 OBJECTS = (dict, Mapping)
+# "yes" would count as true, and so would "no".
+NO_ANSWER = Annotated[
+    str, Limit('pattern', r'(?is)(?!(true|false|yes|no|on|off)$).*', 'true or false')
+]
 ANY_PARAMETER = inspect.Parameter('others', inspect.Parameter.VAR_KEYWORD)
 # What may be annotated, what a config then gives, and what that is called.
 PLAIN = (
@@ -61,7 +66,10 @@ def violation(value: Any, hint: Any, *limits: Any) -> str | None:
         is_one = any(value == each and type(value) is type(each) for each in parts)
         return None if is_one else ' or '.join(show(each) for each in parts)
     if kind is torch.Tensor:
-        return violation(value, list[float])
+        expected = violation(value, list[float])
+        with suppress(TypeError, ValueError, RuntimeError):
+            expected = expected if torch.tensor(value).ndim < 2 else None  # a matrix
+        return expected
     for kinds, accepted, noun in PLAIN:
         if kind not in kinds:
             continue
@@ -91,10 +99,12 @@ def hint_of(parameter: inspect.Parameter) -> Any:
     """What a config may give for a parameter: by its annotation, or as its default tells."""
     if parameter.name in DIVISORS and parameter.annotation is int:
         return Annotated[int, Limit('minimum', 1)]
-    if parameter.annotation is not parameter.empty:
-        return parameter.annotation
-    # "yes" would count as true, and so would "no"
-    return bool | int | None | dict if isinstance(parameter.default, bool) else Any
+    hint, default = parameter.annotation, parameter.default
+    if hint is parameter.empty:
+        return bool | float | None | list | dict | NO_ANSWER if isinstance(default, bool) else Any
+    # An annotation that its own default breaks says nothing: `dropout: int = 0.1`.
+    is_broken = default is not None and violation(default, hint)
+    return Any if is_broken else hint
 
 
 def takes(parameter: inspect.Parameter, *kinds: type) -> bool:
@@ -116,8 +126,8 @@ def is_called(hint: Any) -> bool:
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
     """The parameters that can be given by name, in order, and whether any others are taken too.
 
-    A class that only passes `**options` on to its base's constructor has the base's optional
-    parameters as well.
+    A class that only passes `**options` on to its base's constructor has the base's parameters as
+    well; those without a default it may give itself.
     """
     found = _signature(target)
     others = next((each.name for each in found if each.kind == each.VAR_KEYWORD), None)
@@ -127,7 +137,10 @@ def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], bool]:
         return named, others is not None
     bases = [each for each in target.__mro__ if '__init__' in vars(each)][1:]
     inherited, is_open = parameters(bases[0])
-    optional = {name: each for name, each in inherited.items() if each.default is not each.empty}
+    optional = {
+        name: each.replace(default=...) if each.default is each.empty else each
+        for name, each in inherited.items()
+    }
     return named | optional | named, is_open
 
 

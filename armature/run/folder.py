@@ -12,7 +12,7 @@ from typing import Any
 
 from armature.checkpoint.files import begun, is_behind, newest, newest_run
 from armature.compare import first_difference
-from armature.config.keys import FOLDER_NAME, expanded
+from armature.config.keys import FOLDER_NAME, expanded, hyperparameters
 from armature.config.read import show
 from armature.config.values import violation
 from armature.errors import ConfigError
@@ -70,7 +70,9 @@ class RunPlace:
         path, head = newest(run) if run is not None else (None, {})
         if path is None or head.get('finished'):
             return None
-        if different := first_difference(head.get('config'), self.config.config):
+        if different := first_difference(
+            *(hyperparameters(each) for each in (head.get('config', {}), self.config.config))
+        ):
             raise ConfigError(
                 f'--resume-or-start: {different} is another than in the unfinished run {run}. Go '
                 f'on with that run as it was: -r {quote(str(run))}. Or start a new one: leave '

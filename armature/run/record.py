@@ -347,6 +347,10 @@ def read_json(fname: str | Path) -> OrderedDict:
     return json.loads(Path(fname).read_text(encoding='utf-8'), object_hook=OrderedDict)
 
 
+def ensure_dir(dirname: str | Path) -> None:
+    Path(dirname).mkdir(parents=True, exist_ok=True)
+
+
 def write_json(content: Any, fname: str | Path) -> None:
     write_text(Path(fname), json.dumps(content, indent=4) + '\n')
 

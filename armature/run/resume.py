@@ -42,7 +42,7 @@ from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
 from armature.run.record import as_read
-from armature.run.saving import NAMES, stateful_of
+from armature.run.saving import NAMES, load_part, state_of_part, stateful_of
 from armature.run_files import TABLE, read_table, values_of
 from armature.seed import AT_START, set_rng_state
 from armature.step.average import Average
@@ -126,7 +126,7 @@ def as_built(trainer: Any, parts: dict[str, Any]) -> dict[str, dict]:
                 'type': type(part).__name__,
                 'optimizer': names.get(id(part.optimizer), ''),
                 'inside': _inside(part),
-                'state': to_plain(copy.deepcopy(part.state_dict())),
+                'state': to_plain(copy.deepcopy(state_of_part(part))),
             }
         elif isinstance(part, (Schedule, Average)):
             built[name] = part.as_built()
@@ -634,7 +634,7 @@ class Resume:
 
 def _load(name, part, saved):
     try:
-        part.load_state_dict(saved)
+        load_part(part, saved)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f'the state of {name} in the checkpoint does not fit: {error}') from (
             error

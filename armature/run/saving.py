@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
+
 from armature.checkpoint import sharded
 from armature.checkpoint.files import (
     BEST,
@@ -24,6 +26,7 @@ from armature.checkpoint.files import (
 )
 from armature.checkpoint.plain import mapped
 from armature.checkpoint.weights import bare
+from armature.config.keys import DISTRIBUTED, settings_of
 from armature.errors import CheckpointError
 from armature.processes import dist
 from armature.run.metric_tracker import MetricTracker
@@ -49,7 +52,7 @@ def state_of(trainer: Any) -> dict:
     for name, part in stateful_of(trainer).items():
         # What was measured in an epoch that is finished has been reported.
         is_over = isinstance(part, MetricTracker) and not trainer.position
-        parts[name] = part.lasting() if is_over else part.state_dict()
+        parts[name] = part.lasting() if is_over else state_of_part(part)
         if isinstance(part, Average) and part.model is model:
             tested = part.tested()
         elif isinstance(part, Average):
@@ -75,6 +78,28 @@ def state_of(trainer: Any) -> dict:
         'rng_of_others': rng_of_others,
         'made_by': trainer._resume.made_by,
     }
+
+
+def state_of_part(part: Any) -> dict:
+    """Its state; of a scheduler as plain data: without functions, with that of schedulers in it."""
+    state = part.state_dict()
+    if not isinstance(part, LRScheduler):
+        return state
+    return {
+        key: state_of_part(value) if isinstance(value, LRScheduler) else value
+        for key, value in state.items()
+        if not callable(value)
+    }
+
+
+def load_part(part: Any, state: dict) -> None:
+    """Load what `state_of_part` gave; the schedulers in it stay the objects that they are."""
+    if isinstance(part, LRScheduler):
+        for key, value in vars(part).items():
+            if isinstance(value, LRScheduler) and key in state:
+                load_part(value, state[key])
+                state = {**state, key: value}
+    part.load_state_dict(state)
 
 
 def stateful_of(trainer: Any) -> dict[str, Any]:
@@ -121,7 +146,9 @@ class Saver:
     def __init__(self, folder: Path, settings: Any, sharing: dict | None = None):
         self.folder, self.settings = folder, settings
         # Each process writes its part.
-        self.is_sharded = dist.is_joined() and (sharing or {}).get('checkpoint') == 'sharded'
+        self.is_sharded = (
+            dist.is_joined() and settings_of(sharing, DISTRIBUTED).checkpoint == 'sharded'
+        )
         self.saved = None  # the moment of the newest
         self.line = {'best': None, 'parent': None}  # (epochs, steps), file that it went on from
         self._best_elsewhere = None  # the moment of that of another folder, which it came from
