@@ -333,6 +333,10 @@ def test_what_is_legal_but_odd_is_noted():
             "trainer.monitor: no epoch reports 'val_f1' (did you mean 'val_k1'?), unless",
         ),
         (
+            {'metrics': [{'type': 'accuracy', 'name': 'iou'}], 'trainer__monitor': 'max val_miou'},
+            "trainer.monitor: no epoch reports 'val_miou' (did you mean 'val_iou'?), unless",
+        ),
+        (
             {
                 'metrics': [{'type': 'accuracy', 'name': 'recall_20'}],
                 'trainer__monitor': 'max val_recall_10',

@@ -531,11 +531,12 @@ def test_best_of_another_loss_or_metric_is_no_best(experiment, capsys, monitor, 
     assert capsys.readouterr().out.count('a new best begins') == is_new
 
 
-def test_another_class_of_model_is_refused(experiment):
+def test_another_class_of_model_that_fits_is_a_warning(experiment, capsys):
     path = last_of(experiment.trainer(epochs=1, sections={'arch': {'type': 'PointModel'}}))
     experiment.trainer(path, sections={'arch': {'type': 'examples.points.PointModel'}})
-    with pytest.raises(ConfigError, match="arch.type: the config has 'Twin', and the checkpoint"):
-        experiment.trainer(path, sections={'arch': {'type': 'Twin'}})
+    experiment.trainer(path, epochs=2, sections={'arch': {'type': 'Twin'}}).train()
+    said = capsys.readouterr().out
+    assert "arch.type: 'PointModel' in the checkpoint, 'Twin' from here on; weights" in said
 
 
 def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):
@@ -741,6 +742,22 @@ def test_batch_size_that_does_not_fit_the_position_is_an_error(experiment):
     loader = BaseDataLoader(NoisyPoints(), 4, shuffle=True, validation_split=12, num_workers=0)
     with pytest.raises(ConfigError, match='14 samples in'):
         experiment.trainer(path, loader=loader).train()
+
+
+class OwnState(PointModel):
+    """Its state dict is of a form of its own."""
+
+    def state_dict(self, *args, **options):
+        return {'version': 3, 'layers': super().state_dict(*args, **options)}
+
+    def load_state_dict(self, state, *args, **options):
+        return super().load_state_dict(state['layers'], *args, **options)
+
+
+def test_model_with_a_state_dict_of_its_own_form_is_resumed(experiment):
+    whole = run(experiment.trainer(model=OwnState))
+    path = stopped_after(experiment, 9, model=OwnState)
+    assert first_difference(run(experiment.trainer(path, model=OwnState)), whole) == ''
 
 
 class LazyModel(PointModel):

@@ -91,15 +91,18 @@ def misfits(mine: dict, weights: dict) -> str:
         'missing': [name for name in mine if name not in weights],
         'not in the model': [name for name in weights if name not in mine],
         'of another shape': [
-            f'{name} {list(weights[name].shape)} -> {list(value.shape)}'
+            f'{name} {_shape(weights[name])} -> {_shape(value)}'
             for name, value in mine.items()
             if name in weights
             and not is_lazy(value)  # which takes the shape that it is given
-            and hasattr(value, 'shape')
-            and weights[name].shape != value.shape
+            and _shape(weights[name]) != _shape(value)
         ],
     }
     return '; '.join(f'{kind}: {shortened(names)}' for kind, names in problems.items() if names)
+
+
+def _shape(value: object) -> list[int] | None:
+    return list(value.shape) if isinstance(value, torch.Tensor) else None  # of a model's own
 
 
 def shortened(names: Iterable[str]) -> str:

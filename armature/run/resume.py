@@ -36,7 +36,7 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import to_plain
 from armature.checkpoint.weights import bare, load_weights
 from armature.compare import ABSENT, differences, first_difference
-from armature.config.build import name_of, type_of
+from armature.config.build import name_of
 from armature.config.keys import NO_HYPERPARAMETER, TERM, TOP, settings_of
 from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
@@ -195,17 +195,6 @@ def _refuse_another_config(state, config):
         )
 
 
-def _refuse_another_arch(before, config):
-    """Weights that fit another class by chance are not its own."""
-    names = [type_of(each.get('arch')) for each in (before, config)]
-    then, now = (str(each).rpartition('.')[2] for each in names)
-    if all(names) and then != now:
-        raise ConfigError(
-            f'arch.type: the config has {now!r}, and the checkpoint {then!r}: keep it, or start a '
-            'new run with "init_from", which takes the weights that fit'
-        )
-
-
 def _in_full(config):
     """A config with the defaults of the keys that we know."""
     trainer = vars(settings_of(config.get('trainer')))
@@ -354,7 +343,6 @@ class Resume:
         self.data_then = identity.data_of(state, path)
         if 'as_built' not in state:
             _refuse_another_config(state, trainer.config)
-        _refuse_another_arch(self.config_then, trainer.config)
         load_weights(trainer.model, state['state_dict'], path)
         if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
             self._restore('optimizer', trainer.optimizer, state['optimizer'])
