@@ -48,11 +48,13 @@ def test_data(config):
         loader_class = find(settings['type'], kind_of('data_loader', module_data))
         args = settings.get('args') or {}
         taken, takes_others = parameters(loader_class)
-        testing = {name: value for name, value in TESTING.items() if takes_others or name in taken}
+        # What hands others on, nobody knows to whom, is given what it was given for training.
+        taken = {*taken, *args, 'training'} if takes_others else taken
+        testing = {name: value for name, value in TESTING.items() if name in taken}
         if 'training' not in testing:
             raise ConfigError(
                 'the config does not say what to test on: write a "test_data_loader", which is '
-                f'like "data_loader", or let {loader_class.__name__} take training=False'
+                f'like "data_loader", or let {settings["type"]} take training=False'
             )
         config['test_data_loader'] = settings | {'args': args | testing}
     loader = config.init_obj('test_data_loader', module_data)

@@ -163,6 +163,8 @@ def test_functions_are_taken_only_from_where_they_are_defined():
         import functools, os
         smooth = functools.partial(nn.functional.cross_entropy, label_smoothing=0.1)
         instance = Mine()
+        def scaled(factor, output, target): return factor
+        double = functools.partial(scaled, 2)
         @functools.lru_cache
         def cached(output, target): return 3
     """)
@@ -172,6 +174,7 @@ def test_functions_are_taken_only_from_where_they_are_defined():
     for name in ('ready', 'smooth', 'instance', 'cached'):
         assert find(name, losses) is getattr(module, name)
         assert callable(ConfigParser({'name': 'x', 'loss': name}).init_loss(module))
+    assert ConfigParser({'name': 'x', 'loss': 'double'}).init_loss(module)(0, 0) == 2
     assert ConfigParser({'name': 'x', 'loss': 'Mine'}).init_loss(module)(0, 0) == 2
     for name in ('system', 'makedirs', 'Popen', 'nn'):
         for kind in (KINDS['loss'], OWN):

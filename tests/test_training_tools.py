@@ -325,6 +325,10 @@ class Untold(BaseDataLoader):
         super().__init__(digits(True), batch_size)
 
 
+def handing_on(batch_size, training=True, **options):
+    return torch.utils.data.DataLoader(digits(training), batch_size, **options)
+
+
 def test_loader_of_ones_own_is_tested_with_what_it_takes_or_refused(monkeypatch):
     script = load_script(ROOT / 'test.py')
 
@@ -335,7 +339,7 @@ def test_loader_of_ones_own_is_tested_with_what_it_takes_or_refused(monkeypatch)
         values = {'name': 'x', 'trainer': {'epochs': 1}, 'data_loader': section}
         return script.test_data(ConfigParser(values))
 
-    assert len(loader(Few).dataset) == len(digits(False))
+    assert len(loader(Few).dataset) == len(loader(handing_on).dataset) == len(digits(False))
     with pytest.raises(ConfigError, match='what to test on.*Untold'):
         loader(Untold)
 

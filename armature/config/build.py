@@ -418,7 +418,7 @@ def make(call: functools.partial, path: tuple, document: Document) -> Any:
     try:
         return call()
     except Exception as error:
-        is_own, name = is_projects_own(call.func), call.func.__name__
+        is_own, name = is_projects_own(call.func), getattr(call.func, '__name__', path[0])
         if path == ('arch',) and isinstance(error, URLError if is_own else OSError):
             raise ConfigError(
                 f'arch: {name} cannot download its weights ({getattr(error, "reason", error)}). '
@@ -438,6 +438,8 @@ def with_name(
     found, has_own = call.func, lookup(entry, ('name',)) is not None
     if inspect.isclass(found):
         found = make(call, path, document)
+    elif call.args:  # of a partial
+        found = call
     elif any(isinstance(each, torch.Tensor) for each in call.keywords.values()):
         found = with_tensors(found, call.keywords)
     elif call.keywords or has_own:
