@@ -2,12 +2,14 @@
 
 import argparse
 import copy
+import copyreg
 import functools
 import logging
 import math
 import os
 import sys
 from collections import OrderedDict, UserDict, namedtuple
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,6 +263,14 @@ class ConfigParser(UserDict):
         logger = logging.getLogger(name)
         logger.setLevel(levels[verbosity if dist.is_main() else 0])
         return logger
+
+
+def _as_it_is(config: ConfigParser) -> tuple:
+    """How it goes to a process that is started with it, as by torch.multiprocessing.spawn."""
+    return copyreg.__newobj__, (ConfigParser,), vars(config)
+
+
+ForkingPickler.register(ConfigParser, _as_it_is)
 
 
 def say_notes(notes: list[str]) -> None:

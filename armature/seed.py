@@ -60,11 +60,12 @@ def seed_sample(number: int, device: torch.device = CPU) -> None:
     np.random.seed(number % 2**32)
 
 
-def rng_state(device: torch.device) -> dict:
+def rng_state(device: torch.device | str) -> dict:
     """The states of the global generators, those of the kind of `device` too, as plain data.
 
     Something that has run is random when these differ from before.
     """
+    device = torch.device(device)  # trainers of old projects have texts
     numpy = np.random.get_state(legacy=False)
     numpy['state']['key'] = numpy['state']['key'].tolist()
     state = {'torch': torch.get_rng_state(), 'python': random.getstate(), 'numpy': numpy}
@@ -74,8 +75,9 @@ def rng_state(device: torch.device) -> dict:
     return state
 
 
-def set_rng_state(state: dict, device: torch.device) -> None:
+def set_rng_state(state: dict, device: torch.device | str) -> None:
     """Put back what `rng_state` returned; of GPUs, what it holds of the kind of `device`."""
+    device = torch.device(device)
     torch.set_rng_state(state['torch'])
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])

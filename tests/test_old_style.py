@@ -8,6 +8,7 @@ import copy
 import math
 import pickle
 import sys
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -436,6 +437,9 @@ def test_config_in_a_state_of_ones_own_is_plain_data(tmp_path):
     torch.save({'config': config}, tmp_path / 'own.pth')
     assert torch.load(tmp_path / 'own.pth', weights_only=True)['config'] == config.config
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config.config)
+    assert config.save_dir.is_dir()
+    sent = pickle.loads(ForkingPickler.dumps(config))  # to a process that is started with it
+    assert sent.save_dir == config.save_dir and sent.place.config is sent and sent == config
 
 
 @pytest.mark.parametrize(
@@ -448,6 +452,7 @@ def test_config_in_a_state_of_ones_own_is_plain_data(tmp_path):
 def test_old_project_may_have_keys_that_mean_another_thing_here(make, own, settings):
     trainer = make(epochs=1, own=own, **settings)
     trainer.config.check()
+    trainer.device = 'cpu'  # as text
     trainer.train()
     assert trainer.epochs_done == 1 and all(trainer.config[key] == own[key] for key in own)
 
