@@ -11,8 +11,8 @@ from shlex import quote
 from typing import Any
 
 from armature.checkpoint.files import begun, is_behind, newest, newest_run
-from armature.compare import first_difference
-from armature.config.keys import FOLDER_NAME, expanded, hyperparameters
+from armature.compare import ABSENT, differences
+from armature.config.keys import FOLDER_NAME, NO_HYPERPARAMETER, expanded
 from armature.config.read import show
 from armature.config.values import violation
 from armature.errors import ConfigError
@@ -70,11 +70,11 @@ class RunPlace:
         path, head = newest(run) if run is not None else (None, {})
         if path is None or head.get('finished'):
             return None
-        if different := first_difference(
-            *(hyperparameters(each) for each in (head.get('config', {}), self.config.config))
-        ):
+        for place, *values in differences(head.get('config'), self.config.config):
+            if NO_HYPERPARAMETER.match(place) or all(each in (ABSENT, None) for each in values):
+                continue  # it changes no result
             raise ConfigError(
-                f'--resume-or-start: {different} is another than in the unfinished run {run}. Go '
+                f'--resume-or-start: {place} is another than in the unfinished run {run}. Go '
                 f'on with that run as it was: -r {quote(str(run))}. Or start a new one: leave '
                 '--resume-or-start out, or change "name".'
             )
