@@ -66,6 +66,7 @@ class BaseTrainer(ABC):
     """
 
     takes_pairs = False  # whether the loop can only unpack (data, target)
+    _broken_before = frozenset()  # weights that are not finite on purpose
 
     def __init__(self, model, criterion, metric_ftns, optimizer, config, device=None):
         self.config = config
@@ -301,9 +302,8 @@ class BaseTrainer(ABC):
         averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         self.epochs_done, self.position = epoch, 0
-        loss = averages.get('loss', 0)
-        if not math.isfinite(loss) and self.settings.on_nan == 'stop':
-            raise NonFiniteError(f'epoch {epoch}: the loss is {loss}. {checks.way_back(self)}')
+        if not math.isfinite(averages.get('loss', 0)):  # nothing to count, or broken
+            checks.refuse_broken_weights(self)
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self._resume.state = {}

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate
 
+from armature.data.order import WeightedRandomSampler
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.run.checks import LossCheck, check_first_step
 from armature.run.monitor import Monitor
@@ -17,12 +18,13 @@ from armature.step.micro_batches import Reduction
 from armature.step.optimizers import clip_values
 from base import BaseDataLoader
 from base.stepper import Stepper
-from tests.conftest import NoisyPoints, PointModel
+from tests.conftest import NoisyPoints, PointModel, going_on
 from trainer import Trainer
 
 
 def check(loss, output, target, known=()):
-    with LossCheck('mine', lambda target: set(known)):
+    with LossCheck('mine', lambda target: set(known)) as looking:
+        looking.given = output, target
         return loss(output, target)
 
 
@@ -50,10 +52,28 @@ def ctc(output, target):
     return F.ctc_loss(output, target, torch.full((2,), 20), torch.full((2,), 5))
 
 
+def of_quantiles(output, target):
+    return F.smooth_l1_loss(output.unsqueeze(2), target.unsqueeze(1))
+
+
+def of_means(output, target):
+    true = F.mse_loss(output.mean(1), torch.tensor(1.0))
+    return (
+        true
+        + F.mse_loss(output, output.mean(0, keepdim=True))
+        + F.kl_div(output, target[0], reduction='batchmean')
+    )
+
+
+def of_those_that_have_labels(output, target):
+    return F.cross_entropy(output[target >= 0], target[target >= 0])
+
+
 def weighted(output, target):
     return F.cross_entropy(output, target, torch.tensor([1, 5, 1]))
 
 
+@pytest.mark.filterwarnings('ignore:Using a target size')  # torch's own, to whoever means it
 @pytest.mark.parametrize(
     'loss, output, target',
     [
@@ -69,6 +89,9 @@ def weighted(output, target):
         (F.poisson_nll_loss, scores(4), torch.tensor([0, 30, 2, 9])),
         (F.mse_loss, scores(4, 1), torch.randn(4, 1)),
         (nn.BCEWithLogitsLoss(), scores(4), torch.ones(4)),
+        (of_quantiles, scores(4, 3), torch.rand(4, 5)),
+        (of_means, scores(4, 3), torch.rand(4, 3)),
+        (of_those_that_have_labels, scores(4, 3), torch.tensor([0, -1, 2, -1])),
     ],
 )  # fmt: skip
 def test_what_a_loss_can_take_is_let_through(loss, output, target):
@@ -98,6 +121,7 @@ def test_what_a_loss_can_take_is_let_through(loss, output, target):
             r'pos_weight \(2,\) of float32: expected one number for each output',
         ),
         (F.l1_loss, scores(4), torch.randn(4, 1), r'target.squeeze'),
+        (nn.MSELoss(), scores(4, 1), torch.randn(4, 5), r'target.squeeze'),
         (nn.HuberLoss(), scores(4), LABELS, r'target.float\(\)'),
         (nn.BCEWithLogitsLoss(), scores(4), LABELS, r'target.float\(\)'),
     ],
@@ -338,16 +362,153 @@ def test_labels_that_only_later_batches_have_are_named_in_the_first_step(experim
     assert trainer.step == 1
 
 
-def test_labels_of_samples_that_no_batch_has_say_nothing(experiment):
-    class HalfLabelled(NoisyPoints):
-        def __init__(self):
-            super().__init__()
-            self.targets[30:] = -1
+class HalfLabelled(NoisyPoints):
+    def __init__(self):
+        super().__init__()
+        self.targets[30:] = -1
 
-    loader = BaseDataLoader(HalfLabelled(), 7, False, 0, 0, sampler=range(30))
-    trainer = experiment.trainer(loader=loader, monitor='off', epochs=1)
+
+class ThreeClasses(NoisyPoints):
+    def __init__(self):
+        super().__init__()
+        self.targets = torch.arange(52) % 3
+
+
+class SeveralLabels(NoisyPoints):
+    def __init__(self):
+        super().__init__()
+        self.labels = [[0] * (each % 3) for each in range(52)]
+        del self.targets
+
+    def __getitem__(self, index):
+        return self.points[index], index % 2
+
+
+class Among:
+    """A loss that is an object with a method, which the loop calls before it."""
+
+    def begin(self):
+        self.has_begun = True
+
+    def __call__(self, output, target):
+        return of_those_that_have_labels(output, target) if self.has_begun else None
+
+
+class Beginning(Trainer):
+    def _train_epoch(self, epoch):
+        if hasattr(self.criterion, 'begin'):
+            self.criterion.begin()
+        return super()._train_epoch(epoch)
+
+
+def with_labels(samples):
+    return default_collate([(data, target) for data, target in samples if target >= 0])
+
+
+@pytest.mark.parametrize(
+    'dataset, options, criterion',
+    [
+        (HalfLabelled, {'sampler': range(30)}, F.nll_loss),
+        (HalfLabelled, {}, of_those_that_have_labels),
+        (HalfLabelled, {'drop_last': True}, Among()),
+        (ThreeClasses, {'sampler': WeightedRandomSampler([1, 1, 0])}, F.nll_loss),
+        (HalfLabelled, {'batch_size': 26, 'collate_fn': with_labels}, F.nll_loss),
+        (SeveralLabels, {}, F.nll_loss),
+    ],
+)
+def test_labels_of_samples_that_no_batch_has_say_nothing(experiment, dataset, options, criterion):
+    options = {'batch_size': 7, 'shuffle': False, **options}
+    loader = BaseDataLoader(dataset(), **options)
+    options = {'monitor': 'off', 'metrics': [], 'epochs': 1, 'trainer_class': Beginning}
+    trainer = experiment.trainer(loader=loader, **options)
+    trainer.criterion = criterion
     trainer.train()
     assert trainer.epochs_done == 1
+
+
+class Masked(PointModel):
+    def __init__(self):
+        super().__init__()
+        self.mask = nn.Parameter(torch.full((4, 4), -math.inf).triu(1))
+        self.register_buffer('seen', torch.full((3,), math.nan))
+
+    def forward(self, x):
+        return super().forward(x @ self.mask.softmax(1).T)
+
+
+def test_weights_that_are_not_finite_from_the_beginning_are_saved(experiment):
+    trainer = experiment.trainer(model=Masked, epochs=1)
+    trainer.train()
+    assert trainer.epochs_done == 1 and trainer.model.seen.isnan().all()
+    resumed = going_on(experiment, trainer, model=Masked, epochs=2)
+    resumed.train()
+    with torch.no_grad():
+        resumed.model.out.bias[0] = math.nan
+    with pytest.raises(NonFiniteError, match=r': 1 weights are not finite \(out.bias\)'):
+        resumed._save_checkpoint(3)
+
+
+def test_loss_over_nothing_does_not_stop_a_run(experiment):
+    labels = torch.arange(42) % 2
+    labels[7:14] = -100  # a whole batch
+    loader = BaseDataLoader(TensorDataset(torch.randn(42, 4), labels), 7, False)
+    trainer = experiment.trainer(loader=loader, monitor='off', epochs=1)
+    trainer.train()
+    assert math.isfinite(trainer.history[0]['loss'])
+
+
+class Descent(torch.optim.Optimizer):
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {'length': lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for each in group['params']:
+                each -= group['length'] * each.grad
+
+
+class Shorter:
+    def __init__(self, of):
+        self.of = of
+
+    def step(self):
+        for group in self.of.param_groups:
+            group['length'] /= 2
+
+
+def test_optimizer_and_scheduler_of_ones_own_need_no_more_than_they_use(experiment):
+    trainer = experiment.trainer(optimizer=Descent, scheduler=Shorter, epochs=2, lr=0.08)
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]['length'] == pytest.approx(0.02)
+
+
+class OwnLoop(Trainer):
+    """Weights the samples itself, measures nothing in epoch 1, and validates by itself."""
+
+    def _train_epoch(self, epoch):
+        self.train_metrics.reset()
+        for data, target in self.batches(epoch):
+            loss = self.criterion(self.model(data), target).mean()
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if epoch > 1:
+                self.train_metrics.update('loss', loss)
+        return self.train_metrics.result() | {'val_reward': float(epoch)}
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script')
+@pytest.mark.parametrize('kind', ['each', 'scripted', 'mean'])
+def test_loop_of_ones_own_weights_and_validates_as_it_likes(experiment, kind):
+    loader = BaseDataLoader(NoisyPoints(), 7)
+    options = {'trainer_class': OwnLoop, 'monitor': 'max val_reward', 'loader': loader}
+    trainer = experiment.trainer(epochs=2, **options)
+    trainer.criterion = nn.NLLLoss(reduction='none' if kind == 'each' else 'mean')
+    if kind == 'scripted':
+        trainer.criterion = torch.jit.script(trainer.criterion)
+    trainer.train()
+    assert trainer.mnt_best == 2
 
 
 def test_loss_of_torch_that_gets_several_outputs_is_told_to_be_written(experiment):
@@ -470,6 +631,7 @@ def test_looking_at_a_loss_leaves_no_trace(experiment, exchanges):
         (lambda output, target: [F.nll_loss(output, target)], 'gives 1 parts'),
         (lambda output, target: F.nll_loss(output, target).item(), 'gives one float'),
         (lambda output, target: {}, 'gives a dict'),
+        (nn.NLLLoss(reduction='none'), r'the loss has the shape \(7,\): expected one number'),
         (lambda output, target: F.nll_loss(output.detach(), target), 'no gradient leads from it'),
         (
             nn.TripletMarginLoss(),

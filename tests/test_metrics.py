@@ -227,6 +227,15 @@ def test_loss_that_was_read_is_measured_beside_torchmetrics():
     assert tracker.result() == pytest.approx(result)
 
 
+def test_batches_that_nobody_can_count_count_alike():
+    tracker = MetricTracker('loss')
+    for value in (1.0, 2.0):
+        tracker.measure(torch.tensor(value), None, None)
+    assert tracker.result() == {'loss': 1.5}
+    with pytest.raises(ConfigError, match='expected one number for a batch'):
+        tracker.measure(torch.ones(3), None, None)
+
+
 def test_values_of_samples_are_refused_and_values_of_classes_are_not():
     def each(output, target):
         return output.argmax(1) == target

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from armature.errors import ConfigError, UserError
-from armature.processes import devices
+from armature.processes import devices, dist
 from armature.processes import launch as job
 from base import BaseDataLoader
 from tests import process_faults
@@ -151,6 +152,24 @@ def test_d_names_devices_that_are_there_each_once(monkeypatch, request_):
     pretend(monkeypatch, 'cuda', 2)
     with pytest.raises(ConfigError, match='this machine has 0, 1, cuda:0, cuda:1, cuda, cpu'):
         devices.select_devices(request_)
+
+
+def test_job_of_one_process_has_nobody_to_join(experiment, monkeypatch):
+    for variable, value in {'RANK': '0', 'WORLD_SIZE': '1'}.items():
+        monkeypatch.setenv(variable, value)
+    experiment.trainer()
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ConfigError, match='started in several processes'):
+        experiment.trainer()
+
+
+def test_sampler_is_found_behind_batches_of_ones_own():
+    sampler = DistributedSampler(range(8), 2, 0)
+    batches = BatchSampler(sampler, 2, False)
+    for options in ({'sampler': sampler}, {'batch_sampler': batches}):
+        assert dist.sampler_of(DataLoader(range(8), **options)) is sampler
+    loader = DataLoader(range(8), sampler=batches, batch_size=None)
+    assert dist.sampler_of(loader) is batches
 
 
 def test_several_macs_train_on_their_cpus(monkeypatch):

@@ -758,13 +758,13 @@ def test_loss_that_cannot_be_split_is_refused():
         and_another(nn.NLLLoss(ignore_index=0)),
         OwnLoss(WEIGHTS),
         partial(focal_loss, weight=WEIGHTS),
+        and_another(nn.NLLLoss(reduction='sum')),
         nn.CrossEntropyLoss(torch.tensor([0.0, 1.0, 1.0])),
     ):
         assert not Reduction(criterion).is_sum
         with pytest.raises(ConfigError, match='weights classes'):
             Reduction(criterion).refuse_parts()
-    with pytest.raises(ConfigError, match='one number'):
-        Reduction(nn.CrossEntropyLoss(reduction='none'))
+    assert Reduction(partial(F.cross_entropy, size_average=False)).is_sum
 
 
 class OwnLoss(nn.CrossEntropyLoss):
@@ -950,6 +950,18 @@ def test_auto_takes_a_batch_whole_whose_samples_nobody_can_count():
     model, texts = nn.Linear(1, 1), (['ant', 'bee'], ['cat', 'dog'])
     stepper = automatic(model, lambda output, target: output.sum())
     assert list(stepper.micro_batches(texts)) == [texts]
+
+
+class BlockOfNorm(PointModel):
+    def shard_blocks(self):
+        return [self.norm]
+
+
+def test_frozen_batch_norm_takes_nothing_from_its_batch(experiment, caplog):
+    options = {'microbatch_size': 5, 'activation_checkpointing': True}
+    trainer = experiment.trainer(model=BlockOfNorm, freeze=['norm.*'], epochs=1, **options)
+    trainer.train()
+    assert trainer.epochs_done == 1 and 'BatchNorm' not in caplog.text
 
 
 def test_micro_batches_of_a_model_that_draws_are_said_once(experiment, capsys, caplog):

@@ -123,7 +123,8 @@ class Trainer(BaseTrainer):
         )
         if self.stepper.grad_norm is not None:
             values['grad_norm'] = float(self.stepper.grad_norm)
-        values['learning_rate'] = self.optimizer.param_groups[0]['lr']
+        if (rate := self.optimizer.param_groups[0].get('lr')) is not None:
+            values['learning_rate'] = rate
         values['samples_per_second'] = pace * self._batch_size()
         for name, value in values.items():
             self.writer.add_scalar(name, value)

@@ -249,8 +249,8 @@ def _sized(loader: Iterable, number: int) -> Iterator[Batch]:
     """Pass `number` of a loader that does not say how many samples a batch holds; at least one."""
     if hasattr(loader, 'seek'):  # one of ours with an __iter__ of its own
         loader.seek(number)
-    elif hasattr(getattr(loader, 'sampler', None), 'set_epoch'):  # torch's DistributedSampler
-        loader.sampler.set_epoch(number)
+    elif hasattr(dist.sampler_of(loader), 'set_epoch'):  # torch's DistributedSampler
+        dist.sampler_of(loader).set_epoch(number)
     lists_are_parts = getattr(loader, 'collate_fn', None) is default_collate
     # Those of torch's own loaders are of known size; elsewhere the content tells.
     is_torchs = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__

@@ -143,6 +143,12 @@ def share(indices: torch.Tensor) -> tuple[torch.Tensor, Share]:
     return (indices[:1] if is_padding else mine), its_share
 
 
+def sampler_of(loader: Any) -> Any:
+    """The sampler of samples of a loader, also of one with a batch_sampler of its own."""
+    of_batches = getattr(loader, 'batch_sampler', None)
+    return getattr(of_batches, 'sampler', getattr(loader, 'sampler', None))
+
+
 def in_step(
     batches: Iterator[Batch], loader: Any, count: Callable[[Any, int], Any] | None = None
 ) -> Iterator[Batch]:
@@ -153,11 +159,13 @@ def in_step(
     """
     if n_processes() == 1:
         return batches
-    has_sampler = isinstance(getattr(loader, 'sampler', None), DistributedSampler)
+    has_sampler = isinstance(sampler_of(loader), DistributedSampler)
     if not has_sampler and not hasattr(loader, 'share'):
         raise ConfigError(
             f'{n_processes()} processes train, and a {type(loader).__name__} gives each of them '
-            'all of the data: make it a BaseDataLoader, or give it a DistributedSampler'
+            'all of the data: make it a BaseDataLoader, or a StreamDataLoader of a stream, or give '
+            'it a DistributedSampler; where its data is a share already, say loader.share = '
+            'armature.batch.WHOLE'
         )
     refuse_differences({'number of samples': getattr(loader, 'n_samples', None)}, 'the data')
     knows = count is None and getattr(loader, 'knows_shares', False)
@@ -290,7 +298,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 def refuse_to_train_apart(model: nn.Module) -> None:
     """A ConfigError when several processes are started and would each train by itself."""
-    if is_started() and not is_joined():
+    if is_started() and os.environ.get('WORLD_SIZE') != '1' and not is_joined():
         raise ConfigError(
             'this script is started in several processes and does not join them: put '
             '"with processes(config):" around what it does, as train.py of a new project does'
@@ -307,8 +315,9 @@ def is_sharded(model: nn.Module | None) -> bool:
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether what comes out of it depends on which samples are together."""
-    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+    """Whether what comes out of it depends on which samples are together (not of a frozen one)."""
+    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    return any(each.training for each in norms)
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import logging
+import types
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -13,13 +14,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from armature.batch import argument_names, cut, described, takes
 from armature.checkpoint.files import LAST
 from armature.checkpoint.weights import bare, sizeless
 from armature.compare import first_difference
-from armature.data.order import Order, samples_of
+from armature.data.order import RandomSampler, SequentialSampler, samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
 from armature.seed import rng_state, set_rng_state
@@ -50,12 +52,16 @@ class LossCheck(TorchFunctionMode):
     So nobody guesses what a loss makes of output and target: one of the project's own may flatten
     both, compute scores from embeddings, or take the target for a count.
     name: of the loss in the config. known_labels(target): all labels that the loader knows, where
-    `target` is a part of them.
+    `target` is a part of them. given: what the loss is called with.
     """
 
     def __init__(self, name: str, known_labels: Callable[[torch.Tensor], set[int]]):
         super().__init__()
-        self.name, self.known_labels = name, known_labels
+        self.name, self.known_labels, self.given = name, known_labels, ()
+
+    def _is_given(self, tensor):
+        """Whether the loss has it as it is, and has not made it."""
+        return any(each is tensor for each in self.given)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -117,7 +123,9 @@ class LossCheck(TorchFunctionMode):
             )
         if target.dtype not in (torch.int64, torch.uint8):
             raise ConfigError(f'{about}: expected int64 targets, as target.long() gives them')
-        labels = set(target.unique().tolist()) | self.known_labels(target)
+        labels = set(target.unique().tolist())
+        if self._is_given(target):
+            labels |= self.known_labels(target)
         labels -= {given.get('ignore_index'), *range(n_classes)}
         if labels:
             raise DataError(
@@ -127,24 +135,30 @@ class LossCheck(TorchFunctionMode):
             )
 
     def _elementwise(self, about, output, target, given):
-        if output.shape != target.shape:
+        are_given = self._is_given(output) and self._is_given(target)
+        # A loss may compare with a mean, or make dimensions of size 1 to compare each with each.
+        is_meant = output.dim() == target.dim() or _repeats(target, output)
+        if output.shape != target.shape and (are_given or not is_meant):
             raise ConfigError(
                 f'{about}. Of different shapes, each element of one would be compared with many of '
                 'the other: bring one to the shape of the other, as output.squeeze(-1) in the '
                 'model or target.squeeze(-1) in the dataset does'
             )
         for name in ('weight', 'pos_weight'):
-            if isinstance(weight := given.get(name), torch.Tensor):
-                sizes = zip(weight.shape[::-1], output.shape[::-1])
-                if weight.dim() > output.dim() or any(
-                    one not in (1, other) for one, other in sizes
-                ):
-                    raise ConfigError(
-                        f'{about}, and {name} {_kind(weight)}: expected one number for each output'
-                    )
+            weight = given.get(name)
+            if isinstance(weight, torch.Tensor) and not _repeats(weight, output):
+                raise ConfigError(
+                    f'{about}, and {name} {_kind(weight)}: expected one number for each output'
+                )
         is_strict = {'delta', 'pos_weight', 'log_target'} & given.keys()
         if is_strict and not target.is_floating_point():
             raise ConfigError(f'{about}: expected targets of {output.dtype}, as target.float()')
+
+
+def _repeats(one, other):
+    """Whether torch repeats `one` until it has the shape of `other`."""
+    sizes = zip(one.shape[::-1], other.shape[::-1])
+    return one.dim() <= other.dim() and all(size in (1, wanted) for size, wanted in sizes)
 
 
 def _kind(tensor):
@@ -154,7 +168,7 @@ def _kind(tensor):
 def check_first_step(trainer: Any) -> None:
     """Let the first step say whether data, model and loss suit each other."""
     is_of_validation = trainer.mnt_metric.startswith('val_')
-    if is_of_validation and not getattr(trainer, 'do_validation', True):
+    if is_of_validation and trainer.takes_pairs and not getattr(trainer, 'do_validation', True):
         raise ConfigError(
             f'trainer.monitor is {trainer.monitor!r}, and there is no validation data: set '
             f'data_loader.args.validation_split, or say "{trainer.mnt_mode} '
@@ -167,13 +181,13 @@ def check_first_step(trainer: Any) -> None:
         _refuse_more_than_pairs(name, getattr(criterion, 'forward', criterion))
     check = LossCheck(name, functools.partial(_known_labels, trainer))
     look = functools.partial(_look_at_loss, trainer, name, criterion)
-    if isinstance(criterion, nn.Module):
+    if isinstance(criterion, nn.Module) and not isinstance(criterion, torch.jit.ScriptModule):
         _check_module_once(criterion, check, look)
-    elif callable(criterion) and not hasattr(criterion, 'state_dict'):
+    elif isinstance(criterion, (types.FunctionType, functools.partial)):  # others have methods
 
         @functools.wraps(criterion)
         def checked(*args, **kwargs):
-            trainer.criterion = criterion
+            trainer.criterion, check.given = criterion, args
             with check:
                 loss = criterion(*args, **kwargs)
             look(args, loss)
@@ -185,6 +199,7 @@ def check_first_step(trainer: Any) -> None:
         trainer.criterion = checked
 
     if isinstance(trainer.model, nn.Module):
+        trainer._broken_before = {*broken_weights(bare(trainer.model))}
         _refuse_late_layers(bare(trainer.model), trainer.optimizer)
         cause = _lone_sample(trainer)
         for norm in dist.norms_of(trainer.model) if cause else ():
@@ -289,8 +304,9 @@ def _refuse_late_layers(model, optimizer):
 
 
 def _check_module_once(criterion, check, look):
-    def begin(*_):
+    def begin(_, args):
         before.remove()
+        check.given = args
         check.__enter__()
 
     def end(_, args, loss):
@@ -304,24 +320,25 @@ def _check_module_once(criterion, check, look):
 
 
 def _known_labels(trainer, target):
-    """All labels of the loader's data, where `target` begins as that of the batch in progress.
+    """All labels that the training will meet, where `target` is that of the batch in progress.
 
-    Of data that is read as a whole: a sampler of torch's, or a list, may leave some labels out.
+    Of data that is read as a whole and as it is: other samplers, a collate_fn, or a loop of one's
+    own, may leave some labels out.
     """
-    loader, batch = getattr(trainer, 'data_loader', None), trainer._epoch.batch
-    is_pair = isinstance(batch.content, (tuple, list))
-    labels = batch.content[-1] if is_pair and batch.indices is not None else None
-    if not isinstance(labels, torch.Tensor) or target.dim() != 1:
+    loader, indices = getattr(trainer, 'data_loader', None), trainer._epoch.batch.indices
+    is_read_whole = type(getattr(loader, 'sampler', None)) in (RandomSampler, SequentialSampler)
+    if not (is_read_whole and trainer.takes_pairs and loader.knows_shares):
         return set()
-    if not torch.equal(labels[: len(target)].to(target.device), target):
-        return set()  # the loss has made something else of them
-    is_read_whole = isinstance(getattr(loader, 'sampler', None), Order)
-    classes = loader.sample_classes() if is_read_whole else None
+    try:
+        classes = loader.sample_classes()
+    except (TypeError, ValueError):  # several for each sample
+        return set()
     # Some datasets list their classes under the name that others have for those of the samples.
     if classes is None or classes.shape != (len(loader.dataset),) or classes.dtype.kind not in 'iu':
         return set()
-    theirs = classes[batch.indices[: len(target)].cpu().numpy()]  # they may be on a GPU
-    return set(classes.tolist()) if np.array_equal(theirs, target.cpu()) else set()
+    theirs = classes[indices[: len(target)].cpu().numpy()]  # they may be on a GPU
+    is_as_given = np.array_equal(theirs, target.cpu())
+    return set(classes[loader.sampler.indices.numpy()].tolist()) if is_as_given else set()
 
 
 # A batch of one sample
@@ -367,9 +384,15 @@ def _lone_sample(trainer):
 
 
 def refuse_broken_losses(trainer: Any) -> None:
-    """Raise NonFiniteError on the first loss since the last time that is not finite."""
+    """Raise NonFiniteError on the first loss since the last time that is not finite.
+
+    One over nothing, as of targets that are all ignored, is nan and has no gradient: it leaves the
+    weights finite.
+    """
     broken = dist.gather(trainer._epoch.look_at_losses())
-    if any(broken) and trainer.settings.on_nan == 'stop':
+    if any(broken) and not _broken_since(trainer):
+        trainer._epoch.broken = None
+    elif any(broken) and trainer.settings.on_nan == 'stop':
         step, loss = min(filter(None, broken))
         position = trainer.position - 1 - (trainer.step - step)
         raise NonFiniteError(
@@ -381,7 +404,7 @@ def refuse_broken_losses(trainer: Any) -> None:
 
 
 def refuse_broken_weights(trainer: Any) -> None:
-    """Raise NonFiniteError when a weight is not finite.
+    """Raise NonFiniteError when a weight is not finite that was before the first step.
 
     What does not train may be infinite on purpose, as masks are: there only a nan counts.
     """
@@ -390,8 +413,7 @@ def refuse_broken_weights(trainer: Any) -> None:
             f'arch: {lazy[0]} is of a lazy layer that no forward pass has reached, so it has no '
             'weights to save: say its size, or leave the layer out'
         )
-    broken = sorted(set().union(*dist.gather(broken_weights(bare(trainer.model)))))
-    if broken:
+    if broken := _broken_since(trainer):
         epoch = trainer.epochs_done + (trainer.position > 0)  # between two epochs, that before it
         raise NonFiniteError(
             f'epoch {epoch}, step {trainer.step}: {len(broken)} weights are not finite '
@@ -399,11 +421,17 @@ def refuse_broken_weights(trainer: Any) -> None:
         )
 
 
+def _broken_since(trainer):
+    """Names of the weights that are not finite, and were before the first step, anywhere."""
+    broken = {*broken_weights(bare(trainer.model))} - trainer._broken_before
+    return sorted(set().union(*dist.gather(broken)))
+
+
 def broken_weights(model: nn.Module) -> list[str]:
     """Names of the weights of which the part in this process is not finite."""
     broken = []
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
-        mine = dist.part(value)
+        mine = torch.empty(0) if is_lazy(value) else dist.part(value)
         if not mine.isfinite().all() and (value.requires_grad or mine.isnan().any()):
             broken.append(name)
     return broken

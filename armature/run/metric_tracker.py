@@ -15,7 +15,7 @@ from armature.errors import ConfigError
 from armature.processes import dist
 from armature.run.plots import Pictures
 from armature.step.losses import total_and_terms
-from armature.step.micro_batches import IGNORED, Reduction
+from armature.step.micro_batches import IGNORED, Reduction, weighted
 
 RESERVED = (
     'epoch',
@@ -114,10 +114,12 @@ class MetricTracker:
         if self.batch.share.is_padding:
             self.pictures.update(output, target, counts=False)  # all processes draw together
             return
-        n_samples = self.batch.n_now or self.batch.n_samples or length(target)
+        n_samples = self.batch.n_now or self.batch.n_samples or length(target) or 1
         self.n_samples += n_samples
         n_counted = self._reduction.count(target, n_samples)
-        loss, parts = (loss, {}) if isinstance(loss, (int, float)) else total_and_terms(loss)
+        parts = {}
+        if not isinstance(loss, (int, float)):
+            loss, parts = weighted(loss, 1.0), total_and_terms(loss)[1]
         self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
         for name, value in (parts or getattr(self._loss, 'terms', {})).items():
             if name not in self._sums or name == 'loss':  # which the sum is called

@@ -219,13 +219,8 @@ class Reduction:
 
     def __init__(self, criterion: Any = None, loader: Any = None):
         losses = criterion.functions if isinstance(criterion, WeightedLosses) else [criterion]
-        kinds = set(map(_reduction_of, losses))
-        if 'none' in kinds or len(kinds) > 1:
-            raise ConfigError(
-                'loss: expected one number for a batch, from losses of one reduction, "mean" or '
-                '"sum"'
-            )
-        self.is_sum = kinds == {'sum'}
+        kinds = set(map(_is_sum, losses))
+        self.is_sum = kinds == {True}
         self.weights = _class_weights(criterion)
         self.ignored = _argument(criterion, 'ignore_index', IGNORED)
         known = loader.known_targets() if hasattr(loader, 'known_targets') else None
@@ -235,7 +230,7 @@ class Reduction:
             self.is_whole = not (known.long() == self.ignored).any()
         if self.is_sum or _function_of(criterion) not in OF_CLASSES:
             self.by_samples = True
-            self._adds_up = self.is_sum or not any(map(_weighs_classes, losses))
+            self._adds_up = self.is_sum or not (len(kinds) > 1 or any(map(_weighs_classes, losses)))
         else:
             self.by_samples = self.is_whole and self.weights is None
             self._adds_up = self.weights is None or bool(self.weights.all())
@@ -246,11 +241,11 @@ class Reduction:
         """A ConfigError when the loss over a batch does not follow from those over its parts."""
         if not self._adds_up:
             raise ConfigError(
-                'loss: a mean that weights classes or leaves some out depends on which samples are '
-                'together, so micro-batches (trainer.microbatch_size) or several processes would '
-                'change the result. Take CrossEntropyLoss or NLLLoss of torch alone, with '
-                '"ignore_index" for a class of weight 0, give the loss "reduction": "sum", or '
-                'leave the weights or the parts out'
+                'loss: a mean that weights classes or leaves some out, or has a sum beside it, '
+                'depends on which samples are together, so micro-batches (trainer.microbatch_size) '
+                'or several processes would change the result. Take CrossEntropyLoss or NLLLoss of '
+                'torch alone, with "ignore_index" for a class of weight 0, give the loss '
+                '"reduction": "sum", or leave the weights or the parts out'
             )
 
     def count(self, target: Any, n_samples: int) -> Any:
@@ -297,16 +292,10 @@ def _function_of(loss):
     return getattr(type(loss), 'forward', getattr(loss, 'func', loss))
 
 
-def _reduction_of(loss):
-    """'mean', 'sum', or 'none' for what torch makes no number of."""
-    kind, given = _argument(loss, 'reduction', 'mean'), getattr(loss, 'keywords', {})
-    if given.get('size_average') is False or given.get('reduce') is False:
-        return 'none'  # former arguments, which say otherwise than `reduction` does
-    if kind in ('mean', 'sum'):
-        return kind
-    # A class of one's own may say "none" to torch's constructor, and take the mean itself.
-    is_torchs = str(getattr(_function_of(loss), '__module__', '')).startswith('torch.nn')
-    return 'none' if is_torchs and kind != 'batchmean' else 'mean'
+def _is_sum(loss):
+    """Also by a former argument of torch's functions."""
+    former = getattr(loss, 'keywords', {}).get('size_average', True)
+    return _argument(loss, 'reduction') == 'sum' or former is False
 
 
 def _class_weights(loss):

@@ -42,11 +42,6 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
     """The model as it trains on `device`, as the sections `trainer` and `distributed` say."""
     settings = settings_of(config['trainer'])
     sharing = settings_of(config.get('distributed'), DISTRIBUTED)
-    if settings.microbatch_size and dist.has_batch_norm(model):
-        logger.warning(
-            'trainer.microbatch_size: the BatchNorm of this model works on each micro-batch by '
-            'itself, so its size does change the result'
-        )
     if settings.microbatch_size and settings.compile in WITH_GRAPHS:
         raise ConfigError(
             f'trainer.compile is "{settings.compile}", whose CUDA graphs write the gradients of a '
@@ -59,18 +54,23 @@ def prepared(model: nn.Module, config: Any, device: torch.device) -> nn.Module:
         model = model.to(memory_format=torch.channels_last)
     if settings.lora:
         put_on(bare(model), settings_of(settings.lora, LORA))
-    # What each block keeps for the backward pass lies around what is compiled, FSDP around both.
-    if settings.compile == 'blocks':
-        compile_blocks(model)
-    if settings.activation_checkpointing:
-        compute_blocks_again(model)
-
     # What is frozen for good is frozen before the processes share the model, so that nobody waits
     # for its gradients. What is released later has to take part from the beginning.
     if settings.unfreeze_at:
         sharing.find_unused_parameters = True
     elif settings.freeze:
         Frozen(model, settings.freeze).apply(epoch=0)
+    if settings.microbatch_size and dist.has_batch_norm(model):
+        logger.warning(
+            'trainer.microbatch_size: the BatchNorm of this model works on each micro-batch by '
+            'itself, so its size does change the result'
+        )
+    # What each block keeps for the backward pass lies around what is compiled, FSDP around both.
+    if settings.compile == 'blocks':
+        compile_blocks(model)
+    if settings.activation_checkpointing:
+        compute_blocks_again(model)
+
     asks_too_much = settings.precision == 'fp16' or settings.unfreeze_at
     if dist.is_joined() and sharing.strategy == 'fsdp' and asks_too_much:
         raise ConfigError(

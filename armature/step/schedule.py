@@ -84,7 +84,8 @@ class Schedule:
             self._put([rate * share for rate in self._planned])
 
     def _rates(self):
-        if self.scheduler is None:
+        # One of the project's own may keep its optimizer under another name.
+        if self.warmup_steps == 0 and not isinstance(self.scheduler, LRScheduler):
             return []
         # A learning rate may be a tensor, which schedulers fill in place.
         return [copy.deepcopy(group['lr']) for group in self.scheduler.optimizer.param_groups]
