@@ -94,7 +94,8 @@ def cut(content: Any, n_samples: int, rows: slice, lists_are_parts: bool = False
 
 def is_structure(content: Any) -> bool:
     """Whether it is made of contents, rather than one of its own (such as a PackedSequence)."""
-    if isinstance(content, type) or callable(getattr(content, 'to', None)):
+    # Of its class: dicts whose entries are attributes may raise another error.
+    if isinstance(content, type) or callable(getattr(type(content), 'to', None)):
         return False
     return isinstance(content, (list, tuple, Mapping)) or is_dataclass(content)
 

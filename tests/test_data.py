@@ -379,6 +379,47 @@ class WorkersSeed(IterableDataset):
         yield get_worker_info().seed
 
 
+class Shards(IterableDataset):
+    """Gives a worker its part, as torch's documentation has it."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        first, every = (0, 1) if info is None else (info.id, info.num_workers)
+        yield from map(float, range(first, 20, every))
+
+
+@pytest.mark.parametrize('n_workers', [0, 2])
+def test_stream_that_parts_itself_among_workers_is_read_whole(n_workers):
+    batches = list(StreamDataLoader(Shards(), 4, n_workers))
+    assert torch.equal(torch.cat(batches), torch.arange(20, dtype=torch.double))
+
+
+class Opened(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.values[index]
+
+
+def open_here(worker_id):
+    get_worker_info().dataset.values = torch.arange(8)
+
+
+def test_workers_know_the_dataset_that_is_read():
+    loader = BaseDataLoader(Opened(), 4, False, 0.0, 1, worker_init_fn=open_here)
+    assert torch.equal(torch.cat(list(loader)), torch.arange(8))
+
+
+class ByAttribute(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_dict_whose_entries_are_attributes_is_a_structure():
+    pair = map_tensors(torch.neg, ByAttribute(one=torch.ones(2)))
+    assert torch.equal(pair.one, -torch.ones(2)) and type(pair) is ByAttribute
+
+
 def test_seed_of_a_streams_worker_is_another_in_each_pass_and_the_same_after_a_resume():
     first, again = (StreamDataLoader(WorkersSeed(), 1, 1, seed=3) for _ in range(2))
     seeds = [list(first)[0].item() for _ in range(3)]

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from armature.batch import Batch, Share
 from armature.data.order import SeekableLoader
 from armature.data.reading import about_sample
-from armature.data.workers import Workers
+from armature.data.workers import Workers, let_worker_say
 from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_sample
@@ -96,6 +96,8 @@ class _StreamReader(IterableDataset):
     def __iter__(self) -> Iterator[tuple | UserError]:
         worker = get_worker_info()
         worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if worker is not None:  # one that takes a worker's part by itself is to give the whole
+            let_worker_say(worker, id=0, num_workers=1, seed=worker.seed - worker_id)
         place = 0  # of the batch that is next
         for number in itertools.count(self.number):
             begun_at, samples = place, self._samples(number)

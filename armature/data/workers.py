@@ -17,7 +17,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from armature.errors import STOP_CODES, ConfigError, DataError, UserError
 
@@ -142,12 +142,21 @@ def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, lambda *_: os._exit(0)))
     if hasattr(signal, 'pthread_sigmask'):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_CODES)
+    info = get_worker_info()
+    if info is not None:  # of the dataset that is read, and not of what reads it
+        let_worker_say(info, dataset=info.dataset.dataset)
     trainer = multiprocessing.parent_process()
     if trainer is not None and trainer.pid != os.getppid():
         # Of a fork server: torch looks whether that lives, and it lives as long as a worker.
         threading.Thread(target=_leave_after, args=(trainer,), daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+
+
+def let_worker_say(info: Any, **facts: Any) -> None:
+    """Let torch's `get_worker_info` give these; itself it lets nobody assign."""
+    for name, value in facts.items():
+        object.__setattr__(info, name, value)
 
 
 def _leave_after(trainer: Any) -> None:

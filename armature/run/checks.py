@@ -320,14 +320,15 @@ def _check_module_once(criterion, check, look):
 
 
 def _known_labels(trainer, target):
-    """All labels that the training will meet, where `target` is that of the batch in progress.
+    """All labels of the loader's data, where `target` is that of the batch in progress.
 
     Of data that is read as a whole and as it is: other samplers, a collate_fn, or a loop of one's
     own, may leave some labels out.
     """
     loader, indices = getattr(trainer, 'data_loader', None), trainer._epoch.batch.indices
     is_read_whole = type(getattr(loader, 'sampler', None)) in (RandomSampler, SequentialSampler)
-    if not (is_read_whole and trainer.takes_pairs and loader.knows_shares):
+    is_due = indices is not None  # and none is in a validation
+    if not (is_due and is_read_whole and trainer.takes_pairs and loader.knows_shares):
         return set()
     try:
         classes = loader.sample_classes()
@@ -337,8 +338,7 @@ def _known_labels(trainer, target):
     if classes is None or classes.shape != (len(loader.dataset),) or classes.dtype.kind not in 'iu':
         return set()
     theirs = classes[indices[: len(target)].cpu().numpy()]  # they may be on a GPU
-    is_as_given = np.array_equal(theirs, target.cpu())
-    return set(classes[loader.sampler.indices.numpy()].tolist()) if is_as_given else set()
+    return set(classes.tolist()) if np.array_equal(theirs, target.cpu()) else set()
 
 
 # A batch of one sample
