@@ -443,18 +443,23 @@ def test_config_in_a_state_of_ones_own_is_plain_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('own', 'settings'),
+    ('own', 'settings', 'said'),
     [
-        ({'distributed': True, 'batch': 64, 'seed': 'any', 'sweep': [1]}, {}),
-        ({}, {'freeze': True, 'max_grad_norm': 0, 'log_images': 8, 'early_stop': -1}),
+        ({'distributed': True, 'batch': 64, 'seed': 'any', 'sweep': [1]}, {}, ''),
+        (
+            {},
+            {'freeze': True, 'max_grad_norm': 0, 'log_images': 8, 'early_stop': -1},
+            'freeze is true in the config: expected',
+        ),
     ],
 )
-def test_old_project_may_have_keys_that_mean_another_thing_here(make, own, settings):
+def test_old_project_may_have_keys_that_mean_another_thing_here(make, caplog, own, settings, said):
     trainer = make(epochs=1, own=own, **settings)
     trainer.config.check()
     trainer.device = 'cpu'  # as text
     trainer.train()
     assert trainer.epochs_done == 1 and all(trainer.config[key] == own[key] for key in own)
+    assert said in caplog.text
 
 
 def test_helpers_are_where_they_were(tmp_path):

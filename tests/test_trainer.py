@@ -286,14 +286,15 @@ def test_stratified_split_keeps_the_shares():
     assert sum(loader.dataset.targets[loader.valid_sampler]) == 6
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_names_its_samples(experiment):
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_loss_that_is_not_finite_stops_the_run_and_names_its_samples(experiment, precision):
     class Poisoned(NoisyPoints):
         def __getitem__(self, index):
             data, target = super().__getitem__(index)
             return (data * torch.nan if index == 5 else data), target
 
     loader = BaseDataLoader(Poisoned(), 7, True, 0, 0)
-    trainer = experiment.trainer(loader=loader, monitor='off')
+    trainer = experiment.trainer(loader=loader, monitor='off', precision=precision)
     bad_step = next(
         step for step, indices in enumerate(loader.indices(0).split(7), start=1) if 5 in indices
     )

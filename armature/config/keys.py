@@ -4,7 +4,9 @@ The checker, --print-config, tools/schema.py and the table in docs/config.md rea
 fills in its defaults.
 """
 
+import functools
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -259,14 +261,24 @@ def settings_of(section: dict | None, table: dict = TRAINER) -> SimpleNamespace:
     none of ours: an old project's own key of that name.
     """
     defaults = {name: key.default for name, key in table.items() if key.default is not ...}
-    given = {
-        name: value
-        for name, value in (section.items() if isinstance(section, Mapping) else ())
-        if value is not None and not (name in defaults and unfit(value, table[name]))
-    }
+    given = {}
+    for name, value in section.items() if isinstance(section, Mapping) else ():
+        expected = unfit(value, table[name]) if name in defaults else None
+        if expected and value is not None:
+            _say_own(name, show(value), expected)
+        elif value is not None:
+            given[name] = value
     if 'tensorboardX' in given:  # the older name
         given.setdefault('tensorboard', given['tensorboardX'])
     return SimpleNamespace(**defaults | given)
+
+
+@functools.cache  # once, however often a section is read
+def _say_own(name, shown, expected):
+    logging.getLogger('config').warning(
+        f'{name} is {shown} in the config: expected {expected}, so it is taken for a key of your '
+        'own code, and what we know by that name stays as it is without it'
+    )
 
 
 def expanded(path: str) -> str:

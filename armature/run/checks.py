@@ -387,10 +387,11 @@ def refuse_broken_losses(trainer: Any) -> None:
     """Raise NonFiniteError on the first loss since the last time that is not finite.
 
     One over nothing, as of targets that are all ignored, is nan and has no gradient: it leaves the
-    weights finite.
+    weights finite. (So does a scaler of fp16, which takes no step with the gradients of any other.)
     """
     broken = dist.gather(trainer._epoch.look_at_losses())
-    if any(broken) and not _broken_since(trainer):
+    is_scaled = trainer.settings.precision == 'fp16'
+    if any(broken) and not is_scaled and not _broken_since(trainer):
         trainer._epoch.broken = None
     elif any(broken) and trainer.settings.on_nan == 'stop':
         step, loss = min(filter(None, broken))
