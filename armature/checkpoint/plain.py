@@ -33,6 +33,8 @@ def mapped(value: Any, convert: Callable[[Any, str], Any], where: str = '', dept
         plain = {inner(key, 'key'): inner(each, key) for key, each in value.items()}
         return Counter(plain) if type(value) is Counter else plain
     if type(value) in ROWS:
+        if {*map(type, value)} <= {int, float}:  # as the states of generators are, by the thousand
+            return type(value)(value)
         return type(value)([inner(each, index) for index, each in enumerate(value)])
     return value
 
