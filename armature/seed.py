@@ -67,7 +67,7 @@ def rng_state(device: torch.device | str) -> dict:
     """
     device = torch.device(device)  # trainers of old projects have texts
     numpy = np.random.get_state(legacy=False)
-    numpy['state']['key'] = torch.from_numpy(numpy['state']['key'])
+    numpy['state']['key'] = numpy['state']['key'].tolist()
     state = {'torch': torch.get_rng_state(), 'python': random.getstate(), 'numpy': numpy}
     if device.type != 'cpu':
         module = torch.get_device_module(device)
