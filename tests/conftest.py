@@ -29,6 +29,11 @@ N_SAMPLES, N_VALID, BATCH_SIZE = 52, 12, 7  # 40 training samples: five batches 
 torch.set_num_threads(1)
 
 
+def pytest_configure():
+    """Nothing here cuts the power, and each save would wait for the disk, thousands of times."""
+    os.fsync = lambda _: None
+
+
 def pytest_collection_finish():
     """What has been imported stays: looking through it for garbage takes 0.3 s each time."""
     gc.collect()

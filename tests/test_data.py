@@ -1092,7 +1092,8 @@ class Sleeper(Dataset):
         time.sleep(3)
 
 
-def test_worker_that_does_not_answer_is_one_line():
+def test_worker_that_does_not_answer_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, 'MP_STATUS_CHECK_INTERVAL', 0.1)  # waits for it
     loader = BaseDataLoader(Sleeper(), 2, False, 0.0, 1, timeout=1)
     with pytest.raises(DataError, match='fell silent'):
         next(iter(loader))
