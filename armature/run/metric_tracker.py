@@ -117,9 +117,9 @@ class MetricTracker:
         n_samples = self.batch.n_now or self.batch.n_samples or length(target) or 1
         self.n_samples += n_samples
         n_counted = self._reduction.count(target, n_samples)
-        parts = {}
-        if not isinstance(loss, (int, float)):
-            loss, parts = weighted(loss, 1.0), total_and_terms(loss)[1]
+        loss, parts = (loss, {}) if isinstance(loss, (int, float)) else total_and_terms(loss)
+        if isinstance(loss, torch.Tensor) and loss.dim():
+            loss = weighted(loss, 1.0)  # which refuses several numbers
         self._add('loss', loss / n_samples if self._reduction.is_sum else loss, n_counted)
         for name, value in (parts or getattr(self._loss, 'terms', {})).items():
             if name not in self._sums or name == 'loss':  # which the sum is called
