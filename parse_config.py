@@ -151,7 +151,8 @@ class ConfigParser(UserDict):
         """The call that `entry`, or the section at `path`, describes, when nothing is wrong."""
         name, *_ = path
         if name not in self:
-            raise ConfigError(f'{name}: the config has no such section{did_you_mean(name, self)}')
+            near = did_you_mean(name, filter(self.__contains__, self))
+            raise ConfigError(f'{name}: the config has no such section{near}')
         if self.settings.deterministic:
             be_deterministic()
         kind = build.kind_of(name, module)
@@ -229,8 +230,9 @@ class ConfigParser(UserDict):
     __hash__ = object.__hash__
 
     def __contains__(self, name) -> bool:
-        """Whether the config says something of it: null means what leaving the key out means."""
-        return self.data.get(name) is not None
+        """Whether the config says something of it: of our keys null means what leaving it out
+        means."""
+        return name in self.data and not (name in TOP and self.data[name] is None)
 
     def get(self, name, default=...):
         """The section or value `name`; without it `default`, or that of the key table."""

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 import armature.packages  # noqa: F401 (says what to type where a package is missing)
 
@@ -31,7 +32,7 @@ def main(config):
     os.chdir(config.started_in)  # what the command names is named from there
     files, others = files_of(given.inputs, run.input_format)
     check_output(given.output, [*files, config.resume])
-    names, sources = zip(*(pair for file in files for pair in run.input_format.sources(file)))
+    names, sources = zip(*(pair for file in files for pair in run.input_format.sources(Path(file))))
 
     loader = loader_of(sources, run, given.batch_size, given.workers)
     predictions = Predictions(run, given.top)

@@ -1,6 +1,7 @@
 """Measure the best checkpoint of a run on the test data: python test.py -r saved/models/NAME/RUN"""
 
 import argparse
+import inspect
 import itertools
 
 import armature.packages  # noqa: F401 (says what to type where a package is missing)
@@ -28,6 +29,7 @@ from armature.run.metric_tracker import MetricTracker
 from armature.run.plots import save_pictures
 from armature.run.record import write_test
 from armature.seed import seed_everything
+from base import BaseDataLoader
 from parse_config import ConfigParser
 from trainer.trainer import evaluate
 
@@ -48,8 +50,9 @@ def test_data(config):
         loader_class = find(settings['type'], kind_of('data_loader', module_data))
         args = settings.get('args') or {}
         taken, takes_others = parameters(loader_class)
-        # What hands others on, nobody knows to whom, is given what it was given for training.
-        taken = {*taken, *args, 'training'} if takes_others else taken
+        if takes_others:  # and hands them on: to ours, or is given what it was for training
+            is_ours = inspect.isclass(loader_class) and issubclass(loader_class, BaseDataLoader)
+            taken = TESTING if is_ours else {*taken, *args, 'training'}
         testing = {name: value for name, value in TESTING.items() if name in taken}
         if 'training' not in testing:
             raise ConfigError(

@@ -155,28 +155,6 @@ def test_folder_that_is_moved_is_the_same_data(files, tmp_path):
     assert fingerprint(Files(moved, names)) == before
 
 
-class Named(Dataset):
-    def __init__(self, root, n_samples=3):
-        self.root, self.n_samples = root, n_samples
-
-    def __len__(self):
-        return self.n_samples
-
-    def __getitem__(self, index):
-        path = f'{self.root}/a/{index}.txt'
-        with open(path) as file:
-            return {'text': file.read(), 'path': path}
-
-
-def test_moved_files_are_the_same_data_where_samples_tell_their_paths(files, tmp_path):
-    before = fingerprint(Named(tmp_path))
-    moved = tmp_path.parent / f'{tmp_path.name}-moved'
-    tmp_path.rename(moved)
-    assert fingerprint(Named(moved)) == before and len(before) == 4
-    (moved / 'a/1.txt').write_text('other')
-    assert fingerprint(Named(moved)) != before
-
-
 def test_other_data_is_told_by_content():
     points, targets = torch.randn(300, 4), torch.arange(300)
     before = fingerprint(TensorDataset(points, targets))

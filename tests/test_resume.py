@@ -538,12 +538,17 @@ def test_best_of_another_loss_or_metric_is_no_best(experiment, capsys, monitor, 
     assert capsys.readouterr().out.count('a new best begins') == is_new
 
 
-def test_another_class_of_model_that_fits_is_a_warning(experiment, capsys):
+def test_renamed_class_of_model_that_fits_is_a_warning_and_another_one_is_refused(
+    experiment, capsys
+):
     path = last_of(experiment.trainer(epochs=1, sections={'arch': {'type': 'PointModel'}}))
     experiment.trainer(path, sections={'arch': {'type': 'examples.points.PointModel'}})
     experiment.trainer(path, epochs=2, sections={'arch': {'type': 'Twin'}}).train()
     said = capsys.readouterr().out
     assert "arch.type: 'PointModel' in the checkpoint, 'Twin' from here on; weights" in said
+    path = last_of(experiment.trainer(sections={'arch': {'type': 'MnistModel'}}))  # is still there
+    with pytest.raises(ConfigError, match="the config has 'Twin', and the checkpoint 'MnistModel'"):
+        experiment.trainer(path, sections={'arch': {'type': 'Twin'}})
 
 
 def test_each_key_of_the_config_that_changed_is_one_line(experiment, capsys):

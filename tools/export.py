@@ -36,7 +36,6 @@ from armature.errors import ConfigError, DataError, UserError, exit_on_user_erro
 from armature.run.metric_tracker import MetricTracker
 from parse_config import ConfigParser
 from tools import packing
-from tools.arguments import positive_number
 from tools.exported_model import KEY, ExportedModel
 from tools.new_folder import new_folder, refuse_existing
 from tools.use_inputs import describe
@@ -406,11 +405,13 @@ def main() -> None:
     parser.add_argument(
         '-o', '--output', metavar='FOLDER', help='a new one; export-FORMAT in the run'
     )
-    parser.add_argument('--tolerance', type=positive_number, default=TOLERANCE, metavar='X')
+    parser.add_argument('--tolerance', type=float, default=TOLERANCE, metavar='X')
     parser.set_defaults(best_first=True)
     with exit_on_user_error():
         config = ConfigParser.from_args(parser, builds=BUILDS)
         given = config.arguments
+        if not 0 <= given.tolerance < math.inf:
+            raise ConfigError(f'--tolerance is {given.tolerance}: expected a number from 0 on')
         folder = config.resume.parent / f'export-{given.format}'
         if given.output is not None:
             folder = Path(config.started_in, Path(given.output).expanduser())

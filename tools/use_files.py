@@ -18,7 +18,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from armature.batch import to_device
+from armature.batch import takes, to_device
 from armature.errors import DataError
 from armature.processes import dist
 from armature.run.record import write_text
@@ -36,12 +36,13 @@ def files_of(patterns: list[str], input_format: InputFormat) -> tuple[list[str],
     As they are, by their folders, by globs.
     """
     files, left_out = [], Counter()
+    counts = takes(input_format.files_in, None, None)  # a project's own may not
     for pattern in patterns:
         is_there = os.path.exists(pattern)
         paths = [pattern] if is_there else sorted(glob.glob(pattern, recursive=True))
         if not paths:
             raise DataError(f'{pattern}: there is no such file or folder, nor one that it matches')
-        found = (input_format.files_in(Path(path), left_out) for path in paths)
+        found = (input_format.files_in(Path(path), *[left_out] * counts) for path in paths)
         # A glob with ** matches folders and the files in them.
         files += dict.fromkeys(str(file) for some in found for file in some)
     return files, [f'{n:,} files {ending} are left out' for ending, n in left_out.items()]

@@ -357,6 +357,8 @@ def _checked(state):
             raise ValueError(f'its {key!r} is {value}, below 0')
     if 'state_dict' not in state:
         raise ValueError("it has no 'state_dict'")
+    if not all(isinstance(name, str) for name in state['state_dict']):
+        raise ValueError("its 'state_dict' has names that are no text")
     return state
 
 

@@ -18,6 +18,8 @@ from armature.config.keys import GROUP, SECTION, TOP, Key, paths_of, unfit
 from armature.config.read import Document, Problem, entries, lookup, show, show_path
 from armature.config.spelling import did_you_mean, is_slip
 
+# Of these keys the old template has the meaning that we have: no project has others of the name.
+OF_OLD_TEMPLATE = {'n_gpu', 'save_dir', 'save_period', 'monitor', 'early_stop'}
 ANY_LENGTH = 10**6  # stands for "auto" until the data has told
 
 
@@ -85,7 +87,7 @@ def judge_keys(
                 yield Problem(here, f'is missing ({key.description})')
         elif expected := unfit(value, key):
             # The script of an old project may read a key of its own that has this name.
-            is_own = not is_strict and key.default is not ...
+            is_own = not (is_strict or key.default is ... or name in OF_OLD_TEMPLATE)
             text = f'expected {expected}, got {show(value)}'
             yield Problem(here, text + ', so it is for your own code' * is_own, is_own)
         elif members := key.hint if is_section else is_strict and key.members:
@@ -148,7 +150,10 @@ def _monitor(config: dict) -> Iterator[Problem]:
     names = ['loss', *(name_of(entry) for index, entry in reported if isinstance(index, int))]
     names += [f'val_{name}' for name in names]
     if metric and metric not in names:
-        is_misspelt = any(is_slip(metric.removeprefix('val_'), name) for name in names)
+        metric_name = metric.removeprefix('val_')
+        is_misspelt = any(  # rmse is no slip of mse
+            is_slip(metric_name, name) and not metric_name.endswith(name) for name in names
+        )
         text = f'no epoch reports {metric!r}{did_you_mean(metric, names)}'
         text += '' if is_misspelt else ', unless your own trainer does'
         text += f': there are {", ".join(names)}'
@@ -177,11 +182,11 @@ def _schedule(config: dict) -> Iterator[Problem]:
     epochs, batches = trainer.get('epochs'), trainer.get('len_epoch') if unit == 'step' else 1
     if not isinstance(epochs, int) or not isinstance(batches, int):
         return  # only the data can tell how many steps there will be
-    n_steps = epochs * batches
+    n_steps = n_whole = epochs * batches
     if unit == 'step' and isinstance(trainer.get('max_steps'), int):
         n_steps = min(n_steps, trainer['max_steps'])
     for key in AUTO_LENGTHS:
-        length, has_to_fit = args.get(key), key == 'total_steps'
+        length, has_to_fit = args.get(key), key == 'total_steps' and args.get(key) != n_whole
         if isinstance(length, int) and (length > n_steps or has_to_fit and length < n_steps):
             text = f'is {length} {unit}s, but the run has {n_steps} ("auto" is its length)'
             # A schedule that is cut short may be meant, as in a short trial.

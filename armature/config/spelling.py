@@ -26,9 +26,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def is_slip(name: str, key: str) -> bool:
     """Whether `name` is `key` misspelt, and neither a word of its own nor another of its kind.
 
-    arch2, optimizer_d and rmse (of mse) are of another kind, recall_10 and recall_20 both meant.
+    arch2 and optimizer_d are of another kind, recall_10 and recall_20 both meant.
     """
     one, other = (re.findall(r'\d+', each) for each in (name, key))
-    if one != other or name.endswith(key) or re.match(rf'{re.escape(key)}(_|$)', name):
+    if one != other or re.match(rf'{re.escape(key)}(_|$)', name):
         return False
     return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83

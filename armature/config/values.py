@@ -34,9 +34,8 @@ DIVISORS = ('step_size', 'T_max')  # of torch's schedulers, which notice a 0 an 
 LISTS = (list, tuple, set, Sequence, Iterable)
 OBJECTS = (dict, Mapping)
 # "yes" would count as true, and so would "no".
-NO_ANSWER = Annotated[
-    str, Limit('pattern', r'(?is)(?!(true|false|yes|no|on|off)$).*', 'true or false')
-]
+ANSWER = r'true|false|yes|no|on|off|none|null|[01yntf]'
+NO_ANSWER = Annotated[str, Limit('pattern', rf'(?is)(?!\s*({ANSWER})?\s*$).*', 'true or false')]
 ANY_PARAMETER = inspect.Parameter('others', inspect.Parameter.VAR_KEYWORD)
 # What may be annotated, what a config then gives, and what that is called.
 PLAIN = (
@@ -103,7 +102,7 @@ def hint_of(parameter: inspect.Parameter) -> Any:
     if hint is parameter.empty:
         return bool | float | None | list | dict | NO_ANSWER if isinstance(default, bool) else Any
     # An annotation that its own default breaks says nothing: `dropout: int = 0.1`.
-    is_broken = default is not None and violation(default, hint)
+    is_broken = default is not None and hint is not bool and violation(default, hint)
     return Any if is_broken else hint
 
 

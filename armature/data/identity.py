@@ -265,20 +265,18 @@ def _apart(dataset: Any) -> Any:
 def _content(dataset: Any, index: int) -> str:
     with own_randomness(0):
         try:
-            return digest(dataset[index], are_paths_names=True)
+            return digest(dataset[index])
         except Exception as error:  # whoever trains on it will hear of it
             return type(error).__name__
 
 
-def digest(content: Any, are_paths_names: bool = False) -> str:
-    """A short hash of what a sample holds; of paths the names alone, for data may be moved."""
+def digest(content: Any) -> str:
+    """A short hash of what a sample holds."""
     hashed = hashlib.blake2b(digest_size=8)
 
     def add(content: Any) -> None:
         if isinstance(content, Mapping):
             content = [*content.keys(), *content.values()]
-        if are_paths_names and isinstance(content, str) and os.path.exists(content):
-            content = os.path.basename(content)
         if isinstance(content, (list, tuple)):
             for each in content:
                 add(each)

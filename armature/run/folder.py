@@ -71,7 +71,8 @@ class RunPlace:
         if path is None or head.get('finished'):
             return None
         for place, *values in differences(head.get('config'), self.config.config):
-            if NO_HYPERPARAMETER.match(place) or all(each in (ABSENT, None) for each in values):
+            is_null = all(each in (ABSENT, None) for each in values) and '.args.' not in place
+            if is_null or NO_HYPERPARAMETER.match(place):
                 continue  # it changes no result
             raise ConfigError(
                 f'--resume-or-start: {place} is another than in the unfinished run {run}. Go '

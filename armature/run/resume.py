@@ -36,8 +36,8 @@ from armature.checkpoint import files as checkpoint
 from armature.checkpoint.files import to_plain
 from armature.checkpoint.weights import bare, load_weights
 from armature.compare import ABSENT, differences, first_difference
-from armature.config.build import name_of
-from armature.config.keys import NO_HYPERPARAMETER, TERM, TOP, settings_of
+from armature.config.build import find, kind_of, name_of, type_of
+from armature.config.keys import NO_HYPERPARAMETER, TERM, TOP, TRAINER, settings_of
 from armature.data import identity
 from armature.errors import CheckpointError, ConfigError
 from armature.processes import dist
@@ -195,15 +195,33 @@ def _refuse_another_config(state, config):
         )
 
 
+def _refuse_another_arch(before, config):
+    """Weights that fit another class by chance are not its own; one that is gone was renamed."""
+    then, now = (type_of(each.get('arch')) for each in (before, config))
+    if not (then and now) or str(then).rpartition('.')[2] == str(now).rpartition('.')[2]:
+        return
+    try:
+        find(then, kind_of('arch'))
+    except ConfigError:
+        return
+    raise ConfigError(
+        f'arch.type: the config has {now!r}, and the checkpoint {then!r}: keep it, or start a '
+        'new run with "init_from", which takes the weights that fit'
+    )
+
+
 def _in_full(config):
     """A config with the defaults of the keys that we know."""
-    trainer = vars(settings_of(config.get('trainer')))
-    return vars(settings_of(config, TOP)) | {'trainer': trainer}
+
+    def filled(section, table):  # whatever they are: an old project has sections of its own form
+        given = {name: value for name, value in section.items() if value is not None}
+        return vars(settings_of(None, table)) | given
+
+    return filled(config, TOP) | {'trainer': filled(config.get('trainer') or {}, TRAINER)}
 
 
-def _judged_by(config):
+def _judged_by(monitor, config):
     """The rule by which epochs are judged, with the metric, or else the loss, that it names."""
-    monitor = settings_of(config.get('trainer')).monitor or 'off'
     mode, _, name = monitor.partition(' ')
     if mode == 'off':
         return []
@@ -343,6 +361,7 @@ class Resume:
         self.data_then = identity.data_of(state, path)
         if 'as_built' not in state:
             _refuse_another_config(state, trainer.config)
+        _refuse_another_arch(self.config_then, trainer.config)
         load_weights(trainer.model, state['state_dict'], path)
         if state.get('optimizer') and hasattr(trainer.optimizer, 'load_state_dict'):
             self._restore('optimizer', trainer.optimizer, state['optimizer'])
@@ -458,7 +477,10 @@ class Resume:
 
     def _reason_for_new_best(self):
         """Why the best so far was measured otherwise than it would be now; '' when it was not."""
-        then, now = map(_judged_by, (self.config_then, as_read(self.trainer.config)))
+        # A script may have put the rule in: what it was then, its config does not say.
+        before = settings_of(self.config_then.get('trainer')).monitor
+        then = _judged_by(before, self.config_then)
+        now = _judged_by(self.trainer.monitor, as_read(self.trainer.config))
         if then != now:
             return 'trainer.monitor, or what it names, is another'
         if now and self.data and identity.validation_changes(self.data_then, self.data):

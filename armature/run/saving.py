@@ -95,7 +95,7 @@ def state_of_part(part: Any) -> dict:
 def load_part(part: Any, state: dict) -> None:
     """Load what `state_of_part` gave; the schedulers in it stay the objects that they are."""
     if isinstance(part, LRScheduler):
-        for key, value in vars(part).items():
+        for key, value in part.state_dict().items():  # one's own may hold plain data already
             if isinstance(value, LRScheduler) and key in state:
                 load_part(value, state[key])
                 state = {**state, key: value}
