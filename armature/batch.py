@@ -112,7 +112,7 @@ def rebuilt(content: Any, function: Callable[[Any], Any]) -> Any:
     values = [function(each) for each in entries]
     try:
         if is_row:
-            return getattr(content, '_make', type(content))(values)  # _make: of a named tuple
+            return type(content)(*values) if hasattr(content, '_fields') else type(content)(values)
         made = copy.copy(content)
         if is_mapping:
             for name, value in zip(content, values):

@@ -221,7 +221,7 @@ class BaseTrainer(ABC):
             self.data_loader,
             None if reduction.by_samples else reduction.count_in,
         )
-        step_key = key(self.seed, 'step', dist.rank())
+        step_key, device = key(self.seed, 'step', dist.rank()), torch.device(self.device)
         with self.console.bar(epoch) as bar:
             self._epoch.bar, self._epoch.steppers = bar, steppers
             self._epoch.wait()
@@ -232,9 +232,9 @@ class BaseTrainer(ABC):
                         each.batch = batch  # the loop gets its content only
                     self._epoch.note_begin(is_last=self.position + 1 == self.len_epoch)
                     self.step += 1
-                    seed_torch(step_key + self.step, self.device)
+                    seed_torch(step_key + self.step, device)
                     self.writer.set_step(self.step)
-                    yield to_device(batch.content, self.device)
+                    yield to_device(batch.content, device)
                     if self._epoch.step_is_open:  # a loop of the old template, the first version
                         self.end_step()
                     self._epoch.wait()
@@ -244,7 +244,7 @@ class BaseTrainer(ABC):
         if epoch == self.start_epoch:
             self._epoch.warn_of_waiting(self.data_loader, self.logger)
         for average in [each.average for each in steppers if each.average is not None]:
-            seed_torch(key(self.seed, 'norm', epoch), self.device)
+            seed_torch(key(self.seed, 'norm', epoch), device)
             passed = itertools.islice(self.watched(self.data_loader), self.len_epoch)
             average.renew_norm(data for data, *_ in passed)
 
@@ -285,7 +285,7 @@ class BaseTrainer(ABC):
         holders: of a `batch`, such as MetricTrackers, which learn which one is due.
         """
         agreement = dist.Agreement()
-        for content in one_pass(loader, self._pair_of, self.device, *holders):
+        for content in one_pass(loader, self._pair_of, torch.device(self.device), *holders):
             yield content
             (stop,) = agreement.after_step(self._stop.requested())
             self._stop.grant(stop)
@@ -302,7 +302,7 @@ class BaseTrainer(ABC):
         averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         self.epochs_done, self.position = epoch, 0
-        if not math.isfinite(averages.get('loss', 0)):  # nothing to count, or broken
+        if not math.isfinite(averages.get('loss', 0)):  # broken, or nobody measured it
             checks.refuse_broken_weights(self)
         log = {'epoch': epoch, **averages}
         self.history.append(log)

@@ -409,8 +409,8 @@ def with_labels(samples):
     'dataset, options, criterion',
     [
         (HalfLabelled, {'sampler': range(30)}, F.nll_loss),
-        (HalfLabelled, {}, of_those_that_have_labels),
-        (HalfLabelled, {'drop_last': True}, Among()),
+        (HalfLabelled, {'shuffle': True}, of_those_that_have_labels),
+        (HalfLabelled, {'shuffle': True, 'drop_last': True}, Among()),
         (ThreeClasses, {'sampler': WeightedRandomSampler([1, 1, 0])}, F.nll_loss),
         (HalfLabelled, {'batch_size': 26, 'collate_fn': with_labels}, F.nll_loss),
         (SeveralLabels, {}, F.nll_loss),
@@ -424,6 +424,9 @@ def test_labels_of_samples_that_no_batch_has_say_nothing(experiment, dataset, op
     trainer.criterion = criterion
     trainer.train()
     assert trainer.epochs_done == 1
+
+
+OTHER = torch.full((7, 2), math.nan)  # without a gradient, so that all weights stay finite
 
 
 class Masked(PointModel):
@@ -455,6 +458,10 @@ def test_loss_over_nothing_does_not_stop_a_run(experiment):
     trainer = experiment.trainer(loader=loader, monitor='off', epochs=1)
     trainer.train()
     assert math.isfinite(trainer.history[0]['loss'])
+    trainer = experiment.trainer(loader=loader, monitor='off', epochs=1)
+    trainer.criterion = lambda output, target: F.nll_loss(output, target) + F.l1_loss(output, OTHER)
+    with pytest.raises(NonFiniteError, match='epoch 1, step 1: the loss is nan'):
+        trainer.train()
 
 
 class Descent(torch.optim.Optimizer):

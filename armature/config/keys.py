@@ -62,7 +62,9 @@ SCHEDULER = {
     **SECTION,
     'interval': Key(Literal['epoch', 'step'], 'when the scheduler steps', 'epoch'),
     'warmup_steps': Key(
-        COUNT, 'optimizer steps in which the learning rate rises to what the scheduler says', None
+        COUNT_FROM_0,
+        'optimizer steps in which the learning rate rises to what the scheduler says',
+        None,
     ),
 }
 OPTIMIZER = {

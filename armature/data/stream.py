@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, default_collate
 
 from armature.batch import Batch, Share
 from armature.data.order import SeekableLoader
 from armature.data.reading import about_sample
-from armature.data.workers import Workers, let_worker_say
+from armature.data.workers import Workers
 from armature.errors import ConfigError, DataError, UserError
 from armature.processes import dist
 from armature.seed import key, own_randomness, seed_sample
@@ -92,12 +92,10 @@ class _StreamReader(IterableDataset):
     number: int
     first: int
     last: int | None
+    worker: tuple[int, int] = (0, 1)  # its number and how many there are; see start_worker
 
     def __iter__(self) -> Iterator[tuple | UserError]:
-        worker = get_worker_info()
-        worker_id, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if worker is not None:  # one that takes a worker's part by itself is to give the whole
-            let_worker_say(worker, id=0, num_workers=1, seed=worker.seed - worker_id)
+        worker_id, n_workers = self.worker
         place = 0  # of the batch that is next
         for number in itertools.count(self.number):
             begun_at, samples = place, self._samples(number)

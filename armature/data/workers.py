@@ -144,7 +144,13 @@ def start_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_CODES)
     info = get_worker_info()
     if info is not None:  # of the dataset that is read, and not of what reads it
-        let_worker_say(info, dataset=info.dataset.dataset)
+        reader = info.dataset
+        let_worker_say(info, dataset=reader.dataset)
+        if isinstance(reader, IterableDataset):
+            # It parts the stream, so whoever parts it by the worker's number gives it whole.
+            reader.worker = info.id, info.num_workers
+            let_worker_say(info, id=0, num_workers=1, seed=info.seed - info.id)
+            worker_id = 0
     trainer = multiprocessing.parent_process()
     if trainer is not None and trainer.pid != os.getppid():
         # Of a fork server: torch looks whether that lives, and it lives as long as a worker.

@@ -317,7 +317,8 @@ def is_sharded(model: nn.Module | None) -> bool:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether what comes out of it depends on which samples are together (not of a frozen one)."""
     norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-    return any(each.training for each in norms)
+    # Frozen takes train() from those that stay as they are; a model may arrive in eval mode.
+    return any('train' not in vars(each) for each in norms)
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:

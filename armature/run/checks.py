@@ -31,6 +31,7 @@ from armature.step.micro_batches import Reduction, weighted
 # What goes into the loss
 
 OF_CLASSES = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 ELEMENTWISE = (
     F.mse_loss,
     F.l1_loss,
@@ -137,8 +138,11 @@ class LossCheck(TorchFunctionMode):
     def _elementwise(self, about, output, target, given):
         are_given = self._is_given(output) and self._is_given(target)
         # A loss may compare with a mean, or make dimensions of size 1 to compare each with each.
+        # Not where samples go with samples, and the numbers of one are repeated for the other.
+        is_repeated = _repeats(target, output) or _repeats(output, target)
+        is_slip = is_repeated and output.shape[:1] == target.shape[:1]
         is_meant = output.dim() == target.dim() or _repeats(target, output)
-        if output.shape != target.shape and (are_given or not is_meant):
+        if output.shape != target.shape and (are_given or is_slip or not is_meant):
             raise ConfigError(
                 f'{about}. Of different shapes, each element of one would be compared with many of '
                 'the other: bring one to the shape of the other, as output.squeeze(-1) in the '
@@ -183,7 +187,7 @@ def check_first_step(trainer: Any) -> None:
     look = functools.partial(_look_at_loss, trainer, name, criterion)
     if isinstance(criterion, nn.Module) and not isinstance(criterion, torch.jit.ScriptModule):
         _check_module_once(criterion, check, look)
-    elif isinstance(criterion, (types.FunctionType, functools.partial)):  # others have methods
+    elif isinstance(criterion, FUNCTIONS):  # others have methods
 
         @functools.wraps(criterion)
         def checked(*args, **kwargs):
@@ -199,7 +203,7 @@ def check_first_step(trainer: Any) -> None:
         trainer.criterion = checked
 
     if isinstance(trainer.model, nn.Module):
-        trainer._broken_before = {*broken_weights(bare(trainer.model))}
+        trainer._broken_before = _broken_on_purpose(bare(trainer.model))
         _refuse_late_layers(bare(trainer.model), trainer.optimizer)
         cause = _lone_sample(trainer)
         for norm in dist.norms_of(trainer.model) if cause else ():
@@ -276,7 +280,7 @@ def _from_halves(criterion, args, n_samples):
     reduction, together, middle = Reduction(criterion), 0, n_samples // 2
     n_counted = reduction.count_in(args, n_samples)
     for rows in (slice(0, middle), slice(middle, n_samples)):
-        part = cut(args, n_samples, rows)
+        part = [cut(each, n_samples, rows) for each in args]
         n_part = reduction.count_in(part, rows.stop - rows.start)
         together = together + weighted(criterion(*part), n_part / n_counted)
     return together
@@ -354,8 +358,10 @@ def _refuse_lone_samples(norm, cause, trainer):
 
     def look(norm, inputs):
         handle.remove()
-        n_values = inputs[0].numel() // inputs[0].shape[1]
-        if norm.training and n_values == _n_samples(trainer):
+        # A copy by DataParallel has a part of the samples; a loop over the loader itself says none.
+        shape = inputs[0].shape
+        n_values, n_samples = (shape[:1] + shape[2:]).numel(), _n_samples(trainer) or shape[0]
+        if norm.training and n_values <= n_samples:
             raise ConfigError(
                 f'{cause}, and BatchNorm cannot train on one sample: set '
                 'data_loader.args.drop_last to true, or take another batch_size or '
@@ -384,14 +390,9 @@ def _lone_sample(trainer):
 
 
 def refuse_broken_losses(trainer: Any) -> None:
-    """Raise NonFiniteError on the first loss since the last time that is not finite.
-
-    One over nothing, as of targets that are all ignored, is nan and has no gradient: it leaves the
-    weights finite. (So does a scaler of fp16, which takes no step with the gradients of any other.)
-    """
+    """Raise NonFiniteError on the first loss since the last time that is not finite."""
     broken = dist.gather(trainer._epoch.look_at_losses())
-    is_scaled = trainer.settings.precision == 'fp16'
-    if any(broken) and not is_scaled and not _broken_since(trainer):
+    if any(broken) and _are_over_nothing(trainer):
         trainer._epoch.broken = None
     elif any(broken) and trainer.settings.on_nan == 'stop':
         step, loss = min(filter(None, broken))
@@ -402,6 +403,15 @@ def refuse_broken_losses(trainer: Any) -> None:
             f'Its samples: {_samples(trainer, position)}. Those of the step before, whose '
             f'gradients may have broken the weights: {_samples(trainer, position - 1)}.'
         )
+
+
+def _are_over_nothing(trainer):
+    """Whether losses that are nan counted for nothing, as those of targets that are all ignored:
+    what was measured is a number all the same.
+    """
+    tracker = getattr(trainer, 'train_metrics', None)
+    n_measured = getattr(tracker, 'n_samples', 0) if len(trainer._epoch.steppers) == 1 else 0
+    return sum(dist.gather(n_measured)) > 0 and tracker.has_finite_loss()
 
 
 def refuse_broken_weights(trainer: Any) -> None:
@@ -426,6 +436,16 @@ def _broken_since(trainer):
     """Names of the weights that are not finite, and were before the first step, anywhere."""
     broken = {*broken_weights(bare(trainer.model))} - trainer._broken_before
     return sorted(set().union(*dist.gather(broken)))
+
+
+def _broken_on_purpose(model):
+    """`broken_weights` before the first step, less those that train and are nan: a fault."""
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    return {
+        name
+        for name in broken_weights(model)
+        if name not in trained or not dist.part(trained[name]).isnan().any()
+    }
 
 
 def broken_weights(model: nn.Module) -> list[str]:

@@ -195,6 +195,10 @@ class MetricTracker:
                 found[name] = values
         return found
 
+    def has_finite_loss(self) -> bool:
+        """Whether the losses since the last reset add up to a number, over all processes."""
+        return math.isfinite(self._sums_of_all().get('loss', [math.nan])[0])
+
     def recent(self) -> dict[str, float]:
         """Mean of every key updated since the last call of `recent`."""
         found = self._sums_of_all()
