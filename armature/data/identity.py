@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from armature.checkpoint.files import load_head
-from armature.data.split import VERSION
 from armature.errors import ConfigError, DataError
 from armature.run_files import RECORD, read_object
 from armature.seed import own_randomness
@@ -102,9 +101,9 @@ def changes(before: dict, now: dict) -> list[str]:
             **{f'{name} (validation)': value for name, value in validation.items()},
             'classes': identity.get('class_names'),
         }
-        return {name: value for name, value in known.items() if value is not None} | _settings(
-            identity
-        )
+        split = identity.get('split', {})  # without settings where they are not known
+        settings = NO_SPLIT if split is None else split.get('settings') or {}
+        return {name: value for name, value in known.items() if value is not None} | settings
 
     new = facts(now)
     found = [
@@ -134,9 +133,13 @@ def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
 
     before, now: `identity_of` the loaders then and now; before is empty in a new run.
     """
-    found, sides = changes(before, now), ''
-    if training_changes(before, now) and (before.get('split') or now.get('split')):
-        sides = f'With this data {_sides(before, now)}'
+    found, has_split = changes(before, now), before.get('split') or now.get('split')
+    sides = ''
+    if training_changes(before, now) and has_split:
+        sides = (
+            'With it, samples that were validated on may be trained on, and the reverse '
+            '(docs/loaders.md: which stay)'
+        )
     if found and not may_change:
         raise ConfigError(
             f'the data is another than in the checkpoint: {"; ".join(found)}. Take the data (and '
@@ -157,33 +160,6 @@ def refuse_changes(before: dict, now: dict, may_change: bool) -> list[str]:
             'run cannot notice a change of it'
         )
     return notes
-
-
-def _settings(identity):
-    """Those of the split; empty where they are not known."""
-    split = identity.get('split', {})
-    return NO_SPLIT if split is None else split.get('settings') or {}
-
-
-def _sides(before, now):
-    """Whether who was validated on is so with other data, too."""
-    settings = _settings(now)
-    keeps = settings == _settings(before) and now['split']['version'] == VERSION
-    if settings.get('stratify'):  # a bound for each class
-        keeps &= not settings['groups'] and before.get('class_names') == now['class_names']
-    prints = [each.get('fingerprint') or {} for each in (before, now)]
-    n_then, n_now = (each.get('number of samples', 0) for each in prints)
-    names = [each.get('names of files') for each in prints]
-    are_renamed = n_then == n_now and names[0] != names[1]
-    if keeps and (settings['groups'] or None not in names and not are_renamed):
-        by = 'group' if settings['groups'] else 'file name'
-        return (
-            f'who was validated on stays so by {by}; with another than before it may be trained on'
-        )
-    others = changes(*({'fingerprint': {**each, 'number of samples': None}} for each in prints))
-    if keeps and n_now > n_then and not others:
-        return 'nobody who was validated on is trained on if samples were only appended'
-    return 'samples that were validated on may be trained on, and the reverse'
 
 
 def _fingerprint_of(loader):
