@@ -437,7 +437,7 @@ def test_when_all_are_damaged_or_none_is_there_it_is_one_error(run):
         checkpoint.find(str(run / 'absent.pth'))
     with pytest.raises(CheckpointError, match='cannot be read: File name too long'):
         checkpoint.find('x' * 5000)
-    assert checkpoint.newest(run.parent)[0] is None
+    assert checkpoint.newest_valid(run.parent) is None
 
 
 def test_a_folder_above_runs_names_the_newest_that_holds_a_checkpoint(run, tmp_path):

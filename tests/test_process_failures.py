@@ -17,11 +17,27 @@ from armature.errors import ConfigError, UserError
 from armature.processes import devices, dist
 from armature.processes import launch as job
 from base import BaseDataLoader
-from tests import process_faults
+from tests import process_faults, warm
 from tests.conftest import ROOT
 
 
-def test_a_process_that_is_killed_or_raises_ends_the_job_and_one_message_says_why(tmp_path):
+def start(project, *arguments, cwd=None, **environment):
+    """As process_faults does, forked from a process that has imported torch."""
+    environment = {name: str(value) for name, value in environment.items()}
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', **environment}
+    return warm.start([sys.executable, *arguments], cwd=cwd or project, env=environment)
+
+
+def finish(processes):
+    said = [''.join(process.communicate(300)) for process in processes]
+    return [process.returncode for process in processes], '\n'.join(said)
+
+
+def test_a_process_that_is_killed_or_raises_ends_the_job_and_one_message_says_why(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(process_faults, 'start', start)
+    monkeypatch.setattr(process_faults, 'finish', finish)
     result = process_faults.faults(2, tmp_path)
     assert (result.held, result.tried) == (2, 2), result.failures
 

@@ -296,6 +296,7 @@ if __name__ == '__main__':
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()  # what was imported stays
+    os.fsync = lambda _: None  # as in tests/conftest.py
     sys.executable = sys.argv[3]
     serve(socket.socket(fileno=int(sys.argv[2])))
     try:

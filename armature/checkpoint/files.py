@@ -401,6 +401,11 @@ def find(text: str, root: Path = Path(), best_first: bool = False) -> Path:
     )
 
 
+def newest_valid(folder: Path) -> Path | None:
+    """The newest checkpoint of a run folder that is whole: a name that scripts of users have."""
+    return newest(folder)[0]
+
+
 def newest(folder: Path, best_first: bool = False) -> tuple[Path | None, dict]:
     """The newest checkpoint of a run folder that is whole, or its best, and its head.
 
