@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 
-from tests import gpu, gpu_parts
+from tests import gpu, gpu_parts, warm
 from tests.conftest import ROOT
 
 ENDS = time.monotonic() + 10**6
@@ -89,7 +88,7 @@ def test_what_there_is_no_time_for_is_named(on_cpu, tmp_path):
 
 def test_a_stop_from_outside_leaves_the_table(tmp_path):
     command = [sys.executable, '-m', 'tests.gpu', '--dry-run', '--only', 'machine', 'resume']
-    process = subprocess.Popen([*command, '--out', str(tmp_path)], cwd=ROOT)
+    process = warm.start([*command, '--out', str(tmp_path)], cwd=ROOT)
     table = tmp_path / 'gpu.json'
     while process.poll() is None and not table.is_file():
         time.sleep(0.05)

@@ -850,6 +850,7 @@ def test_swa_of_epochs_that_are_behind_us_is_refused(experiment, then):
 
 def test_longer_run_continues_in_its_folder_and_a_new_config_gets_a_new_one(tmp_path):
     settings = ['--set', f'trainer.save_dir={tmp_path}', '--set', 'trainer.tensorboard=false']
+    settings += ['--set', 'trainer.len_epoch+=4']
     run_script(
         'train.py', '-c', ROOT / 'config.json', *settings, '--set', 'trainer.epochs=1', cwd=tmp_path
     )
