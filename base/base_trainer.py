@@ -302,8 +302,8 @@ class BaseTrainer(ABC):
         averages, others = reported(result, self.metric_ftns)
         averages = dist.on_main(dict, averages)  # so that all processes decide by the same digits
         self.epochs_done, self.position = epoch, 0
-        if not math.isfinite(averages.get('loss', 0)):  # broken, or nobody measured it
-            checks.refuse_broken_weights(self)
+        if not math.isfinite(averages.get('loss', 0)) and self.settings.on_nan == 'stop':
+            checks.refuse_broken_epoch(self, averages['loss'])
         log = {'epoch': epoch, **averages}
         self.history.append(log)
         self._resume.state = {}

@@ -149,6 +149,7 @@ def test_what_is_not_plain_is_named_with_its_place(value, tmp_path):
     'change, message',
     [
         ({'state_dict': None}, 'state_dict'),
+        ({'state_dict': {0: 1}}, "'state_dict' has names that are no text"),
         ({'epoch': 'three'}, "'epoch' is a str"),
         ({'epoch': True}, "'epoch' is a bool"),
         ({'optimizer': [1]}, "'optimizer' is a list"),

@@ -18,6 +18,7 @@ from torch import nn
 
 from armature.checkpoint import files as checkpoint
 from armature.compare import first_difference
+from armature.errors import NonFiniteError
 from armature.run_files import read_table
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from logger.visualization import TensorboardWriter
@@ -460,6 +461,23 @@ def test_old_project_may_have_keys_that_mean_another_thing_here(make, caplog, ow
     trainer.train()
     assert trainer.epochs_done == 1 and all(trainer.config[key] == own[key] for key in own)
     assert said in caplog.text
+
+
+def test_epoch_whose_loss_is_nan_stops_unless_nobody_measured_one(make):
+    trainer = make()
+    trainer.criterion = lambda output, target: F.mse_loss(output, target) + math.nan
+    with pytest.raises(NonFiniteError, match='epoch 1: the loss is nan'):
+        trainer.train()
+
+    class Unmeasured(LateTrainer):
+        def _train_epoch(self, epoch):
+            super()._train_epoch(epoch)
+            self.train_metrics.reset()
+            return {**self.train_metrics.result(), 'val_loss': 1.0}
+
+    trainer = make(Unmeasured, epochs=1)
+    trainer.train()
+    assert trainer.epochs_done == 1 and math.isnan(trainer.history[0]['loss'])
 
 
 def test_helpers_are_where_they_were(tmp_path):

@@ -24,6 +24,7 @@ from armature.compare import first_difference
 from armature.data.order import RandomSampler, SequentialSampler, samples_of
 from armature.errors import ConfigError, DataError, NonFiniteError
 from armature.processes import dist
+from armature.run.metric_tracker import MetricTracker
 from armature.seed import rng_state, set_rng_state
 from armature.step.losses import total_and_terms
 from armature.step.micro_batches import Reduction, weighted
@@ -409,9 +410,23 @@ def _are_over_nothing(trainer):
     """Whether losses that are nan counted for nothing, as those of targets that are all ignored:
     what was measured is a number all the same.
     """
-    tracker = getattr(trainer, 'train_metrics', None)
-    n_measured = getattr(tracker, 'n_samples', 0) if len(trainer._epoch.steppers) == 1 else 0
+    tracker = _tracker_of(trainer)
+    n_measured = tracker.n_samples if tracker and len(trainer._epoch.steppers) == 1 else 0
     return sum(dist.gather(n_measured)) > 0 and tracker.has_finite_loss()
+
+
+def refuse_broken_epoch(trainer: Any, loss: float) -> None:
+    """Raise NonFiniteError for an epoch's loss that is not finite, unless nobody measured one."""
+    tracker = _tracker_of(trainer)
+    if tracker is None or not tracker.has_finite_loss():
+        place = f'epoch {trainer.epochs_done}'
+        raise NonFiniteError(f'{place}: the loss is {loss}. {way_back(trainer)}')
+
+
+def _tracker_of(trainer):
+    """What measures the training; None where that is a class of the project's own."""
+    tracker = getattr(trainer, 'train_metrics', None)
+    return tracker if isinstance(tracker, MetricTracker) else None
 
 
 def refuse_broken_weights(trainer: Any) -> None:
