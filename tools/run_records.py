@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from armature.config.read import lookup, parse_value
-from armature.config.spelling import did_you_mean
+from armature.config.spelling import composed, did_you_mean
 from armature.errors import UserError, positive
 from armature.run_files import CHANGES, CONFIG, RECORD, TABLE, read_table
 from tools.run_files import find_runs, read_config, read_record, read_test
@@ -320,11 +320,6 @@ def selected(given: argparse.Namespace) -> list[Run]:
 def is_named(name: str, wanted: str) -> bool:
     """Whether a name is the wanted one, or fits into it as a pattern."""
     return composed(name) == composed(wanted) or fnmatchcase(composed(name), composed(wanted))
-
-
-def composed(name: str) -> str:
-    """A name as people type it: on a Mac the letters of a folder's name may be taken apart."""
-    return unicodedata.normalize('NFC', name)
 
 
 def find_run(text: str, folder: Path) -> Run:

@@ -3,12 +3,12 @@
 import csv
 import io
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from armature.config.spelling import composed
 from armature.errors import DataError
 
 MISSING = re.compile(r'|NA|N/A|[-+]?(?i:nan)|null|\?')
@@ -72,11 +72,6 @@ def category(cell: str) -> str:
     """The one name of a whole number, however it is written (1, 1.0, +1; 0, -0), and of a text."""
     whole = WHOLE.fullmatch(cell)
     return whole[1] if whole else composed(cell)
-
-
-def composed(text: str) -> str:
-    """Hangul by syllables, letters with their accents: macOS writes their parts."""
-    return unicodedata.normalize('NFC', text)
 
 
 def codes_of(categories: list[str]) -> dict[str, int]:

@@ -279,7 +279,7 @@ def settings_of(section: dict | None, table: dict = TRAINER) -> SimpleNamespace:
 def _say_own(name, shown, expected):
     logging.getLogger('config').warning(
         f'{name} is {shown} in the config: expected {expected}, so it is taken for a key of your '
-        'own code, and what we know by that name stays as it is without it'
+        'own code and left aside here. Where it is meant for this, give it such a value'
     )
 
 

@@ -1,6 +1,7 @@
-"""What was most likely meant by a name that nobody knows: "did you mean ...?"."""
+"""What was most likely meant by a name that nobody knows: "did you mean ...?"; one spelling."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
 
@@ -32,3 +33,8 @@ def is_slip(name: str, key: str) -> bool:
     if one != other or re.match(rf'{re.escape(key)}(_|$)', name):
         return False
     return SequenceMatcher(None, name[:100].lower(), key.lower()).ratio() > 0.83
+
+
+def composed(text: str) -> str:
+    """As people type it: macOS takes Hangul apart, and letters from their accents."""
+    return unicodedata.normalize('NFC', text)
